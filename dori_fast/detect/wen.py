@@ -1,0 +1,157 @@
+"""The noise-difference score of Wen et al., ICLR 2024 (openreview 84n3UwkH7b).
+
+At denoising step i with timestep t_i and the current latent x_i of seed s,
+
+    d_si = || eps(x_i, t_i, c) - eps(x_i, t_i, empty) ||_2      over the flattened latent,
+
+taken before guidance is applied. A seed's score is the mean of d_si over the tracked steps, a
+prompt's score the mean over seeds. The paper reports the first 1, 10 or all 50 of 50 DDIM steps;
+one step with four seeds is the default here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dori_fast.detect.detector import PromptScores
+from dori_fast.errors import UsageError
+from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.prediction import ddim_step
+from dori_fast.ops import noise_difference
+
+
+class Wen:
+    """Wen's detector.
+
+    Args:
+        seeds: how many seeds (0, 1, ...), or the seeds themselves.
+        steps: tracked denoising steps, from the noisiest.
+        total_steps: length of the DDIM schedule that the steps are the first of.
+        guidance: guidance scale of the trajectory between tracked steps; the first step does not
+            depend on it.
+        compat: ``None``, all prompts share their seeds' noise, so that the unconditional
+            prediction of the first step is computed once per seed; or ``"wen"``, the released
+            code (YuxinWenRick/diffusion_memorization at c8fe471): one generator per prompt, seeded
+            by the prompt's position plus ``gen_seed``, all images drawn from it at once on the
+            model's device in its dtype (on CUDA from seed + 4, where its ``set_random_seed``
+            ends), and norms rounded to the model's dtype.
+        gen_seed: offset of the per-prompt seeds; only with ``compat="wen"``.
+    """
+
+    name = "wen"
+
+    def __init__(
+        self,
+        seeds: int | Sequence[int] = 4,
+        steps: int = 1,
+        *,
+        total_steps: int = 50,
+        guidance: float = 7.5,
+        compat: str | None = None,
+        gen_seed: int = 0,
+    ) -> None:
+        self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+        if not self.seeds or not all(0 <= seed < 2**63 for seed in self.seeds):
+            raise UsageError(f"wen: seeds must be 1 or more numbers in 0..2^63-1, got {seeds!r}")
+        if not 1 <= steps <= total_steps <= 1000:
+            raise UsageError(
+                f"wen: steps must be 1..total_steps and total_steps at most 1000, got {steps} of"
+                f" {total_steps}"
+            )
+        if compat not in (None, "wen"):
+            raise UsageError(f"wen: compat must be None or 'wen', got {compat!r}")
+        self.steps, self.total_steps, self.guidance = steps, total_steps, float(guidance)
+        self.compat, self.gen_seed = compat, gen_seed
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the scores depend on besides the model, as plain JSON."""
+        config: dict[str, Any] = {"name": self.name, "steps": self.steps}
+        config |= {"total_steps": self.total_steps, "compat": self.compat}
+        if self.steps > 1:
+            config["guidance"] = self.guidance
+        if self.compat:
+            return {**config, "images": len(self.seeds), "gen_seed": self.gen_seed}
+        return {**config, "seeds": list(self.seeds)}
+
+    def score(self, model: Denoiser, prompts: Sequence[str]) -> Tensor:
+        """Scores of P prompts, float32 [P]; a higher one is more suspicious."""
+        return self.scores(model, prompts).score
+
+    @torch.no_grad()
+    def scores(
+        self, model: Denoiser, prompts: Sequence[str], positions: Sequence[int] | None = None
+    ) -> PromptScores:
+        """Score P >= 0 prompts; see :class:`dori_fast.detect.detector.Detector`."""
+        condition = model.encode(prompts)
+        if self.compat == "wen":
+            places = range(len(prompts)) if positions is None else positions
+            per_seed = self._peer_norms(model, condition, places)
+        else:
+            # prompts with the same token ids share noise and condition, hence their scores
+            per_seed = self._shared_norms(model, condition.distinct())[condition.index]
+        return PromptScores.from_per_seed(per_seed, condition.n_tokens, condition.truncated)
+
+    def _shared_norms(self, model: Denoiser, condition: TextCondition) -> Tensor:
+        noise = model.noise(self.seeds)
+        first = model.epsilon_uncond(self.seeds, model.timesteps(self.total_steps)[0])
+        return self._in_chunks(
+            model, condition, lambda part, _: self._norms(model, part, noise, first)
+        )
+
+    def _peer_norms(
+        self, model: Denoiser, condition: TextCondition, positions: Sequence[int]
+    ) -> Tensor:
+        def norms(part: TextCondition, start: int) -> Tensor:
+            places = positions[start : start + len(part)]
+            noise = torch.stack([self._peer_noise(model, place) for place in places])
+            return self._norms(model, part, noise, None)
+
+        return self._in_chunks(model, condition, norms)
+
+    def _peer_noise(self, model: Denoiser, position: int) -> Tensor:
+        seed = position + self.gen_seed + (4 if model.device.type == "cuda" else 0)
+        generator = torch.Generator(model.device).manual_seed(seed)
+        shape = (len(self.seeds), *model.latent_shape)
+        return torch.randn(shape, generator=generator, device=model.device, dtype=model.dtype)
+
+    def _in_chunks(self, model: Denoiser, condition: TextCondition, norms: Any) -> Tensor:
+        """As many prompts at a time as fill one evaluation, so that predictions need not be kept."""
+        step = max(1, model.batch_size // len(self.seeds))
+        chunks = [
+            norms(condition[start : start + step], start)
+            for start in range(0, len(condition), step)
+        ]
+        return torch.cat(chunks) if chunks else torch.zeros(0, len(self.seeds))
+
+    def _norms(
+        self, model: Denoiser, condition: TextCondition, noise: Tensor, first: Tensor | None
+    ) -> Tensor:
+        """Mean norms [P, S] over the tracked steps.
+
+        ``noise`` is [S, C, H, W] or [P, S, C, H, W]; ``first`` [S, C, H, W] is the unconditional
+        prediction of the first step where it is shared, else None.
+        """
+        timesteps = model.timesteps(self.total_steps)
+        latents, total = noise, None
+        for i, t in enumerate(timesteps[: self.steps]):
+            eps_cond = model.epsilon(condition, latents, t)
+            eps_uncond = first if i == 0 and first is not None else _uncond(model, latents, t)
+            norm = noise_difference(eps_cond, eps_uncond)
+            if self.compat == "wen":
+                norm = norm.to(model.dtype).float()
+            total = norm if total is None else total + norm
+            if i + 1 < self.steps:
+                guided = eps_uncond + self.guidance * (eps_cond - eps_uncond)
+                alpha_bars = model.alpha_bar(t), model.alpha_bar(timesteps[i + 1])
+                latents = ddim_step(guided, latents, *alpha_bars).to(model.dtype)
+        return total / self.steps
+
+
+def _uncond(model: Denoiser, latents: Tensor, timestep: int) -> Tensor:
+    """Unconditional predictions on latents [S, C, H, W] or [P, S, C, H, W], in their shape."""
+    flat = latents.reshape(-1, *model.latent_shape)
+    return model.epsilon(model.unconditional, flat, timestep)[0].reshape(latents.shape)

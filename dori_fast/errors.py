@@ -1,0 +1,15 @@
+"""The errors that a caller is meant to catch. Each message says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class DoriError(Exception):
+    """Base of every error that dori_fast raises on purpose."""
+
+
+class UsageError(DoriError, ValueError):
+    """A request that cannot be carried out as given: bad configuration, input or model kind."""
+
+
+class IntegrityError(DoriError):
+    """Data that is not what it claims to be: damaged weights, changed configuration, bad checksum."""

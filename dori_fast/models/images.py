@@ -1,0 +1,42 @@
+"""Between latents and pictures, through a model's image autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+
+
+def decode(vae: Any, latents: Tensor, batch: int) -> Tensor:
+    """uint8 [N, H, W, 3] on the CPU from scaled latents [N, C, h, w], as diffusers rounds them."""
+    pictures = []
+    for chunk in latents.split(batch):
+        decoded = vae.decode(chunk.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        unit = (decoded.float() / 2 + 0.5).clamp(0, 1)
+        pictures.append((unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+    return torch.cat(pictures)
+
+
+def encode(
+    vae: Any, pictures: Tensor, device: torch.device, dtype: torch.dtype, batch: int
+) -> Tensor:
+    """Scaled latents [N, C, h, w] of uint8 pictures [N, H, W, 3]: the posterior mean, no noise.
+
+    Raises:
+        UsageError: the pictures are not uint8 [N, H, W, 3].
+    """
+    pictures = torch.as_tensor(pictures)
+    if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
+        raise UsageError(
+            f"latents: images must be uint8 [N, H, W, 3], got {pictures.dtype}"
+            f" {list(pictures.shape)}"
+        )
+    latents = []
+    for chunk in pictures.split(batch):
+        unit = chunk.permute(0, 3, 1, 2).to(device, dtype) / 127.5 - 1
+        mean = vae.encode(unit, return_dict=False)[0].mean
+        latents.append(mean * vae.config.scaling_factor)
+    return torch.cat(latents)

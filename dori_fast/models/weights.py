@@ -1,0 +1,39 @@
+"""Facts about weights that an audit needs: what was read, and whether it is sane."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+
+def file_hashes(directory: Path, parts: Iterable[str]) -> dict[str, str]:
+    """sha256 of every weight file of the named parts, by path relative to ``directory``."""
+    hashes = {}
+    for part in parts:
+        for path in sorted((directory / part).glob("*.safetensors")):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes[f"{part}/{path.name}"] = digest
+    return hashes
+
+
+def state_hash(module: torch.nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of a module's state, for models without a file."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def first_nonfinite(module: torch.nn.Module) -> str | None:
+    """The name of the first parameter that holds a NaN or an infinity, or None."""
+    for name, value in module.named_parameters():
+        # the sum of finite values of a network is finite; it costs one pass and no mask
+        if not torch.isfinite(value.detach().sum(dtype=torch.float64)):
+            return name
+    return None

@@ -1,0 +1,145 @@
+"""Loading: what is accepted, and what is refused before any computation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+import dori_fast as df
+from dori_fast.errors import IntegrityError, UsageError
+from tests.tiny_model import save_tiny_sd
+
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def directory(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "model")
+
+
+def test_a_directory_and_its_pipeline_are_the_same_model(original):
+    from_files = df.load(original, device="cpu", batch_size=2)
+    pipe = StableDiffusionPipeline.from_pretrained(original, local_files_only=True)
+    from_memory = df.load(pipe, batch_size=2)
+    assert from_memory.unet is pipe.unet
+    for model in (from_files, from_memory):
+        assert model.dtype == torch.float32 and model.device.type == "cpu"
+    eps = [m.epsilon(m.encode(["a cat"]), m.noise([0]), 981) for m in (from_files, from_memory)]
+    assert torch.equal(*eps)
+
+
+def test_describe_names_every_weight_file_with_its_sha256(original):
+    import hashlib
+
+    described = df.load(original, device="cpu").describe()
+    digest = hashlib.sha256((original / UNET_FILE).read_bytes()).hexdigest()
+    assert described["weights"][UNET_FILE] == digest
+    assert set(described["weights"]) == {UNET_FILE, "text_encoder/model.safetensors"}
+    json.dumps(described)
+
+
+def test_a_pipeline_in_memory_is_described_by_its_weights(original):
+    pipe = StableDiffusionPipeline.from_pretrained(original, local_files_only=True)
+    before = df.load(pipe).describe()["weights"]
+    assert df.load(pipe).describe()["weights"] == before
+    with torch.no_grad():
+        next(pipe.unet.parameters()).view(-1)[0] += 1
+    after = df.load(pipe).describe()["weights"]
+    assert after["unet"] != before["unet"] and after["text_encoder"] == before["text_encoder"]
+
+
+def test_a_pipeline_is_neither_moved_nor_cast(original):
+    pipe = StableDiffusionPipeline.from_pretrained(original, local_files_only=True)
+    with pytest.raises(UsageError, match="move it first"):
+        df.load(pipe, dtype="bf16")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda d: shutil.rmtree(d / "unet"), UsageError, "unet/config.json"),
+        (lambda d: shutil.rmtree(d / "tokenizer"), UsageError, "tokenizer"),
+        (lambda d: shutil.rmtree(d / "scheduler"), UsageError, "schedule"),
+        (lambda d: (d / UNET_FILE).rename(d / "unet/model.bin"), UsageError, "pickled"),
+        (lambda d: (d / UNET_FILE).write_bytes(b""), IntegrityError, "cannot be read"),
+        (
+            lambda d: (d / UNET_FILE).write_bytes((d / UNET_FILE).read_bytes()[:-100]),
+            IntegrityError,
+            "cannot be read",
+        ),
+        (
+            lambda d: (d / UNET_FILE).write_bytes(struct.pack("<Q", 2**63) + b"{}"),
+            IntegrityError,
+            "cannot be read",
+        ),
+    ],
+    ids=["no-unet", "no-tokenizer", "no-scheduler", "pickle", "empty", "truncated", "header"],
+)
+def test_broken_directories(directory, change, error, message):
+    change(directory)
+    with pytest.raises(error, match=message):
+        df.load(directory, device="cpu")
+
+
+def test_weights_that_are_not_finite_are_named(directory):
+    state = load_file(directory / UNET_FILE)
+    state["conv_in.weight"][0, 0, 0, 0] = float("nan")
+    save_file(state, directory / UNET_FILE)
+    with pytest.raises(IntegrityError, match=r"NaN or Inf in conv_in\.weight"):
+        df.load(directory, device="cpu")
+
+
+def test_a_weight_of_the_wrong_shape(directory):
+    state = load_file(directory / UNET_FILE)
+    state["conv_in.weight"] = state["conv_in.weight"][:8].contiguous()
+    save_file(state, directory / UNET_FILE)
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        df.load(directory, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"in_channels": 9}, "not a text-to-image denoiser"),
+        ({"class_embed_type": "timestep"}, "not supported yet"),
+        ({"cross_attention_dim": 48}, "do not belong together"),
+    ],
+)
+def test_architectures_it_does_not_know(tmp_path, overrides, message):
+    with pytest.raises(UsageError, match=message):
+        df.load(save_tiny_sd(tmp_path, **overrides), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "no-such-model"}, "no model 'no-such-model'"),
+        ({"source": "./no/such/dir"}, "no model"),
+        ({"source": "demo", "dtype": "int8"}, "unknown dtype"),
+        ({"source": "demo", "device": "warp"}, "unknown device"),
+        ({"source": "demo", "revision": "main", "device": "cpu"}, "revision applies to hub ids"),
+    ],
+)
+def test_requests_that_make_no_sense(options, message):
+    with pytest.raises(UsageError, match=message):
+        df.load(**options)
+
+
+def test_a_hub_id_offline_is_one_clear_error(monkeypatch, tmp_path):
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match="could not be fetched"):
+        df.load("nobody/nothing", device="cpu")
