@@ -29,9 +29,7 @@ class PromptScores:
     truncated: Tensor
 
     @classmethod
-    def from_per_seed(
-        cls, per_seed: Tensor, n_tokens: Tensor, truncated: Tensor
-    ) -> PromptScores:
+    def from_per_seed(cls, per_seed: Tensor, n_tokens: Tensor, truncated: Tensor) -> PromptScores:
         """Scores as the mean over seeds [P, S], taken in float64 and rounded once to float32."""
         per_seed = per_seed.detach().to("cpu", torch.float32)
         score = per_seed.double().mean(dim=1).float()

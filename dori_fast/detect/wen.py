@@ -96,11 +96,14 @@ class Wen:
         return PromptScores.from_per_seed(per_seed, condition.n_tokens, condition.truncated)
 
     def _shared_norms(self, model: Denoiser, condition: TextCondition) -> Tensor:
-        noise = model.noise(self.seeds)
-        first = model.epsilon_uncond(self.seeds, model.timesteps(self.total_steps)[0])
-        return self._in_chunks(
-            model, condition, lambda part, _: self._norms(model, part, noise, first)
-        )
+        noise, t = model.noise(self.seeds), model.timesteps(self.total_steps)[0]
+        shared, eps_uncond = model.share(noise, t), model.epsilon_uncond(self.seeds, t)
+
+        def norms(part: TextCondition, _: int) -> Tensor:
+            eps_cond = model.epsilon_shared(part, shared)
+            return self._norms(model, part, noise, eps_cond, eps_uncond)
+
+        return self._in_chunks(model, condition, norms)
 
     def _peer_norms(
         self, model: Denoiser, condition: TextCondition, positions: Sequence[int]
@@ -108,7 +111,9 @@ class Wen:
         def norms(part: TextCondition, start: int) -> Tensor:
             places = positions[start : start + len(part)]
             noise = torch.stack([self._peer_noise(model, place) for place in places])
-            return self._norms(model, part, noise, None)
+            t = model.timesteps(self.total_steps)[0]
+            eps_cond, eps_uncond = model.epsilon(part, noise, t), _uncond(model, noise, t)
+            return self._norms(model, part, noise, eps_cond, eps_uncond)
 
         return self._in_chunks(model, condition, norms)
 
@@ -119,7 +124,7 @@ class Wen:
         return torch.randn(shape, generator=generator, device=model.device, dtype=model.dtype)
 
     def _in_chunks(self, model: Denoiser, condition: TextCondition, norms: Any) -> Tensor:
-        """As many prompts at a time as fill one evaluation, so that predictions need not be kept."""
+        """As many prompts at a time as fill one evaluation: predictions need not be kept."""
         step = max(1, model.batch_size // len(self.seeds))
         chunks = [
             norms(condition[start : start + step], start)
@@ -128,27 +133,33 @@ class Wen:
         return torch.cat(chunks) if chunks else torch.zeros(0, len(self.seeds))
 
     def _norms(
-        self, model: Denoiser, condition: TextCondition, noise: Tensor, first: Tensor | None
+        self,
+        model: Denoiser,
+        condition: TextCondition,
+        noise: Tensor,
+        eps_cond: Tensor,
+        eps_uncond: Tensor,
     ) -> Tensor:
-        """Mean norms [P, S] over the tracked steps.
+        """Mean norms [P, S] over the tracked steps, from the predictions of the first one.
 
-        ``noise`` is [S, C, H, W] or [P, S, C, H, W]; ``first`` [S, C, H, W] is the unconditional
-        prediction of the first step where it is shared, else None.
+        ``noise`` and ``eps_uncond`` are [S, C, H, W], shared by the prompts, or [P, S, C, H, W].
         """
-        timesteps = model.timesteps(self.total_steps)
-        latents, total = noise, None
-        for i, t in enumerate(timesteps[: self.steps]):
-            eps_cond = model.epsilon(condition, latents, t)
-            eps_uncond = first if i == 0 and first is not None else _uncond(model, latents, t)
-            norm = noise_difference(eps_cond, eps_uncond)
-            if self.compat == "wen":
-                norm = norm.to(model.dtype).float()
-            total = norm if total is None else total + norm
-            if i + 1 < self.steps:
-                guided = eps_uncond + self.guidance * (eps_cond - eps_uncond)
-                alpha_bars = model.alpha_bar(t), model.alpha_bar(timesteps[i + 1])
-                latents = ddim_step(guided, latents, *alpha_bars).to(model.dtype)
+        total = self._norm(model, eps_cond, eps_uncond)
+        timesteps, latents = model.timesteps(self.total_steps), noise
+        for t, t_next in zip(timesteps, timesteps[1 : self.steps], strict=False):
+            guided = eps_uncond + self.guidance * (eps_cond - eps_uncond)
+            latents = ddim_step(guided, latents, model.alpha_bar(t), model.alpha_bar(t_next))
+            latents = latents.to(model.dtype)
+            eps_cond, eps_uncond = (
+                model.epsilon(condition, latents, t_next),
+                _uncond(model, latents, t_next),
+            )
+            total = total + self._norm(model, eps_cond, eps_uncond)
         return total / self.steps
+
+    def _norm(self, model: Denoiser, eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
+        norm = noise_difference(eps_cond, eps_uncond)
+        return norm.to(model.dtype).float() if self.compat == "wen" else norm
 
 
 def _uncond(model: Denoiser, latents: Tensor, timestep: int) -> Tensor:

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models import images
+from dori_fast.models.engine import Engine, SharedLatents
 from dori_fast.models.prediction import KINDS, ddim_step, to_epsilon
-from dori_fast.models.text import TextCondition, encode_rows, pad_rows, tokenize
+from dori_fast.models.text import TextCondition, encode_rows, tokenize
 
-# above this size one sample already keeps a CPU busy, so a padded batch would only cost latency
-_LARGE_MODEL_PARAMETERS = 50_000_000
 _UNCOND_CACHE_ENTRIES = 4096
 
 
@@ -29,6 +28,9 @@ class Denoiser:
 
     Every evaluation of the UNet has the same shape, ``batch_size`` samples, the last one padded:
     a prediction therefore does not depend, to the bit, on order or on the neighbours in its batch.
+
+    Attributes:
+        alphas_cumprod: float64 [1000], cumulative alphas of the noise schedule.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Denoiser:
         batch_size: int | str,
         origin: dict[str, str | None],
         weight_hashes: Callable[[], dict[str, str]],
+        share: bool = True,
     ) -> None:
         _refuse_unknown_architecture(unet, text_encoder)
         from diffusers import DDIMScheduler
@@ -67,26 +70,27 @@ class Denoiser:
                 f"load: prediction_type {self.prediction_type!r} is not one of {', '.join(KINDS)}"
             )
         self.alphas_cumprod: Tensor = self._scheduler.alphas_cumprod.double()
-        self.batch_size = self._auto_batch_size() if batch_size == "auto" else int(batch_size)
+        self._engine = Engine(self.unet, batch_size, share)
         self._uncond: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
-
-    def _auto_batch_size(self) -> int:
-        """UNet samples per evaluation: a function of model and device only, never of the load."""
-        parameters = sum(p.numel() for p in self.unet.parameters())
-        if self.device.type == "cpu":
-            return 4 if parameters > _LARGE_MODEL_PARAMETERS else 32
-        return 64
 
     @property
     def batch_size(self) -> int:
-        """UNet samples per evaluation (the fixed, padded batch shape)."""
-        return self._batch_size
+        """UNet samples per evaluation (the fixed, padded batch shape); at least 1."""
+        return self._engine.batch_size
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        if value < 1:
-            raise UsageError(f"batch_size must be at least 1, got {value}")
-        self._batch_size = value
+        self._engine.batch_size = value
+
+    @property
+    def evaluations(self) -> int:
+        """UNet sample evaluations so far, padding left out."""
+        return self._engine.evaluations
+
+    @property
+    def not_shared(self) -> str | None:
+        """Why the network's work is not shared between prompts, or None if it is."""
+        return self._engine.not_shared
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -101,7 +105,7 @@ class Denoiser:
         return self._load_vae().eval().requires_grad_(False)
 
     def describe(self) -> dict[str, Any]:
-        """What the scores depend on, as plain JSON: source, commit, dtype, device, weight sha256."""
+        """What scores depend on, as plain JSON: source, commit, dtype, device, weight sha256."""
         return {
             **self._origin,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -134,7 +138,7 @@ class Denoiser:
         )
         return TextCondition(
             unique=unique,
-            index=tokens.index.to(self.device),
+            index=tokens.index,
             n_tokens=tokens.n_tokens,
             truncated=tokens.n_tokens > tokens.context,
         )
@@ -149,7 +153,7 @@ class Denoiser:
         n = embeddings.shape[0]
         return TextCondition(
             unique=embeddings.to(self.device, self.dtype),
-            index=torch.arange(n, device=self.device),
+            index=torch.arange(n),
             n_tokens=torch.full((n,), embeddings.shape[1]),
             truncated=torch.zeros(n, dtype=torch.bool),
         )
@@ -205,16 +209,35 @@ class Denoiser:
                 f"epsilon: latents must be [S, {', '.join(map(str, latent_shape))}] or [P, S, ...],"
                 f" got {list(latents.shape)}"
             )
-        if latents.ndim == 5 and latents.shape[0] != prompts:
+        if latents.ndim == 4:
+            return self.epsilon_shared(condition, self.share(latents, timestep))
+        if latents.shape[0] != prompts:
             raise UsageError(
                 f"epsilon: latents are for {latents.shape[0]} prompts, the condition has {prompts}"
             )
-        seeds = latents.shape[-4]
-        per_sample = latents.expand(prompts, seeds, *latent_shape).reshape(-1, *latent_shape)
+        flat = SharedLatents(latents.reshape(-1, *latent_shape), timestep, None)
+        rows = condition.index.repeat_interleave(latents.shape[1])
+        return self._evaluate(condition, rows, flat, torch.arange(len(flat))).reshape(latents.shape)
+
+    def share(self, latents: Tensor, timestep: int) -> SharedLatents:
+        """Do for latents [S, C, H, W] what does not depend on the text, once for all prompts."""
+        return self._engine.share(latents, timestep)
+
+    def epsilon_shared(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
+        """Noise predictions [P, S, C, H, W] of P prompts on shared latents; see :meth:`epsilon`."""
+        prompts, seeds = len(condition), len(shared)
         rows = condition.index.repeat_interleave(seeds)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and condition.unique.requires_grad):
-            flat = self._evaluate(per_sample, condition.unique, rows, timestep)
-        return flat.reshape(prompts, seeds, *latent_shape)
+        which = torch.arange(seeds).repeat(prompts)
+        eps = self._evaluate(condition, rows, shared, which)
+        return eps.reshape(prompts, seeds, *self.latent_shape)
+
+    def _evaluate(
+        self, condition: TextCondition, rows: Tensor, shared: SharedLatents, which: Tensor
+    ) -> Tensor:
+        """Epsilon [N, C, H, W] of text rows [N] on the latents ``which`` [N], both on the CPU."""
+        output = self._engine.outputs(condition.unique, rows, shared, which)
+        x_t = shared.latents[which.to(self.device)]
+        return to_epsilon(output, x_t, self.alpha_bar(shared.timestep), self.prediction_type)
 
     def epsilon_uncond(self, seeds: Sequence[int], timestep: int) -> Tensor:
         """Unconditional predictions [S, C, H, W] on the initial noise of ``seeds``.
@@ -233,19 +256,6 @@ class Denoiser:
         while len(self._uncond) > _UNCOND_CACHE_ENTRIES:
             self._uncond.popitem(last=False)
         return result
-
-    def _evaluate(self, latents: Tensor, unique: Tensor, rows: Tensor, timestep: int) -> Tensor:
-        """Epsilon [N, C, H, W] of samples ``latents`` [N, C, H, W] under ``unique[rows]``."""
-        batch, n = self.batch_size, latents.shape[0]
-        time = torch.tensor(timestep, device=self.device)
-        alpha_bar = self.alpha_bar(timestep)
-        chunks = []
-        for start in range(0, n, batch):
-            x_t = pad_rows(latents[start : start + batch], batch)
-            text = unique[pad_rows(rows[start : start + batch], batch)]
-            output = self.unet(x_t, time, text, return_dict=False)[0]
-            chunks.append(to_epsilon(output, x_t, alpha_bar, self.prediction_type))
-        return torch.cat(chunks)[:n] if chunks else latents
 
     # -- images -------------------------------------------------------------------------------
 
@@ -300,7 +310,7 @@ def _refuse_unknown_architecture(unet: Any, text_encoder: Any) -> None:
         )
     if config.addition_embed_type is not None or config.class_embed_type is not None:
         raise UsageError(
-            "load: a UNet with additional or class embeddings (SDXL and others) is not supported yet"
+            "load: a UNet with additional or class embeddings (SDXL, for one) is not supported yet"
         )
     width = text_encoder.config.hidden_size
     if config.cross_attention_dim != width:

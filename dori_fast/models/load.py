@@ -25,6 +25,7 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "auto",
     batch_size: int | str = "auto",
+    share: bool = True,
 ) -> Denoiser:
     """Open a text-to-image diffusion model for scoring, pruning and attack.
 
@@ -37,6 +38,8 @@ def load(
         dtype: ``"auto"`` (float32 on a CPU, float16 on a GPU), a torch dtype or its name.
         device: ``"auto"`` (cuda if there is one), or any torch device.
         batch_size: UNet samples per evaluation; ``"auto"`` depends on the model and the device.
+        share: do the network's work that does not depend on the text once for all prompts, where
+            the architecture is known; False calls the model's own forward for every sample.
 
     Returns:
         A :class:`Denoiser` in evaluation mode with frozen weights.
@@ -48,7 +51,7 @@ def load(
     if hasattr(source, "unet") and hasattr(source, "text_encoder"):
         if revision is not None:
             raise UsageError("load: revision applies to hub ids, not to a pipeline in memory")
-        return _from_pipeline(source, dtype, device, batch_size)
+        return _from_pipeline(source, dtype, device, batch_size, share)
     device = _resolve_device(device)
     dtype = _resolve_dtype(dtype, device)
     name = str(source)
@@ -62,6 +65,7 @@ def load(
         batch_size=batch_size,
         origin={"source": name, "revision": revision},
         weight_hashes=lambda: file_hashes(directory, _SCORED_PARTS),
+        share=share,
     )
 
 
@@ -71,7 +75,9 @@ def _resolve_device(device: torch.device | str) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise UsageError(f"load: unknown device {device!r}; use auto, cpu, cuda or cuda:N") from error
+        raise UsageError(
+            f"load: unknown device {device!r}; use auto, cpu, cuda or cuda:N"
+        ) from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"load: device {device!r} asked for, but torch sees no CUDA device")
     return resolved
@@ -94,9 +100,13 @@ def _resolve_directory(name: str, revision: str | None) -> tuple[Path, str | Non
     directory = _EMBEDDED.get(name, Path(name))
     if directory.is_dir():
         if revision is not None:
-            raise UsageError(f"load: revision applies to hub ids, but {name!r} is a local directory")
+            raise UsageError(
+                f"load: revision applies to hub ids, but {name!r} is a local directory"
+            )
         if not (directory / "unet" / "config.json").is_file():
-            raise UsageError(f"load: {name!r} has no unet/config.json; expected a diffusers directory")
+            raise UsageError(
+                f"load: {name!r} has no unet/config.json; expected a diffusers directory"
+            )
         return directory, None
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         known = ", ".join(_EMBEDDED)
@@ -116,7 +126,10 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     try:
         directory = Path(
             snapshot_download(
-                name, revision=revision, allow_patterns=patterns, ignore_patterns=["*.fp16.*", "*.non_ema.*"]
+                name,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=["*.fp16.*", "*.non_ema.*"],
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -134,13 +147,17 @@ def _load_parts(directory: Path, dtype: torch.dtype) -> dict[str, Any]:
 
     unet_class = json.loads((directory / "unet" / "config.json").read_text())["_class_name"]
     if unet_class != "UNet2DConditionModel":
-        raise UsageError(f"load: {unet_class} is not supported; only UNet2DConditionModel is (SD 1.x, 2.x)")
+        raise UsageError(
+            f"load: {unet_class} is not supported; only UNet2DConditionModel is (SD 1.x, 2.x)"
+        )
     unet = _open(UNet2DConditionModel, directory, "unet", torch_dtype=dtype)
     text_encoder = _open(CLIPTextModel, directory, "text_encoder", dtype=dtype)
     for part, module in (("unet", unet), ("text_encoder", text_encoder)):
         bad = first_nonfinite(module)
         if bad is not None:
-            raise IntegrityError(f"load: {directory / part} holds NaN or Inf in {bad}; get the weights again")
+            raise IntegrityError(
+                f"load: {directory / part} holds NaN or Inf in {bad}; get the weights again"
+            )
     return {
         "unet": unet,
         "text_encoder": text_encoder,
@@ -168,7 +185,9 @@ def _open(kind: Any, directory: Path, part: str, **options: Any) -> Any:
 def _open_config(kind: Any, directory: Path, part: str) -> Any:
     folder = directory / part
     if not folder.is_dir():
-        raise UsageError(f"load: {directory} has no {part}/; expected a complete diffusers directory")
+        raise UsageError(
+            f"load: {directory} has no {part}/; expected a complete diffusers directory"
+        )
     return kind.from_pretrained(folder, local_files_only=True)
 
 
@@ -186,7 +205,11 @@ def _load_vae(directory: Path, dtype: torch.dtype) -> Any:
 
 
 def _from_pipeline(
-    pipe: Any, dtype: torch.dtype | str, device: torch.device | str, batch_size: int | str
+    pipe: Any,
+    dtype: torch.dtype | str,
+    device: torch.device | str,
+    batch_size: int | str,
+    share: bool,
 ) -> Denoiser:
     """A view of a pipeline's modules: nothing is copied, moved or cast."""
     has_dtype, has_device = pipe.unet.dtype, pipe.unet.device
@@ -208,4 +231,5 @@ def _from_pipeline(
         batch_size=batch_size,
         origin={"source": f"pipeline:{type(pipe).__name__}", "revision": None},
         weight_hashes=lambda: {part: state_hash(getattr(pipe, part)) for part in _SCORED_PARTS},
+        share=share,
     )

@@ -16,9 +16,9 @@ class TextCondition:
 
     Attributes:
         unique: [U, T, D] embeddings of the U <= P distinct token sequences, in model dtype.
-        index: int64 [P], the row of ``unique`` that each prompt uses.
-        n_tokens: int64 [P], tokens of the prompt with begin and end marks, before truncation.
-        truncated: bool [P], whether the prompt was longer than the text encoder's context.
+        index: int64 [P] on the CPU, the row of ``unique`` that each prompt uses.
+        n_tokens: int64 [P] on the CPU, tokens with begin and end marks, before truncation.
+        truncated: bool [P] on the CPU, whether the prompt exceeded the text encoder's context.
     """
 
     unique: Tensor
@@ -37,23 +37,21 @@ class TextCondition:
     @property
     def embeddings(self) -> Tensor:
         """[P, T, D], one embedding per prompt; carries gradients to ``unique``."""
-        return self.unique[self.index]
+        return self.unique[self.index.to(self.unique.device)]
 
     def distinct(self) -> TextCondition:
         """The same condition with every distinct prompt once, in order of ``unique``: [U, T, D]."""
-        first = first_positions(self.index, self.unique.shape[0]).cpu()
+        n = self.unique.shape[0]
+        first = first_positions(self.index, n)
         return TextCondition(
-            self.unique,
-            torch.arange(self.unique.shape[0], device=self.index.device),
-            self.n_tokens[first],
-            self.truncated[first],
+            self.unique, torch.arange(n), self.n_tokens[first], self.truncated[first]
         )
 
 
 def first_positions(index: Tensor, n: int) -> Tensor:
     """int64 [n]: the first position at which each of 0..n-1 stands in ``index`` [P]."""
-    positions = torch.arange(index.shape[0], device=index.device)
-    first = torch.full((n,), index.shape[0], dtype=torch.int64, device=index.device)
+    positions = torch.arange(index.shape[0])
+    first = torch.full((n,), index.shape[0])
     return first.scatter_reduce(0, index, positions, reduce="amin")
 
 

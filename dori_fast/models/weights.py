@@ -21,7 +21,7 @@ def file_hashes(directory: Path, parts: Iterable[str]) -> dict[str, str]:
 
 
 def state_hash(module: torch.nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of a module's state, for models without a file."""
+    """sha256 over names, dtypes, shapes and bytes of a module's state, where there is no file."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
