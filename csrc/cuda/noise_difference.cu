@@ -1,0 +1,75 @@
+#include "noise_difference.h"
+
+#include "cuda/vector.cuh"
+
+namespace dori::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+template <class A>
+__device__ A sum_of_warp(A value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    value += __shfl_down_sync(0xffffffffu, value, offset);
+  }
+  return value;
+}
+
+// One block per (prompt, seed), always summed in the same order: results do not depend on the batch
+// and repeat bit for bit.
+template <class T, int Width>
+__global__ void __launch_bounds__(kThreads) noise_difference_kernel(const NoiseDifference task) {
+  using A = accumulate_t<T>;
+  using V = Vector<T, Width>;
+  const int64_t r = blockIdx.x;
+  const int64_t p = r / task.seeds, s = r % task.seeds;
+  const V* cond = reinterpret_cast<const V*>(
+      static_cast<const T*>(task.cond) + p * task.cond_prompt_stride + s * task.cond_seed_stride);
+  const V* uncond =
+      reinterpret_cast<const V*>(static_cast<const T*>(task.uncond) +
+                                 p * task.uncond_prompt_stride + s * task.uncond_seed_stride);
+
+  A sum[Width] = {};
+  for (int64_t i = threadIdx.x; i < task.length / Width; i += kThreads) {
+    const V a = cond[i], b = uncond[i];
+#pragma unroll
+    for (int w = 0; w < Width; ++w) {
+      const A difference = load(a.value[w]) - load(b.value[w]);
+      sum[w] += difference * difference;
+    }
+  }
+  A total = 0;
+#pragma unroll
+  for (int w = 0; w < Width; ++w) total += sum[w];
+
+  __shared__ A partial[kWarps];
+  total = sum_of_warp(total);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = total;
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    total = sum_of_warp(threadIdx.x < kWarps ? partial[threadIdx.x] : A(0));
+    if (threadIdx.x == 0) static_cast<A*>(task.norm)[r] = sqrt(total);
+  }
+}
+
+}  // namespace
+
+int noise_difference(const NoiseDifference& task, CUstream_st* stream) {
+  return dispatch<Types>(task.dtype, [&](auto zero) -> int {
+    using T = decltype(zero);
+    constexpr int kWide = kVectorWidth<T>;
+    const auto blocks = static_cast<unsigned>(task.prompts * task.seeds);
+    if (aligned(task.cond) && aligned(task.uncond) &&
+        aligned_rows<T>(task.length, task.cond_prompt_stride, task.cond_seed_stride,
+                        task.uncond_prompt_stride, task.uncond_seed_stride)) {
+      noise_difference_kernel<T, kWide><<<blocks, kThreads, 0, stream>>>(task);
+    } else {
+      noise_difference_kernel<T, 1><<<blocks, kThreads, 0, stream>>>(task);
+    }
+    return cudaGetLastError();
+  });
+}
+
+}  // namespace dori::cuda

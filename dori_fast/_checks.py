@@ -1,0 +1,49 @@
+"""Argument checks of the public functions: one message format, made only when a check fails.
+
+`<op>: <argument> must be <expected>, got <actual>`; TypeError for a wrong type, ValueError for a
+wrong shape, dtype, device or value.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+
+_FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+
+def reject(op: str, argument: str, expected: str, got: object) -> NoReturn:
+    """Raise ValueError in the common format."""
+    raise ValueError(f"{op}: {argument} must be {expected}, got {got}")
+
+
+def floating_tensor(op: str, argument: str, value: Any) -> None:
+    """Require a tensor of float32, float64, bfloat16 or float16.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: another dtype.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{op}: {argument} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in _FLOATING:
+        expected = "float32, float64, bfloat16 or float16"
+        reject(op, argument, expected, str(value.dtype).removeprefix("torch."))
+
+
+def same_device(op: str, argument: str, value: torch.Tensor, like: str, other: torch.Tensor) -> None:
+    """Require `value` on the device of the argument named `like`; raises ValueError."""
+    if value.device != other.device:
+        reject(op, argument, f"on {like}'s device {other.device}", value.device)
+
+
+def same_dtype(op: str, argument: str, value: torch.Tensor, like: str, other: torch.Tensor) -> None:
+    """Require the dtype of the argument named `like`; raises ValueError."""
+    if value.dtype != other.dtype:
+        reject(op, argument, f"of {like}'s dtype {other.dtype}", value.dtype)
+
+
+def shape_of(value: torch.Tensor) -> list[int]:
+    """Return the shape in the form used in messages."""
+    return list(value.shape)

@@ -1,0 +1,47 @@
+"""Load the compiled operators, or remember why they are not there. Never raises on import."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARY = Path(__file__).with_name("_C.abi3.so")
+_BUILD_ERROR = Path(__file__).with_name("_build_error.txt")
+_FACTS = ("version", "compiler", "build_type", "cxx_standard", "simd_levels", "cuda_version")
+
+
+def _load() -> str | None:
+    """Load the operators; return None, or the reason why there are none."""
+    if not LIBRARY.exists():
+        if _BUILD_ERROR.exists():
+            return f"it was not built: {_BUILD_ERROR.read_text().strip()}"
+        return "it was not built: run `pip install .` where a C++20 compiler is installed"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except (OSError, RuntimeError) as error:
+        return f"{LIBRARY.name} does not load on torch {torch.__version__}: {error}"
+    return None
+
+
+REASON: str | None = _load()
+"""Why the compiled operators are missing; None when they are loaded."""
+
+
+def has_kernel(op: str, dispatch_key: str) -> bool:
+    """Whether the extension has registered `dori::<op>` for a dispatch key ("CPU", "CUDA")."""
+    return REASON is None and torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"dori::{op}", dispatch_key
+    )
+
+
+def build_facts() -> dict[str, Any] | None:
+    """Return what was built (compiler, SIMD levels, CUDA architectures, ...), None if nothing."""
+    try:
+        info = importlib.import_module("dori_fast._info")
+    except ImportError:
+        return None
+    facts = {name: getattr(info, name) for name in (*_FACTS, "cuda_archs")}
+    return {**facts, "simd_in_use": info.simd_in_use()}
