@@ -47,6 +47,7 @@ class Denoiser:
         origin: dict[str, str | None],
         weight_hashes: Callable[[], dict[str, str]],
         share: bool = True,
+        attention: str = "auto",
     ) -> None:
         _refuse_unknown_architecture(unet, text_encoder)
         from diffusers import DDIMScheduler
@@ -70,7 +71,7 @@ class Denoiser:
                 f"load: prediction_type {self.prediction_type!r} is not one of {', '.join(KINDS)}"
             )
         self.alphas_cumprod: Tensor = self._scheduler.alphas_cumprod.double()
-        self._engine = Engine(self.unet, batch_size, share)
+        self._engine = Engine(self.unet, batch_size, share, attention)
         self._uncond: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
 
     @property
@@ -91,6 +92,11 @@ class Denoiser:
     def not_shared(self) -> str | None:
         """Why the network's work is not shared between prompts, or None if it is."""
         return self._engine.not_shared
+
+    @property
+    def attention(self) -> str:
+        """The attention kernel that runs: "sdpa", "xformers", or "own" for the model's own."""
+        return self._engine.attention
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models.architecture import refusal
+from dori_fast.models.attention import choose
 from dori_fast.models.program import KeysValues, Program, State
 from dori_fast.models.text import pad_rows
 
@@ -44,13 +45,16 @@ class Engine:
     Attributes:
         evaluations: UNet sample evaluations so far, padding left out.
         not_shared: why work is not shared between samples, or None if it is.
+        attention: the attention kernel, "sdpa" or "xformers"; "own" where the model's own runs.
     """
 
-    def __init__(self, unet: Any, batch_size: int | str, share: bool) -> None:
+    def __init__(self, unet: Any, batch_size: int | str, share: bool, attention: str) -> None:
         self.unet = unet
         self.evaluations = 0
         self.not_shared = refusal(unet) if share else "switched off"
-        self._program = Program(unet) if self.not_shared is None else None
+        name, kernel = choose(attention, unet.device, unet.dtype)
+        self.attention = name if self.not_shared is None else "own"
+        self._program = Program(unet, kernel) if self.not_shared is None else None
         self.batch_size = _auto_batch_size(unet) if batch_size == "auto" else int(batch_size)
 
     @property

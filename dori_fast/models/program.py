@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dori_fast.models.attention import Attention, sdpa
+
 _TIMESTEPS_KEPT = 64
 
 
@@ -74,8 +76,9 @@ class Stage:
 class Program:
     """The stages of one UNet; :mod:`dori_fast.models.architecture` says which it may be made of."""
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: Any, attention: Attention = sdpa) -> None:
         self._unet = unet
+        self._attention = attention
         self._attentions: list[Any] = []
         self._resnets: list[Any] = []
         self._stages: list[Stage] = []
@@ -165,9 +168,10 @@ class Program:
         transformer = block.attentions[index]
         self._add(_enter(transformer))
         for layer in transformer.transformer_blocks:
-            self._add(_self_attention(layer))
+            self._add(_self_attention(layer, self._attention))
             self._add(_query(layer))
-            self._add(_cross_attention(layer.attn2), cross=len(self._attentions))
+            cross = _cross_attention(layer.attn2, self._attention)
+            self._add(cross, cross=len(self._attentions))
             self._attentions.append(layer.attn2)
             self._add(_feed_forward(layer))
         self._add(_leave(transformer))
@@ -228,12 +232,12 @@ def _leave(transformer: Any) -> Callable[[State, Any], State]:
     return run
 
 
-def _self_attention(layer: Any) -> Callable[[State, Any], State]:
-    attention = layer.attn1
+def _self_attention(layer: Any, attention: Attention) -> Callable[[State, Any], State]:
+    module = layer.attn1
 
     def run(state: State, _: Any) -> State:
         h = layer.norm1(state.x)
-        h = _attend(attention, attention.to_q(h), attention.to_k(h), attention.to_v(h))
+        h = _attend(module, attention, module.to_q(h), module.to_k(h), module.to_v(h))
         return State(h + state.x, state.kept)
 
     return run
@@ -244,12 +248,12 @@ def _query(layer: Any) -> Callable[[State, Any], State]:
     return lambda state, _: state.push(layer.attn2.to_q(layer.norm2(state.x)))
 
 
-def _cross_attention(attention: Any) -> Callable[[State, Any], State]:
+def _cross_attention(module: Any, attention: Attention) -> Callable[[State, Any], State]:
     """From queries [N, HW, C] with the tokens kept below them, to tokens."""
 
     def run(state: State, keys_values: tuple[Tensor, Tensor]) -> State:
         tokens, rest = state.pop()
-        return State(_attend(attention, state.x, *keys_values) + tokens, rest.kept)
+        return State(_attend(module, attention, state.x, *keys_values) + tokens, rest.kept)
 
     return run
 
@@ -258,9 +262,7 @@ def _feed_forward(layer: Any) -> Callable[[State, Any], State]:
     return lambda state, _: State(layer.ff(layer.norm3(state.x)) + state.x, state.kept)
 
 
-def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _attend(module: Any, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Multi-head attention of queries [N, Q, C] to keys and values [N, K, C], projected out."""
-    heads = attention.heads
-    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    out = F.scaled_dot_product_attention(query, key, value)
-    return attention.to_out[0](out.transpose(1, 2).flatten(2))
+    query, key, value = (x.unflatten(-1, (module.heads, -1)) for x in (query, key, value))
+    return module.to_out[0](attention(query, key, value).flatten(2))
