@@ -23,7 +23,6 @@ from torch import Tensor
 from dori_fast.detect.detector import PromptScores, SeededDetector, one_draw, seed_list
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
-from dori_fast.models.prediction import ddim_step
 from dori_fast.ops import noise_difference
 
 
@@ -130,8 +129,7 @@ class Wen(SeededDetector):
         timesteps, latents = model.timesteps(self.total_steps), noise
         for t, t_next in zip(timesteps, timesteps[1 : self.steps], strict=False):
             guided = eps_uncond + self.guidance * (eps_cond - eps_uncond)
-            latents = ddim_step(guided, latents, model.alpha_bar(t), model.alpha_bar(t_next))
-            latents = latents.to(model.dtype)
+            latents = model.schedule.step(guided, latents, t, t_next).to(model.dtype)
             eps_cond = model.epsilon(condition, latents, t_next)
             eps_uncond = _uncond(model, latents, t_next)
             total = total + self._norm(model, eps_cond, eps_uncond)

@@ -103,6 +103,22 @@ class Program:
         """The network's output [N, C, H, W] from the prefix's state and the text of each sample."""
         return self.run(state, timestep, keys_values, self.cross[0], len(self._stages)).x
 
+    def token_attention(
+        self, state: State, timestep: int, keys_values: KeysValues, layer: int
+    ) -> Tensor:
+        """Attention [N, T] that each token receives in cross-attention ``layer``, from the prefix.
+
+        The mean over pixels and heads of softmax(q k^T / sqrt(d)), float32.
+        """
+        queries = self.run(state, timestep, keys_values, self.cross[0], self.cross[layer]).x
+        heads = self._attentions[layer].heads
+        query, key = (
+            x.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+            for x in (queries, keys_values[layer][0])
+        )
+        weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
+        return weights.mean((1, 2))
+
     def run(
         self, state: State, timestep: int, keys_values: KeysValues, start: int, stop: int
     ) -> State:
