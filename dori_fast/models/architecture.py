@@ -1,7 +1,7 @@
 """Which models are supported at all, and which UNets the stage program may be made of.
 
-Whatever UNet is not known to compute what :mod:`dori_fast.models.program` computes is refused, and the
-Denoiser then calls the model's own forward.
+A UNet that is not known to compute what :mod:`dori_fast.models.program` computes is refused, and
+the Denoiser then calls the model's own forward.
 """
 
 from __future__ import annotations

@@ -56,6 +56,10 @@ class State:
         """The activation kept last, and the state without it."""
         return self.kept[-1], State(self.x, self.kept[:-1])
 
+    def first(self, n: int) -> State:
+        """The state of the first ``n`` samples."""
+        return State(self.x[:n], tuple(kept[:n] for kept in self.kept))
+
     @staticmethod
     def join(states: list[State]) -> State:
         """States of different samples as one."""
@@ -80,6 +84,7 @@ class Program:
 
     Attributes:
         cross: for each cross-attention, in order, the number of its stage.
+        names: their names in the UNet, in the same order.
     """
 
     def __init__(self, unet: Any, attention: Attention = sdpa) -> None:
@@ -93,24 +98,34 @@ class Program:
         self._joins = [resnet for block in unet.up_blocks for resnet in block.resnets]
         self._split: set[nn.Module] = set()
         self._build(unet)
+        names = {module: name for name, module in unet.named_modules()}
+        self.names = [names[attention] for attention in self._attentions]
         self._time_biases: OrderedDict[int, TimeBiases] = OrderedDict()
 
     def prefix(self, latents: Tensor, timestep: int) -> State:
         """Everything before the first cross-attention, on latents [N, C, H, W]."""
-        return self.run(State(latents), timestep, [], 0, self.cross[0])
+        return self._run(State(latents), [], timestep, 0, self.cross[0])
 
-    def suffix(self, state: State, keys_values: KeysValues, timestep: int) -> Tensor:
-        """The network's output [N, C, H, W] from the prefix's state and the text of each sample."""
-        return self.run(state, timestep, keys_values, self.cross[0], len(self._stages)).x
+    def between(
+        self, state: State, keys_values: KeysValues, timestep: int, start: int, stop: int
+    ) -> State:
+        """From before cross-attention ``start`` to before cross-attention ``stop``."""
+        return self._run(state, keys_values, timestep, self.cross[start], self.cross[stop])
+
+    def suffix(
+        self, state: State, keys_values: KeysValues, timestep: int, start: int = 0
+    ) -> Tensor:
+        """The network's output [N, C, H, W] from a state before cross-attention ``start``."""
+        return self._run(state, keys_values, timestep, self.cross[start], len(self._stages)).x
 
     def token_attention(
-        self, state: State, timestep: int, keys_values: KeysValues, layer: int
+        self, state: State, keys_values: KeysValues, timestep: int, layer: int
     ) -> Tensor:
         """Attention [N, T] that each token receives in cross-attention ``layer``, from the prefix.
 
         The mean over pixels and heads of softmax(q k^T / sqrt(d)), float32.
         """
-        queries = self.run(state, timestep, keys_values, self.cross[0], self.cross[layer]).x
+        queries = self.between(state, keys_values, timestep, 0, layer).x
         heads = self._attentions[layer].heads
         query, key = (
             x.float().unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -119,10 +134,10 @@ class Program:
         weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
         return weights.mean((1, 2))
 
-    def run(
-        self, state: State, timestep: int, keys_values: KeysValues, start: int, stop: int
+    def _run(
+        self, state: State, keys_values: KeysValues, timestep: int, start: int, stop: int
     ) -> State:
-        """Stages ``start`` to ``stop - 1``, the cross-attentions among them on ``keys_values``."""
+        """Stages ``start`` to ``stop - 1``."""
         biases = self.time_biases(timestep)
         for stage in self._stages[start:stop]:
             state = stage.run(state, biases if stage.cross is None else keys_values[stage.cross])
@@ -131,6 +146,12 @@ class Program:
     def keys_values(self, text: Tensor) -> KeysValues:
         """Keys and values [P, T, C] of every cross-attention, for text [P, T, D]."""
         return [(attention.to_k(text), attention.to_v(text)) for attention in self._attentions]
+
+    @property
+    def value_widths(self) -> dict[str, int]:
+        """Neurons of the value projection of every cross-attention, by its name."""
+        widths = (attention.to_v.out_features for attention in self._attentions)
+        return dict(zip(self.names, widths, strict=True))
 
     def time_biases(self, timestep: int) -> TimeBiases:
         """What a timestep adds to each resnet's first convolution: [C] each, computed once."""

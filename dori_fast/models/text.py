@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dori_fast.errors import UsageError
+
 
 @dataclass(frozen=True)
 class TextCondition:
@@ -39,12 +41,53 @@ class TextCondition:
         """[P, T, D], one embedding per prompt; carries gradients to ``unique``."""
         return self.unique[self.index.to(self.unique.device)]
 
+    def one_row_each(self) -> TextCondition:
+        """The same prompts with a row of ``unique`` for each, equal or not."""
+        return TextCondition(
+            self.embeddings, torch.arange(len(self)), self.n_tokens, self.truncated
+        )
+
+    def repeat(self, n: int) -> TextCondition:
+        """The first prompt n times, with one row of ``unique``."""
+        first = self[:1]
+        return TextCondition(
+            self.unique, first.index.expand(n), first.n_tokens.expand(n), first.truncated.expand(n)
+        )
+
     def distinct(self) -> TextCondition:
         """The same condition with every distinct prompt once, in order of ``unique``: [U, T, D]."""
         n = self.unique.shape[0]
         first = first_positions(self.index, n)
         return TextCondition(
             self.unique, torch.arange(n), self.n_tokens[first], self.truncated[first]
+        )
+
+
+class TextSide:
+    """A tokenizer and a frozen text encoder."""
+
+    def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], batch: int) -> TextCondition:
+        """Encode prompts in batches of a fixed size; equal token sequences are encoded once.
+
+        Raises:
+            UsageError: a prompt is not a ``str``.
+        """
+        for position, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):
+                raise UsageError(
+                    f"encode: prompt {position} must be a str, got {type(prompt).__name__}"
+                )
+        tokens = tokenize(self.tokenizer, prompts)
+        return TextCondition(
+            unique=encode_rows(self.text_encoder, tokens, self.tokenizer.pad_token_id, batch),
+            index=tokens.index,
+            n_tokens=tokens.n_tokens,
+            truncated=tokens.n_tokens > tokens.context,
         )
 
 

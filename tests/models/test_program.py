@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dori_fast.models.architecture import refusal
-from dori_fast.models.program import Program, State
+from dori_fast.models.program import Program
 
 SMALL = {
     "sample_size": 16,

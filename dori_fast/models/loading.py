@@ -10,7 +10,7 @@ import torch
 
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models.denoiser import Denoiser
-from dori_fast.models.weights import file_hashes, first_nonfinite, state_hash
+from dori_fast.models.weights import file_hashes, first_nonfinite, tensors_sha256
 
 # package data, not an import: the demo room stands above this one
 _EMBEDDED = {"demo": Path(__file__).parents[1] / "demo" / "model"}
@@ -231,6 +231,8 @@ def _from_pipeline(
         device=has_device,
         dtype=has_dtype,
         origin={"source": f"pipeline:{type(pipe).__name__}", "revision": None},
-        weight_hashes=lambda: {part: state_hash(getattr(pipe, part)) for part in _SCORED_PARTS},
+        weight_hashes=lambda: {
+            part: tensors_sha256(getattr(pipe, part).state_dict()) for part in _SCORED_PARTS
+        },
         **how,
     )
