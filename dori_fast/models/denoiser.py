@@ -221,7 +221,6 @@ class Denoiser:
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """float64 [1000]."""
         return self.schedule.alphas_cumprod
 
     # -- noise predictions --------------------------------------------------------------------
