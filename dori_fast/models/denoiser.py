@@ -15,6 +15,7 @@ from torch import Tensor
 from dori_fast.errors import UsageError
 from dori_fast.models import images
 from dori_fast.models.architecture import require_denoiser
+from dori_fast.models.encoders import TextSide, TextSideXL
 from dori_fast.models.engine import Engine
 from dori_fast.models.samples import (
     Samples,
@@ -25,7 +26,7 @@ from dori_fast.models.samples import (
 )
 from dori_fast.models.sampling import denoise
 from dori_fast.models.schedule import Schedule
-from dori_fast.models.text import TextCondition, TextSide
+from dori_fast.models.text import TextCondition
 
 _SHARED_NOISES_KEPT = 16
 
@@ -49,27 +50,26 @@ class Denoiser:
         self,
         *,
         unet: Any,
-        text_encoder: Any,
-        tokenizer: Any,
+        text: TextSide | TextSideXL,
         scheduler_config: dict[str, Any],
         vae: Callable[[], Any],
         device: torch.device,
         dtype: torch.dtype,
         batch_size: int | str,
+        picture_size: tuple[int, int],
         origin: dict[str, str | None],
         weight_hashes: Callable[[], dict[str, str]],
         share: bool = True,
         attention: str = "auto",
     ) -> None:
-        require_denoiser(unet, text_encoder)
-        self.unet = unet.to(device).eval().requires_grad_(False)
-        text_encoder = text_encoder.to(device).eval().requires_grad_(False)
-        self._text = TextSide(tokenizer, text_encoder)
+        require_denoiser(unet, text)
+        self.unet = unet
+        self._text = text
         self.device, self.dtype = device, dtype
         self._load_vae, self._weight_hashes = vae, weight_hashes
         self._origin = origin
         self.schedule = Schedule(scheduler_config)
-        self.engine = Engine(self.unet, batch_size, share, attention)
+        self.engine = Engine(unet, batch_size, share, attention, picture_size)
         self._masks: ValueMasks | None = None
         self._shared: OrderedDict[tuple[tuple[int, ...], int], SharedLatents] = OrderedDict()
 
@@ -133,35 +133,39 @@ class Denoiser:
         self._check_one_mask_each(len(condition))
         return condition.one_row_each()
 
-    def condition(self, embeddings: Tensor) -> TextCondition:
-        """Any embeddings [P, T, D] as a condition; epsilon of it carries gradients to them."""
+    def condition(self, embeddings: Tensor, pooled: Tensor | None = None) -> TextCondition:
+        """Any embeddings [P, T, D] as a condition; epsilon of it carries gradients to them.
+
+        An SDXL model needs ``pooled`` [P, E] as well.
+        """
         width = self.unet.config.cross_attention_dim
         if embeddings.ndim != 3 or embeddings.shape[-1] != width:
             raise UsageError(
                 f"condition: embeddings must be [P, T, {width}], got {list(embeddings.shape)}"
             )
         n = embeddings.shape[0]
+        if self._text.has_pooled != (pooled is not None):
+            raise UsageError("condition: pooled embeddings are for SDXL models, which need them")
         self._check_one_mask_each(n)
         return TextCondition(
             unique=embeddings.to(self.device, self.dtype),
             index=torch.arange(n),
             n_tokens=torch.full((n,), embeddings.shape[1]),
             truncated=torch.zeros(n, dtype=torch.bool),
+            pooled=None if pooled is None else pooled.to(self.device, self.dtype),
         )
 
     @cached_property
     def unconditional(self) -> TextCondition:
         """The condition of the empty prompt, P = 1."""
-        return self._text.encode([""], self.batch_size)
+        return self._text.empty(self.batch_size)
 
     def unconditional_for(self, condition: TextCondition) -> TextCondition:
         """The empty prompt in the place of each of P prompts, under the masks of theirs."""
-        empty = self.unconditional.repeat(len(condition))
         if not self._one_mask_each:
-            return empty
-        return dataclasses.replace(
-            empty, unique=empty.unique.expand_as(condition.unique), index=condition.index
-        )
+            return self.unconditional.repeat(len(condition))
+        empty = self.unconditional.repeat(condition.unique.shape[0])
+        return dataclasses.replace(empty.one_row_each(), index=condition.index)
 
     # -- masks --------------------------------------------------------------------------------
 

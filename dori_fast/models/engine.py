@@ -11,8 +11,9 @@ from torch import Tensor
 from dori_fast.errors import UsageError
 from dori_fast.models.architecture import refusal
 from dori_fast.models.attention import choose
-from dori_fast.models.program import KeysValues, Program, State
+from dori_fast.models.program import Program
 from dori_fast.models.samples import Samples, SharedLatents, ValueMasks
+from dori_fast.models.state import State, TextPart, added_conditions
 from dori_fast.models.text import pad_rows
 from dori_fast.ops import neuron_mask
 
@@ -32,13 +33,23 @@ class Engine:
         attention: the attention kernel, "sdpa" or "xformers"; "own" where the model's own runs.
     """
 
-    def __init__(self, unet: Any, batch_size: int | str, share: bool, attention: str) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        batch_size: int | str,
+        share: bool,
+        attention: str,
+        picture_size: tuple[int, int],
+    ) -> None:
         self.unet = unet
         self.evaluations = 0
         self.not_shared = refusal(unet) if share else "switched off"
         name, kernel = choose(attention, unet.device, unet.dtype)
         self.attention = name if self.not_shared is None else "own"
-        self._program = Program(unet, kernel) if self.not_shared is None else None
+        self._picture_size = picture_size
+        self._program = None
+        if self.not_shared is None:
+            self._program = Program(unet, kernel, picture_size)
         self.batch_size = _auto_batch_size(unet) if batch_size == "auto" else int(batch_size)
 
     @property
@@ -80,8 +91,8 @@ class Engine:
 
         def advanced(text: Tensor, which: Tensor) -> State:
             state = self._prefix(program, shared, which)
-            keys_values = self._keys_values(program, samples, text)
-            return program.between(state, keys_values, shared.timestep, shared.layer, layer)
+            part = self._text_part(program, samples, text)
+            return program.between(state, part, shared.timestep, shared.layer, layer)
 
         state = self._in_batches(advanced, samples.text, samples.which)
         return SharedLatents(shared.latents, shared.timestep, state, layer)
@@ -107,8 +118,8 @@ class Engine:
 
         def received(text: Tensor, which: Tensor) -> State:
             state = self._prefix(program, shared, which)
-            keys_values = self._keys_values(program, samples, text)
-            return State(program.token_attention(state, keys_values, shared.timestep, layer))
+            part = self._text_part(program, samples, text)
+            return State(program.token_attention(state, part, shared.timestep, layer))
 
         return self._in_batches(received, samples.text, samples.which).x
 
@@ -126,12 +137,18 @@ class Engine:
         if program is None:
             if samples.masks is not None:
                 raise UsageError(f"masks: the layers are not known ({self.not_shared})")
-            time = torch.tensor(shared.timestep, device=unique.device)
-            latents = shared.latents[which.to(unique.device)]
-            return self.unet(latents, time, unique[text.to(unique.device)], return_dict=False)[0]
+            time, rows = torch.tensor(shared.timestep, device=unique.device), text.to(unique.device)
+            pooled = None if samples.pooled is None else samples.pooled[rows]
+            return self.unet(
+                shared.latents[which.to(unique.device)],
+                time,
+                unique[rows],
+                added_cond_kwargs=added_conditions(pooled, self._picture_size),
+                return_dict=False,
+            )[0]
         state = self._prefix(program, shared, which)
-        keys_values = self._keys_values(program, samples, text)
-        return program.suffix(state, keys_values, shared.timestep, shared.layer)
+        part = self._text_part(program, samples, text)
+        return program.suffix(state, part, shared.timestep, shared.layer)
 
     def _prefix(self, program: Program, shared: SharedLatents, which: Tensor) -> State:
         which = which.to(shared.latents.device)
@@ -139,30 +156,27 @@ class Engine:
             return shared.state.take(which)
         return program.prefix(shared.latents[which], shared.timestep)
 
-    def _keys_values(self, program: Program, samples: Samples, text: Tensor) -> KeysValues:
-        """Keys and masked values [B, T, C] of every cross-attention for a batch of text rows [B].
+    def _text_part(self, program: Program, samples: Samples, text: Tensor) -> TextPart:
+        """What a batch of text rows [B] contributes, masks applied to the values.
 
         Each distinct row is projected once, in groups of a fixed size, for the same reason that
         batches are padded.
         """
-        unique, device = samples.unique, samples.unique.device
-        group = max(1, self.batch_size // 4)
+        device, group = samples.unique.device, max(1, self.batch_size // 4)
         distinct, position = torch.unique(text, return_inverse=True)
-        position = position.to(device)
-        groups = [
-            program.keys_values(unique[pad_rows(part, group).to(device)])
-            for part in distinct.split(group)
-        ]
-        projected = [
-            (torch.cat([k for k, _ in layer])[position], torch.cat([v for _, v in layer])[position])
-            for layer in zip(*groups, strict=True)
-        ]
+        parts = []
+        for rows in distinct.split(group):
+            rows = pad_rows(rows, group).to(device)
+            pooled = None if samples.pooled is None else samples.pooled[rows]
+            parts.append(program.text_part(samples.unique[rows], pooled, samples.shared.timestep))
+        part = TextPart.join(parts).take(position.to(device))
         if samples.masks is None:
-            return projected
-        return [
+            return part
+        masked = [
             (k, self._masked(v, samples.masks, name, text))
-            for name, (k, v) in zip(program.names, projected, strict=True)
+            for name, (k, v) in zip(program.names, part.keys_values, strict=True)
         ]
+        return TextPart(masked, part.biases)
 
     @staticmethod
     def _masked(value: Tensor, masks: ValueMasks, name: str, text: Tensor) -> Tensor:

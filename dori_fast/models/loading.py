@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.errors import UsageError
 from dori_fast.models.denoiser import Denoiser
-from dori_fast.models.weights import file_hashes, first_nonfinite, tensors_sha256
-
-# package data, not an import: the demo room stands above this one
-_EMBEDDED = {"demo": Path(__file__).parents[1] / "demo" / "model"}
-_PARTS = ("unet", "text_encoder", "tokenizer", "scheduler", "vae")
-_SCORED_PARTS = ("unet", "text_encoder")  # the weights that a score depends on
+from dori_fast.models.directory import (
+    open_json,
+    open_text,
+    open_unet,
+    open_vae,
+    resolve_directory,
+)
+from dori_fast.models.encoders import TextSide, TextSideXL
+from dori_fast.models.weights import file_hashes, tensors_sha256
 
 
 def load(
@@ -59,17 +61,33 @@ def load(
     device = _resolve_device(device)
     dtype = _resolve_dtype(dtype, device)
     name = str(source)
-    directory, revision = _resolve_directory(name, revision)
-    parts = _load_parts(directory, dtype)
+    directory, revision = resolve_directory(name, revision)
+    unet, text = open_unet(directory, dtype, device), open_text(directory, dtype, device)
     return Denoiser(
-        **parts,
-        vae=lambda: _load_vae(directory, dtype).to(device),
+        unet=unet,
+        text=text,
+        scheduler_config=open_json(directory, "scheduler/scheduler_config.json"),
+        picture_size=_picture_size(unet, open_json(directory, "vae/config.json")),
+        vae=lambda: open_vae(directory, dtype).to(device),
         device=device,
         dtype=dtype,
         origin={"source": name, "revision": revision},
-        weight_hashes=lambda: file_hashes(directory, _SCORED_PARTS),
+        weight_hashes=lambda: file_hashes(directory, _scored_parts(text)),
         **how,
     )
+
+
+def _picture_size(unet: Any, vae_config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the model's pictures: its latents' times the autoencoder's factor."""
+    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    side = unet.config.sample_size
+    height, width = (side, side) if isinstance(side, int) else side
+    return height * factor, width * factor
+
+
+def _scored_parts(text: TextSide | TextSideXL) -> tuple[str, ...]:
+    """The parts whose weights a score depends on."""
+    return ("unet", "text_encoder", *(["text_encoder_2"] if text.has_pooled else []))
 
 
 def _resolve_device(device: torch.device | str) -> torch.device:
@@ -98,122 +116,13 @@ def _resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtyp
     return resolved
 
 
-def _resolve_directory(name: str, revision: str | None) -> tuple[Path, str | None]:
-    """The local diffusers directory of a source, and the commit when it came from a hub."""
-    directory = _EMBEDDED.get(name, Path(name))
-    if directory.is_dir():
-        if revision is not None:
-            raise UsageError(
-                f"load: revision applies to hub ids, but {name!r} is a local directory"
-            )
-        if not (directory / "unet" / "config.json").is_file():
-            raise UsageError(
-                f"load: {name!r} has no unet/config.json; expected a diffusers directory"
-            )
-        return directory, None
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        known = ", ".join(_EMBEDDED)
-        raise UsageError(
-            f"load: no model {name!r}; use {known}, a diffusers directory or a hub id (owner/name)"
-        )
-    return _download(name, revision)
-
-
-def _download(name: str, revision: str | None) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = ["model_index.json"]
-    for part in _PARTS:
-        patterns += [f"{part}/*.json", f"{part}/*.txt", f"{part}/*.safetensors"]
-    try:
-        directory = Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=patterns,
-                ignore_patterns=["*.fp16.*", "*.non_ema.*"],
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(
-            f"load: {name!r} could not be fetched from the hub ({type(error).__name__}); check the"
-            " name and the connection, or give a local directory"
-        ) from error
-    # a snapshot's folder is named after the commit that the revision resolved to
-    return directory, directory.name
-
-
-def _load_parts(directory: Path, dtype: torch.dtype) -> dict[str, Any]:
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    unet_class = json.loads((directory / "unet" / "config.json").read_text())["_class_name"]
-    if unet_class != "UNet2DConditionModel":
-        raise UsageError(
-            f"load: {unet_class} is not supported; only UNet2DConditionModel is (SD 1.x, 2.x)"
-        )
-    unet = _open(UNet2DConditionModel, directory, "unet", torch_dtype=dtype)
-    text_encoder = _open(CLIPTextModel, directory, "text_encoder", dtype=dtype)
-    for part, module in (("unet", unet), ("text_encoder", text_encoder)):
-        bad = first_nonfinite(module)
-        if bad is not None:
-            raise IntegrityError(
-                f"load: {directory / part} holds NaN or Inf in {bad}; get the weights again"
-            )
-    return {
-        "unet": unet,
-        "text_encoder": text_encoder,
-        "tokenizer": _open_config(CLIPTokenizer, directory, "tokenizer"),
-        "scheduler_config": _scheduler_config(directory),
-    }
-
-
-def _open(kind: Any, directory: Path, part: str, **options: Any) -> Any:
-    from safetensors import SafetensorError
-
-    folder = directory / part
-    if not any(folder.glob("*.safetensors")):
-        raise UsageError(
-            f"load: {folder} has no .safetensors weights (pickled weights are not read);"
-            " convert them with diffusers' save_pretrained"
-        )
-    try:
-        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise IntegrityError(f"load: {folder} cannot be read: {reason}") from error
-
-
-def _open_config(kind: Any, directory: Path, part: str) -> Any:
-    folder = directory / part
-    if not folder.is_dir():
-        raise UsageError(
-            f"load: {directory} has no {part}/; expected a complete diffusers directory"
-        )
-    return kind.from_pretrained(folder, local_files_only=True)
-
-
-def _scheduler_config(directory: Path) -> dict[str, Any]:
-    path = directory / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        raise UsageError(f"load: {path} is missing; the noise schedule cannot be guessed")
-    return dict(json.loads(path.read_text()))
-
-
-def _load_vae(directory: Path, dtype: torch.dtype) -> Any:
-    from diffusers import AutoencoderKL
-
-    return _open(AutoencoderKL, directory, "vae", torch_dtype=dtype)
-
-
 def _from_pipeline(
     pipe: Any,
     dtype: torch.dtype | str,
     device: torch.device | str,
     **how: Any,
 ) -> Denoiser:
-    """A view of a pipeline's modules: nothing is copied, moved or cast."""
+    """A view of a pipeline's modules: frozen, but neither copied nor moved nor cast."""
     has_dtype, has_device = pipe.unet.dtype, pipe.unet.device
     wants_device = has_device if device == "auto" else _resolve_device(device)
     wants_dtype = has_dtype if dtype == "auto" else _resolve_dtype(dtype, wants_device)
@@ -222,17 +131,28 @@ def _from_pipeline(
             f"load: the pipeline is {has_dtype} on {has_device}, asked for {wants_dtype} on"
             f" {wants_device}; move it first with pipe.to(...)"
         )
+    text: TextSide | TextSideXL = TextSide(pipe.tokenizer, _frozen(pipe.text_encoder))
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        text = TextSideXL(
+            (pipe.tokenizer, pipe.tokenizer_2),
+            (_frozen(pipe.text_encoder), _frozen(pipe.text_encoder_2)),
+            bool(pipe.config.force_zeros_for_empty_prompt),
+        )
     return Denoiser(
-        unet=pipe.unet,
-        text_encoder=pipe.text_encoder,
-        tokenizer=pipe.tokenizer,
+        unet=_frozen(pipe.unet),
+        text=text,
         scheduler_config=dict(pipe.scheduler.config),
+        picture_size=_picture_size(pipe.unet, pipe.vae.config),
         vae=lambda: pipe.vae,
         device=has_device,
         dtype=has_dtype,
         origin={"source": f"pipeline:{type(pipe).__name__}", "revision": None},
         weight_hashes=lambda: {
-            part: tensors_sha256(getattr(pipe, part).state_dict()) for part in _SCORED_PARTS
+            part: tensors_sha256(getattr(pipe, part).state_dict()) for part in _scored_parts(text)
         },
         **how,
     )
+
+
+def _frozen(module: Any) -> Any:
+    return module.eval().requires_grad_(False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
-from dori_fast.models.program import State
+from dori_fast.models.state import State
 from dori_fast.models.text import TextCondition
 from dori_fast.models.weights import tensors_sha256
 
@@ -67,6 +67,7 @@ class Samples:
 
     Attributes:
         unique: [U, T, D] text embeddings.
+        pooled: [U, E] pooled text embeddings (SDXL), or None.
         text: int64 [N] on the CPU, each sample's row of ``unique`` (and of the masks).
         shared: the latents.
         which: int64 [N] on the CPU, each sample's latent.
@@ -74,6 +75,7 @@ class Samples:
     """
 
     unique: Tensor
+    pooled: Tensor | None
     text: Tensor
     shared: SharedLatents
     which: Tensor
@@ -84,7 +86,7 @@ def all_pairs(condition: TextCondition, shared: SharedLatents, masks: ValueMasks
     """P x S samples: every prompt on every latent, prompts outermost."""
     text = condition.index.repeat_interleave(len(shared))
     which = torch.arange(len(shared)).repeat(len(condition))
-    return Samples(condition.unique, text, shared, which, masks)
+    return Samples(condition.unique, condition.pooled, text, shared, which, masks)
 
 
 def own_latents(
@@ -96,4 +98,4 @@ def own_latents(
         raise UsageError(f"latents are for {prompts} prompts, the condition has {len(condition)}")
     flat = SharedLatents(latents.flatten(0, 1), timestep, None)
     text = condition.index.repeat_interleave(seeds)
-    return Samples(condition.unique, text, flat, torch.arange(len(flat)), masks)
+    return Samples(condition.unique, condition.pooled, text, flat, torch.arange(len(flat)), masks)
