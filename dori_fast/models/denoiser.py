@@ -171,11 +171,7 @@ class Denoiser:
 
     @property
     def layers(self) -> list[str]:
-        """Names of the cross-attention modules, in the order in which the UNet runs them.
-
-        Raises:
-            UsageError: an architecture whose layers are not known.
-        """
+        """Names of the cross-attention modules, in the order in which the UNet runs them."""
         return self.engine.layers
 
     def masked(self, masks: ValueMasks) -> Denoiser:
