@@ -19,9 +19,8 @@ Tensor activation_stats_cpu(const Tensor& x_any) {
                              .neurons = x.size(1),
                              .row_stride = x.stride(0)};
   const int64_t tiles = (task.neurons + kStatsTile - 1) / kStatsTile;
-  parallel_rows(tiles, task.rows * kStatsTile, [&](int64_t first, int64_t last) {
-    cpu::activation_stats(task, first, last);
-  });
+  parallel_rows(tiles, task.rows * kStatsTile,
+                [&](int64_t first, int64_t last) { cpu::activation_stats(task, first, last); });
   return stats;
 }
 

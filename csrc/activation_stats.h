@@ -1,5 +1,5 @@
-// Per column of x [rows, neurons]: mean, m2 (sum of squared deviations), mean of magnitudes, largest
-// magnitude, sum of squares.
+// Per column of x [rows, neurons]: mean, m2 (sum of squared deviations), mean of magnitudes,
+// largest magnitude, sum of squares.
 #pragma once
 
 #include "dtype.h"

@@ -10,12 +10,13 @@ namespace dori::cpu {
 namespace {
 
 // A block of a tile is read from memory once and stays in the cache for the second pass over it,
-// which takes deviations from the block's own mean: exact whatever the mean is. Everything is summed
-// in double; the loop waits for memory, not for arithmetic.
+// which takes deviations from the block's own mean: exact whatever the mean is. Everything is
+// summed in double; the loop waits for memory, not for arithmetic.
 constexpr int64_t kBlock = 64;
 constexpr int kUnroll = 8;
 
-// Running totals of the neurons of a tile. The mean is kept as a sum, so that an infinity stays one.
+// Running totals of the neurons of a tile. The mean is kept as a sum, so that an infinity stays
+// one.
 struct Totals {
   double *sum, *m2, *abs_sum, *abs_max, *sum_sq;
 };
@@ -84,10 +85,10 @@ DORI_INLINE void add_block(const Totals& totals, const T* x, int64_t stride, int
 }
 
 // target_clones does not go with templates.
-#define DORI_BLOCK(T)                                                                        \
-  DORI_SIMD void block(const Totals& totals, const T* x, int64_t stride, int64_t width,      \
-                       int64_t done, int64_t rows) {                                         \
-    add_block(totals, x, stride, width, done, rows);                                         \
+#define DORI_BLOCK(T)                                                                   \
+  DORI_SIMD void block(const Totals& totals, const T* x, int64_t stride, int64_t width, \
+                       int64_t done, int64_t rows) {                                    \
+    add_block(totals, x, stride, width, done, rows);                                    \
   }
 DORI_BLOCK(float)
 DORI_BLOCK(double)
