@@ -23,8 +23,8 @@ void check_pairs(const Tensor& maps, const Tensor& pairs) {
 }
 
 void set_window(MsSsim& task, int64_t kernel_size, double sigma) {
-  STD_TORCH_CHECK(kernel_size % 2 == 1 && 0 < kernel_size && kernel_size <= kMaxWindow, kOp,
-                  ": kernel_size must be odd and at most ", kMaxWindow, ", got ", kernel_size);
+  STD_TORCH_CHECK(kernel_size % 2 == 1 && 3 <= kernel_size && kernel_size <= kMaxWindow, kOp,
+                  ": kernel_size must be odd, 3 to ", kMaxWindow, ", got ", kernel_size);
   STD_TORCH_CHECK(sigma > 0, kOp, ": sigma must be positive, got ", sigma);
   task.kernel_size = static_cast<int>(kernel_size);
   double sum = 0;

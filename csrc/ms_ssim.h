@@ -8,18 +8,21 @@
 namespace dori {
 
 constexpr int kMaxScales = 8;
-constexpr int kMaxWindow = 31;
+constexpr int kMaxWindow = 11;
 constexpr double kSsimK1 = 0.01, kSsimK2 = 0.03;
 
-// One scale: size of a plane, and of the part of it around which the whole window fits.
+// One scale: the size of a plane, and of the part of it where the whole window fits, from its first
+// pixel on. The moments of that part lie as far apart as the pixels they belong to.
 struct Scale {
   int64_t height, width, inner_height, inner_width;
   double beta;
+
+  int64_t inner_size() const { return (inner_height - 1) * width + inner_width; }
 };
 
 // A, the workspace's type, is float (double for float64 maps). Per image and scale the workspace
-// holds C planes, C inner planes of means, C inner planes of variances, and the least and the
-// largest value. It serves one group at a time.
+// holds C planes, the means and the variances of C planes, and the least and the largest value. It
+// serves one group at a time.
 struct MsSsim {
   DType dtype;
   const void* maps;      // [groups, images, C, H, W], images contiguous
@@ -35,7 +38,7 @@ struct MsSsim {
 
   int64_t scale_size(int s) const {
     const Scale& at = scale[s];
-    return channels * (at.height * at.width + 2 * at.inner_height * at.inner_width) + 2;
+    return channels * (at.height * at.width + 2 * at.inner_size()) + 2;
   }
   int64_t image_size() const {
     int64_t size = 0;

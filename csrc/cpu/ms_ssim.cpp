@@ -28,8 +28,8 @@ Image<A> image_at(const MsSsim& task, int64_t image, int s) {
   for (int before = 0; before < s; ++before) at += task.scale_size(before);
   const Scale& scale = task.scale[s];
   A* mean = at + task.channels * scale.height * scale.width;
-  A* variance = mean + task.channels * scale.inner_height * scale.inner_width;
-  A* extent = variance + task.channels * scale.inner_height * scale.inner_width;
+  A* variance = mean + task.channels * scale.inner_size();
+  A* extent = variance + task.channels * scale.inner_size();
   return {at, mean, variance, reinterpret_cast<Extent<A>*>(extent)};
 }
 
@@ -40,24 +40,23 @@ struct Blur {
   int kernel_size;
   A window[kMaxWindow];
   A* products;  // [height, width]
-  A* rows;      // [height, inner_width]
+  A* rows;      // [height, width]
 };
 
-// Calls body with the length of the window as a constant where it is a usual one, else with 0,
-// which stands for blur.kernel_size.
+// Calls body with the length of the window as a constant, for which the loops over it unroll.
 template <class Body>
 DORI_INLINE auto with_window(int kernel_size, const Body& body) {
   switch (kernel_size) {
-    case 11:
-      return body(std::integral_constant<int, 11>{});
-    case 9:
-      return body(std::integral_constant<int, 9>{});
-    case 7:
-      return body(std::integral_constant<int, 7>{});
+    case 3:
+      return body(std::integral_constant<int, 3>{});
     case 5:
       return body(std::integral_constant<int, 5>{});
+    case 7:
+      return body(std::integral_constant<int, 7>{});
+    case 9:
+      return body(std::integral_constant<int, 9>{});
     default:
-      return body(std::integral_constant<int, 0>{});
+      return body(std::integral_constant<int, 11>{});
   }
 }
 
@@ -101,24 +100,18 @@ DORI_INLINE void pool_plane(A* to, const A* x, const Scale& scale, int64_t width
 template <int K, class A>
 DORI_INLINE A weighted(const Blur<A>& blur, const A* x, int64_t stride) {
   A sum = 0;
-  if constexpr (K > 0) {
 #pragma GCC unroll 11
-    for (int i = 0; i < K; ++i) sum += blur.window[i] * x[i * stride];
-  } else {
-    for (int i = 0; i < blur.kernel_size; ++i) sum += blur.window[i] * x[i * stride];
-  }
+  for (int i = 0; i < K; ++i) sum += blur.window[i] * x[i * stride];
   return sum;
 }
 
+// All loops below run over a whole plane as one row: where a window would wrap around the right
+// edge they compute numbers that nobody reads, and have no short remainders in exchange.
 template <int K, class A>
 DORI_INLINE void blur_rows(const Blur<A>& blur, const A* x) {
-  const Scale& scale = *blur.scale;
-  for (int64_t r = 0; r < scale.height; ++r) {
-    const A* from = x + r * scale.width;
-    A* to = blur.rows + r * scale.inner_width;
+  const int64_t n = blur.scale->height * blur.scale->width - (K - 1);
 #pragma omp simd
-    for (int64_t c = 0; c < scale.inner_width; ++c) to[c] = weighted<K>(blur, from + c, 1);
-  }
+  for (int64_t i = 0; i < n; ++i) blur.rows[i] = weighted<K>(blur, x + i, 1);
 }
 
 template <class A>
@@ -130,9 +123,8 @@ DORI_INLINE void multiply(const Blur<A>& blur, const A* x, const A* y) {
 
 template <int K, class A>
 DORI_INLINE void moments_of(const Blur<A>& blur, const A* x, A* mean, A* variance) {
-  const int64_t width = blur.scale->inner_width, n = blur.scale->inner_height * width;
+  const int64_t width = blur.scale->width, n = blur.scale->inner_size();
   blur_rows<K>(blur, x);
-  // Row r of the result starts at row r of blur.rows, which is as wide: one loop does them all.
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) mean[i] = weighted<K>(blur, blur.rows + i, width);
   multiply(blur, x, x);
@@ -150,31 +142,37 @@ struct Planes {
   const A *x, *y, *x_mean, *y_mean, *x_variance, *y_variance;
 };
 
-// Sum over one plane; with Luminance the full similarity, without it contrast and structure.
-template <int K, bool Luminance, class A>
-DORI_INLINE double similarity_of(const Blur<A>& blur, const Planes<A>& at, A c1, A c2) {
-  const int64_t width = blur.scale->inner_width;
-  multiply(blur, at.x, at.y);
-  blur_rows<K>(blur, blur.products);
+template <class A>
+DORI_INLINE double inner_sum(const Scale& scale, const A* x) {
   double total = 0;
-  for (int64_t r = 0; r < blur.scale->inner_height; ++r) {
+  for (int64_t r = 0; r < scale.inner_height; ++r, x += scale.width) {
     A sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t c = 0; c < width; ++c) {
-      const int64_t i = r * width + c;
-      const A a = at.x_mean[i], b = at.y_mean[i];
-      const A covariance = weighted<K>(blur, blur.rows + i, width) - a * b;
-      A upper = 2 * covariance + c2;
-      A lower = at.x_variance[i] + at.y_variance[i] + c2;
-      if constexpr (Luminance) {
-        upper *= 2 * a * b + c1;
-        lower *= a * a + b * b + c1;
-      }
-      sum += upper / lower;
-    }
+    for (int64_t c = 0; c < scale.inner_width; ++c) sum += x[c];
     total += sum;
   }
   return total;
+}
+
+// Sum over one plane; with Luminance the full similarity, without it contrast and structure.
+template <int K, bool Luminance, class A>
+DORI_INLINE double similarity_of(const Blur<A>& blur, const Planes<A>& at, A c1, A c2) {
+  const int64_t width = blur.scale->width, n = blur.scale->inner_size();
+  multiply(blur, at.x, at.y);
+  blur_rows<K>(blur, blur.products);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const A a = at.x_mean[i], b = at.y_mean[i];
+    const A covariance = weighted<K>(blur, blur.rows + i, width) - a * b;
+    A upper = 2 * covariance + c2;
+    A lower = at.x_variance[i] + at.y_variance[i] + c2;
+    if constexpr (Luminance) {
+      upper *= 2 * a * b + c1;
+      lower *= a * a + b * b + c1;
+    }
+    blur.products[i] = upper / lower;
+  }
+  return inner_sum(*blur.scale, blur.products);
 }
 
 // target_clones does not go with templates.
@@ -230,7 +228,7 @@ void fill_image(const MsSsim& task, int64_t group, int64_t image, Blur<A>& blur)
     const Scale& scale = task.scale[s];
     const Image<A> to = image_at<A>(task, image, s);
     const int64_t plane = scale.height * scale.width;
-    const int64_t inner = scale.inner_height * scale.inner_width;
+    const int64_t inner = scale.inner_size();
     blur.scale = &scale;
     for (int64_t c = 0; c < task.channels; ++c) {
       A* x = to.planes + c * plane;
@@ -274,7 +272,7 @@ A compare(const MsSsim& task, const int64_t* pair, const A* range, Blur<A>& blur
     const Scale& scale = task.scale[s];
     const Image<A> x = image_at<A>(task, pair[0], s), y = image_at<A>(task, pair[1], s);
     const int64_t plane = scale.height * scale.width;
-    const int64_t inner = scale.inner_height * scale.inner_width;
+    const int64_t inner = scale.inner_size();
     const A root_c1 = static_cast<A>(kSsimK1) * range[s],
             root_c2 = static_cast<A>(kSsimK2) * range[s];
     blur.scale = &scale;
@@ -285,7 +283,8 @@ A compare(const MsSsim& task, const int64_t* pair, const A* range, Blur<A>& blur
       const A c1 = root_c1 * root_c1, c2 = root_c2 * root_c2;
       sum += s + 1 == task.scales ? similarity(blur, at, c1, c2) : contrast(blur, at, c1, c2);
     }
-    const double mean = sum / static_cast<double>(task.channels * inner);
+    const double mean =
+        sum / static_cast<double>(task.channels * scale.inner_height * scale.inner_width);
     result *= mean <= 0 ? 0 : std::pow(mean, scale.beta);
   }
   return static_cast<A>(result);

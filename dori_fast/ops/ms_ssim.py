@@ -36,7 +36,7 @@ _BETAS = (0.33, 0.33, 0.33)
 _KERNEL_SIZE, _SIGMA = 11, 1.5
 # Windows below this see little structure; a scale is given up before the window gets so small.
 _COMFORTABLE, _SMALLEST = 5, 3
-_LARGEST, _MOST_SCALES = 31, 8
+_LARGEST, _MOST_SCALES = 11, 8
 
 
 def _fake(
@@ -110,7 +110,7 @@ def ms_ssim_settings(
     Args:
         height: pixels, at least 3.
         width: pixels, at least 3.
-        kernel_size: window asked for, odd, 3 to 31 pixels.
+        kernel_size: window asked for, odd, 3 to 11 pixels.
         sigma: its standard deviation in pixels, positive.
         betas: exponents of the scales asked for, 1 to 8 positive numbers.
 
