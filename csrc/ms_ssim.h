@@ -21,8 +21,9 @@ struct Scale {
 };
 
 // A, the workspace's type, is float (double for float64 maps). Per image and scale the workspace
-// holds C planes, the means and the variances of C planes, and the least and the largest value. It
-// serves one group at a time.
+// holds C planes around 0, the means and the variances of C planes, C pivots (added to a
+// plane they give its true values), and the least and the largest true value. It serves one group
+// at a time.
 struct MsSsim {
   DType dtype;
   const void* maps;      // [groups, images, C, H, W], images contiguous
@@ -38,7 +39,7 @@ struct MsSsim {
 
   int64_t scale_size(int s) const {
     const Scale& at = scale[s];
-    return channels * (at.height * at.width + 2 * at.inner_size()) + 2;
+    return channels * (at.height * at.width + 2 * at.inner_size() + 1) + 2;
   }
   int64_t image_size() const {
     int64_t size = 0;

@@ -18,7 +18,7 @@ struct Extent {
 // One scale of one image in the workspace.
 template <class A>
 struct Image {
-  A *planes, *mean, *variance;
+  A *planes, *mean, *variance, *pivot;
   Extent<A>* extent;
 };
 
@@ -29,8 +29,8 @@ Image<A> image_at(const MsSsim& task, int64_t image, int s) {
   const Scale& scale = task.scale[s];
   A* mean = at + task.channels * scale.height * scale.width;
   A* variance = mean + task.channels * scale.inner_size();
-  A* extent = variance + task.channels * scale.inner_size();
-  return {at, mean, variance, reinterpret_cast<Extent<A>*>(extent)};
+  A* pivot = variance + task.channels * scale.inner_size();
+  return {at, mean, variance, pivot, reinterpret_cast<Extent<A>*>(pivot + task.channels)};
 }
 
 // What one thread blurs with. The window is separable: rows first, then columns.
@@ -74,16 +74,17 @@ DORI_INLINE Extent<A> extent_of(const T* x, int64_t n) {
   return {low + poison, high + poison};
 }
 
+// Writes the plane with 0 in the middle of its values, where squares and their differences keep
+// most digits, and returns what was there (after the stretch to [0, 1], if it is asked for).
 template <class T, class A>
-DORI_INLINE void copy_plane(A* to, const T* x, int64_t n, bool rescale) {
-  A low = 0, span = 1;
-  if (rescale) {
-    const Extent<A> extent = extent_of(x, n);
-    low = extent.low;
-    span = extent.high == low ? A(1) : extent.high - low;
-  }
+DORI_INLINE A center_plane(A* to, const T* x, int64_t n, bool rescale) {
+  const Extent<A> extent = extent_of(x, n);
+  const A middle = A(0.5) * extent.low + A(0.5) * extent.high;
+  const bool constant = extent.high == extent.low;
+  const A span = rescale && !constant ? extent.high - extent.low : A(1);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) to[i] = (static_cast<A>(load(x[i])) - low) / span;
+  for (int64_t i = 0; i < n; ++i) to[i] = (static_cast<A>(load(x[i])) - middle) / span;
+  return rescale ? (constant ? A(0) : A(0.5)) : middle;
 }
 
 template <class A>
@@ -140,6 +141,7 @@ DORI_INLINE void moments_of(const Blur<A>& blur, const A* x, A* mean, A* varianc
 template <class A>
 struct Planes {
   const A *x, *y, *x_mean, *y_mean, *x_variance, *y_variance;
+  A x_pivot, y_pivot;
 };
 
 template <class A>
@@ -162,11 +164,11 @@ DORI_INLINE double similarity_of(const Blur<A>& blur, const Planes<A>& at, A c1,
   blur_rows<K>(blur, blur.products);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const A a = at.x_mean[i], b = at.y_mean[i];
-    const A covariance = weighted<K>(blur, blur.rows + i, width) - a * b;
+    const A covariance = weighted<K>(blur, blur.rows + i, width) - at.x_mean[i] * at.y_mean[i];
     A upper = 2 * covariance + c2;
     A lower = at.x_variance[i] + at.y_variance[i] + c2;
     if constexpr (Luminance) {
+      const A a = at.x_mean[i] + at.x_pivot, b = at.y_mean[i] + at.y_pivot;
       upper *= 2 * a * b + c1;
       lower *= a * a + b * b + c1;
     }
@@ -176,15 +178,15 @@ DORI_INLINE double similarity_of(const Blur<A>& blur, const Planes<A>& at, A c1,
 }
 
 // target_clones does not go with templates.
-#define DORI_LOAD(T, A)                                                   \
-  DORI_SIMD void load_plane(A* to, const T* x, int64_t n, bool rescale) { \
-    copy_plane(to, x, n, rescale);                                        \
+#define DORI_CENTER(T, A)                                          \
+  DORI_SIMD A center(A* to, const T* x, int64_t n, bool rescale) { \
+    return center_plane(to, x, n, rescale);                        \
   }
-DORI_LOAD(float, float)
-DORI_LOAD(double, double)
-DORI_LOAD(bfloat16, float)
-DORI_LOAD(float16, float)
-#undef DORI_LOAD
+DORI_CENTER(float, float)
+DORI_CENTER(double, double)
+DORI_CENTER(bfloat16, float)
+DORI_CENTER(float16, float)
+#undef DORI_CENTER
 
 #define DORI_PLANES(A)                                                                \
   DORI_SIMD Extent<A> extent(const A* x, int64_t n) { return extent_of(x, n); }       \
@@ -227,21 +229,27 @@ void fill_image(const MsSsim& task, int64_t group, int64_t image, Blur<A>& blur)
   for (int s = 0; s < task.scales; ++s) {
     const Scale& scale = task.scale[s];
     const Image<A> to = image_at<A>(task, image, s);
+    const Image<A> above = image_at<A>(task, image, std::max(0, s - 1));
     const int64_t plane = scale.height * scale.width;
-    const int64_t inner = scale.inner_size();
     blur.scale = &scale;
+    *to.extent = {std::numeric_limits<A>::infinity(), -std::numeric_limits<A>::infinity()};
+    A poison = 0;
     for (int64_t c = 0; c < task.channels; ++c) {
       A* x = to.planes + c * plane;
       if (s == 0) {
-        load_plane(x, from + c * plane, plane, task.rescale);
+        to.pivot[c] = center(x, from + c * plane, plane, task.rescale);
       } else {
-        const Scale& above = task.scale[s - 1];
-        pool(x, image_at<A>(task, image, s - 1).planes + c * above.height * above.width, scale,
-             above.width);
+        const Scale& finer = task.scale[s - 1];
+        pool(x, above.planes + c * finer.height * finer.width, scale, finer.width);
+        to.pivot[c] = above.pivot[c];
       }
-      moments(blur, x, to.mean + c * inner, to.variance + c * inner);
+      moments(blur, x, to.mean + c * scale.inner_size(), to.variance + c * scale.inner_size());
+      const Extent<A> here = extent(x, plane);
+      to.extent->low = std::min(to.extent->low, here.low + to.pivot[c]);
+      to.extent->high = std::max(to.extent->high, here.high + to.pivot[c]);
+      poison += here.low - here.high;
     }
-    *to.extent = extent(to.planes, task.channels * plane);
+    if (std::isnan(poison)) to.extent->low = to.extent->high = poison;
   }
 }
 
@@ -278,8 +286,9 @@ A compare(const MsSsim& task, const int64_t* pair, const A* range, Blur<A>& blur
     blur.scale = &scale;
     double sum = 0;
     for (int64_t c = 0; c < task.channels; ++c) {
-      const Planes<A> at{x.planes + c * plane, y.planes + c * plane,   x.mean + c * inner,
-                         y.mean + c * inner,   x.variance + c * inner, y.variance + c * inner};
+      const Planes<A> at{
+          x.planes + c * plane,   y.planes + c * plane,   x.mean + c * inner, y.mean + c * inner,
+          x.variance + c * inner, y.variance + c * inner, x.pivot[c],         y.pivot[c]};
       const A c1 = root_c1 * root_c1, c2 = root_c2 * root_c2;
       sum += s + 1 == task.scales ? similarity(blur, at, c1, c2) : contrast(blur, at, c1, c2);
     }
