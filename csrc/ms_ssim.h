@@ -21,7 +21,7 @@ struct Scale {
 };
 
 // A, the workspace's type, is float (double for float64 maps). Per image and scale the workspace
-// holds C planes around 0, the means and the variances of C planes, C pivots (added to a
+// holds C planes around their means, the means and the variances of C planes, C pivots (added to a
 // plane they give its true values), and the least and the largest true value. It serves one group
 // at a time.
 struct MsSsim {

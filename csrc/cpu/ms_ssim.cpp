@@ -74,17 +74,21 @@ DORI_INLINE Extent<A> extent_of(const T* x, int64_t n) {
   return {low + poison, high + poison};
 }
 
-// Writes the plane with 0 in the middle of its values, where squares and their differences keep
-// most digits, and returns what was there (after the stretch to [0, 1], if it is asked for).
+// Writes the plane around its mean, where squares and their differences keep most digits, and
+// returns what now stands at 0 (after the stretch to [0, 1], if it is asked for). The mean need not
+// be exact.
 template <class T, class A>
 DORI_INLINE A center_plane(A* to, const T* x, int64_t n, bool rescale) {
   const Extent<A> extent = extent_of(x, n);
-  const A middle = A(0.5) * extent.low + A(0.5) * extent.high;
+  A mean = 0;
+#pragma omp simd reduction(+ : mean)
+  for (int64_t i = 0; i < n; ++i) mean += load(x[i]);
   const bool constant = extent.high == extent.low;
+  mean = constant ? extent.low : mean / static_cast<A>(n);
   const A span = rescale && !constant ? extent.high - extent.low : A(1);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) to[i] = (static_cast<A>(load(x[i])) - middle) / span;
-  return rescale ? (constant ? A(0) : A(0.5)) : middle;
+  for (int64_t i = 0; i < n; ++i) to[i] = (static_cast<A>(load(x[i])) - mean) / span;
+  return rescale ? (mean - extent.low) / span : mean;
 }
 
 template <class A>

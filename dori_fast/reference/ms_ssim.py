@@ -124,12 +124,14 @@ SPECS = (
         name="ms_ssim",
         public="ms_ssim",
         reference=ms_ssim_reference,
-        # Every window, odd and unequal sides, one to three scales, one channel, no pairs, no groups.
+        # Odd and unequal sides, one to three scales, both modes, the largest window, several blocks
+        # of pixels; no pairs, no groups.
         sizes=(
-            *((1, 3, 2, 4 * k + 1, 4 * k + 2, k, 3, 1) for k in (3, 5, 7)),
-            (2, 2, 1, 26, 23, 11, 2, 0),
-            (1, 2, 1, 9, 31, 9, 1, 1),
+            (1, 3, 2, 13, 14, 3, 3, 1),
+            (2, 2, 1, 11, 10, 5, 2, 0),
+            (1, 2, 1, 12, 11, 11, 1, 1),
             (3, 4, 3, 12, 12, 3, 3, 0),
+            (1, 2, 1, 40, 37, 3, 1, 1),
             (1, 1, 2, 8, 8, 3, 2, 1),
             (0, 3, 2, 8, 8, 3, 2, 1),
         ),
