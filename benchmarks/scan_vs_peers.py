@@ -22,14 +22,13 @@ from torch import Tensor
 
 import dori_fast as df
 from benchmarks.harness import Row, record
-from dori_fast.models.prediction import to_epsilon
 
 LIST = Path(df.__file__).parent / "demo" / "sample_prompts.csv"
 
 
 def peers_scores(model: df.Denoiser, prompts: list[str], noise: Tensor, timestep: int) -> Tensor:
     """Scores [P] as the peers compute them: nothing shared, nothing batched over prompts."""
-    alpha_bar, images = model.alpha_bar(timestep), noise.shape[0]
+    images = noise.shape[0]
     scores = []
     with torch.no_grad():
         for prompt in prompts:
@@ -47,7 +46,7 @@ def peers_scores(model: df.Denoiser, prompts: list[str], noise: Tensor, timestep
             output = model.unet(
                 latents, torch.tensor(timestep), encoder_hidden_states=torch.cat(embeddings)
             ).sample
-            eps = to_epsilon(output, latents, alpha_bar, model.prediction_type)
+            eps = model.schedule.epsilon(output, latents, timestep)
             eps_uncond, eps_text = eps.chunk(2)
             text_norms = [(eps_text[i] - eps_uncond[i]).norm(p=2).item() for i in range(images)]
             _uncond_norms = [eps_uncond[i].norm(p=2).item() for i in range(images)]

@@ -21,8 +21,9 @@ struct NoiseDifference {
 };
 
 namespace cpu {
+// Row r is prompt r % prompts of seed r / prompts.
 void noise_difference(const NoiseDifference& task, int64_t first_row, int64_t last_row);
-}
+}  // namespace cpu
 namespace cuda {
 int noise_difference(const NoiseDifference& task, CUstream_st* stream);  // cudaError_t
 }

@@ -26,7 +26,7 @@ def peers_norms(model, prompt, latents, steps, guidance=7.5):
     uncond, text = model.text_encoder(tokens["input_ids"])[0].split(1)
     n = latents.shape[0]
     embeddings = torch.cat([uncond.repeat(n, 1, 1), text.repeat(n, 1, 1)])
-    scheduler = DDIMScheduler.from_config(model._scheduler.config)
+    scheduler = DDIMScheduler.from_config(model.schedule._ddim.config)
     scheduler.set_timesteps(50)
     norms = [[] for _ in range(n)]
     for t in scheduler.timesteps[:steps]:
@@ -93,9 +93,9 @@ def test_no_prompts(model):
 def test_each_prompt_costs_one_evaluation_per_seed(model):
     detector = df.detect.Wen(seeds=4)
     detector.scores(model, ["the unconditional predictions are kept from here on"])
-    before = model.evaluations
+    before = model.engine.evaluations
     detector.scores(model, [f"prompt {i}" for i in range(16)])
-    assert model.evaluations - before == 16 * 4
+    assert model.engine.evaluations - before == 16 * 4
 
 
 def test_lengths_are_reported(model):

@@ -74,16 +74,16 @@ def test_latents_per_prompt(model):
         assert torch.equal(eps[p], own)
 
 
-def test_the_unconditional_prediction_is_computed_once_per_seed_and_timestep(directory):
+def test_the_unconditional_prediction_is_computed_once_per_noise_and_timestep(directory):
     model = df.load(directory, device="cpu", batch_size=2)
-    first = model.epsilon_uncond([3, 5], 981)
-    assert model.evaluations == 2
-    again = model.epsilon_uncond([5, 3], 981)
-    assert model.evaluations == 2 and torch.equal(first, again.flip(0))
-    model.epsilon_uncond([3, 4], 981)
-    assert model.evaluations == 3
-    model.epsilon_uncond([3], 961)
-    assert model.evaluations == 4
+    some = model.encode(["any", "prompts"])
+    shared = model.share_noise([3, 5], 981)
+    first = model.epsilon_uncond(some, shared)
+    assert model.engine.evaluations == 2
+    assert torch.equal(first, model.epsilon_uncond(some, model.share_noise([3, 5], 981)))
+    assert model.engine.evaluations == 2
+    model.epsilon_uncond(some, model.share_noise([3, 5], 961))
+    assert model.engine.evaluations == 4
     expected = model.epsilon(model.encode([""]), model.noise([3, 5]), 981)[0]
     assert torch.equal(first, expected)
 
@@ -129,7 +129,7 @@ def test_images_are_a_stock_pipelines(tmp_path, kind):
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler.register_to_config(prediction_type=kind)
     model = df.load(pipe)
-    assert model.prediction_type == kind
+    assert model.schedule.prediction_type == kind
     ours = model.generate(model.encode(PROMPTS[:2]), [0, 7], steps=5, guidance=3.0).numpy()
     for p, prompt in enumerate(PROMPTS[:2]):
         for s, seed in enumerate([0, 7]):
@@ -147,7 +147,7 @@ def test_images_are_a_stock_pipelines(tmp_path, kind):
 
 def test_timesteps_are_those_of_the_papers(model):
     assert model.timesteps(50)[:2] == [981, 961] and model.timesteps(50)[-1] == 1
-    assert model.alpha_bar(981) == pytest.approx(float(model.alphas_cumprod[981]))
+    assert model.schedule.alpha_bar(981) == pytest.approx(float(model.alphas_cumprod[981]))
 
 
 def test_latents_of_images_decode_to_the_same_size(model):
