@@ -75,10 +75,10 @@ DORI_INLINE void add_block(const Totals& totals, const T* x, int64_t stride, int
   for (; r < rows; ++r) add_deviations<T, 1>(m2, mean, x + r * stride, stride, width);
 
   const double before = static_cast<double>(done), now = static_cast<double>(rows);
-  const double weight = before * (now / (before + now)), per_row = done ? 1 / before : 0;
+  const double weight = before * (now / (before + now));
 #pragma omp simd
   for (int64_t j = 0; j < width; ++j) {
-    const double shift = mean[j] - totals.sum[j] * per_row;
+    const double shift = mean[j] - totals.sum[j] / std::max(before, 1.0);
     totals.m2[j] += m2[j] + shift * shift * weight;
     totals.sum[j] += sum[j];
   }

@@ -4,10 +4,10 @@
     m2[n] = sum_r (x[r, n] - mean[n])^2        abs_max[n] = max_r |x[r, n]|
     sum_sq[n] = sum_r x[r, n]^2
 
-NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in Diffusion
-Models", NeurIPS 2024) compares magnitudes with their mean and standard deviation; Wanda (Sun et al.,
-"A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024) weighs weights by the
-root of sum_sq. R rows (all leading axes), N neurons.
+NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in
+Diffusion Models", NeurIPS 2024) compares magnitudes with their mean and standard deviation; Wanda
+(Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024) weighs
+weights by the root of sum_sq. R rows (all leading axes), N neurons.
 """
 
 from __future__ import annotations
@@ -126,9 +126,10 @@ def activation_stats(x: Tensor, *, backend: str = "auto") -> ActivationStats:
         RuntimeError: the backend asked for cannot serve; says why.
 
     Note:
-        Deviations are taken from the mean of a block of rows and blocks are merged in float64, so m2
-        keeps its digits however large the mean is. A neuron's result does not depend on the other
-        neurons or on the number of threads and repeats bit for bit on one machine.
+        Sums are in float64, and deviations are taken from the mean of a block of rows before blocks
+        are merged, so m2 keeps its digits however large the mean is. A neuron's result does not
+        depend on the other neurons or on the number of threads and repeats bit for bit on one
+        machine.
     """
     _checks.floating_tensor("activation_stats", "x", x)
     if x.dim() == 0:

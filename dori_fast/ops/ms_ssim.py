@@ -7,12 +7,12 @@ c1 = (0.01 L)^2, c2 = (0.03 L)^2 for a group whose values span a range L:
     l   = (2 mean_x mean_y + c1) / (mean_x^2 + mean_y^2 + c1)
     MS-SSIM(x, y) = prod_{s < last} max(mean cs_s, 0)^beta_s * max(mean l_last cs_last, 0)^beta_last
 
-Wang, Simoncelli and Bovik, "Multi-Scale Structural Similarity for Image Quality Assessment" (Asilomar
-2003), as NeMo (Hintersdorf et al., NeurIPS 2024) uses it on noise differences, through torchmetrics
-1.3.2 with `kernel_size=11, betas=(0.33,) * 3, reduction="none", data_range=None`: only pixels around
-which the whole window fits count, scales are halved by 2 x 2 means, and L is taken over all pairs of
-a call, here a group, as the larger range of first and of second members. (From 1.5 on torchmetrics
-also counts the borders at the last scale and gives other numbers.)
+Wang, Simoncelli and Bovik, "Multi-Scale Structural Similarity for Image Quality Assessment"
+(Asilomar 2003), as NeMo (Hintersdorf et al., NeurIPS 2024) uses it on noise differences, through
+torchmetrics 1.3.2 with `kernel_size=11, betas=(0.33,) * 3, reduction="none", data_range=None`: only
+pixels around which the whole window fits count, scales are halved by 2 x 2 means, and L is taken
+over all pairs of a call, here a group, as the larger range of first and of second members. (Later
+versions of torchmetrics also count the borders at the last scale and give other numbers.)
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def _compute(
     if compute is not _OP.reference and maps.requires_grad and torch.is_grad_enabled():
         if backend != "auto":
             raise RuntimeError(
-                f"ms_ssim: backend '{backend}' has no gradient; use 'auto' or 'reference', or detach"
+                f"ms_ssim: backend '{backend}' has no gradient; use 'auto' or 'reference', or "
+                "detach the maps"
             )
         compute = _OP.reference
     result: Tensor = compute(
@@ -178,7 +179,8 @@ def ms_ssim(
     """Return the MS-SSIM of all pairs of each group's S maps, with one data range per group.
 
     Args:
-        maps: [G, S, C, H, W], float32, bfloat16, float16 or float64, any strides; H and W at least 3.
+        maps: [G, S, C, H, W], float32, bfloat16, float16 or float64, any strides; H and W at
+            least 3.
         kernel_size: Gaussian window in pixels, odd. Smaller maps get a smaller window and fewer
             scales: `ms_ssim_settings(H, W, ...)` says what is used.
         sigma: standard deviation of the window in pixels.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dori_fast.reference import Inputs, OpSpec, accumulate_dtype, randn
+from dori_fast.reference import Inputs, OpSpec, randn
 
 
 def activation_stats_reference(x: Tensor) -> Tensor:
@@ -17,24 +17,23 @@ def activation_stats_reference(x: Tensor) -> Tensor:
         x: [R, N], any floating dtype.
 
     Returns:
-        float64 [5, N], the statistics in that order, zeros where R = 0; arithmetic in float32
-        (float64 for float64 x).
+        float64 [5, N], the statistics in that order, zeros where R = 0; arithmetic in float64.
     """
-    values = x.to(accumulate_dtype(x.dtype))
+    values = x.to(torch.float64)
     if values.shape[0] == 0:
-        return values.new_zeros(5, values.shape[1], dtype=torch.float64)
+        return values.new_zeros(5, values.shape[1])
     magnitudes = values.abs()
     mean = values.mean(0)
     m2 = (values - mean).square().sum(0)
     stats = (mean, m2, magnitudes.mean(0), magnitudes.amax(0), values.square().sum(0))
-    return torch.stack(stats).to(torch.float64)
+    return torch.stack(stats)
 
 
 def _inputs(
     size: tuple[int, ...], dtype: torch.dtype, device: str, generator: torch.Generator
 ) -> Inputs:
-    """`size` is (R, N)."""
-    return (randn(size, dtype, device, generator),)
+    """`size` is (R, N); means are away from 0, where rounding would be all that is left of them."""
+    return (randn(size, torch.float32, device, generator).add(2).to(dtype),)
 
 
 SPECS = (

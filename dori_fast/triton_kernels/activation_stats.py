@@ -1,4 +1,4 @@
-"""Statistics of each column over all rows: partial statistics per block of rows, then their merge."""
+"""Statistics of each column over all rows: those of blocks of rows, then their merge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase, block_of
 
 _BLOCK_ROWS = 128
 _BLOCK_NEURONS = 64
-_WARPS = 8
+_WARPS = 16
 _MERGE_BLOCK_PARTS = 64
 _MERGE_BLOCK_NEURONS = 16
 
@@ -27,30 +27,30 @@ def _activation_stats_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    # One program per block, held in registers, so that x is read once; parts is [P, 5, N] float64.
+    # One program per block, held in registers, so that x is read once. Sums are in float64, which
+    # hides behind the read; parts is [P, 5, N].
     part = tl.program_id(0).to(tl.int64)
     first = part * BLOCK_R
     r = first + tl.arange(0, BLOCK_R)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = n < N
     inside = (r < R)[:, None] & column[None, :]
-    x = tl.load(x_ptr + r[:, None] * x_stride_r + n[None, :], mask=inside, other=0.0).to(ACC)
+    x_block = x_ptr + r[:, None] * x_stride_r + n[None, :]
+    # By way of float32: see ACCUMULATE.
+    x = tl.load(x_block, mask=inside, other=0.0).to(ACC).to(tl.float64)
     rows = tl.minimum(R - first, BLOCK_R).to(tl.float64)
     total = tl.sum(x, 0)
     # The mean only has to be near: what rounding took from it is in the sum of the deviations.
-    mean = total / rows.to(ACC)
+    mean = total / rows
     deviation = tl.where(inside, x - mean[None, :], 0.0)
-    rest = tl.sum(deviation, 0).to(tl.float64)
-    m2 = tl.sum(deviation * deviation, 0).to(tl.float64) - rest * rest / rows
-    m2 = tl.where(m2 < 0, 0.0, m2)
-    # Deviations from an infinity are NaN, the sum need not be.
-    total = tl.where(rest != rest, total.to(tl.float64), mean.to(tl.float64) * rows + rest)
+    rest = tl.sum(deviation, 0)
+    m2 = tl.sum(deviation * deviation, 0) - rest * rest / rows
     to = parts_ptr + part * 5 * N + n
     tl.store(to, total, mask=column)
-    tl.store(to + N, m2, mask=column)
-    tl.store(to + 2 * N, tl.sum(tl.abs(x), 0).to(tl.float64), mask=column)
-    tl.store(to + 3 * N, tl.max(tl.abs(x), 0).to(tl.float64), mask=column)
-    tl.store(to + 4 * N, tl.sum(x * x, 0).to(tl.float64), mask=column)
+    tl.store(to + N, tl.where(m2 < 0, 0.0, m2), mask=column)
+    tl.store(to + 2 * N, tl.sum(tl.abs(x), 0), mask=column)
+    tl.store(to + 3 * N, tl.max(tl.abs(x), 0), mask=column)
+    tl.store(to + 4 * N, tl.sum(x * x, 0), mask=column)
 
 
 @triton.jit
@@ -173,4 +173,7 @@ _MERGE_CASE = CompileCase(
 )
 
 _ELEMENTS = ("fp32", "bf16", "fp16", "fp64")
-COMPILE_CASES = (*(_compile_case(e, aligned) for e in _ELEMENTS for aligned in (True, False)), _MERGE_CASE)
+COMPILE_CASES = (
+    *(_compile_case(e, aligned) for e in _ELEMENTS for aligned in (True, False)),
+    _MERGE_CASE,
+)
