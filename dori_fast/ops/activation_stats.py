@@ -137,5 +137,5 @@ def activation_stats(x: Tensor, *, backend: str = "auto") -> ActivationStats:
     # Not -1: it is ambiguous where N is 0.
     rows = x.shape[:-1].numel()
     flat = x.detach().reshape(rows, x.shape[-1])
-    mean, m2, abs_mean, abs_max, sum_sq = select(_OP, backend, x.device.type)(flat).unbind()
+    mean, m2, abs_mean, abs_max, sum_sq = select(_OP, backend, x)(flat).unbind()
     return ActivationStats(rows, mean, m2, abs_mean, abs_max, sum_sq)

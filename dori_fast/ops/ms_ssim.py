@@ -153,7 +153,7 @@ def _check_maps(argument: str, maps: Tensor) -> None:
 def _compute(
     maps: Tensor, pairs: Tensor, settings: MsSsimSettings, rescale: bool, backend: str
 ) -> Tensor:
-    compute = select(_OP, backend, maps.device.type)
+    compute = select(_OP, backend, maps)
     if compute is not _OP.reference and maps.requires_grad and torch.is_grad_enabled():
         if backend != "auto":
             raise RuntimeError(
@@ -205,8 +205,8 @@ def ms_ssim(
         number of threads and repeats bit for bit on one machine.
     """
     _check_maps("maps", maps)
-    settings = ms_ssim_settings(*maps.shape[-2:], kernel_size, sigma, betas)
-    seeds = maps.shape[1]
+    _, seeds, _, height, width = maps.shape
+    settings = ms_ssim_settings(height, width, kernel_size, sigma, betas)
     pairs = torch.triu_indices(seeds, seeds, 1, device=maps.device).T.contiguous()
     return _compute(maps, pairs, settings, rescale, backend)
 
@@ -251,7 +251,7 @@ def ms_ssim_pairs(
         _checks.reject("ms_ssim", "first", expected, _checks.shape_of(first))
     _checks.same_dtype("ms_ssim", "first", first, "second", second)
     _checks.same_device("ms_ssim", "first", first, "second", second)
-    settings = ms_ssim_settings(*shape[-2:], kernel_size, sigma, betas)
+    settings = ms_ssim_settings(shape[-2], shape[-1], kernel_size, sigma, betas)
     seed = torch.arange(shape[1], device=second.device)
     pairs = torch.stack([seed, seed + shape[1]], 1)
     return _compute(torch.cat([first.expand(shape), second], 1), pairs, settings, rescale, backend)

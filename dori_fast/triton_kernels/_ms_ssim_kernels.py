@@ -24,8 +24,8 @@ def center_kernel(
     BLOCK: tl.constexpr,
 ):
     # One program per plane of L pixels, whose mean (it need not be exact) becomes 0; its pivot is
-    # what now stands there. Minima and maxima may skip a NaN; x - x is NaN for it, as for infinities,
-    # and 0 for anything else.
+    # what now stands there. Minima and maxima may skip a NaN; x - x is NaN for it, as for
+    # infinities, and 0 for anything else.
     plane = tl.program_id(0).to(tl.int64)
     image = plane // C
     x_ptr = maps_ptr + (image // M) * stride_g + (image % M) * stride_m + (plane % C) * L
