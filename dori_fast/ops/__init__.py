@@ -2,5 +2,17 @@
 
 from dori_fast.ops.neuron_mask import NeuronIndices, neuron_mask, neuron_mask_, pack_indices
 from dori_fast.ops.noise_difference import noise_difference
+from dori_fast.ops.wanda_mask import pack_mask, prune_, restore_, unpack_mask, wanda_mask
 
-__all__ = ["NeuronIndices", "neuron_mask", "neuron_mask_", "noise_difference", "pack_indices"]
+__all__ = [
+    "NeuronIndices",
+    "neuron_mask",
+    "neuron_mask_",
+    "noise_difference",
+    "pack_indices",
+    "pack_mask",
+    "prune_",
+    "restore_",
+    "unpack_mask",
+    "wanda_mask",
+]
