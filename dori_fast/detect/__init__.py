@@ -10,13 +10,15 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any
 
-from dori_fast.detect.detector import Detector, PromptScores
+from dori_fast.detect.asthana import Asthana
+from dori_fast.detect.detector import Detector, PromptScores, SeededDetector
+from dori_fast.detect.ren import Ren
 from dori_fast.detect.wen import Wen
 from dori_fast.errors import UsageError
 
-_BUILT_IN: dict[str, type] = {"wen": Wen}
+_BUILT_IN: dict[str, type] = {kind.name: kind for kind in (Asthana, Ren, Wen)}
 
-__all__ = ["Detector", "PromptScores", "Wen", "get", "names"]
+__all__ = ["Asthana", "Detector", "PromptScores", "Ren", "SeededDetector", "Wen", "get", "names"]
 
 
 def names() -> list[str]:

@@ -1,15 +1,17 @@
-"""What a detector gives, and what the scan asks of it."""
+"""What a detector gives, what the scan asks of it, and what detectors with seeds have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dori_fast.models import Denoiser
+from dori_fast.errors import UsageError
+from dori_fast.models import Denoiser, TextCondition
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class PromptScores:
 
     Attributes:
         score: float32 [P].
-        per_seed: float32 [P, S], what ``score`` is the mean of.
+        per_seed: float32 [P, S], what ``score`` is made of.
         n_tokens: int64 [P], tokens before truncation, begin and end marks included.
         truncated: bool [P].
     """
@@ -27,13 +29,6 @@ class PromptScores:
     per_seed: Tensor
     n_tokens: Tensor
     truncated: Tensor
-
-    @classmethod
-    def from_per_seed(cls, per_seed: Tensor, n_tokens: Tensor, truncated: Tensor) -> PromptScores:
-        """Scores as the mean over seeds [P, S], taken in float64 and rounded once to float32."""
-        per_seed = per_seed.detach().to("cpu", torch.float32)
-        score = per_seed.double().mean(dim=1).float()
-        return cls(score, per_seed, n_tokens.cpu(), truncated.cpu())
 
 
 class Detector(Protocol):
@@ -55,3 +50,82 @@ class Detector(Protocol):
         a score depends on (model, prompt, seeds, dtype) alone.
         """
         ...
+
+
+class SeededDetector(ABC):
+    """A detector that looks at each prompt on S noises which all prompts share.
+
+    A subclass gives ``name``, :meth:`config` and :meth:`per_seed`, and :meth:`reduce` if a
+    prompt's score is not the mean over its seeds.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Everything that the scores depend on besides the model, as plain JSON."""
+
+    @abstractmethod
+    def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
+        """One number per prompt and seed, [P, S]."""
+
+    def reduce(self, per_seed: Tensor) -> Tensor:
+        """Scores [P] from float64 [P, S]."""
+        return per_seed.mean(dim=1)
+
+    def score(self, model: Denoiser, prompts: Sequence[str]) -> Tensor:
+        """Scores of P prompts, float32 [P]; a higher one is more suspicious."""
+        return self.scores(model, prompts).score
+
+    @torch.no_grad()
+    def scores(
+        self, model: Denoiser, prompts: Sequence[str], positions: Sequence[int] | None = None
+    ) -> PromptScores:
+        """Score P >= 0 prompts; see :class:`Detector`."""
+        condition = model.encode(prompts)
+        # prompts with the same token ids share noise and condition, hence their scores
+        per_seed = self.per_seed(model, condition.distinct())[condition.index]
+        return self.collect(per_seed, condition)
+
+    def collect(self, per_seed: Tensor, condition: TextCondition) -> PromptScores:
+        """Scores of the condition's prompts from [P, S]."""
+        per_seed = per_seed.detach().to("cpu", torch.float32)
+        score = self.reduce(per_seed.double()).float()
+        return PromptScores(score, per_seed, condition.n_tokens, condition.truncated)
+
+    def in_chunks(
+        self,
+        model: Denoiser,
+        condition: TextCondition,
+        compute: Callable[[TextCondition, int], Tensor],
+    ) -> Tensor:
+        """[P, S] from ``compute(part, first)`` on as many prompts as fill one evaluation.
+
+        Predictions need not be kept, so memory does not grow with the number of prompts.
+        """
+        step = max(1, model.batch_size // len(self.seeds))
+        chunks = [
+            compute(condition[start : start + step], start)
+            for start in range(0, len(condition), step)
+        ]
+        return torch.cat(chunks) if chunks else torch.zeros(0, len(self.seeds))
+
+
+def seed_list(name: str, seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """The seeds 0..n-1 of a number, or the given ones.
+
+    Raises:
+        UsageError: none, or one that is not in 0..2^63-1.
+    """
+    found = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+    if not found or not all(0 <= seed < 2**63 for seed in found):
+        raise UsageError(f"{name}: seeds must be 1 or more numbers in 0..2^63-1, got {seeds!r}")
+    return found
+
+
+def one_draw(model: Denoiser, seed: int, images: int) -> Tensor:
+    """Noise [S, C, H, W] as the peers draw it: all images at once, in model dtype on its device."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    shape = (images, *model.latent_shape)
+    return torch.randn(shape, generator=generator, device=model.device, dtype=model.dtype)

@@ -7,6 +7,9 @@ At denoising step i with timestep t_i and the current latent x_i of seed s,
 taken before guidance is applied. A seed's score is the mean of d_si over the tracked steps, a
 prompt's score the mean over seeds. The paper reports the first 1, 10 or all 50 of 50 DDIM steps;
 one step with four seeds is the default here.
+
+UNet evaluations per prompt: S for the first step (the unconditional predictions are shared by all
+prompts), 2 S for each further one.
 """
 
 from __future__ import annotations
@@ -17,14 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dori_fast.detect.detector import PromptScores
+from dori_fast.detect.detector import PromptScores, SeededDetector, one_draw, seed_list
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
-from dori_fast.models.prediction import ddim_step
 from dori_fast.ops import noise_difference
 
 
-class Wen:
+class Wen(SeededDetector):
     """Wen's detector.
 
     Args:
@@ -54,9 +56,7 @@ class Wen:
         compat: str | None = None,
         gen_seed: int = 0,
     ) -> None:
-        self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
-        if not self.seeds or not all(0 <= seed < 2**63 for seed in self.seeds):
-            raise UsageError(f"wen: seeds must be 1 or more numbers in 0..2^63-1, got {seeds!r}")
+        self.seeds = seed_list(self.name, seeds)
         if not 1 <= steps <= total_steps <= 1000:
             raise UsageError(
                 f"wen: steps must be 1..total_steps and total_steps at most 1000, got {steps} of"
@@ -77,25 +77,19 @@ class Wen:
             return {**config, "images": len(self.seeds), "gen_seed": self.gen_seed}
         return {**config, "seeds": list(self.seeds)}
 
-    def score(self, model: Denoiser, prompts: Sequence[str]) -> Tensor:
-        """Scores of P prompts, float32 [P]; a higher one is more suspicious."""
-        return self.scores(model, prompts).score
-
     @torch.no_grad()
     def scores(
         self, model: Denoiser, prompts: Sequence[str], positions: Sequence[int] | None = None
     ) -> PromptScores:
         """Score P >= 0 prompts; see :class:`dori_fast.detect.detector.Detector`."""
+        if self.compat is None:
+            return super().scores(model, prompts)
         condition = model.encode(prompts)
-        if self.compat == "wen":
-            places = range(len(prompts)) if positions is None else positions
-            per_seed = self._peer_norms(model, condition, places)
-        else:
-            # prompts with the same token ids share noise and condition, hence their scores
-            per_seed = self._shared_norms(model, condition.distinct())[condition.index]
-        return PromptScores.from_per_seed(per_seed, condition.n_tokens, condition.truncated)
+        places = range(len(prompts)) if positions is None else positions
+        return self.collect(self._peer_norms(model, condition, places), condition)
 
-    def _shared_norms(self, model: Denoiser, condition: TextCondition) -> Tensor:
+    def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
+        """Mean norms over the tracked steps, [P, S], on noise that all prompts share."""
         noise, t = model.noise(self.seeds), model.timesteps(self.total_steps)[0]
         shared, eps_uncond = model.share(noise, t), model.epsilon_uncond(self.seeds, t)
 
@@ -103,34 +97,21 @@ class Wen:
             eps_cond = model.epsilon_shared(part, shared)
             return self._norms(model, part, noise, eps_cond, eps_uncond)
 
-        return self._in_chunks(model, condition, norms)
+        return self.in_chunks(model, condition, norms)
 
     def _peer_norms(
         self, model: Denoiser, condition: TextCondition, positions: Sequence[int]
     ) -> Tensor:
+        offset = self.gen_seed + (4 if model.device.type == "cuda" else 0)
+
         def norms(part: TextCondition, start: int) -> Tensor:
             places = positions[start : start + len(part)]
-            noise = torch.stack([self._peer_noise(model, place) for place in places])
-            t = model.timesteps(self.total_steps)[0]
+            draws = [one_draw(model, place + offset, len(self.seeds)) for place in places]
+            noise, t = torch.stack(draws), model.timesteps(self.total_steps)[0]
             eps_cond, eps_uncond = model.epsilon(part, noise, t), _uncond(model, noise, t)
             return self._norms(model, part, noise, eps_cond, eps_uncond)
 
-        return self._in_chunks(model, condition, norms)
-
-    def _peer_noise(self, model: Denoiser, position: int) -> Tensor:
-        seed = position + self.gen_seed + (4 if model.device.type == "cuda" else 0)
-        generator = torch.Generator(model.device).manual_seed(seed)
-        shape = (len(self.seeds), *model.latent_shape)
-        return torch.randn(shape, generator=generator, device=model.device, dtype=model.dtype)
-
-    def _in_chunks(self, model: Denoiser, condition: TextCondition, norms: Any) -> Tensor:
-        """As many prompts at a time as fill one evaluation: predictions need not be kept."""
-        step = max(1, model.batch_size // len(self.seeds))
-        chunks = [
-            norms(condition[start : start + step], start)
-            for start in range(0, len(condition), step)
-        ]
-        return torch.cat(chunks) if chunks else torch.zeros(0, len(self.seeds))
+        return self.in_chunks(model, condition, norms)
 
     def _norms(
         self,
@@ -148,12 +129,9 @@ class Wen:
         timesteps, latents = model.timesteps(self.total_steps), noise
         for t, t_next in zip(timesteps, timesteps[1 : self.steps], strict=False):
             guided = eps_uncond + self.guidance * (eps_cond - eps_uncond)
-            latents = ddim_step(guided, latents, model.alpha_bar(t), model.alpha_bar(t_next))
-            latents = latents.to(model.dtype)
-            eps_cond, eps_uncond = (
-                model.epsilon(condition, latents, t_next),
-                _uncond(model, latents, t_next),
-            )
+            latents = model.schedule.step(guided, latents, t, t_next).to(model.dtype)
+            eps_cond = model.epsilon(condition, latents, t_next)
+            eps_uncond = _uncond(model, latents, t_next)
             total = total + self._norm(model, eps_cond, eps_uncond)
         return total / self.steps
 

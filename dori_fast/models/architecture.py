@@ -1,6 +1,6 @@
-"""Which UNets the stage program may be made of, and the reason for each refusal.
+"""Which models are supported at all, and which UNets the stage program may be made of.
 
-Whatever is not known to compute what :mod:`dori_fast.models.program` computes is refused, and the
+Whatever UNet is not known to compute what :mod:`dori_fast.models.program` computes is refused, and the
 Denoiser then calls the model's own forward.
 """
 
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+
+from dori_fast.errors import UsageError
 
 # a processor changes how attention is computed, not what; others (IP-Adapter, masks) change what
 _PROCESSORS = {"AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor"}
@@ -50,6 +52,30 @@ _ATTENTION = {
     "is_causal": False,
 }
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
+
+
+def require_denoiser(unet: Any, text_encoder: Any) -> None:
+    """Check that two modules are a text-to-image denoiser of a supported kind.
+
+    Raises:
+        UsageError: they are not; says why.
+    """
+    config = unet.config
+    if config.in_channels != config.out_channels:
+        raise UsageError(
+            f"load: a UNet from {config.in_channels} to {config.out_channels} channels is not a"
+            " text-to-image denoiser (an inpainting or edit model?); not supported"
+        )
+    if config.addition_embed_type is not None or config.class_embed_type is not None:
+        raise UsageError(
+            "load: a UNet with additional or class embeddings (SDXL, for one) is not supported yet"
+        )
+    width = text_encoder.config.hidden_size
+    if config.cross_attention_dim != width:
+        raise UsageError(
+            f"load: the UNet takes text of width {config.cross_attention_dim}, the text encoder"
+            f" makes {width}; the parts do not belong together"
+        )
 
 
 def refusal(unet: Any) -> str | None:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models import images
+from dori_fast.models.architecture import require_denoiser
 from dori_fast.models.engine import Engine, SharedLatents
-from dori_fast.models.prediction import KINDS, ddim_step, to_epsilon
+from dori_fast.models.schedule import Schedule
 from dori_fast.models.text import TextCondition, encode_rows, tokenize
 
 _UNCOND_CACHE_ENTRIES = 4096
@@ -30,7 +31,7 @@ class Denoiser:
     a prediction therefore does not depend, to the bit, on order or on the neighbours in its batch.
 
     Attributes:
-        alphas_cumprod: float64 [1000], cumulative alphas of the noise schedule.
+        schedule: noise schedule, prediction type and the DDIM update.
     """
 
     def __init__(
@@ -47,10 +48,9 @@ class Denoiser:
         origin: dict[str, str | None],
         weight_hashes: Callable[[], dict[str, str]],
         share: bool = True,
+        attention: str = "auto",
     ) -> None:
-        _refuse_unknown_architecture(unet, text_encoder)
-        from diffusers import DDIMScheduler
-
+        require_denoiser(unet, text_encoder)
         self.unet = unet.to(device).eval().requires_grad_(False)
         self.text_encoder = text_encoder.to(device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -59,18 +59,8 @@ class Denoiser:
         self._load_vae = vae
         self._origin = origin
         self._weight_hashes = weight_hashes
-        # the config's own keys keep their meaning, whichever sampler wrote them; thresholding and
-        # clipping are samplers' options that the plain DDIM update below does not have
-        self._scheduler = DDIMScheduler.from_config(
-            {**scheduler_config, "clip_sample": False, "thresholding": False}
-        )
-        self.prediction_type = self._scheduler.config.prediction_type
-        if self.prediction_type not in KINDS:
-            raise UsageError(
-                f"load: prediction_type {self.prediction_type!r} is not one of {', '.join(KINDS)}"
-            )
-        self.alphas_cumprod: Tensor = self._scheduler.alphas_cumprod.double()
-        self._engine = Engine(self.unet, batch_size, share)
+        self.schedule = Schedule(scheduler_config)
+        self._engine = Engine(self.unet, batch_size, share, attention)
         self._uncond: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
 
     @property
@@ -93,6 +83,11 @@ class Denoiser:
         return self._engine.not_shared
 
     @property
+    def attention(self) -> str:
+        """The attention kernel that runs: "sdpa", "xformers", or "own" for the model's own."""
+        return self._engine.attention
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent."""
         size = self.unet.config.sample_size
@@ -110,7 +105,7 @@ class Denoiser:
             **self._origin,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
-            "prediction_type": self.prediction_type,
+            "prediction_type": self.schedule.prediction_type,
             "weights": self._hashes,
         }
 
@@ -180,14 +175,12 @@ class Denoiser:
 
     def timesteps(self, steps: int) -> list[int]:
         """The DDIM timesteps of a run of ``steps`` steps, noisiest first."""
-        self._scheduler.set_timesteps(steps)
-        return [int(t) for t in self._scheduler.timesteps]
+        return self.schedule.timesteps(steps)
 
-    def alpha_bar(self, timestep: int) -> float:
-        """Cumulative alpha at a timestep; a negative one means the end of the chain."""
-        if timestep < 0:
-            return float(self._scheduler.final_alpha_cumprod)
-        return float(self.alphas_cumprod[timestep])
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """Cumulative alphas of the noise schedule, float64 [1000]."""
+        return self.schedule.alphas_cumprod
 
     # -- noise predictions --------------------------------------------------------------------
 
@@ -203,33 +196,49 @@ class Denoiser:
             [P, S, C, H, W]; model dtype for an epsilon model, else float32 or wider. Carries
             gradients to the condition's embeddings if they require them.
         """
-        prompts, latent_shape = len(condition), self.latent_shape
-        if latents.shape[-3:] != latent_shape or latents.ndim not in (4, 5):
-            raise UsageError(
-                f"epsilon: latents must be [S, {', '.join(map(str, latent_shape))}] or [P, S, ...],"
-                f" got {list(latents.shape)}"
-            )
         if latents.ndim == 4:
             return self.epsilon_shared(condition, self.share(latents, timestep))
-        if latents.shape[0] != prompts:
+        eps = self._evaluate(condition, *self._per_prompt(condition, latents, timestep))
+        return eps.reshape(latents.shape)
+
+    def _per_prompt(
+        self, condition: TextCondition, latents: Tensor, timestep: int
+    ) -> tuple[Tensor, SharedLatents, Tensor]:
+        """Text row and latent of each sample where every prompt has its own latents [P, S, ...]."""
+        self._check_latents(latents, 5)
+        prompts, seeds = latents.shape[:2]
+        if prompts != len(condition):
             raise UsageError(
-                f"epsilon: latents are for {latents.shape[0]} prompts, the condition has {prompts}"
+                f"epsilon: latents are for {prompts} prompts, the condition has {len(condition)}"
             )
-        flat = SharedLatents(latents.reshape(-1, *latent_shape), timestep, None)
-        rows = condition.index.repeat_interleave(latents.shape[1])
-        return self._evaluate(condition, rows, flat, torch.arange(len(flat))).reshape(latents.shape)
+        flat = SharedLatents(latents.flatten(0, 1), timestep, None)
+        return condition.index.repeat_interleave(seeds), flat, torch.arange(len(flat))
+
+    def _all_pairs(
+        self, condition: TextCondition, shared: SharedLatents
+    ) -> tuple[Tensor, SharedLatents, Tensor]:
+        """Text row and latent of each sample where all prompts share S latents."""
+        prompts, seeds = len(condition), len(shared)
+        rows = condition.index.repeat_interleave(seeds)
+        return rows, shared, torch.arange(seeds).repeat(prompts)
+
+    def _check_latents(self, latents: Tensor, ndim: int) -> None:
+        if latents.shape[-3:] != self.latent_shape or latents.ndim != ndim:
+            shape = ", ".join(map(str, self.latent_shape))
+            raise UsageError(
+                f"epsilon: latents must be [S, {shape}] or [P, S, {shape}], got"
+                f" {list(latents.shape)}"
+            )
 
     def share(self, latents: Tensor, timestep: int) -> SharedLatents:
         """Do for latents [S, C, H, W] what does not depend on the text, once for all prompts."""
+        self._check_latents(latents, 4)
         return self._engine.share(latents, timestep)
 
     def epsilon_shared(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
         """Noise predictions [P, S, C, H, W] of P prompts on shared latents; see :meth:`epsilon`."""
-        prompts, seeds = len(condition), len(shared)
-        rows = condition.index.repeat_interleave(seeds)
-        which = torch.arange(seeds).repeat(prompts)
-        eps = self._evaluate(condition, rows, shared, which)
-        return eps.reshape(prompts, seeds, *self.latent_shape)
+        eps = self._evaluate(condition, *self._all_pairs(condition, shared))
+        return eps.reshape(len(condition), len(shared), *self.latent_shape)
 
     def _evaluate(
         self, condition: TextCondition, rows: Tensor, shared: SharedLatents, which: Tensor
@@ -237,7 +246,33 @@ class Denoiser:
         """Epsilon [N, C, H, W] of text rows [N] on the latents ``which`` [N], both on the CPU."""
         output = self._engine.outputs(condition.unique, rows, shared, which)
         x_t = shared.latents[which.to(self.device)]
-        return to_epsilon(output, x_t, self.alpha_bar(shared.timestep), self.prediction_type)
+        return self.schedule.epsilon(output, x_t, shared.timestep)
+
+    def token_attention(
+        self, condition: TextCondition, latents: Tensor, timestep: int, layer: int
+    ) -> Tensor:
+        """The attention that each token receives in one cross-attention layer.
+
+        Only the part of the network before that layer is run.
+
+        Args:
+            condition: P prompts.
+            latents: [S, C, H, W], shared by all prompts, or [P, S, C, H, W].
+            timestep: index into ``alphas_cumprod``.
+            layer: number of the cross-attention, in the order in which the UNet runs them.
+
+        Returns:
+            float32 [P, S, T], averaged over pixels and heads; sums to 1 over tokens.
+
+        Raises:
+            UsageError: no such layer, or an architecture whose layers are not known.
+        """
+        if latents.ndim == 4:
+            samples = self._all_pairs(condition, self.share(latents, timestep))
+        else:
+            samples = self._per_prompt(condition, latents, timestep)
+        received = self._engine.token_attention(condition.unique, *samples, layer)
+        return received.reshape(len(condition), latents.shape[-4], -1)
 
     def epsilon_uncond(self, seeds: Sequence[int], timestep: int) -> Tensor:
         """Unconditional predictions [S, C, H, W] on the initial noise of ``seeds``.
@@ -275,8 +310,7 @@ class Denoiser:
                 eps_uncond = self.epsilon(self.unconditional, latents.flatten(0, 1), t)
                 eps_uncond = eps_uncond.reshape(prompts, seeds, *self.latent_shape)
                 eps = eps_uncond + guidance * (eps - eps_uncond)
-            step = ddim_step(eps, latents, self.alpha_bar(t), self.alpha_bar(t_prev))
-            latents = step.to(self.dtype)
+            latents = self.schedule.step(eps, latents, t, t_prev).to(self.dtype)
         return latents
 
     @torch.no_grad()
@@ -299,22 +333,3 @@ class Denoiser:
     def latents(self, pictures: Tensor) -> Tensor:
         """The clean latents [N, C, h, w] of images, uint8 [N, H, W, 3] (posterior mean, scaled)."""
         return images.encode(self.vae, pictures, self.device, self.dtype, self.batch_size)
-
-
-def _refuse_unknown_architecture(unet: Any, text_encoder: Any) -> None:
-    config = unet.config
-    if config.in_channels != config.out_channels:
-        raise UsageError(
-            f"load: a UNet from {config.in_channels} to {config.out_channels} channels is not a"
-            " text-to-image denoiser (an inpainting or edit model?); not supported"
-        )
-    if config.addition_embed_type is not None or config.class_embed_type is not None:
-        raise UsageError(
-            "load: a UNet with additional or class embeddings (SDXL, for one) is not supported yet"
-        )
-    width = text_encoder.config.hidden_size
-    if config.cross_attention_dim != width:
-        raise UsageError(
-            f"load: the UNet takes text of width {config.cross_attention_dim}, the text encoder"
-            f" makes {width}; the parts do not belong together"
-        )

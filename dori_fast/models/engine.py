@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models.architecture import refusal
+from dori_fast.models.attention import choose
 from dori_fast.models.program import KeysValues, Program, State
 from dori_fast.models.text import pad_rows
 
@@ -44,13 +46,16 @@ class Engine:
     Attributes:
         evaluations: UNet sample evaluations so far, padding left out.
         not_shared: why work is not shared between samples, or None if it is.
+        attention: the attention kernel, "sdpa" or "xformers"; "own" where the model's own runs.
     """
 
-    def __init__(self, unet: Any, batch_size: int | str, share: bool) -> None:
+    def __init__(self, unet: Any, batch_size: int | str, share: bool, attention: str) -> None:
         self.unet = unet
         self.evaluations = 0
         self.not_shared = refusal(unet) if share else "switched off"
-        self._program = Program(unet) if self.not_shared is None else None
+        name, kernel = choose(attention, unet.device, unet.dtype)
+        self.attention = name if self.not_shared is None else "own"
+        self._program = Program(unet, kernel) if self.not_shared is None else None
         self.batch_size = _auto_batch_size(unet) if batch_size == "auto" else int(batch_size)
 
     @property
@@ -85,15 +90,47 @@ class Engine:
             shared: S latents.
             which: int64 [N] on the CPU, into ``shared``.
         """
-        batch, n = self.batch_size, rows.shape[0]
-        self.evaluations += n
-        chunks = []
+        self.evaluations += rows.shape[0]
         with torch.set_grad_enabled(torch.is_grad_enabled() and unique.requires_grad):
-            for start in range(0, n, batch):
-                samples = pad_rows(which[start : start + batch], batch).to(unique.device)
-                texts = pad_rows(rows[start : start + batch], batch)
-                chunks.append(self._full_batch(unique, texts, shared, samples))
-        return torch.cat(chunks)[:n] if chunks else shared.latents[:0]
+            return self._in_batches(
+                lambda texts, samples: self._full_batch(unique, texts, shared, samples),
+                rows,
+                which,
+            )
+
+    @torch.no_grad()
+    def token_attention(
+        self, unique: Tensor, rows: Tensor, shared: SharedLatents, which: Tensor, layer: int
+    ) -> Tensor:
+        """Attention [N, T] that each token receives in cross-attention ``layer``, float32."""
+        program = self._program
+        if program is None:
+            raise UsageError(f"token_attention: the layers are not known ({self.not_shared})")
+        if not 0 <= layer < len(program.cross):
+            raise UsageError(
+                f"token_attention: layer must be 0..{len(program.cross) - 1}, got {layer}"
+            )
+
+        def received(texts: Tensor, samples: Tensor) -> Tensor:
+            state = self._prefix(program, shared, samples)
+            keys_values = self._keys_values(program, unique, texts)
+            return program.token_attention(state, shared.timestep, keys_values, layer)
+
+        return self._in_batches(received, rows, which)
+
+    def _in_batches(
+        self, compute: Callable[[Tensor, Tensor], Tensor], rows: Tensor, which: Tensor
+    ) -> Tensor:
+        """``compute(rows, which)`` in full batches of fixed shape, the padding cut off."""
+        batch, n = self.batch_size, rows.shape[0]
+        chunks = [
+            compute(
+                pad_rows(rows[start : start + batch], batch),
+                pad_rows(which[start : start + batch], batch).to(self.unet.device),
+            )
+            for start in range(0, n, batch)
+        ]
+        return torch.cat(chunks)[:n] if chunks else torch.zeros(0, device=self.unet.device)
 
     def _full_batch(
         self, unique: Tensor, texts: Tensor, shared: SharedLatents, samples: Tensor
@@ -102,12 +139,14 @@ class Engine:
             time = torch.tensor(shared.timestep, device=unique.device)
             text = unique[texts.to(unique.device)]
             return self.unet(shared.latents[samples], time, text, return_dict=False)[0]
-        if shared.state is not None:
-            state = shared.state.take(samples)
-        else:
-            state = self._program.prefix(shared.latents[samples], shared.timestep)
+        state = self._prefix(self._program, shared, samples)
         keys_values = self._keys_values(self._program, unique, texts)
         return self._program.suffix(state, keys_values, shared.timestep)
+
+    def _prefix(self, program: Program, shared: SharedLatents, samples: Tensor) -> State:
+        if shared.state is not None:
+            return shared.state.take(samples)
+        return program.prefix(shared.latents[samples], shared.timestep)
 
     def _keys_values(self, program: Program, unique: Tensor, texts: Tensor) -> KeysValues:
         """Keys and values [B, T, C] of every cross-attention for a batch of text rows [B].

@@ -26,6 +26,7 @@ def load(
     device: torch.device | str = "auto",
     batch_size: int | str = "auto",
     share: bool = True,
+    attention: str = "auto",
 ) -> Denoiser:
     """Open a text-to-image diffusion model for scoring, pruning and attack.
 
@@ -40,6 +41,8 @@ def load(
         batch_size: UNet samples per evaluation; ``"auto"`` depends on the model and the device.
         share: do the network's work that does not depend on the text once for all prompts, where
             the architecture is known; False calls the model's own forward for every sample.
+        attention: ``"auto"`` (xformers where it is installed and can answer, else torch's own),
+            ``"sdpa"`` or ``"xformers"``.
 
     Returns:
         A :class:`Denoiser` in evaluation mode with frozen weights.
@@ -48,10 +51,11 @@ def load(
         UsageError: no such source, or a kind of model that is not supported.
         IntegrityError: damaged weight files, or weights that are not finite.
     """
+    how: dict[str, Any] = {"batch_size": batch_size, "share": share, "attention": attention}
     if hasattr(source, "unet") and hasattr(source, "text_encoder"):
         if revision is not None:
             raise UsageError("load: revision applies to hub ids, not to a pipeline in memory")
-        return _from_pipeline(source, dtype, device, batch_size, share)
+        return _from_pipeline(source, dtype, device, **how)
     device = _resolve_device(device)
     dtype = _resolve_dtype(dtype, device)
     name = str(source)
@@ -62,10 +66,9 @@ def load(
         vae=lambda: _load_vae(directory, dtype).to(device),
         device=device,
         dtype=dtype,
-        batch_size=batch_size,
         origin={"source": name, "revision": revision},
         weight_hashes=lambda: file_hashes(directory, _SCORED_PARTS),
-        share=share,
+        **how,
     )
 
 
@@ -208,8 +211,7 @@ def _from_pipeline(
     pipe: Any,
     dtype: torch.dtype | str,
     device: torch.device | str,
-    batch_size: int | str,
-    share: bool,
+    **how: Any,
 ) -> Denoiser:
     """A view of a pipeline's modules: nothing is copied, moved or cast."""
     has_dtype, has_device = pipe.unet.dtype, pipe.unet.device
@@ -228,8 +230,7 @@ def _from_pipeline(
         vae=lambda: pipe.vae,
         device=has_device,
         dtype=has_dtype,
-        batch_size=batch_size,
         origin={"source": f"pipeline:{type(pipe).__name__}", "revision": None},
         weight_hashes=lambda: {part: state_hash(getattr(pipe, part)) for part in _SCORED_PARTS},
-        share=share,
+        **how,
     )

@@ -129,7 +129,7 @@ def test_images_are_a_stock_pipelines(tmp_path, kind):
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler.register_to_config(prediction_type=kind)
     model = df.load(pipe)
-    assert model.prediction_type == kind
+    assert model.schedule.prediction_type == kind
     ours = model.generate(model.encode(PROMPTS[:2]), [0, 7], steps=5, guidance=3.0).numpy()
     for p, prompt in enumerate(PROMPTS[:2]):
         for s, seed in enumerate([0, 7]):
@@ -147,7 +147,7 @@ def test_images_are_a_stock_pipelines(tmp_path, kind):
 
 def test_timesteps_are_those_of_the_papers(model):
     assert model.timesteps(50)[:2] == [981, 961] and model.timesteps(50)[-1] == 1
-    assert model.alpha_bar(981) == pytest.approx(float(model.alphas_cumprod[981]))
+    assert model.schedule.alpha_bar(981) == pytest.approx(float(model.alphas_cumprod[981]))
 
 
 def test_latents_of_images_decode_to_the_same_size(model):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from dori_fast.models.architecture import refusal
-from dori_fast.models.program import Program
+from dori_fast.models.program import Program, State
 
 SMALL = {
     "sample_size": 16,
@@ -116,3 +117,40 @@ def test_what_hangs_on_the_model_is_refused():
     assert refusal(unet) is None
     unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
     assert refusal(unet) == "FreeU is on"
+
+
+def test_flops_of_stable_diffusion_1_4():
+    """4 seeds a prompt: the peers' 8 evaluations and 2 text encodings are 6.45 TFLOP."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=(320, 640, 1280, 1280),
+            cross_attention_dim=768,
+            attention_head_dim=8,
+        ).eval()
+    assert refusal(unet) is None
+    program, prompts, seeds = Program(unet), 2, 4
+
+    def count(run):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops() / 1e12
+
+    program.time_biases(981)
+    latents = torch.empty(seeds, 4, 64, 64, device="meta")
+    state = program.prefix(latents, 981)
+    text = torch.empty(prompts, 77, 768, device="meta")
+    rows = torch.arange(prompts, device="meta").repeat_interleave(seeds)
+
+    def shared():
+        keys_values = [(k[rows], v[rows]) for k, v in program.keys_values(text)]
+        program.suffix(state.take(rows), keys_values, 981)
+
+    def plain():
+        unet(latents, torch.tensor(981, device="meta"), text[:1].expand(seeds, -1, -1))
+
+    text_encoder = 13.30e-3
+    ours = count(shared) / prompts + text_encoder
+    peers = 2 * count(plain) + 2 * text_encoder
+    assert 6.44 < peers < 6.46
+    assert ours <= 3.02, f"{ours:.3f} TFLOP per prompt"

@@ -1,0 +1,92 @@
+"""The anisotropy score of Asthana & Belagiannis, ICLR 2026 (memorization-anisotropy at 97e991b).
+
+On initial noise x_T of seed s,
+
+    norm_s   = || eps(x_T, t_0, c) - eps(x_T, t_0, empty) ||_2
+    cosine_s = mean over positions of cos(u, eps(x_T, t', c) - u),      u = eps(x_T, t', empty)
+    score_s  = norm_weight * norm_s + cosine_weight * cosine_s
+
+with the cosine taken over channels, t_0 the noisiest of 50 DDIM timesteps and t' the third from the
+end (41): a low-noise timestep on pure noise. The released weights are 1 and 2 for SD 1.x, 1 and 0.1
+for SD 2.x, 2 and 1 for Realistic Vision.
+
+UNet evaluations per prompt: 2 S; both unconditional predictions are shared by all prompts. (The
+released code spends 8 for one seed.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dori_fast.detect.detector import SeededDetector, one_draw, seed_list
+from dori_fast.errors import UsageError
+from dori_fast.models import Denoiser, TextCondition
+from dori_fast.ops import noise_difference
+
+_TOTAL_STEPS = 50
+
+
+class Asthana(SeededDetector):
+    """Asthana & Belagiannis' detector.
+
+    Args:
+        seeds: how many seeds (0, 1, ...), or the seeds themselves.
+        norm_weight: weight of the noise-difference norm at the noisiest timestep.
+        cosine_weight: weight of the mean cosine at the low-noise timestep.
+        compat: ``None``, or ``"asthana"``, the released code: all images of a prompt drawn at
+            once from seed 51 on the model's device in its dtype, and both terms rounded to it.
+    """
+
+    name = "asthana"
+
+    def __init__(
+        self,
+        seeds: int | Sequence[int] = 4,
+        *,
+        norm_weight: float = 1.0,
+        cosine_weight: float = 2.0,
+        compat: str | None = None,
+    ) -> None:
+        self.seeds = seed_list(self.name, seeds)
+        if compat not in (None, "asthana"):
+            raise UsageError(f"asthana: compat must be None or 'asthana', got {compat!r}")
+        self.norm_weight, self.cosine_weight = float(norm_weight), float(cosine_weight)
+        self.compat = compat
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the scores depend on besides the model, as plain JSON."""
+        seeds: dict[str, Any] = {"seeds": list(self.seeds)}
+        if self.compat:
+            seeds = {"images": len(self.seeds)}
+        weights = {"norm_weight": self.norm_weight, "cosine_weight": self.cosine_weight}
+        return {"name": self.name, "compat": self.compat, **weights, **seeds}
+
+    def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
+        """Weighted norm plus cosine, [P, S]."""
+        timesteps = model.timesteps(_TOTAL_STEPS)
+        noise = one_draw(model, 51, len(self.seeds)) if self.compat else model.noise(self.seeds)
+        (high, high_uncond), (low, low_uncond) = (
+            (model.share(noise, t), model.epsilon(model.unconditional, noise, t)[0])
+            for t in (timesteps[0], timesteps[-3])
+        )
+
+        def combined(part: TextCondition, _: int) -> Tensor:
+            norm = noise_difference(model.epsilon_shared(part, high), high_uncond)
+            cosine = mean_cosine(low_uncond, model.epsilon_shared(part, low))
+            if self.compat:
+                norm, cosine = (term.to(model.dtype).float() for term in (norm, cosine))
+            return self.norm_weight * norm + self.cosine_weight * cosine
+
+        return self.in_chunks(model, condition, combined)
+
+
+def mean_cosine(eps_uncond: Tensor, eps_cond: Tensor) -> Tensor:
+    """Float32 [P, S]: cosine over channels of eps_uncond [S, C, H, W] and the difference to it of
+    eps_cond [P, S, C, H, W], averaged over positions."""
+    eps_uncond = eps_uncond.float()
+    difference = eps_cond.float() - eps_uncond
+    return F.cosine_similarity(eps_uncond.expand_as(difference), difference, dim=2).mean((-2, -1))

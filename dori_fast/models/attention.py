@@ -1,0 +1,65 @@
+"""The attention kernel of the stage program: torch's own, or xformers' where it is installed.
+
+Both compute softmax(q k^T / sqrt(d)) v and differ by rounding alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+
+KERNELS = ("auto", "sdpa", "xformers")
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From queries [N, Q, heads, d], keys and values [N, K, heads, d] to [N, Q, heads, d]."""
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """torch.nn.functional.scaled_dot_product_attention."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """xformers.ops.memory_efficient_attention; CUDA only."""
+    from xformers.ops import memory_efficient_attention
+
+    return memory_efficient_attention(query, key, value)
+
+
+def why_not_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why xformers cannot answer for a device and dtype, or None if it can."""
+    if importlib.util.find_spec("xformers") is None:
+        return "xformers is not installed (pip install 'dori-fast[xformers]')"
+    if device.type != "cuda":
+        return f"xformers has no attention for {device.type} tensors"
+    sample: Any = torch.zeros(1, 8, 1, 32, dtype=dtype, device=device)
+    try:
+        xformers(sample, sample, sample)
+    except (NotImplementedError, ImportError, OSError, RuntimeError) as error:
+        return f"xformers finds no operator: {str(error).strip().splitlines()[0]}"
+    return None
+
+
+def choose(kernel: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Attention]:
+    """The kernel's name and function; only ``"auto"`` chooses.
+
+    Raises:
+        UsageError: an unknown kernel, or one asked for by name that cannot answer.
+    """
+    if kernel not in KERNELS:
+        raise UsageError(f"load: attention must be one of {', '.join(KERNELS)}, got {kernel!r}")
+    if kernel == "sdpa":
+        return "sdpa", sdpa
+    reason = why_not_xformers(device, dtype)
+    if reason is None:
+        return "xformers", xformers
+    if kernel == "xformers":
+        raise UsageError(f"load: attention 'xformers' is unavailable: {reason}")
+    return "sdpa", sdpa

@@ -1,0 +1,63 @@
+"""Convolutions taken apart: over what they add (a time bias) and over what they join (a skip).
+
+A resnet of the up path computes conv1(silu(norm1(cat[h, skip]))) and shortcut(cat[h, skip]). Both
+convolutions are linear in the concatenation, and the group norm acts within groups, so when no
+group holds channels of both, the skip's part can be computed apart from h: exact up to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv_with_bias(conv: Any, x: Tensor, extra: Tensor) -> Tensor:
+    """``conv(x)`` plus ``extra`` [C] on each channel, in one pass where the module is plain."""
+    if not _is_plain(conv):
+        # a wrapped convolution (LoRA) has no one bias to fold into
+        return conv(x) + extra[:, None, None]
+    return F.conv2d(x, conv.weight, conv.bias + extra, conv.stride, conv.padding)
+
+
+def can_split(resnet: Any, skip_channels: int) -> bool:
+    """Whether the part of a skip connection of so many channels can be computed apart."""
+    norm = resnet.norm1
+    own = norm.num_channels - skip_channels
+    whole_groups = own % (norm.num_channels // norm.num_groups) == 0
+    return whole_groups and _is_plain(resnet.conv1) and _is_plain(resnet.conv_shortcut)
+
+
+def skip_part(resnet: Any, skip: Tensor) -> tuple[Tensor, Tensor]:
+    """What a skip connection adds to the resnet's first convolution and to its shortcut."""
+    own = resnet.norm1.num_channels - skip.shape[1]
+    h = resnet.nonlinearity(_group_norm(resnet.norm1, skip, own))
+    conv, shortcut = resnet.conv1, resnet.conv_shortcut
+    return (
+        F.conv2d(h, conv.weight[:, own:], None, conv.stride, conv.padding),
+        F.conv2d(skip, shortcut.weight[:, own:]),
+    )
+
+
+def join(
+    resnet: Any, x: Tensor, conv_part: Tensor, shortcut_part: Tensor, time_bias: Tensor
+) -> Tensor:
+    """The resnet's output from ``x``, the parts of its skip connection and the time bias [C]."""
+    own = x.shape[1]
+    conv, shortcut = resnet.conv1, resnet.conv_shortcut
+    h = resnet.nonlinearity(_group_norm(resnet.norm1, x, 0))
+    h = F.conv2d(h, conv.weight[:, :own], conv.bias + time_bias, conv.stride, conv.padding)
+    h = resnet.conv2(resnet.nonlinearity(resnet.norm2(h + conv_part)))
+    return h + F.conv2d(x, shortcut.weight[:, :own], shortcut.bias) + shortcut_part
+
+
+def _group_norm(norm: nn.GroupNorm, x: Tensor, first_channel: int) -> Tensor:
+    """The norm restricted to the channels of ``x``, which start at ``first_channel``."""
+    channels = slice(first_channel, first_channel + x.shape[1])
+    groups = x.shape[1] * norm.num_groups // norm.num_channels
+    return F.group_norm(x, groups, norm.weight[channels], norm.bias[channels], norm.eps)
+
+
+def _is_plain(conv: Any) -> bool:
+    return type(conv) is nn.Conv2d and conv.bias is not None and not conv._forward_hooks

@@ -1,0 +1,53 @@
+"""A model's noise schedule and prediction type, whatever sampler its files name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+from dori_fast.models.prediction import KINDS, ddim_step, to_epsilon
+
+
+class Schedule:
+    """The variance-preserving schedule of DDPM, with DDIM's timesteps and unit initial noise.
+
+    Attributes:
+        prediction_type: what the network predicts: epsilon, v_prediction or sample.
+        alphas_cumprod: float64 [1000], cumulative alphas.
+    """
+
+    def __init__(self, scheduler_config: dict[str, Any]) -> None:
+        from diffusers import DDIMScheduler
+
+        # the config's own keys keep their meaning, whichever sampler wrote them; thresholding and
+        # clipping are samplers' options that the plain DDIM update does not have
+        self._ddim = DDIMScheduler.from_config(
+            {**scheduler_config, "clip_sample": False, "thresholding": False}
+        )
+        self.prediction_type: str = self._ddim.config.prediction_type
+        if self.prediction_type not in KINDS:
+            raise UsageError(
+                f"load: prediction_type {self.prediction_type!r} is not one of {', '.join(KINDS)}"
+            )
+        self.alphas_cumprod: Tensor = self._ddim.alphas_cumprod.double()
+
+    def timesteps(self, steps: int) -> list[int]:
+        """The DDIM timesteps of a run of ``steps`` steps, noisiest first."""
+        self._ddim.set_timesteps(steps)
+        return [int(t) for t in self._ddim.timesteps]
+
+    def alpha_bar(self, timestep: int) -> float:
+        """Cumulative alpha at a timestep; a negative one means the end of the chain."""
+        if timestep < 0:
+            return float(self._ddim.final_alpha_cumprod)
+        return float(self.alphas_cumprod[timestep])
+
+    def epsilon(self, output: Tensor, x_t: Tensor, timestep: int) -> Tensor:
+        """Epsilon [N, *] from the network's output at x_t [N, *]."""
+        return to_epsilon(output, x_t, self.alpha_bar(timestep), self.prediction_type)
+
+    def step(self, eps: Tensor, x_t: Tensor, timestep: int, to: int) -> Tensor:
+        """The DDIM update from one timestep to a less noisy one; a negative ``to`` is the end."""
+        return ddim_step(eps, x_t, self.alpha_bar(timestep), self.alpha_bar(to))
