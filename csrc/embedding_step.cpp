@@ -19,8 +19,8 @@ void check_like_params(const Tensor& params, const Tensor& x, const char* name, 
 }
 
 void check_per_problem(const Tensor& params, const Tensor& x, const char* name, ScalarType dtype) {
-  STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == params.size(0) && x.is_contiguous(), kOp, ": ",
-                  name, " must be a contiguous [P] of params [P, T, D]");
+  STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == params.size(0) && x.is_contiguous(), kOp, ": ", name,
+                  " must be a contiguous [P] of params [P, T, D]");
   STD_TORCH_CHECK(x.scalar_type() == dtype, kOp, ": ", name, " has the wrong dtype");
   STD_TORCH_CHECK(same_device(x, params), kOp, ": ", name, " must be on the device of params");
 }
@@ -40,9 +40,8 @@ const bool* flags(const std::optional<Tensor>& x) {
 }
 
 void embedding_step_cpu(Tensor params, const Tensor& grad, Tensor exp_avg, Tensor exp_avg_sq,
-                        Tensor step, std::optional<Tensor> active,
-                        std::optional<Tensor> frozen_any, double lr, double beta1, double beta2,
-                        double eps, double weight_decay) {
+                        Tensor step, std::optional<Tensor> active, std::optional<Tensor> frozen_any,
+                        double lr, double beta1, double beta2, double eps, double weight_decay) {
   STD_TORCH_CHECK(params.dim() == 3, kOp, ": params must be [P, T, D], got ", params.dim(),
                   " dimensions");
   const DType dtype = kernel_dtype(kOp, params);

@@ -20,7 +20,7 @@ struct EmbeddingStep {
   DType dtype;
   void* params;
   const void* grad;
-  void* exp_avg;     // moments are float (double for float64 params)
+  void* exp_avg;  // moments are float (double for float64 params)
   void* exp_avg_sq;
   const int64_t* step;  // [problems], steps taken so far, contiguous
   const bool* active;   // [problems], contiguous, or null: all

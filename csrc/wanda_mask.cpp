@@ -46,6 +46,4 @@ Tensor wanda_mask_cpu(const Tensor& weight_any, const Tensor& act_norm,
 }  // namespace
 }  // namespace dori
 
-STABLE_TORCH_LIBRARY_IMPL(dori, CPU, m) {
-  m.impl("wanda_mask", TORCH_BOX(&dori::wanda_mask_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(dori, CPU, m) { m.impl("wanda_mask", TORCH_BOX(&dori::wanda_mask_cpu)); }

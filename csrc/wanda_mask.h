@@ -12,8 +12,8 @@ struct WandaMask {
   DType dtype;
   const void* weight;
   const void* act_norm;
-  const void* base_act_norm;  // null: no comparison
-  bool* mask;                 // [rows, columns], contiguous
+  const void* base_act_norm;                 // null: no comparison
+  bool* mask;                                // [rows, columns], contiguous
   int64_t rows, columns, row_stride, count;  // count: how many per row, at most columns
 };
 

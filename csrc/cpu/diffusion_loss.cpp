@@ -21,16 +21,16 @@ DORI_INLINE void scaled_difference(T* y, const T* a, const T* b, A rate, int64_t
 }
 
 // target_clones does not go with templates.
-#define DORI_ROWS(T)                                                                         \
-  DORI_SIMD void mix_row(T* x_t, const T* x0, const T* eps, accumulate_t<T> signal,          \
-                         accumulate_t<T> noise, int64_t n) {                                 \
-    mix(x_t, x0, eps, signal, noise, n);                                                     \
-  }                                                                                          \
-  DORI_SIMD double square_row(const T* a, const T* b, int64_t n) {                           \
-    return sum_of_squares(a, b, n);                                                          \
-  }                                                                                          \
-  DORI_SIMD void slope_row(T* y, const T* a, const T* b, accumulate_t<T> rate, int64_t n) {  \
-    scaled_difference(y, a, b, rate, n);                                                     \
+#define DORI_ROWS(T)                                                                        \
+  DORI_SIMD void mix_row(T* x_t, const T* x0, const T* eps, accumulate_t<T> signal,         \
+                         accumulate_t<T> noise, int64_t n) {                                \
+    mix(x_t, x0, eps, signal, noise, n);                                                    \
+  }                                                                                         \
+  DORI_SIMD double square_row(const T* a, const T* b, int64_t n) {                          \
+    return sum_of_squares_of_row(a, b, n);                                                  \
+  }                                                                                         \
+  DORI_SIMD void slope_row(T* y, const T* a, const T* b, accumulate_t<T> rate, int64_t n) { \
+    scaled_difference(y, a, b, rate, n);                                                    \
   }
 DORI_ROWS(float)
 DORI_ROWS(double)
@@ -58,11 +58,11 @@ void add_noise(const AddNoise& task, int64_t first_row, int64_t last_row) {
     for (int64_t r = first_row; r < last_row; ++r) {
       const int64_t p = r / task.draws, b = r % task.draws;
       const A alpha_bar = static_cast<const A*>(task.alpha_bar)[r];
-      mix_row(static_cast<T*>(task.x_t) + r * task.length,
-              static_cast<const T*>(task.x0) + p * task.x0_problem_stride,
-              static_cast<const T*>(task.eps) + p * task.eps_problem_stride +
-                  b * task.eps_draw_stride,
-              std::sqrt(alpha_bar), std::sqrt(1 - alpha_bar), task.length);
+      mix_row(
+          static_cast<T*>(task.x_t) + r * task.length,
+          static_cast<const T*>(task.x0) + p * task.x0_problem_stride,
+          static_cast<const T*>(task.eps) + p * task.eps_problem_stride + b * task.eps_draw_stride,
+          std::sqrt(alpha_bar), std::sqrt(1 - alpha_bar), task.length);
     }
   });
 }

@@ -1,4 +1,4 @@
-// Sums of squared differences of two rows, for the kernels that need a norm or a mean square.
+// Sums of squared differences of two rows, for kernels that need a norm or a mean square.
 #pragma once
 
 #include "cpu/simd.h"
@@ -8,10 +8,11 @@
 
 namespace dori::cpu {
 
-// One accumulator would wait for its own previous addition; four keep the units busy. Blocks are
-// summed in double, so that the error does not grow with the length of the row.
-constexpr int64_t kLanes = 4;
+// Elements summed in the accumulation type before the sum moves on in double: the error does not
+// grow with the length of a row.
 constexpr int64_t kBlock = 4096;
+// Independent sums: one alone would wait for its own previous addition.
+constexpr int64_t kLanes = 32;
 
 template <class T>
 DORI_INLINE accumulate_t<T> squared_difference(T a, T b) {
@@ -19,27 +20,28 @@ DORI_INLINE accumulate_t<T> squared_difference(T a, T b) {
   return difference * difference;
 }
 
-// At most kBlock elements.
-template <class T>
-DORI_INLINE double sum_of_squares_of_block(const T* a, const T* b, int64_t block) {
-  const int64_t lane = block / kLanes;
-  accumulate_t<T> s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-  for (int64_t i = 0; i < lane; ++i) {
-    s0 += squared_difference(a[i], b[i]);
-    s1 += squared_difference(a[i + lane], b[i + lane]);
-    s2 += squared_difference(a[i + 2 * lane], b[i + 2 * lane]);
-    s3 += squared_difference(a[i + 3 * lane], b[i + 3 * lane]);
-  }
-  for (int64_t i = lane * kLanes; i < block; ++i) s0 += squared_difference(a[i], b[i]);
-  return (static_cast<double>(s0) + s1) + (static_cast<double>(s2) + s3);
-}
-
+// Of at most kBlock elements.
 template <class T>
 DORI_INLINE double sum_of_squares(const T* a, const T* b, int64_t length) {
+  accumulate_t<T> lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= length; i += kLanes) {
+#pragma omp simd
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += squared_difference(a[i + j], b[i + j]);
+  }
+  for (int64_t j = 0; i < length; ++i, ++j) lanes[j] += squared_difference(a[i], b[i]);
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  }
+  return lanes[0];
+}
+
+// Of any number of elements.
+template <class T>
+DORI_INLINE double sum_of_squares_of_row(const T* a, const T* b, int64_t length) {
   double total = 0;
   for (int64_t start = 0; start < length; start += kBlock) {
-    total += sum_of_squares_of_block(a + start, b + start, std::min(length - start, kBlock));
+    total += sum_of_squares(a + start, b + start, std::min(length - start, kBlock));
   }
   return total;
 }
