@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 _FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
@@ -42,6 +43,12 @@ def same_dtype(op: str, argument: str, value: torch.Tensor, like: str, other: to
     """Require the dtype of the argument named `like`; raises ValueError."""
     if value.dtype != other.dtype:
         reject(op, argument, f"of {like}'s dtype {other.dtype}", value.dtype)
+
+
+def constant(op: str, argument: str, value: Tensor) -> None:
+    """Refuse a tensor whose gradient would be lost, while gradients are recorded; ValueError."""
+    if value.requires_grad and torch.is_grad_enabled():
+        reject(op, argument, "without gradient (detach it, or use torch.no_grad)", "requires_grad")
 
 
 def shape_of(value: torch.Tensor) -> list[int]:

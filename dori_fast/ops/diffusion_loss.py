@@ -146,8 +146,7 @@ def _check_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> None:
     _checks.same_dtype(op, "x0", x0, "eps", eps)
     _checks.same_device(op, "x0", x0, "eps", eps)
     _checks.same_device(op, "alpha_bar", alpha_bar, "eps", eps)
-    if alpha_bar.requires_grad:
-        _checks.reject(op, "alpha_bar", "a constant of the schedule", "one that requires grad")
+    _checks.constant(op, "alpha_bar", alpha_bar)
 
 
 def add_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor, *, backend: str = "auto") -> Tensor:
@@ -166,17 +165,16 @@ def add_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor, *, backend: str = "aut
 
     Raises:
         TypeError: an input is not a tensor.
-        ValueError: shape, dtype or device do not fit, alpha_bar requires grad, or the backend is
-            unknown.
+        ValueError: shape, dtype or device do not fit, alpha_bar requires grad while gradients are
+            recorded, or the backend is unknown.
         RuntimeError: the backend asked for cannot serve; says why.
     """
     _check_noise(x0, eps, alpha_bar)
     alpha_bar = alpha_bar.to(accumulate_dtype(eps.dtype))
-    compute = select(_NOISE, backend, eps.device.type)
-    differentiable = x0.requires_grad or eps.requires_grad
-    if compute is not _NOISE.reference and differentiable and torch.is_grad_enabled():
-        return _AddNoise.apply(x0, eps, alpha_bar, backend)
-    x_t: Tensor = compute(x0, eps, alpha_bar)
+    if (x0.requires_grad or eps.requires_grad) and torch.is_grad_enabled():
+        x_t: Tensor = _AddNoise.apply(x0, eps, alpha_bar, backend)
+        return x_t
+    x_t = select(_NOISE, backend, eps.device.type)(x0, eps, alpha_bar)
     return x_t
 
 
@@ -213,9 +211,8 @@ def diffusion_loss(eps_pred: Tensor, eps: Tensor, *, backend: str = "auto") -> T
         does not depend on the problems around it and repeats bit for bit on one machine.
     """
     _check_loss(eps_pred, eps)
-    compute = select(_LOSS, backend, eps.device.type)
-    differentiable = eps_pred.requires_grad or eps.requires_grad
-    if compute is not _LOSS.reference and differentiable and torch.is_grad_enabled():
-        return _DiffusionLoss.apply(eps_pred, eps, backend)
-    loss: Tensor = compute(eps_pred, eps)
+    if (eps_pred.requires_grad or eps.requires_grad) and torch.is_grad_enabled():
+        loss: Tensor = _DiffusionLoss.apply(eps_pred, eps, backend)
+        return loss
+    loss = select(_LOSS, backend, eps.device.type)(eps_pred, eps)
     return loss

@@ -178,10 +178,10 @@ def embedding_step(
     _check_mask("active", active, params, (0,))
     _check_mask("frozen_tokens", frozen_tokens, params, (1,))
     _check_rates(lr, betas, eps, weight_decay)
-    compute = select(_OP, backend, params.device.type)
     written = (params, state.exp_avg, state.exp_avg_sq, state.step)
     rates = (float(lr), *map(float, betas), float(eps), float(weight_decay))
+    compute = select(_OP, backend, params.device.type)
     compute(params, grad, *written[1:], active, frozen_tokens, *rates)
-    if compute is not _OP.reference and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         # Tells autograd that they have changed, in case another operation has kept one.
         torch.autograd.graph.increment_version(written)

@@ -52,9 +52,7 @@ def _check_norm(name: str, norm: Tensor, weight: Tensor) -> None:
     _checks.same_device(op, name, norm, "weight", weight)
 
 
-def _check(
-    weight: Tensor, act_norm: Tensor, sparsity: float, base_act_norm: Tensor | None
-) -> None:
+def _check(weight: Tensor, act_norm: Tensor, sparsity: float, base_act_norm: Tensor | None) -> None:
     op = "wanda_mask"
     _checks.floating_tensor(op, "weight", weight)
     if weight.dim() != 2:

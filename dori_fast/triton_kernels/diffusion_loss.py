@@ -125,19 +125,20 @@ def add_noise_triton(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     rows, images = _rows(eps, 2), _rows(x0, 1)
     problems, draws, length = rows.shape
     block = block_of(length, _LARGEST_BLOCK)
-    _add_noise_kernel[(problems * draws, triton.cdiv(length, block))](
-        images,
-        rows,
-        alpha_bar.contiguous(),
-        x_t,
-        draws,
-        length,
-        images.stride(0),
-        rows.stride(0),
-        rows.stride(1),
-        ACC=ACCUMULATE[eps.dtype],
-        BLOCK=block,
-    )
+    with torch.cuda.device_of(eps):
+        _add_noise_kernel[(problems * draws, triton.cdiv(length, block))](
+            images,
+            rows,
+            alpha_bar.contiguous(),
+            x_t,
+            draws,
+            length,
+            images.stride(0),
+            rows.stride(0),
+            rows.stride(1),
+            ACC=ACCUMULATE[eps.dtype],
+            BLOCK=block,
+        )
     return x_t
 
 
@@ -151,20 +152,24 @@ def diffusion_loss_triton(eps_pred: Tensor, eps: Tensor) -> Tensor:
     sums = torch.empty(problems, draws, dtype=dtype, device=eps.device)
     loss = torch.empty(problems, dtype=dtype, device=eps.device)
     acc = ACCUMULATE[eps.dtype]
-    _diffusion_loss_kernel[(problems * draws,)](
-        pred,
-        target,
-        sums,
-        draws,
-        length,
-        *pred.stride()[:2],
-        *target.stride()[:2],
-        ACC=acc,
-        BLOCK=block_of(length, _LARGEST_BLOCK),
-        num_warps=8 if length >= _LARGEST_BLOCK else 4,
-    )
+    with torch.cuda.device_of(eps):
+        _diffusion_loss_kernel[(problems * draws,)](
+            pred,
+            target,
+            sums,
+            draws,
+            length,
+            *pred.stride()[:2],
+            *target.stride()[:2],
+            ACC=acc,
+            BLOCK=block_of(length, _LARGEST_BLOCK),
+            num_warps=8 if length >= _LARGEST_BLOCK else 4,
+        )
     block = block_of(draws, _LARGEST_BLOCK)
-    _mean_of_draws_kernel[(problems,)](sums, loss, draws, length, ACC=acc, BLOCK=block, num_warps=1)
+    with torch.cuda.device_of(eps):
+        _mean_of_draws_kernel[(problems,)](
+            sums, loss, draws, length, ACC=acc, BLOCK=block, num_warps=1
+        )
     return loss
 
 
@@ -176,18 +181,19 @@ def diffusion_loss_bwd_triton(rate: Tensor, eps_pred: Tensor, eps: Tensor) -> Te
     pred, target = _rows(eps_pred, 2), _rows(eps, 2)
     problems, draws, length = pred.shape
     block = block_of(length, _LARGEST_BLOCK)
-    _diffusion_loss_bwd_kernel[(problems * draws, triton.cdiv(length, block))](
-        rate.contiguous(),
-        pred,
-        target,
-        to_pred,
-        draws,
-        length,
-        *pred.stride()[:2],
-        *target.stride()[:2],
-        ACC=ACCUMULATE[eps.dtype],
-        BLOCK=block,
-    )
+    with torch.cuda.device_of(eps):
+        _diffusion_loss_bwd_kernel[(problems * draws, triton.cdiv(length, block))](
+            rate.contiguous(),
+            pred,
+            target,
+            to_pred,
+            draws,
+            length,
+            *pred.stride()[:2],
+            *target.stride()[:2],
+            ACC=ACCUMULATE[eps.dtype],
+            BLOCK=block,
+        )
     return to_pred
 
 

@@ -106,35 +106,36 @@ def embedding_step_triton(
     if params.numel() > 0:
         block = block_of(dim, _LARGEST_BLOCK)
         per_problem = frozen is not None and frozen.dim() == 2
-        _embedding_step_kernel[(problems * tokens, triton.cdiv(dim, block))](
-            params,
-            grad,
-            exp_avg,
-            exp_avg_sq,
-            step,
-            step if active is None else active.view(torch.int8),
-            step if frozen is None else frozen.view(torch.int8),
-            lr,
-            _log(beta1),
-            _log(beta2),
-            1 - beta1,
-            1 - beta2,
-            beta2,
-            eps,
-            1 - lr * weight_decay,
-            tokens,
-            dim,
-            *params.stride(),
-            *grad.stride(),
-            *exp_avg.stride(),
-            *exp_avg_sq.stride(),
-            frozen.stride(0) if per_problem else 0,
-            0 if frozen is None else frozen.stride(-1),
-            HAS_ACTIVE=active is not None,
-            HAS_FROZEN=frozen is not None,
-            ACC=ACCUMULATE[params.dtype],
-            BLOCK=block,
-        )
+        with torch.cuda.device_of(params):
+            _embedding_step_kernel[(problems * tokens, triton.cdiv(dim, block))](
+                params,
+                grad,
+                exp_avg,
+                exp_avg_sq,
+                step,
+                step if active is None else active.view(torch.int8),
+                step if frozen is None else frozen.view(torch.int8),
+                lr,
+                _log(beta1),
+                _log(beta2),
+                1 - beta1,
+                1 - beta2,
+                beta2,
+                eps,
+                1 - lr * weight_decay,
+                tokens,
+                dim,
+                *params.stride(),
+                *grad.stride(),
+                *exp_avg.stride(),
+                *exp_avg_sq.stride(),
+                frozen.stride(0) if per_problem else 0,
+                0 if frozen is None else frozen.stride(-1),
+                HAS_ACTIVE=active is not None,
+                HAS_FROZEN=frozen is not None,
+                ACC=ACCUMULATE[params.dtype],
+                BLOCK=block,
+            )
     step += 1 if active is None else active
 
 
@@ -151,7 +152,7 @@ def _compile_case(element: str, masked: bool) -> CompileCase:
         "exp_avg_ptr": moment,
         "exp_avg_sq_ptr": moment,
     }
-    rates = "lr log_beta1 log_beta2 to_avg to_sq keep_sq eps keep_param".split()
+    rates = ["lr", "log_beta1", "log_beta2", "to_avg", "to_sq", "keep_sq", "eps", "keep_param"]
     outer = tuple(
         f"{name}_stride_{axis}"
         for name in ("params", "grad", "exp_avg", "exp_avg_sq")

@@ -16,7 +16,7 @@ def _wanda_mask_kernel(
     act_norm_ptr,
     base_ptr,
     mask_ptr,
-    I,
+    N,
     count,
     weight_stride_o,
     HAS_BASE: tl.constexpr,
@@ -30,7 +30,7 @@ def _wanda_mask_kernel(
     # do; every NaN ranks above infinity, all alike; -1 is beyond the row.
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
-    inside = i < I
+    inside = i < N
     weight = tl.load(weight_ptr + row * weight_stride_o + i, mask=inside, other=0.0).to(ACC)
     act_norm = tl.load(act_norm_ptr + i, mask=inside, other=0.0).to(ACC)
     score = tl.abs(weight * act_norm)
@@ -52,7 +52,7 @@ def _wanda_mask_kernel(
     if HAS_BASE:
         base = tl.load(base_ptr + i, mask=inside, other=0.0).to(ACC)
         pruned = pruned & (score > tl.abs(weight * base))
-    tl.store(mask_ptr + row * I + i, pruned.to(tl.int8), mask=inside)
+    tl.store(mask_ptr + row * N + i, pruned.to(tl.int8), mask=inside)
 
 
 def wanda_mask_triton(
@@ -68,20 +68,21 @@ def wanda_mask_triton(
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
     act_norm = act_norm.contiguous()
     block = block_of(columns, 1 << 20)
-    _wanda_mask_kernel[(rows,)](
-        weight,
-        act_norm,
-        act_norm if base_act_norm is None else base_act_norm.contiguous(),
-        mask.view(torch.int8),
-        columns,
-        count,
-        weight.stride(0),
-        HAS_BASE=base_act_norm is not None,
-        **_constants(wide=weight.dtype == torch.float64),
-        ACC=ACCUMULATE[weight.dtype],
-        BLOCK=block,
-        num_warps=_warps(block),
-    )
+    with torch.cuda.device_of(weight):
+        _wanda_mask_kernel[(rows,)](
+            weight,
+            act_norm,
+            act_norm if base_act_norm is None else base_act_norm.contiguous(),
+            mask.view(torch.int8),
+            columns,
+            count,
+            weight.stride(0),
+            HAS_BASE=base_act_norm is not None,
+            **_constants(wide=weight.dtype == torch.float64),
+            ACC=ACCUMULATE[weight.dtype],
+            BLOCK=block,
+            num_warps=_warps(block),
+        )
     return mask
 
 
@@ -113,12 +114,12 @@ def _compile_case(element: str, has_base: bool) -> CompileCase:
         signature={
             **pointers,
             "mask_ptr": "*i8",
-            **dict.fromkeys(("I", "count"), "i32"),
+            **dict.fromkeys(("N", "count"), "i32"),
             "weight_stride_o": "i64",
             **dict.fromkeys(constexprs, "constexpr"),
         },
         constexprs=constexprs,
-        aligned=(*pointers, "mask_ptr", "I", "weight_stride_o"),
+        aligned=(*pointers, "mask_ptr", "N", "weight_stride_o"),
         num_warps=_warps(8192),
     )
 

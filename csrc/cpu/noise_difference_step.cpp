@@ -1,0 +1,134 @@
+#include "noise_difference.h"
+
+#include "cpu/simd.h"
+#include "cpu/sum_of_squares.h"
+
+#include <cmath>
+
+namespace dori::cpu {
+namespace {
+
+template <class A>
+struct Mix {
+  A guidance, keep, add;
+};
+
+template <class T>
+DORI_INLINE void denoise(T* to, const T* cond, const T* uncond, const T* from,
+                         Mix<accumulate_t<T>> mix, int64_t length) {
+#pragma omp simd
+  for (int64_t i = 0; i < length; ++i) {
+    const auto base = load(uncond[i]);
+    const auto guided = base + mix.guidance * (load(cond[i]) - base);
+    store(to[i], mix.keep * load(from[i]) + mix.add * guided);
+  }
+}
+
+// Block by block, so that both uses of a block find it in the L1 cache.
+template <class T>
+DORI_INLINE double norm_and_denoise(T* to, const T* cond, const T* uncond, const T* from,
+                                    Mix<accumulate_t<T>> mix, int64_t length) {
+  double total = 0;
+  for (int64_t start = 0; start < length; start += kBlock) {
+    const int64_t block = std::min(length - start, kBlock);
+    total += sum_of_squares(cond + start, uncond + start, block);
+    denoise(to + start, cond + start, uncond + start, from + start, mix, block);
+  }
+  return std::sqrt(total);
+}
+
+constexpr int64_t kPositions = 256;
+
+template <class T>
+DORI_INLINE double sum_of_cosines(const T* cond, const T* uncond, int64_t channels,
+                                  int64_t positions) {
+  using A = accumulate_t<T>;
+  // Below this a vector counts as this long, so that nothing is divided by zero.
+  constexpr A kShortest = A(1e-8);
+  double total = 0;
+  for (int64_t start = 0; start < positions; start += kPositions) {
+    const int64_t block = std::min(positions - start, kPositions);
+    A dot[kPositions] = {}, length[kPositions] = {}, distance[kPositions] = {};
+    for (int64_t c = 0; c < channels; ++c) {
+      const T* a = cond + c * positions + start;
+      const T* b = uncond + c * positions + start;
+#pragma omp simd
+      for (int64_t i = 0; i < block; ++i) {
+        const A base = load(b[i]), difference = load(a[i]) - base;
+        dot[i] += base * difference;
+        length[i] += base * base;
+        distance[i] += difference * difference;
+      }
+    }
+    for (int64_t i = 0; i < block; ++i) {
+      const A u = std::sqrt(length[i]), d = std::sqrt(distance[i]);
+      total += dot[i] / ((u < kShortest ? kShortest : u) * (d < kShortest ? kShortest : d));
+    }
+  }
+  return total;
+}
+
+// target_clones does not go with templates.
+#define DORI_ROWS(T)                                                                         \
+  DORI_SIMD double step_row(T* to, const T* cond, const T* uncond, const T* from,            \
+                            Mix<accumulate_t<T>> mix, int64_t n) {                           \
+    return norm_and_denoise(to, cond, uncond, from, mix, n);                                 \
+  }                                                                                          \
+  DORI_SIMD double cosine_row(const T* cond, const T* uncond, int64_t channels, int64_t n) { \
+    return sum_of_cosines(cond, uncond, channels, n);                                        \
+  }
+DORI_ROWS(float)
+DORI_ROWS(double)
+DORI_ROWS(bfloat16)
+DORI_ROWS(float16)
+#undef DORI_ROWS
+
+template <class T>
+const T* row_of(const void* data, int64_t r, int64_t seeds, int64_t prompt_stride,
+                int64_t seed_stride) {
+  return static_cast<const T*>(data) + r / seeds * prompt_stride + r % seeds * seed_stride;
+}
+
+template <class T>
+const T* cond_row(const NoiseDifference& task, int64_t r) {
+  return row_of<T>(task.cond, r, task.seeds, task.cond_prompt_stride, task.cond_seed_stride);
+}
+
+template <class T>
+const T* uncond_row(const NoiseDifference& task, int64_t r) {
+  return row_of<T>(task.uncond, r, task.seeds, task.uncond_prompt_stride, task.uncond_seed_stride);
+}
+
+}  // namespace
+
+void noise_difference_step(const NoiseDifferenceStep& task, int64_t first_row, int64_t last_row) {
+  const NoiseDifference& difference = task.difference;
+  dispatch<Types>(difference.dtype, [&]<class T>(T) {
+    using A = accumulate_t<T>;
+    const Mix<A> mix{static_cast<A>(task.guidance), static_cast<A>(task.keep),
+                     static_cast<A>(task.add)};
+    for (int64_t r = first_row; r < last_row; ++r) {
+      const double norm = step_row(static_cast<T*>(task.latents_prev) + r * difference.length,
+                                   cond_row<T>(difference, r), uncond_row<T>(difference, r),
+                                   row_of<T>(task.latents, r, difference.seeds,
+                                             task.latents_prompt_stride, task.latents_seed_stride),
+                                   mix, difference.length);
+      static_cast<A*>(difference.norm)[r] = static_cast<A>(norm);
+    }
+  });
+}
+
+void noise_cosine(const NoiseCosine& task, int64_t first_row, int64_t last_row) {
+  const NoiseDifference& difference = task.difference;
+  dispatch<Types>(difference.dtype, [&]<class T>(T) {
+    using A = accumulate_t<T>;
+    for (int64_t r = first_row; r < last_row; ++r) {
+      const double sum = cosine_row(cond_row<T>(difference, r), uncond_row<T>(difference, r),
+                                    task.channels, task.positions);
+      static_cast<A*>(difference.norm)[r] =
+          static_cast<A>(sum / static_cast<double>(task.positions));
+    }
+  });
+}
+
+}  // namespace dori::cpu
