@@ -60,10 +60,13 @@ DORI_INLINE double sum_of_cosines(const T* cond, const T* uncond, int64_t channe
         distance[i] += difference * difference;
       }
     }
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < block; ++i) {
       const A u = std::sqrt(length[i]), d = std::sqrt(distance[i]);
-      total += dot[i] / ((u < kShortest ? kShortest : u) * (d < kShortest ? kShortest : d));
+      sum += dot[i] / ((u < kShortest ? kShortest : u) * (d < kShortest ? kShortest : d));
     }
+    total += sum;
   }
   return total;
 }

@@ -56,7 +56,7 @@ def noise_difference_step_reference(
 
 
 def noise_cosine_reference(eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
-    """Compute the cosine over C of `eps_uncond` and `eps_cond - eps_uncond`, averaged over the rest.
+    """Compute the cosine over C of `eps_uncond` and `eps_cond - eps_uncond`, and its mean over `*`.
 
     Args:
         eps_cond: [P, S, C, *], any floating dtype.
