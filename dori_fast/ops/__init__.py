@@ -2,6 +2,7 @@
 
 from dori_fast.ops.diffusion_loss import add_noise, diffusion_loss
 from dori_fast.ops.embedding_step import EmbeddingState, embedding_step
+from dori_fast.ops.masked_linear import masked_linear
 from dori_fast.ops.neuron_mask import NeuronIndices, neuron_mask, neuron_mask_, pack_indices
 from dori_fast.ops.noise_difference import (
     noise_cosine,
@@ -16,6 +17,7 @@ __all__ = [
     "add_noise",
     "diffusion_loss",
     "embedding_step",
+    "masked_linear",
     "neuron_mask",
     "neuron_mask_",
     "noise_cosine",
