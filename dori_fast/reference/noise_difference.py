@@ -37,6 +37,8 @@ def noise_difference_step_reference(
         x_0          = (latents - sqrt(1 - alpha_bar) guided) / sqrt(alpha_bar)
         latents_prev = sqrt(alpha_bar_prev) x_0 + sqrt(1 - alpha_bar_prev) guided
 
+    with the last two lines collected by their terms, which spares digits where alpha_bar is small.
+
     Args:
         eps_cond: [P, S, *], any floating dtype.
         eps_uncond: [S, *] (shared by all prompts) or [P, S, *], same dtype.
@@ -50,8 +52,9 @@ def noise_difference_step_reference(
     dtype = accumulate_dtype(eps_cond.dtype)
     cond, uncond, x_t = (x.to(dtype) for x in (eps_cond, eps_uncond, latents))
     guided = uncond + guidance * (cond - uncond)
-    x_0 = (x_t - (1 - alpha_bar) ** 0.5 * guided) / alpha_bar**0.5
-    latents_prev = alpha_bar_prev**0.5 * x_0 + (1 - alpha_bar_prev) ** 0.5 * guided
+    keep = (alpha_bar_prev / alpha_bar) ** 0.5
+    add = (1 - alpha_bar_prev) ** 0.5 - keep * (1 - alpha_bar) ** 0.5
+    latents_prev = keep * x_t + add * guided
     return noise_difference_reference(eps_cond, eps_uncond), latents_prev.to(latents.dtype)
 
 
@@ -114,6 +117,12 @@ SPECS = (
             *((1, 1, 4, 8, 8), (3, 2, 4, 5, 7), (2, 2), (0, 2, 16), (2, 0, 16), (2, 2, 0)),
         ),
         make_inputs=_step_inputs,
+        uncancelled=lambda cond, uncond, latents, *rest: (
+            cond.abs(),
+            -uncond.abs(),
+            -latents.abs(),
+            *rest,
+        ),
     ),
     OpSpec(
         name="noise_cosine",
