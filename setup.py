@@ -39,7 +39,7 @@ class CMakeBuild(build_ext):
     def build_extensions(self) -> None:
         try:
             self.build_all(Path(self.get_ext_fullpath("dori_fast._C")).resolve().parent)
-        except (CompileError, OSError) as error:
+        except (CompileError, ImportError, OSError) as error:
             if REQUIRED:
                 raise
             self.record.parent.mkdir(parents=True, exist_ok=True)
@@ -50,9 +50,10 @@ class CMakeBuild(build_ext):
     def build_all(self, package: Path) -> None:
         import pybind11
 
-        Path(self.build_temp).mkdir(parents=True, exist_ok=True)
+        # Fresh: a cache made in pip's isolated environment names tools that are gone by now.
         self.cmake(
-            *("-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+            *("--fresh", "-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja"),
+            "-DCMAKE_BUILD_TYPE=Release",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
@@ -70,12 +71,14 @@ class CMakeBuild(build_ext):
         )
         print(done.stdout, done.stderr, sep="\n", flush=True)
         if done.returncode:
-            raise CompileError(f"cmake {arguments[0]} failed: {first_error(done)}")
+            raise CompileError(f"cmake failed: {first_error(done)}")
 
 
 def first_error(done: subprocess.CompletedProcess[str]) -> str:
-    lines = (done.stderr + done.stdout).splitlines()
-    return next((line.strip() for line in lines if "rror" in line), "no message")
+    """The line that names the first error, and the few that explain it, as one line."""
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    start = next((i for i, line in enumerate(lines) if "rror" in line), 0)
+    return " ".join(lines[start : start + 4]) or "no message"
 
 
 setup(

@@ -37,7 +37,9 @@ struct NoiseCosine {
 };
 
 namespace cpu {
+// Row r is prompt r % prompts of seed r / prompts.
 void noise_difference(const NoiseDifference& task, int64_t first_row, int64_t last_row);
+// Row r is seed r % seeds of prompt r / seeds.
 void noise_difference_step(const NoiseDifferenceStep& task, int64_t first_row, int64_t last_row);
 void noise_cosine(const NoiseCosine& task, int64_t first_row, int64_t last_row);
 }  // namespace cpu

@@ -40,13 +40,13 @@ def why_not(op: FusedOp, backend: str, device: str) -> str | None:
         return f"needs {needed.upper()} tensors, got {device}"
     if _extension.REASON is not None:
         return _NO_EXTENSION
-    if not _extension.has_kernel(op.name, needed.upper()):
+    if needed not in op.compiled_for:
         return "the extension was built without CUDA kernels (DORI_WITH_CUDA=ON needs nvcc)"
     return None
 
 
-def select(op: FusedOp, backend: str, device: str) -> Callable[..., Any]:
-    """Return the function that computes `op` on tensors of a device type.
+def select(op: FusedOp, backend: str, x: torch.Tensor) -> Callable[..., Any]:
+    """Return the function that computes `op` on tensors where x is.
 
     Raises:
         ValueError: unknown backend.
@@ -58,7 +58,7 @@ def select(op: FusedOp, backend: str, device: str) -> Callable[..., Any]:
         return op.dispatched
     if backend not in BACKENDS:
         raise ValueError(f"{op.name}: backend must be one of {', '.join(BACKENDS)}, got {backend}")
-    reason = why_not(op, backend, device)
+    reason = why_not(op, backend, x.device.type)
     if reason is not None:
         raise RuntimeError(f"{op.name}: backend '{backend}' is unavailable: {reason}")
     if backend == "reference":

@@ -26,20 +26,20 @@ def floating_tensor(op: str, argument: str, value: Any) -> None:
         TypeError: not a tensor.
         ValueError: another dtype.
     """
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {argument} must be a tensor, got {type(value).__name__}")
     if value.dtype not in _FLOATING:
         expected = "float32, float64, bfloat16 or float16"
         reject(op, argument, expected, str(value.dtype).removeprefix("torch."))
 
 
-def same_device(op: str, argument: str, value: torch.Tensor, like: str, other: torch.Tensor) -> None:
+def same_device(op: str, argument: str, value: Tensor, like: str, other: Tensor) -> None:
     """Require `value` on the device of the argument named `like`; raises ValueError."""
     if value.device != other.device:
         reject(op, argument, f"on {like}'s device {other.device}", value.device)
 
 
-def same_dtype(op: str, argument: str, value: torch.Tensor, like: str, other: torch.Tensor) -> None:
+def same_dtype(op: str, argument: str, value: Tensor, like: str, other: Tensor) -> None:
     """Require the dtype of the argument named `like`; raises ValueError."""
     if value.dtype != other.dtype:
         reject(op, argument, f"of {like}'s dtype {other.dtype}", value.dtype)
@@ -51,6 +51,6 @@ def constant(op: str, argument: str, value: Tensor) -> None:
         reject(op, argument, "without gradient (detach it, or use torch.no_grad)", "requires_grad")
 
 
-def shape_of(value: torch.Tensor) -> list[int]:
+def shape_of(value: Tensor) -> list[int]:
     """Return the shape in the form used in messages."""
     return list(value.shape)

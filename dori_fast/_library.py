@@ -27,13 +27,15 @@ class FusedOp:
 
     `dispatched` is `dori::<name>`, the best kernel for the device; `triton` is
     `dori::<name>_triton`, so that the Triton kernel can be called and compiled where it is not the
-    best; `reference` is the plain-torch function.
+    best; `reference` is the plain-torch function; `compiled_for` the device types ("cpu", "cuda")
+    for which the extension holds a kernel.
     """
 
     name: str
     reference: Callable[..., Any]
     dispatched: Callable[..., Any]
     triton: Callable[..., Any]
+    compiled_for: frozenset[str]
 
 
 OPS: dict[str, FusedOp] = {}
@@ -61,12 +63,16 @@ def define_op(
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(f"{name}_triton", triton, key)
-    if HAS_TRITON and not _extension.has_kernel(name, "CUDA"):
+    compiled_for = frozenset(d for d in ("cpu", "cuda") if _extension.has_kernel(name, d.upper()))
+    if HAS_TRITON and "cuda" not in compiled_for:
         _LIBRARY.impl(name, triton, "CUDA")
     # Bound once: looking a handle up costs more than calling it.
-    dori = torch.ops.dori
     op = FusedOp(
-        name, reference, getattr(dori, name).default, getattr(dori, f"{name}_triton").default
+        name,
+        reference,
+        dispatched=getattr(torch.ops.dori, name).default,
+        triton=getattr(torch.ops.dori, f"{name}_triton").default,
+        compiled_for=compiled_for,
     )
     OPS[name] = op
     return op

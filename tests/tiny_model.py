@@ -35,7 +35,7 @@ def save_tiny_sd(directory: str | Path, seed: int = 0, **unet_overrides: Any) ->
     return root
 
 
-def byte_tokenizer() -> CLIPTokenizer:
+def byte_tokenizer(**options: Any) -> CLIPTokenizer:
     """A CLIPTokenizer whose vocabulary is the 256 bytes (inside and at the end of a word) and
     a few merges, so that every text has a tokenisation and long texts exceed 77 tokens."""
     letters = _byte_letters()
@@ -43,7 +43,7 @@ def byte_tokenizer() -> CLIPTokenizer:
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(m) for m in merges)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS, **options)
 
 
 def _byte_letters() -> list[str]:

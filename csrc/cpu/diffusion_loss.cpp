@@ -26,9 +26,6 @@ DORI_INLINE void scaled_difference(T* y, const T* a, const T* b, A rate, int64_t
                          accumulate_t<T> noise, int64_t n) {                                \
     mix(x_t, x0, eps, signal, noise, n);                                                    \
   }                                                                                         \
-  DORI_SIMD double square_row(const T* a, const T* b, int64_t n) {                          \
-    return sum_of_squares_of_row(a, b, n);                                                  \
-  }                                                                                         \
   DORI_SIMD void slope_row(T* y, const T* a, const T* b, accumulate_t<T> rate, int64_t n) { \
     scaled_difference(y, a, b, rate, n);                                                    \
   }
@@ -70,7 +67,7 @@ void add_noise(const AddNoise& task, int64_t first_row, int64_t last_row) {
 void diffusion_loss(const DiffusionLoss& task, double* sums, int64_t first_row, int64_t last_row) {
   dispatch<Types>(task.dtype, [&]<class T>(T) {
     for (int64_t r = first_row; r < last_row; ++r) {
-      sums[r] = square_row(pred_row<T>(task, r), eps_row<T>(task, r), task.length);
+      sums[r] = sum_of_squares_of_row(pred_row<T>(task, r), eps_row<T>(task, r), task.length);
     }
   });
 }

@@ -1,37 +1,69 @@
 #include "neuron_mask.h"
 
+#include "cpu/float16.h"
 #include "cpu/simd.h"
+
+#include <algorithm>
 
 namespace dori::cpu {
 namespace {
 
+// Elements per step: GCC does not unroll a plain loop, and one vector per step is slower than
+// memory.
+constexpr int64_t kStep = 32;
+
+// Rows of one sample, which share their scale.
 template <class T>
-DORI_INLINE void scale_row(T* y, const T* x, const accumulate_t<T>* scale, int64_t neurons) {
+DORI_INLINE void scale_rows(T* y, const T* x, const accumulate_t<T>* scale, int64_t rows,
+                            int64_t neurons, int64_t x_stride) {
+  for (int64_t r = 0; r < rows; ++r, y += neurons, x += x_stride) {
+    int64_t n = 0;
+    for (; n + kStep <= neurons; n += kStep) {
 #pragma omp simd
-  for (int64_t n = 0; n < neurons; ++n) store(y[n], load(x[n]) * scale[n]);
+      for (int64_t i = n; i < n + kStep; ++i) store(y[i], load(x[i]) * scale[i]);
+    }
+#pragma omp simd
+    for (int64_t i = n; i < neurons; ++i) store(y[i], load(x[i]) * scale[i]);
+  }
 }
 
 // target_clones does not go with templates.
-#define DORI_ROW(T)                                                           \
-  DORI_SIMD void row(T* y, const T* x, const accumulate_t<T>* s, int64_t n) { \
-    scale_row(y, x, s, n);                                                    \
+#define DORI_SCALE(T)                                                                       \
+  DORI_SIMD void scale_sample(T* y, const T* x, const accumulate_t<T>* scale, int64_t rows, \
+                              int64_t neurons, int64_t x_stride) {                          \
+    scale_rows(y, x, scale, rows, neurons, x_stride);                                       \
   }
-DORI_ROW(float)
-DORI_ROW(double)
-DORI_ROW(bfloat16)
-DORI_ROW(float16)
-#undef DORI_ROW
+DORI_SCALE(float)
+DORI_SCALE(double)
+DORI_SCALE(bfloat16)
+#undef DORI_SCALE
+
+void scale_sample(float16* y, const float16* x, const float* scale, int64_t rows, int64_t neurons,
+                  int64_t x_stride) {
+  float wide[kFloat16Chunk];
+  for (int64_t r = 0; r < rows; ++r, y += neurons, x += x_stride) {
+    for (int64_t n = 0; n < neurons; n += kFloat16Chunk) {
+      const int64_t count = std::min(neurons - n, kFloat16Chunk);
+      widen(x + n, wide, count);
+      scale_sample(wide, wide, scale + n, 1, count, count);
+      narrow(wide, y + n, count);
+    }
+  }
+}
 
 }  // namespace
 
 void neuron_mask(const NeuronMask& task, int64_t first_row, int64_t last_row) {
   dispatch<Types>(task.dtype, [&]<class T>(T) {
-    for (int64_t r = first_row; r < last_row; ++r) {
+    for (int64_t r = first_row; r < last_row;) {
       const int64_t b = r / task.tokens, t = r % task.tokens;
-      row(static_cast<T*>(task.y) + r * task.neurons,
+      const int64_t rows = std::min(last_row - r, task.tokens - t);
+      scale_sample(
+          static_cast<T*>(task.y) + r * task.neurons,
           static_cast<const T*>(task.x) + b * task.x_batch_stride + t * task.x_token_stride,
-          static_cast<const accumulate_t<T>*>(task.scale) + b * task.scale_batch_stride,
-          task.neurons);
+          static_cast<const accumulate_t<T>*>(task.scale) + b * task.scale_batch_stride, rows,
+          task.neurons, task.x_token_stride);
+      r += rows;
     }
   });
 }

@@ -35,8 +35,7 @@ DORI_INLINE float load(float x) { return x; }
 DORI_INLINE double load(double x) { return x; }
 DORI_INLINE float load(bfloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
 
-// Rescaling the shifted bits converts normal and subnormal numbers alike. (GCC 12 does not
-// vectorise conversions of _Float16.)
+// Rescaling the shifted bits converts normal and subnormal numbers alike.
 DORI_INLINE float load(float16 x) {
   const uint32_t half = x.bits;
   const float magnitude = std::bit_cast<float>((half & 0x7fffu) << 13) * 0x1p112f;

@@ -68,15 +68,17 @@ class Asthana(SeededDetector):
     def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
         """Weighted norm plus cosine, [P, S]."""
         timesteps = model.timesteps(_TOTAL_STEPS)
-        noise = one_draw(model, 51, len(self.seeds)) if self.compat else model.noise(self.seeds)
-        (high, high_uncond), (low, low_uncond) = (
-            (model.share(noise, t), model.epsilon(model.unconditional, noise, t)[0])
-            for t in (timesteps[0], timesteps[-3])
-        )
+        if self.compat:
+            noise = one_draw(model, 51, len(self.seeds))
+            high, low = (model.share(noise, timesteps[i]) for i in (0, -3))
+        else:
+            high, low = (model.share_noise(self.seeds, timesteps[i]) for i in (0, -3))
 
         def combined(part: TextCondition, _: int) -> Tensor:
-            norm = noise_difference(model.epsilon_shared(part, high), high_uncond)
-            cosine = mean_cosine(low_uncond, model.epsilon_shared(part, low))
+            norm = noise_difference(
+                model.epsilon_shared(part, high), model.epsilon_uncond(part, high)
+            )
+            cosine = mean_cosine(model.epsilon_uncond(part, low), model.epsilon_shared(part, low))
             if self.compat:
                 norm, cosine = (term.to(model.dtype).float() for term in (norm, cosine))
             return self.norm_weight * norm + self.cosine_weight * cosine
@@ -85,8 +87,8 @@ class Asthana(SeededDetector):
 
 
 def mean_cosine(eps_uncond: Tensor, eps_cond: Tensor) -> Tensor:
-    """Float32 [P, S]: cosine over channels of eps_uncond [S, C, H, W] and the difference to it of
-    eps_cond [P, S, C, H, W], averaged over positions."""
+    """Float32 [P, S]: cosine over channels of eps_uncond and the difference to it of eps_cond,
+    averaged over positions. eps_cond is [P, S, C, H, W], eps_uncond the same or [S, C, H, W]."""
     eps_uncond = eps_uncond.float()
     difference = eps_cond.float() - eps_uncond
     return F.cosine_similarity(eps_uncond.expand_as(difference), difference, dim=2).mean((-2, -1))

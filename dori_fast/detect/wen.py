@@ -90,12 +90,12 @@ class Wen(SeededDetector):
 
     def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
         """Mean norms over the tracked steps, [P, S], on noise that all prompts share."""
-        noise, t = model.noise(self.seeds), model.timesteps(self.total_steps)[0]
-        shared, eps_uncond = model.share(noise, t), model.epsilon_uncond(self.seeds, t)
+        shared = model.share_noise(self.seeds, model.timesteps(self.total_steps)[0])
 
         def norms(part: TextCondition, _: int) -> Tensor:
             eps_cond = model.epsilon_shared(part, shared)
-            return self._norms(model, part, noise, eps_cond, eps_uncond)
+            eps_uncond = model.epsilon_uncond(part, shared)
+            return self._norms(model, part, shared.latents, eps_cond, eps_uncond)
 
         return self.in_chunks(model, condition, norms)
 
@@ -108,7 +108,8 @@ class Wen(SeededDetector):
             places = positions[start : start + len(part)]
             draws = [one_draw(model, place + offset, len(self.seeds)) for place in places]
             noise, t = torch.stack(draws), model.timesteps(self.total_steps)[0]
-            eps_cond, eps_uncond = model.epsilon(part, noise, t), _uncond(model, noise, t)
+            eps_cond = model.epsilon(part, noise, t)
+            eps_uncond = model.epsilon(model.unconditional_for(part), noise, t)
             return self._norms(model, part, noise, eps_cond, eps_uncond)
 
         return self.in_chunks(model, condition, norms)
@@ -126,21 +127,16 @@ class Wen(SeededDetector):
         ``noise`` and ``eps_uncond`` are [S, C, H, W], shared by the prompts, or [P, S, C, H, W].
         """
         total = self._norm(model, eps_cond, eps_uncond)
-        timesteps, latents = model.timesteps(self.total_steps), noise
+        timesteps, empty = model.timesteps(self.total_steps), model.unconditional_for(condition)
+        latents = noise
         for t, t_next in zip(timesteps, timesteps[1 : self.steps], strict=False):
             guided = eps_uncond + self.guidance * (eps_cond - eps_uncond)
             latents = model.schedule.step(guided, latents, t, t_next).to(model.dtype)
             eps_cond = model.epsilon(condition, latents, t_next)
-            eps_uncond = _uncond(model, latents, t_next)
+            eps_uncond = model.epsilon(empty, latents, t_next)
             total = total + self._norm(model, eps_cond, eps_uncond)
         return total / self.steps
 
     def _norm(self, model: Denoiser, eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
         norm = noise_difference(eps_cond, eps_uncond)
         return norm.to(model.dtype).float() if self.compat == "wen" else norm
-
-
-def _uncond(model: Denoiser, latents: Tensor, timestep: int) -> Tensor:
-    """Unconditional predictions on latents [S, C, H, W] or [P, S, C, H, W], in their shape."""
-    flat = latents.reshape(-1, *model.latent_shape)
-    return model.epsilon(model.unconditional, flat, timestep)[0].reshape(latents.shape)

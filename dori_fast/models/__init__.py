@@ -1,7 +1,7 @@
 """The denoiser: the only thing that methods see of a diffusion model."""
 
 from dori_fast.models.denoiser import Denoiser
-from dori_fast.models.load import load
+from dori_fast.models.loading import load
 from dori_fast.models.text import TextCondition
 
 __all__ = ["Denoiser", "TextCondition", "load"]

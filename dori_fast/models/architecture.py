@@ -1,7 +1,7 @@
 """Which models are supported at all, and which UNets the stage program may be made of.
 
-Whatever UNet is not known to compute what :mod:`dori_fast.models.program` computes is refused, and the
-Denoiser then calls the model's own forward.
+A UNet that is not known to compute what :mod:`dori_fast.models.program` computes is refused, and
+the Denoiser then calls the model's own forward.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ _CONFIG = {
     "center_input_sample": False,
     "class_embed_type": None,
     "num_class_embeds": None,
-    "addition_embed_type": None,
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
     "time_cond_proj_dim": None,
@@ -54,8 +53,8 @@ _ATTENTION = {
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 
 
-def require_denoiser(unet: Any, text_encoder: Any) -> None:
-    """Check that two modules are a text-to-image denoiser of a supported kind.
+def require_denoiser(unet: Any, text: Any) -> None:
+    """Check that a UNet and a text side are a text-to-image denoiser of a supported kind.
 
     Raises:
         UsageError: they are not; says why.
@@ -66,15 +65,17 @@ def require_denoiser(unet: Any, text_encoder: Any) -> None:
             f"load: a UNet from {config.in_channels} to {config.out_channels} channels is not a"
             " text-to-image denoiser (an inpainting or edit model?); not supported"
         )
-    if config.addition_embed_type is not None or config.class_embed_type is not None:
-        raise UsageError(
-            "load: a UNet with additional or class embeddings (SDXL, for one) is not supported yet"
-        )
-    width = text_encoder.config.hidden_size
-    if config.cross_attention_dim != width:
+    pooled = config.addition_embed_type == "text_time"
+    if config.class_embed_type is not None or (config.addition_embed_type and not pooled):
+        kind = config.class_embed_type or config.addition_embed_type
+        raise UsageError(f"load: a UNet with {kind!r} embeddings is not supported")
+    if pooled != text.has_pooled:
+        expected = "two text encoders (SDXL)" if pooled else "one text encoder"
+        raise UsageError(f"load: this UNet needs {expected}; the parts do not belong together")
+    if config.cross_attention_dim != text.width:
         raise UsageError(
             f"load: the UNet takes text of width {config.cross_attention_dim}, the text encoder"
-            f" makes {width}; the parts do not belong together"
+            f" makes {text.width}; the parts do not belong together"
         )
 
 
@@ -88,6 +89,8 @@ def _objections(unet: Any) -> Iterator[str]:
         yield f"{type(unet).__name__} is not a UNet2DConditionModel"
         return
     yield from _differences("UNet config", unet.config, _CONFIG)
+    if unet.config.addition_embed_type not in (None, "text_time"):
+        yield f"UNet config: addition_embed_type is {unet.config.addition_embed_type!r}"
     if type(unet.mid_block).__name__ != "UNetMidBlock2DCrossAttn":
         yield f"mid block {type(unet.mid_block).__name__}"
     if unet.conv_norm_out is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -13,11 +15,20 @@ from torch import Tensor
 from dori_fast.errors import UsageError
 from dori_fast.models import images
 from dori_fast.models.architecture import require_denoiser
-from dori_fast.models.engine import Engine, SharedLatents
+from dori_fast.models.encoders import TextSide, TextSideXL
+from dori_fast.models.engine import Engine
+from dori_fast.models.samples import (
+    Samples,
+    SharedLatents,
+    ValueMasks,
+    all_pairs,
+    own_latents,
+)
+from dori_fast.models.sampling import denoise
 from dori_fast.models.schedule import Schedule
-from dori_fast.models.text import TextCondition, encode_rows, tokenize
+from dori_fast.models.text import TextCondition
 
-_UNCOND_CACHE_ENTRIES = 4096
+_SHARED_NOISES_KEPT = 16
 
 
 class Denoiser:
@@ -32,60 +43,44 @@ class Denoiser:
 
     Attributes:
         schedule: noise schedule, prediction type and the DDIM update.
+        engine: what runs the UNet; it knows the evaluations so far and what it shares.
     """
 
     def __init__(
         self,
         *,
         unet: Any,
-        text_encoder: Any,
-        tokenizer: Any,
+        text: TextSide | TextSideXL,
         scheduler_config: dict[str, Any],
         vae: Callable[[], Any],
         device: torch.device,
         dtype: torch.dtype,
         batch_size: int | str,
+        picture_size: tuple[int, int],
         origin: dict[str, str | None],
         weight_hashes: Callable[[], dict[str, str]],
         share: bool = True,
         attention: str = "auto",
     ) -> None:
-        require_denoiser(unet, text_encoder)
-        self.unet = unet.to(device).eval().requires_grad_(False)
-        self.text_encoder = text_encoder.to(device).eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.device = device
-        self.dtype = dtype
-        self._load_vae = vae
+        require_denoiser(unet, text)
+        self.unet = unet
+        self._text = text
+        self.device, self.dtype = device, dtype
+        self._load_vae, self._weight_hashes = vae, weight_hashes
         self._origin = origin
-        self._weight_hashes = weight_hashes
         self.schedule = Schedule(scheduler_config)
-        self._engine = Engine(self.unet, batch_size, share, attention)
-        self._uncond: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self.engine = Engine(unet, batch_size, share, attention, picture_size)
+        self._masks: ValueMasks | None = None
+        self._shared: OrderedDict[tuple[tuple[int, ...], int], SharedLatents] = OrderedDict()
 
     @property
     def batch_size(self) -> int:
         """UNet samples per evaluation (the fixed, padded batch shape); at least 1."""
-        return self._engine.batch_size
+        return self.engine.batch_size
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        self._engine.batch_size = value
-
-    @property
-    def evaluations(self) -> int:
-        """UNet sample evaluations so far, padding left out."""
-        return self._engine.evaluations
-
-    @property
-    def not_shared(self) -> str | None:
-        """Why the network's work is not shared between prompts, or None if it is."""
-        return self._engine.not_shared
-
-    @property
-    def attention(self) -> str:
-        """The attention kernel that runs: "sdpa", "xformers", or "own" for the model's own."""
-        return self._engine.attention
+        self.engine.batch_size = value
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -107,6 +102,7 @@ class Denoiser:
             "device": self.device.type,
             "prediction_type": self.schedule.prediction_type,
             "weights": self._hashes,
+            "masks": self._masks and self._masks.sha256(),
         }
 
     @cached_property
@@ -115,48 +111,94 @@ class Denoiser:
 
     # -- text ---------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self._text.tokenizer
+
+    @property
+    def text_encoder(self) -> Any:
+        """The model's frozen text encoder."""
+        return self._text.text_encoder
+
     def encode(self, prompts: Sequence[str]) -> TextCondition:
         """Encode prompts as the model's own pipeline does; equal token sequences are encoded once.
 
         Raises:
-            UsageError: a prompt is not a ``str``.
+            UsageError: a prompt is not a ``str``, or there is not one prompt for each mask.
         """
-        for position, prompt in enumerate(prompts):
-            if not isinstance(prompt, str):
-                raise UsageError(
-                    f"encode: prompt {position} must be a str, got {type(prompt).__name__}"
-                )
-        tokens = tokenize(self.tokenizer, prompts)
-        unique = encode_rows(
-            self.text_encoder, tokens, self.tokenizer.pad_token_id, self.batch_size
-        )
-        return TextCondition(
-            unique=unique,
-            index=tokens.index,
-            n_tokens=tokens.n_tokens,
-            truncated=tokens.n_tokens > tokens.context,
-        )
+        condition = self._text.encode(prompts, self.batch_size)
+        if not self._one_mask_each:
+            return condition
+        self._check_one_mask_each(len(condition))
+        return condition.one_row_each()
 
-    def condition(self, embeddings: Tensor) -> TextCondition:
-        """Any embeddings [P, T, D] as a condition; epsilon of it carries gradients to them."""
+    def condition(self, embeddings: Tensor, pooled: Tensor | None = None) -> TextCondition:
+        """Any embeddings [P, T, D] as a condition; epsilon of it carries gradients to them.
+
+        An SDXL model needs ``pooled`` [P, E] as well.
+        """
         width = self.unet.config.cross_attention_dim
         if embeddings.ndim != 3 or embeddings.shape[-1] != width:
             raise UsageError(
                 f"condition: embeddings must be [P, T, {width}], got {list(embeddings.shape)}"
             )
         n = embeddings.shape[0]
+        if self._text.has_pooled != (pooled is not None):
+            raise UsageError("condition: pooled embeddings are for SDXL models, which need them")
+        self._check_one_mask_each(n)
         return TextCondition(
             unique=embeddings.to(self.device, self.dtype),
             index=torch.arange(n),
             n_tokens=torch.full((n,), embeddings.shape[1]),
             truncated=torch.zeros(n, dtype=torch.bool),
+            pooled=None if pooled is None else pooled.to(self.device, self.dtype),
         )
 
     @cached_property
     def unconditional(self) -> TextCondition:
         """The condition of the empty prompt, P = 1."""
-        return self.encode([""])
+        return self._text.empty(self.batch_size)
+
+    def unconditional_for(self, condition: TextCondition) -> TextCondition:
+        """The empty prompt in the place of each of P prompts, under the masks of theirs."""
+        if not self._one_mask_each:
+            return self.unconditional.repeat(len(condition))
+        empty = self.unconditional.repeat(condition.unique.shape[0])
+        return dataclasses.replace(empty.one_row_each(), index=condition.index)
+
+    # -- masks --------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the cross-attention modules, in the order in which the UNet runs them."""
+        return self.engine.layers
+
+    def masked(self, masks: ValueMasks) -> Denoiser:
+        """A view of this model with neurons of cross-attention values scaled; nothing is changed.
+
+        With one mask (M = 1) all prompts have it. With more, prompt i of every ``encode`` and
+        ``condition`` has mask i, so there must be as many prompts as masks.
+
+        Raises:
+            UsageError: this is a masked view already, or a layer or width does not fit.
+        """
+        if self._masks is not None:
+            raise UsageError("masked: this model has masks already; join them into one first")
+        self.engine.check_masks(masks)
+        view = copy.copy(self)
+        view._masks, view._shared = masks, OrderedDict()
+        return view
+
+    @property
+    def _one_mask_each(self) -> bool:
+        return self._masks is not None and self._masks.one_each
+
+    def _check_one_mask_each(self, prompts: int) -> None:
+        if self._masks is not None and len(self._masks) not in (1, prompts):
+            raise UsageError(
+                f"this model has {len(self._masks)} masks, one per prompt, got {prompts} prompts"
+            )
 
     # -- noise and schedule -------------------------------------------------------------------
 
@@ -179,7 +221,6 @@ class Denoiser:
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """Cumulative alphas of the noise schedule, float64 [1000]."""
         return self.schedule.alphas_cumprod
 
     # -- noise predictions --------------------------------------------------------------------
@@ -196,57 +237,42 @@ class Denoiser:
             [P, S, C, H, W]; model dtype for an epsilon model, else float32 or wider. Carries
             gradients to the condition's embeddings if they require them.
         """
-        if latents.ndim == 4:
-            return self.epsilon_shared(condition, self.share(latents, timestep))
-        eps = self._evaluate(condition, *self._per_prompt(condition, latents, timestep))
-        return eps.reshape(latents.shape)
-
-    def _per_prompt(
-        self, condition: TextCondition, latents: Tensor, timestep: int
-    ) -> tuple[Tensor, SharedLatents, Tensor]:
-        """Text row and latent of each sample where every prompt has its own latents [P, S, ...]."""
-        self._check_latents(latents, 5)
-        prompts, seeds = latents.shape[:2]
-        if prompts != len(condition):
-            raise UsageError(
-                f"epsilon: latents are for {prompts} prompts, the condition has {len(condition)}"
-            )
-        flat = SharedLatents(latents.flatten(0, 1), timestep, None)
-        return condition.index.repeat_interleave(seeds), flat, torch.arange(len(flat))
-
-    def _all_pairs(
-        self, condition: TextCondition, shared: SharedLatents
-    ) -> tuple[Tensor, SharedLatents, Tensor]:
-        """Text row and latent of each sample where all prompts share S latents."""
-        prompts, seeds = len(condition), len(shared)
-        rows = condition.index.repeat_interleave(seeds)
-        return rows, shared, torch.arange(seeds).repeat(prompts)
-
-    def _check_latents(self, latents: Tensor, ndim: int) -> None:
-        if latents.shape[-3:] != self.latent_shape or latents.ndim != ndim:
-            shape = ", ".join(map(str, self.latent_shape))
-            raise UsageError(
-                f"epsilon: latents must be [S, {shape}] or [P, S, {shape}], got"
-                f" {list(latents.shape)}"
-            )
+        eps = self._evaluate(self._samples(condition, latents, timestep))
+        return eps.reshape(len(condition), latents.shape[-4], *self.latent_shape)
 
     def share(self, latents: Tensor, timestep: int) -> SharedLatents:
         """Do for latents [S, C, H, W] what does not depend on the text, once for all prompts."""
-        self._check_latents(latents, 4)
-        return self._engine.share(latents, timestep)
+        self._check_latents(latents)
+        return self.engine.share(latents, timestep)
+
+    def share_noise(self, seeds: Sequence[int], timestep: int) -> SharedLatents:
+        """The initial noise of S seeds, shared by all prompts; kept for the next call."""
+        key = (tuple(seeds), timestep)
+        if key not in self._shared:
+            self._shared[key] = self.share(self.noise(seeds), timestep)
+        self._shared.move_to_end(key)
+        if len(self._shared) > _SHARED_NOISES_KEPT:
+            self._shared.popitem(last=False)
+        return self._shared[key]
+
+    def share_up_to(
+        self, layer: int, condition: TextCondition, shared: SharedLatents
+    ) -> SharedLatents:
+        """Do for one prompt what lies before cross-attention ``layer``, once for all its masks.
+
+        Args:
+            layer: number of the cross-attention, in the order of :attr:`layers`.
+            condition: P = 1 prompt; the result serves this prompt alone.
+            shared: S latents.
+        """
+        if len(condition) != 1:
+            raise UsageError(f"share_up_to: condition must be of 1 prompt, got {len(condition)}")
+        return self.engine.advance(all_pairs(condition, shared, self._masks), layer)
 
     def epsilon_shared(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
         """Noise predictions [P, S, C, H, W] of P prompts on shared latents; see :meth:`epsilon`."""
-        eps = self._evaluate(condition, *self._all_pairs(condition, shared))
+        eps = self._evaluate(all_pairs(condition, shared, self._masks))
         return eps.reshape(len(condition), len(shared), *self.latent_shape)
-
-    def _evaluate(
-        self, condition: TextCondition, rows: Tensor, shared: SharedLatents, which: Tensor
-    ) -> Tensor:
-        """Epsilon [N, C, H, W] of text rows [N] on the latents ``which`` [N], both on the CPU."""
-        output = self._engine.outputs(condition.unique, rows, shared, which)
-        x_t = shared.latents[which.to(self.device)]
-        return self.schedule.epsilon(output, x_t, shared.timestep)
 
     def token_attention(
         self, condition: TextCondition, latents: Tensor, timestep: int, layer: int
@@ -259,7 +285,7 @@ class Denoiser:
             condition: P prompts.
             latents: [S, C, H, W], shared by all prompts, or [P, S, C, H, W].
             timestep: index into ``alphas_cumprod``.
-            layer: number of the cross-attention, in the order in which the UNet runs them.
+            layer: number of the cross-attention, in the order of :attr:`layers`.
 
         Returns:
             float32 [P, S, T], averaged over pixels and heads; sums to 1 over tokens.
@@ -267,51 +293,40 @@ class Denoiser:
         Raises:
             UsageError: no such layer, or an architecture whose layers are not known.
         """
-        if latents.ndim == 4:
-            samples = self._all_pairs(condition, self.share(latents, timestep))
-        else:
-            samples = self._per_prompt(condition, latents, timestep)
-        received = self._engine.token_attention(condition.unique, *samples, layer)
+        received = self.engine.token_attention(self._samples(condition, latents, timestep), layer)
         return received.reshape(len(condition), latents.shape[-4], -1)
 
-    def epsilon_uncond(self, seeds: Sequence[int], timestep: int) -> Tensor:
-        """Unconditional predictions [S, C, H, W] on the initial noise of ``seeds``.
+    def _samples(self, condition: TextCondition, latents: Tensor, timestep: int) -> Samples:
+        self._check_latents(latents)
+        if latents.ndim == 5:
+            return own_latents(condition, latents, timestep, self._masks)
+        return all_pairs(condition, self.engine.share(latents, timestep), self._masks)
 
-        They depend on (seed, timestep) alone, so each is computed once and kept.
+    def _check_latents(self, latents: Tensor) -> None:
+        if latents.shape[-3:] != self.latent_shape or latents.ndim not in (4, 5):
+            shape = ", ".join(map(str, self.latent_shape))
+            found = list(latents.shape)
+            raise UsageError(f"latents must be [S, {shape}] or [P, S, {shape}], got {found}")
+
+    def _evaluate(self, samples: Samples) -> Tensor:
+        """Epsilon [N, C, H, W] of N samples."""
+        output = self.engine.outputs(samples)
+        x_t = samples.shared.latents[samples.which.to(self.device)]
+        return self.schedule.epsilon(output, x_t, samples.shared.timestep)
+
+    def epsilon_uncond(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
+        """Unconditional predictions on shared latents, to compare those of ``condition`` with.
+
+        They depend on the latents alone, so they are computed once and kept: [S, C, H, W]. Only
+        where each prompt has a mask of its own are they the prompts' own: [P, S, C, H, W].
         """
-        missing = [s for s in dict.fromkeys(seeds) if (s, timestep) not in self._uncond]
-        if missing:
-            with torch.no_grad():
-                fresh = self.epsilon(self.unconditional, self.noise(missing), timestep)[0]
-            for seed, prediction in zip(missing, fresh, strict=True):
-                self._uncond[seed, timestep] = prediction
-        for seed in seeds:
-            self._uncond.move_to_end((seed, timestep))
-        result = torch.stack([self._uncond[seed, timestep] for seed in seeds])
-        while len(self._uncond) > _UNCOND_CACHE_ENTRIES:
-            self._uncond.popitem(last=False)
-        return result
+        if self._one_mask_each:
+            return self.epsilon_shared(self.unconditional_for(condition), shared)
+        if shared.uncond is None:
+            shared.uncond = self.epsilon_shared(self.unconditional, shared)[0]
+        return shared.uncond
 
     # -- images -------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def denoise(
-        self, condition: TextCondition, latents: Tensor, *, steps: int, guidance: float
-    ) -> Tensor:
-        """DDIM with classifier-free guidance from ``latents`` [P, S, C, H, W] to clean latents.
-
-        eps = eps_uncond + guidance (eps_cond - eps_uncond) (Ho & Salimans, 2022, arXiv 2207.12598).
-        """
-        timesteps = self.timesteps(steps)
-        prompts, seeds = latents.shape[:2]
-        for t, t_prev in zip(timesteps, [*timesteps[1:], -1], strict=True):
-            eps = self.epsilon(condition, latents, t)
-            if guidance != 1.0:
-                eps_uncond = self.epsilon(self.unconditional, latents.flatten(0, 1), t)
-                eps_uncond = eps_uncond.reshape(prompts, seeds, *self.latent_shape)
-                eps = eps_uncond + guidance * (eps - eps_uncond)
-            latents = self.schedule.step(eps, latents, t, t_prev).to(self.dtype)
-        return latents
 
     @torch.no_grad()
     def generate(
@@ -325,7 +340,7 @@ class Denoiser:
         """Draw images: uint8 [P, S, H, W, 3] on the CPU, by DDIM with ``steps`` steps."""
         noise = self.noise(seeds)
         latents = noise.expand(len(condition), *noise.shape)
-        latents = self.denoise(condition, latents, steps=steps, guidance=guidance)
+        latents = denoise(self, condition, latents, steps=steps, guidance=guidance)
         pictures = images.decode(self.vae, latents.flatten(0, 1), self.batch_size)
         return pictures.reshape(len(condition), len(seeds), *pictures.shape[1:])
 

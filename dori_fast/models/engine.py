@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,29 +11,14 @@ from torch import Tensor
 from dori_fast.errors import UsageError
 from dori_fast.models.architecture import refusal
 from dori_fast.models.attention import choose
-from dori_fast.models.program import KeysValues, Program, State
+from dori_fast.models.program import Program
+from dori_fast.models.samples import Samples, SharedLatents, ValueMasks
+from dori_fast.models.state import State, TextPart, added_conditions
 from dori_fast.models.text import pad_rows
+from dori_fast.ops import neuron_mask
 
 # above this size one sample already keeps a CPU busy, so a padded batch would only cost latency
 _LARGE_MODEL_PARAMETERS = 50_000_000
-
-
-@dataclass(frozen=True)
-class SharedLatents:
-    """S latents at a timestep, with what the network does before it looks at the text done once.
-
-    Attributes:
-        latents: [S, C, H, W].
-        timestep: index into ``alphas_cumprod``.
-        state: the network's state for each latent, or None where it is not made in advance.
-    """
-
-    latents: Tensor
-    timestep: int
-    state: State | None
-
-    def __len__(self) -> int:
-        return self.latents.shape[0]
 
 
 class Engine:
@@ -49,13 +33,23 @@ class Engine:
         attention: the attention kernel, "sdpa" or "xformers"; "own" where the model's own runs.
     """
 
-    def __init__(self, unet: Any, batch_size: int | str, share: bool, attention: str) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        batch_size: int | str,
+        share: bool,
+        attention: str,
+        picture_size: tuple[int, int],
+    ) -> None:
         self.unet = unet
         self.evaluations = 0
         self.not_shared = refusal(unet) if share else "switched off"
         name, kernel = choose(attention, unet.device, unet.dtype)
         self.attention = name if self.not_shared is None else "own"
-        self._program = Program(unet, kernel) if self.not_shared is None else None
+        self._picture_size = picture_size
+        self._program = None
+        if self.not_shared is None:
+            self._program = Program(unet, kernel, picture_size)
         self.batch_size = _auto_batch_size(unet) if batch_size == "auto" else int(batch_size)
 
     @property
@@ -69,102 +63,150 @@ class Engine:
             raise UsageError(f"batch_size must be at least 1, got {value}")
         self._batch_size = value
 
+    @property
+    def layers(self) -> list[str]:
+        """Names of the cross-attention modules, in the order in which the UNet runs them."""
+        return self._known_program().names
+
     @torch.no_grad()
     def share(self, latents: Tensor, timestep: int) -> SharedLatents:
         """Do for latents [S, C, H, W] what does not depend on the text."""
-        if self._program is None or latents.shape[0] == 0:
+        program = self._program
+        if program is None or latents.shape[0] == 0:
             return SharedLatents(latents, timestep, None)
-        states = [
-            self._program.prefix(pad_rows(chunk, self.batch_size), timestep)
-            for chunk in latents.split(self.batch_size)
-        ]
-        samples = torch.arange(latents.shape[0], device=latents.device)
-        return SharedLatents(latents, timestep, State.join(states).take(samples))
-
-    def outputs(self, unique: Tensor, rows: Tensor, shared: SharedLatents, which: Tensor) -> Tensor:
-        """Network outputs [N, C, H, W] of N samples: text ``unique[rows]``, latent ``which``.
-
-        Args:
-            unique: [U, T, D] text embeddings; the outputs carry gradients to them.
-            rows: int64 [N] on the CPU, into ``unique``.
-            shared: S latents.
-            which: int64 [N] on the CPU, into ``shared``.
-        """
-        self.evaluations += rows.shape[0]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and unique.requires_grad):
-            return self._in_batches(
-                lambda texts, samples: self._full_batch(unique, texts, shared, samples),
-                rows,
-                which,
-            )
+        samples = torch.arange(latents.shape[0])
+        state = self._in_batches(
+            lambda which: program.prefix(latents[which.to(latents.device)], timestep), samples
+        )
+        return SharedLatents(latents, timestep, state)
 
     @torch.no_grad()
-    def token_attention(
-        self, unique: Tensor, rows: Tensor, shared: SharedLatents, which: Tensor, layer: int
-    ) -> Tensor:
+    def advance(self, samples: Samples, layer: int) -> SharedLatents:
+        """Latents of one prompt with everything before cross-attention ``layer`` done.
+
+        ``samples`` must be the prompt's text row on each latent in turn.
+        """
+        program, shared = self._known_program(), samples.shared
+        self._check_layer(layer)
+
+        def advanced(text: Tensor, which: Tensor) -> State:
+            state = self._prefix(program, shared, which)
+            part = self._text_part(program, samples, text)
+            return program.between(state, part, shared.timestep, shared.layer, layer)
+
+        state = self._in_batches(advanced, samples.text, samples.which)
+        return SharedLatents(shared.latents, shared.timestep, state, layer)
+
+    def outputs(self, samples: Samples) -> Tensor:
+        """Network outputs [N, C, H, W]; they carry gradients to ``samples.unique``."""
+        n = samples.text.shape[0]
+        self.evaluations += n
+        if n == 0:
+            return samples.shared.latents[:0]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and samples.unique.requires_grad):
+            return self._in_batches(
+                lambda text, which: State(self._full_batch(samples, text, which)),
+                samples.text,
+                samples.which,
+            ).x
+
+    @torch.no_grad()
+    def token_attention(self, samples: Samples, layer: int) -> Tensor:
         """Attention [N, T] that each token receives in cross-attention ``layer``, float32."""
-        program = self._program
-        if program is None:
-            raise UsageError(f"token_attention: the layers are not known ({self.not_shared})")
-        if not 0 <= layer < len(program.cross):
-            raise UsageError(
-                f"token_attention: layer must be 0..{len(program.cross) - 1}, got {layer}"
-            )
+        program, shared = self._known_program(), samples.shared
+        self._check_layer(layer)
 
-        def received(texts: Tensor, samples: Tensor) -> Tensor:
-            state = self._prefix(program, shared, samples)
-            keys_values = self._keys_values(program, unique, texts)
-            return program.token_attention(state, shared.timestep, keys_values, layer)
+        def received(text: Tensor, which: Tensor) -> State:
+            state = self._prefix(program, shared, which)
+            part = self._text_part(program, samples, text)
+            return State(program.token_attention(state, part, shared.timestep, layer))
 
-        return self._in_batches(received, rows, which)
+        return self._in_batches(received, samples.text, samples.which).x
 
-    def _in_batches(
-        self, compute: Callable[[Tensor, Tensor], Tensor], rows: Tensor, which: Tensor
-    ) -> Tensor:
-        """``compute(rows, which)`` in full batches of fixed shape, the padding cut off."""
-        batch, n = self.batch_size, rows.shape[0]
+    def _in_batches(self, compute: Callable[..., State], *indices: Tensor) -> State:
+        """``compute`` on full batches of the indices [N], N >= 1; the padding is cut off."""
+        batch, n = self.batch_size, indices[0].shape[0]
         chunks = [
-            compute(
-                pad_rows(rows[start : start + batch], batch),
-                pad_rows(which[start : start + batch], batch).to(self.unet.device),
-            )
+            compute(*(pad_rows(index[start : start + batch], batch) for index in indices))
             for start in range(0, n, batch)
         ]
-        return torch.cat(chunks)[:n] if chunks else torch.zeros(0, device=self.unet.device)
+        return State.join(chunks).first(n)
 
-    def _full_batch(
-        self, unique: Tensor, texts: Tensor, shared: SharedLatents, samples: Tensor
-    ) -> Tensor:
-        if self._program is None:
-            time = torch.tensor(shared.timestep, device=unique.device)
-            text = unique[texts.to(unique.device)]
-            return self.unet(shared.latents[samples], time, text, return_dict=False)[0]
-        state = self._prefix(self._program, shared, samples)
-        keys_values = self._keys_values(self._program, unique, texts)
-        return self._program.suffix(state, keys_values, shared.timestep)
+    def _full_batch(self, samples: Samples, text: Tensor, which: Tensor) -> Tensor:
+        unique, shared, program = samples.unique, samples.shared, self._program
+        if program is None:
+            if samples.masks is not None:
+                raise UsageError(f"masks: the layers are not known ({self.not_shared})")
+            time, rows = torch.tensor(shared.timestep, device=unique.device), text.to(unique.device)
+            pooled = None if samples.pooled is None else samples.pooled[rows]
+            return self.unet(
+                shared.latents[which.to(unique.device)],
+                time,
+                unique[rows],
+                added_cond_kwargs=added_conditions(pooled, self._picture_size),
+                return_dict=False,
+            )[0]
+        state = self._prefix(program, shared, which)
+        part = self._text_part(program, samples, text)
+        return program.suffix(state, part, shared.timestep, shared.layer)
 
-    def _prefix(self, program: Program, shared: SharedLatents, samples: Tensor) -> State:
+    def _prefix(self, program: Program, shared: SharedLatents, which: Tensor) -> State:
+        which = which.to(shared.latents.device)
         if shared.state is not None:
-            return shared.state.take(samples)
-        return program.prefix(shared.latents[samples], shared.timestep)
+            return shared.state.take(which)
+        return program.prefix(shared.latents[which], shared.timestep)
 
-    def _keys_values(self, program: Program, unique: Tensor, texts: Tensor) -> KeysValues:
-        """Keys and values [B, T, C] of every cross-attention for a batch of text rows [B].
+    def _text_part(self, program: Program, samples: Samples, text: Tensor) -> TextPart:
+        """What a batch of text rows [B] contributes, masks applied to the values.
 
         Each distinct row is projected once, in groups of a fixed size, for the same reason that
         batches are padded.
         """
-        group = max(1, self.batch_size // 4)
-        distinct, position = torch.unique(texts, return_inverse=True)
-        position = position.to(unique.device)
-        groups = [
-            program.keys_values(unique[pad_rows(part, group).to(unique.device)])
-            for part in distinct.split(group)
+        device, group = samples.unique.device, max(1, self.batch_size // 4)
+        distinct, position = torch.unique(text, return_inverse=True)
+        parts = []
+        for rows in distinct.split(group):
+            rows = pad_rows(rows, group).to(device)
+            pooled = None if samples.pooled is None else samples.pooled[rows]
+            parts.append(program.text_part(samples.unique[rows], pooled, samples.shared.timestep))
+        part = TextPart.join(parts).take(position.to(device))
+        if samples.masks is None:
+            return part
+        masked = [
+            (k, self._masked(v, samples.masks, name, text))
+            for name, (k, v) in zip(program.names, part.keys_values, strict=True)
         ]
-        return [
-            (torch.cat([k for k, _ in layer])[position], torch.cat([v for _, v in layer])[position])
-            for layer in zip(*groups, strict=True)
-        ]
+        return TextPart(masked, part.biases)
+
+    @staticmethod
+    def _masked(value: Tensor, masks: ValueMasks, name: str, text: Tensor) -> Tensor:
+        scale = masks.scales.get(name)
+        if scale is None:
+            return value
+        rows = torch.zeros_like(text) if scale.shape[0] == 1 else text
+        return neuron_mask(value, scale.to(value)[rows.to(value.device)])
+
+    def check_masks(self, masks: ValueMasks) -> None:
+        """Refuse masks whose layers or widths are not this UNet's."""
+        widths = self._known_program().value_widths
+        for name, scale in masks.scales.items():
+            if name not in widths:
+                raise UsageError(f"masked: no cross-attention {name!r}; see model.layers")
+            if scale.ndim != 2 or scale.shape[1] != widths[name]:
+                raise UsageError(
+                    f"masked: {name} needs factors [M, {widths[name]}], got {list(scale.shape)}"
+                )
+            if scale.shape[0] not in (1, len(masks)):
+                raise UsageError(f"masked: {name} has {scale.shape[0]} masks, not {len(masks)}")
+
+    def _known_program(self) -> Program:
+        if self._program is None:
+            raise UsageError(f"the layers of this model are not known ({self.not_shared})")
+        return self._program
+
+    def _check_layer(self, layer: int) -> None:
+        if not 0 <= layer < len(self.layers):
+            raise UsageError(f"layer must be 0..{len(self.layers) - 1}, got {layer}")
 
 
 def _auto_batch_size(unet: Any) -> int:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 
 def conv_with_bias(conv: Any, x: Tensor, extra: Tensor) -> Tensor:
-    """``conv(x)`` plus ``extra`` [C] on each channel, in one pass where the module is plain."""
-    if not _is_plain(conv):
-        # a wrapped convolution (LoRA) has no one bias to fold into
-        return conv(x) + extra[:, None, None]
-    return F.conv2d(x, conv.weight, conv.bias + extra, conv.stride, conv.padding)
+    """``conv(x)`` plus ``extra`` [C] or [N, C] on each channel, in one pass where it can be."""
+    if extra.ndim == 1 and _is_plain(conv):
+        return F.conv2d(x, conv.weight, conv.bias + extra, conv.stride, conv.padding)
+    # each sample has a bias of its own, or a wrapped convolution (LoRA) has no one bias
+    return conv(x) + extra[..., None, None]
 
 
 def can_split(resnet: Any, skip_channels: int) -> bool:
@@ -43,12 +43,18 @@ def skip_part(resnet: Any, skip: Tensor) -> tuple[Tensor, Tensor]:
 def join(
     resnet: Any, x: Tensor, conv_part: Tensor, shortcut_part: Tensor, time_bias: Tensor
 ) -> Tensor:
-    """The resnet's output from ``x``, the parts of its skip connection and the time bias [C]."""
+    """The resnet's output from ``x``, the parts of its skip connection and the time bias.
+
+    The bias is [C], or [N, C] where each sample has its own.
+    """
     own = x.shape[1]
     conv, shortcut = resnet.conv1, resnet.conv_shortcut
     h = resnet.nonlinearity(_group_norm(resnet.norm1, x, 0))
-    h = F.conv2d(h, conv.weight[:, :own], conv.bias + time_bias, conv.stride, conv.padding)
-    h = resnet.conv2(resnet.nonlinearity(resnet.norm2(h + conv_part)))
+    bias = conv.bias + time_bias if time_bias.ndim == 1 else conv.bias
+    h = F.conv2d(h, conv.weight[:, :own], bias, conv.stride, conv.padding) + conv_part
+    if time_bias.ndim > 1:
+        h = h + time_bias[..., None, None]
+    h = resnet.conv2(resnet.nonlinearity(resnet.norm2(h)))
     return h + F.conv2d(x, shortcut.weight[:, :own], shortcut.bias) + shortcut_part
 
 

@@ -1,9 +1,9 @@
-"""Prompts to text conditions: tokenised in bulk, deduplicated by token ids, encoded in batches."""
+"""Prompts as token ids and text conditions, each distinct token sequence held once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,19 +19,24 @@ class TextCondition:
         index: int64 [P] on the CPU, the row of ``unique`` that each prompt uses.
         n_tokens: int64 [P] on the CPU, tokens with begin and end marks, before truncation.
         truncated: bool [P] on the CPU, whether the prompt exceeded the text encoder's context.
+        pooled: [U, E] pooled embeddings, where the UNet takes them (SDXL), else None.
     """
 
     unique: Tensor
     index: Tensor
     n_tokens: Tensor
     truncated: Tensor
+    pooled: Tensor | None = None
 
     def __len__(self) -> int:
         return self.index.shape[0]
 
-    def __getitem__(self, rows: slice) -> TextCondition:
-        return TextCondition(
-            self.unique, self.index[rows], self.n_tokens[rows], self.truncated[rows]
+    def __getitem__(self, rows: slice | Tensor) -> TextCondition:
+        return replace(
+            self,
+            index=self.index[rows],
+            n_tokens=self.n_tokens[rows],
+            truncated=self.truncated[rows],
         )
 
     @property
@@ -39,13 +44,19 @@ class TextCondition:
         """[P, T, D], one embedding per prompt; carries gradients to ``unique``."""
         return self.unique[self.index.to(self.unique.device)]
 
+    def one_row_each(self) -> TextCondition:
+        """The same prompts with a row of ``unique`` for each, equal or not."""
+        pooled = None if self.pooled is None else self.pooled[self.index.to(self.pooled.device)]
+        index = torch.arange(len(self))
+        return replace(self, unique=self.embeddings, pooled=pooled, index=index)
+
+    def repeat(self, n: int) -> TextCondition:
+        """The first prompt n times, with one row of ``unique``."""
+        return self[torch.zeros(n, dtype=torch.int64)]
+
     def distinct(self) -> TextCondition:
         """The same condition with every distinct prompt once, in order of ``unique``: [U, T, D]."""
-        n = self.unique.shape[0]
-        first = first_positions(self.index, n)
-        return TextCondition(
-            self.unique, torch.arange(n), self.n_tokens[first], self.truncated[first]
-        )
+        return self[first_positions(self.index, self.unique.shape[0])]
 
 
 def first_positions(index: Tensor, n: int) -> Tensor:
@@ -63,6 +74,7 @@ class TokenRows:
     index: Tensor  # int64 [P]
     n_tokens: Tensor  # int64 [P]
     context: int  # T
+    pad_id: int
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> TokenRows:
@@ -90,28 +102,8 @@ def tokenize(tokenizer: Any, prompts: Sequence[str]) -> TokenRows:
         index=torch.tensor(index, dtype=torch.int64),
         n_tokens=torch.tensor([len(ids) for ids in lists], dtype=torch.int64),
         context=context,
+        pad_id=pad,
     )
-
-
-def encode_rows(text_encoder: Any, tokens: TokenRows, pad_id: int, batch: int) -> Tensor:
-    """Hidden states [U, T, D] of distinct token rows.
-
-    Every call of the encoder has the same shape [batch, T], the last one padded with its own last
-    row, so that an embedding does not depend on which prompts happen to be encoded beside it.
-    """
-    device = text_encoder.device
-    use_mask = getattr(text_encoder.config, "use_attention_mask", False)
-    chunks = []
-    for start in range(0, tokens.ids.shape[0], batch):
-        ids = pad_rows(tokens.ids[start : start + batch], batch).to(device)
-        # SD 1.x and 2.x attend to the padding; only models that say so mask it
-        mask = (ids != pad_id).long() if use_mask else None
-        chunks.append(text_encoder(ids, attention_mask=mask)[0])
-    n = tokens.ids.shape[0]
-    if not chunks:
-        width = text_encoder.config.hidden_size
-        return torch.zeros(0, tokens.context, width, dtype=text_encoder.dtype, device=device)
-    return torch.cat(chunks)[:n]
 
 
 def pad_rows(rows: Tensor, n: int) -> Tensor:

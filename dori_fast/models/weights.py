@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def file_hashes(directory: Path, parts: Iterable[str]) -> dict[str, str]:
@@ -20,10 +21,10 @@ def file_hashes(directory: Path, parts: Iterable[str]) -> dict[str, str]:
     return hashes
 
 
-def state_hash(module: torch.nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of a module's state, where there is no file."""
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of tensors, in order of name."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
         flat = value.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().tobytes())

@@ -88,7 +88,7 @@ class _AddNoise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x0: Tensor, eps: Tensor, alpha_bar: Tensor, backend: str) -> Tensor:
         ctx.save_for_backward(alpha_bar)
-        x_t: Tensor = select(_NOISE, backend, eps.device.type)(x0, eps, alpha_bar)
+        x_t: Tensor = select(_NOISE, backend, eps)(x0, eps, alpha_bar)
         return x_t
 
     @staticmethod
@@ -111,7 +111,7 @@ class _DiffusionLoss(torch.autograd.Function):
     def forward(ctx: Any, eps_pred: Tensor, eps: Tensor, backend: str) -> Tensor:
         ctx.save_for_backward(eps_pred, eps)
         ctx.backend = backend
-        loss: Tensor = select(_LOSS, backend, eps.device.type)(eps_pred, eps)
+        loss: Tensor = select(_LOSS, backend, eps)(eps_pred, eps)
         return loss
 
     @staticmethod
@@ -119,7 +119,7 @@ class _DiffusionLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         eps_pred, eps = ctx.saved_tensors
         count = max(1, eps[:1].numel())
-        compute = select(_LOSS_BWD, ctx.backend, eps.device.type)
+        compute = select(_LOSS_BWD, ctx.backend, eps)
         slope: Tensor = compute(grad * (2.0 / count), eps_pred, eps)
         to_eps = -slope if ctx.needs_input_grad[1] else None
         return slope if ctx.needs_input_grad[0] else None, to_eps, None
@@ -174,7 +174,7 @@ def add_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor, *, backend: str = "aut
     if (x0.requires_grad or eps.requires_grad) and torch.is_grad_enabled():
         x_t: Tensor = _AddNoise.apply(x0, eps, alpha_bar, backend)
         return x_t
-    x_t = select(_NOISE, backend, eps.device.type)(x0, eps, alpha_bar)
+    x_t = select(_NOISE, backend, eps)(x0, eps, alpha_bar)
     return x_t
 
 
@@ -214,5 +214,5 @@ def diffusion_loss(eps_pred: Tensor, eps: Tensor, *, backend: str = "auto") -> T
     if (eps_pred.requires_grad or eps.requires_grad) and torch.is_grad_enabled():
         loss: Tensor = _DiffusionLoss.apply(eps_pred, eps, backend)
         return loss
-    loss = select(_LOSS, backend, eps.device.type)(eps_pred, eps)
+    loss = select(_LOSS, backend, eps)(eps_pred, eps)
     return loss

@@ -180,7 +180,7 @@ def embedding_step(
     _check_rates(lr, betas, eps, weight_decay)
     written = (params, state.exp_avg, state.exp_avg_sq, state.step)
     rates = (float(lr), *map(float, betas), float(eps), float(weight_decay))
-    compute = select(_OP, backend, params.device.type)
+    compute = select(_OP, backend, params)
     compute(params, grad, *written[1:], active, frozen_tokens, *rates)
     if not torch.compiler.is_compiling():
         # Tells autograd that they have changed, in case another operation has kept one.

@@ -47,7 +47,7 @@ _OP = define_op(
 def _compute(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, backend: str) -> Tensor:
     """The operator itself, on the scale that its kernels take."""
     scale = scale.to(accumulate_dtype(x.dtype))
-    y: Tensor = select(_OP, backend, x.device.type)(x, weight, bias, scale)
+    y: Tensor = select(_OP, backend, x)(x, weight, bias, scale)
     return y
 
 

@@ -68,6 +68,15 @@ _IN_PLACE = define_op(
 )
 
 
+def _compute(x: Tensor, scale: Tensor, backend: str) -> Tensor:
+    """The operator itself, on the scale that its kernels take."""
+    dtype = accumulate_dtype(x.dtype)
+    y: Tensor = select(_OP, backend, x)(
+        x, scale if scale.dtype is dtype else scale.to(dtype)
+    )
+    return y
+
+
 class _NeuronMask(torch.autograd.Function):
     """dy/dx is the same mask; dy/dscale sums over everything that shared the scale."""
 
@@ -75,9 +84,7 @@ class _NeuronMask(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, backend: str) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.backend = backend
-        compute = select(_OP, backend, x.device.type)
-        y: Tensor = compute(x, scale.to(accumulate_dtype(x.dtype)))
-        return y
+        return _compute(x, scale, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -98,8 +105,9 @@ def _check(x: Tensor, scale: Tensor) -> None:
     shape = x.shape
     if len(shape) != 3:
         _checks.reject(op, "x", "[B, T, N]", _checks.shape_of(x))
-    if scale.shape != shape[2:] and scale.shape != (shape[0], shape[2]):
-        expected = f"[{shape[2]}] or [{shape[0]}, {shape[2]}] for x {list(shape)}"
+    batch, _, neurons = shape
+    if scale.shape != (batch, neurons) and scale.shape != (neurons,):
+        expected = f"[{neurons}] or [{batch}, {neurons}] for x {list(shape)}"
         _checks.reject(op, "scale", expected, _checks.shape_of(scale))
     _checks.same_device(op, "scale", scale, "x", x)
 
@@ -122,12 +130,10 @@ def neuron_mask(x: Tensor, scale: Tensor, *, backend: str = "auto") -> Tensor:
         RuntimeError: the backend asked for cannot serve; says why.
     """
     _check(x, scale)
-    compute = select(_OP, backend, x.device.type)
-    differentiable = x.requires_grad or scale.requires_grad
-    if compute is not _OP.reference and differentiable and torch.is_grad_enabled():
-        return _NeuronMask.apply(x, scale, backend)
-    y: Tensor = compute(x, scale.to(accumulate_dtype(x.dtype)))
-    return y
+    if (x.requires_grad or scale.requires_grad) and torch.is_grad_enabled():
+        masked: Tensor = _NeuronMask.apply(x, scale, backend)
+        return masked
+    return _compute(x, scale, backend)
 
 
 @dataclass(frozen=True)
@@ -167,8 +173,8 @@ def pack_indices(indices: Indices, *, device: torch.device | str = "cpu") -> Neu
         TypeError: an index is not an integer.
         ValueError: an index is negative.
     """
-    entries = indices.tolist() if isinstance(indices, Tensor) else indices
-    vectors = [
+    entries: Sequence[Any] = indices.tolist() if isinstance(indices, Tensor) else indices
+    vectors: list[Any] = [
         entry.tolist() if isinstance(entry, Tensor) and entry.dim() == 1 else entry
         for entry in entries
     ]
@@ -203,12 +209,10 @@ class _NeuronMaskInPlace(torch.autograd.Function):
     """The gradient passes through the same mask; nothing of x needs to be kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, listed: NeuronIndices, factor: float, backend: str
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, listed: NeuronIndices, factor: float, backend: str) -> Tensor:
         ctx.mark_dirty(x)
         ctx.rest = (listed, factor, backend)
-        select(_IN_PLACE, backend, x.device.type)(x, listed.indices, listed.offsets, factor)
+        select(_IN_PLACE, backend, x)(x, listed.indices, listed.offsets, factor)
         return x
 
     @staticmethod
@@ -238,14 +242,14 @@ def neuron_mask_(
             (expanded), or the backend is unknown.
         RuntimeError: the backend asked for cannot serve; says why.
     """
-    listed = indices if isinstance(indices, NeuronIndices) else pack_indices(indices, device=x.device)
+    listed = (
+        indices if isinstance(indices, NeuronIndices) else pack_indices(indices, device=x.device)
+    )
     _check_in_place(x, listed)
-    compute = select(_IN_PLACE, backend, x.device.type)
-    if compute is _IN_PLACE.reference:
-        compute(x, listed.indices, listed.offsets, factor)
-        return x
+    compute = select(_IN_PLACE, backend, x)
     if x.requires_grad and torch.is_grad_enabled():
-        return _NeuronMaskInPlace.apply(x, listed, factor, backend)
+        written: Tensor = _NeuronMaskInPlace.apply(x, listed, factor, backend)
+        return written
     compute(x, listed.indices, listed.offsets, factor)
     if not torch.compiler.is_compiling():
         # Tells autograd that x has changed, in case another operation has kept it.

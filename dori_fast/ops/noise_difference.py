@@ -92,7 +92,7 @@ class _NoiseDifference(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, eps_cond: Tensor, eps_uncond: Tensor, backend: str) -> Tensor:
-        norm: Tensor = select(_OP, backend, eps_cond.device.type)(eps_cond, eps_uncond)
+        norm: Tensor = select(_OP, backend, eps_cond)(eps_cond, eps_uncond)
         ctx.save_for_backward(eps_cond, eps_uncond, norm)
         return norm
 
@@ -118,8 +118,9 @@ def _check(op: str, eps_cond: Tensor, eps_uncond: Tensor) -> None:
     shape = eps_cond.shape
     if len(shape) < 2:
         _checks.reject(op, "eps_cond", "[P, S, *]", _checks.shape_of(eps_cond))
-    if eps_uncond.shape != shape[1:] and eps_uncond.shape != shape:
-        expected = f"{list(shape[1:])} or {list(shape)} for eps_cond {list(shape)}"
+    shared = shape[1:]
+    if eps_uncond.shape != shared and eps_uncond.shape != shape:
+        expected = f"{list(shared)} or {list(shape)} for eps_cond {list(shape)}"
         _checks.reject(op, "eps_uncond", expected, _checks.shape_of(eps_uncond))
     _checks.same_dtype(op, "eps_uncond", eps_uncond, "eps_cond", eps_cond)
     _checks.same_device(op, "eps_uncond", eps_uncond, "eps_cond", eps_cond)
@@ -149,11 +150,10 @@ def noise_difference(eps_cond: Tensor, eps_uncond: Tensor, *, backend: str = "au
         result does not depend on the batch around it and repeats bit for bit on one machine.
     """
     _check("noise_difference", eps_cond, eps_uncond)
-    compute = select(_OP, backend, eps_cond.device.type)
-    differentiable = eps_cond.requires_grad or eps_uncond.requires_grad
-    if compute is not _OP.reference and differentiable and torch.is_grad_enabled():
-        return _NoiseDifference.apply(eps_cond, eps_uncond, backend)
-    norm: Tensor = compute(eps_cond, eps_uncond)
+    if (eps_cond.requires_grad or eps_uncond.requires_grad) and torch.is_grad_enabled():
+        norm: Tensor = _NoiseDifference.apply(eps_cond, eps_uncond, backend)
+        return norm
+    norm = select(_OP, backend, eps_cond)(eps_cond, eps_uncond)
     return norm
 
 
@@ -221,7 +221,7 @@ def noise_difference_step(
     """
     _check_step(eps_cond, eps_uncond, latents, alpha_bar, alpha_bar_prev)
     numbers = (float(guidance), float(alpha_bar), float(alpha_bar_prev))
-    compute = select(_STEP, backend, eps_cond.device.type)
+    compute = select(_STEP, backend, eps_cond)
     norm, latents_prev = compute(eps_cond, eps_uncond, latents, *numbers)
     return norm, latents_prev
 
@@ -257,5 +257,5 @@ def noise_cosine(eps_cond: Tensor, eps_uncond: Tensor, *, backend: str = "auto")
         _checks.reject(op, "eps_cond", "[P, S, C, *]", _checks.shape_of(eps_cond))
     _checks.constant(op, "eps_cond", eps_cond)
     _checks.constant(op, "eps_uncond", eps_uncond)
-    cosine: Tensor = select(_COSINE, backend, eps_cond.device.type)(eps_cond, eps_uncond)
+    cosine: Tensor = select(_COSINE, backend, eps_cond)(eps_cond, eps_uncond)
     return cosine

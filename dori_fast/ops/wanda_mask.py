@@ -100,7 +100,7 @@ def wanda_mask(
     _check(weight, act_norm, sparsity, base_act_norm)
     dtype = accumulate_dtype(weight.dtype)
     base = None if base_act_norm is None else base_act_norm.detach().to(dtype)
-    compute = select(_OP, backend, weight.device.type)
+    compute = select(_OP, backend, weight)
     count = int(sparsity * weight.shape[1])
     mask: Tensor = compute(weight.detach(), act_norm.detach().to(dtype), base, count)
     return mask

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase, block_of
+from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase
 
 # Triton's interpreter multiplies matrices in bfloat16 wrongly, without saying so.
 _INTERPRETING = bool(triton.knobs.runtime.interpret)
@@ -74,7 +74,7 @@ def masked_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None, scale: 
         return y
     rows = x.reshape(batch * tokens, inputs)
     scale = scale if scale.stride(-1) == 1 else scale.contiguous()
-    tile = _tile(x.dtype.itemsize, batch * tokens, outputs)
+    tile = _tile(x.dtype.itemsize)
     grid = (triton.cdiv(outputs, tile["BLOCK_N"]), triton.cdiv(batch * tokens, tile["BLOCK_M"]))
     with torch.cuda.device_of(x):
         _masked_linear_kernel[grid](
@@ -99,13 +99,9 @@ def masked_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None, scale: 
     return y
 
 
-def _tile(itemsize: int, rows: int, outputs: int) -> dict[str, int]:
-    """Sides of a tile: 64, narrower where the matrix is, with 128 bytes of each row at a time."""
-    return {
-        "BLOCK_M": block_of(rows, 64),
-        "BLOCK_N": block_of(outputs, 64),
-        "BLOCK_K": max(16, 128 // itemsize),
-    }
+def _tile(itemsize: int) -> dict[str, int]:
+    """64 x 64, with 128 bytes of each row at a time; always, so that sums do not depend on sizes."""
+    return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128 // itemsize}
 
 
 def _warps(itemsize: int) -> int:
@@ -123,7 +119,7 @@ def _compile_case(element: str, has_bias: bool) -> CompileCase:
         "HAS_BIAS": has_bias,
         "UPCAST": False,
         "ACC": tl.float64 if wide else tl.float32,
-        **_tile(itemsize, 1 << 10, 1 << 10),
+        **_tile(itemsize),
     }
     types = {
         **dict.fromkeys(vectors, f"*{element}"),

@@ -67,7 +67,9 @@ def _neuron_mask_in_place_kernel(
     written = listed & (n >= 0) & (n < N)
     element_ptr = x_ptr + b * stride_b + t * stride_t + n * stride_n
     x = tl.load(element_ptr, mask=written).to(ACC)
-    tl.store(element_ptr, (x * tl.full([BLOCK], factor, ACC)).to(x_ptr.dtype.element_ty), mask=written)
+    tl.store(
+        element_ptr, (x * tl.full([BLOCK], factor, ACC)).to(x_ptr.dtype.element_ty), mask=written
+    )
 
 
 def neuron_mask_triton(x: Tensor, scale: Tensor) -> Tensor:
@@ -79,18 +81,19 @@ def neuron_mask_triton(x: Tensor, scale: Tensor) -> Tensor:
     x = x if x.stride(2) == 1 else x.contiguous()
     scale = scale if scale.stride(-1) == 1 else scale.contiguous()
     block = block_of(neurons, _LARGEST_BLOCK)
-    _neuron_mask_kernel[(batch * tokens, triton.cdiv(neurons, block))](
-        x,
-        scale,
-        y,
-        tokens,
-        neurons,
-        x.stride(0),
-        x.stride(1),
-        scale.stride(0) if scale.dim() == 2 else 0,
-        ACC=ACCUMULATE[x.dtype],
-        BLOCK=block,
-    )
+    with torch.cuda.device_of(x):
+        _neuron_mask_kernel[(batch * tokens, triton.cdiv(neurons, block))](
+            x,
+            scale,
+            y,
+            tokens,
+            neurons,
+            x.stride(0),
+            x.stride(1),
+            scale.stride(0) if scale.dim() == 2 else 0,
+            ACC=ACCUMULATE[x.dtype],
+            BLOCK=block,
+        )
     return y
 
 
@@ -103,19 +106,20 @@ def neuron_mask_in_place_triton(
     if x.numel() == 0 or listed == 0:
         return
     block = block_of(min(listed, neurons), _LARGEST_BLOCK)
-    _neuron_mask_in_place_kernel[(batch * tokens, triton.cdiv(min(listed, neurons), block))](
-        x,
-        indices,
-        indices if offsets is None else offsets,
-        factor,
-        tokens,
-        neurons,
-        listed,
-        *x.stride(),
-        HAS_OFFSETS=offsets is not None,
-        ACC=ACCUMULATE[x.dtype],
-        BLOCK=block,
-    )
+    with torch.cuda.device_of(x):
+        _neuron_mask_in_place_kernel[(batch * tokens, triton.cdiv(min(listed, neurons), block))](
+            x,
+            indices,
+            indices if offsets is None else offsets,
+            factor,
+            tokens,
+            neurons,
+            listed,
+            *x.stride(),
+            HAS_OFFSETS=offsets is not None,
+            ACC=ACCUMULATE[x.dtype],
+            BLOCK=block,
+        )
 
 
 def _compile_case(element: str, aligned: bool) -> CompileCase:

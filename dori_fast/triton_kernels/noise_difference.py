@@ -150,20 +150,21 @@ def noise_difference_triton(eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
     norm = torch.empty(prompts, seeds, dtype=dtype, device=cond.device)
     if norm.numel() == 0:
         return norm
-    _noise_difference_kernel[(prompts * seeds,)](
-        cond,
-        uncond,
-        norm,
-        seeds,
-        length,
-        cond.stride(0),
-        cond.stride(1),
-        0 if shared else uncond.stride(0),
-        uncond.stride(1),
-        ACC=ACCUMULATE[cond.dtype],
-        BLOCK=block_of(length, _LARGEST_BLOCK),
-        num_warps=8 if length >= _LARGEST_BLOCK else 4,
-    )
+    with torch.cuda.device_of(cond):
+        _noise_difference_kernel[(prompts * seeds,)](
+            cond,
+            uncond,
+            norm,
+            seeds,
+            length,
+            cond.stride(0),
+            cond.stride(1),
+            0 if shared else uncond.stride(0),
+            uncond.stride(1),
+            ACC=ACCUMULATE[cond.dtype],
+            BLOCK=block_of(length, _LARGEST_BLOCK),
+            num_warps=8 if length >= _LARGEST_BLOCK else 4,
+        )
     return norm
 
 

@@ -54,10 +54,10 @@ def test_the_compatibility_mode_draws_once_for_all_prompts(model):
 
 def test_evaluations(model):
     detector = df.detect.Asthana(seeds=4)
-    before = model.evaluations
+    before = model.engine.evaluations
     detector.scores(model, PROMPTS)
     # two predictions per prompt and seed, and the two unconditional ones once
-    assert model.evaluations - before == 2 * 4 * len(PROMPTS) + 2 * 4
+    assert model.engine.evaluations - before == 2 * 4 * len(PROMPTS) + 2 * 4
 
 
 def test_options_that_make_no_sense():

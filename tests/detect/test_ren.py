@@ -62,14 +62,14 @@ def test_the_compatibility_mode_seeds_by_position(model):
 
 
 def test_the_network_is_not_run_to_its_end(model):
-    before = model.evaluations
+    before = model.engine.evaluations
     df.detect.Ren().scores(model, PROMPTS)
-    assert model.evaluations == before
+    assert model.engine.evaluations == before
 
 
 def test_what_cannot_be_answered_is_refused(model, tmp_path):
     with pytest.raises(UsageError, match=r"layer must be 0\.\.3, got 4"):
         df.detect.Ren(layer=4).scores(model, PROMPTS)
     plain = df.load(save_tiny_sd(tmp_path), device="cpu", share=False)
-    with pytest.raises(UsageError, match="layers are not known"):
+    with pytest.raises(UsageError, match="layers of this model are not known"):
         df.detect.Ren().scores(plain, PROMPTS)

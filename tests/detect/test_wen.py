@@ -93,9 +93,9 @@ def test_no_prompts(model):
 def test_each_prompt_costs_one_evaluation_per_seed(model):
     detector = df.detect.Wen(seeds=4)
     detector.scores(model, ["the unconditional predictions are kept from here on"])
-    before = model.evaluations
+    before = model.engine.evaluations
     detector.scores(model, [f"prompt {i}" for i in range(16)])
-    assert model.evaluations - before == 16 * 4
+    assert model.engine.evaluations - before == 16 * 4
 
 
 def test_lengths_are_reported(model):

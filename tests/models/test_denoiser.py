@@ -74,16 +74,16 @@ def test_latents_per_prompt(model):
         assert torch.equal(eps[p], own)
 
 
-def test_the_unconditional_prediction_is_computed_once_per_seed_and_timestep(directory):
+def test_the_unconditional_prediction_is_computed_once_per_noise_and_timestep(directory):
     model = df.load(directory, device="cpu", batch_size=2)
-    first = model.epsilon_uncond([3, 5], 981)
-    assert model.evaluations == 2
-    again = model.epsilon_uncond([5, 3], 981)
-    assert model.evaluations == 2 and torch.equal(first, again.flip(0))
-    model.epsilon_uncond([3, 4], 981)
-    assert model.evaluations == 3
-    model.epsilon_uncond([3], 961)
-    assert model.evaluations == 4
+    some = model.encode(["any", "prompts"])
+    shared = model.share_noise([3, 5], 981)
+    first = model.epsilon_uncond(some, shared)
+    assert model.engine.evaluations == 2
+    assert torch.equal(first, model.epsilon_uncond(some, model.share_noise([3, 5], 981)))
+    assert model.engine.evaluations == 2
+    model.epsilon_uncond(some, model.share_noise([3, 5], 961))
+    assert model.engine.evaluations == 4
     expected = model.epsilon(model.encode([""]), model.noise([3, 5]), 981)[0]
     assert torch.equal(first, expected)
 

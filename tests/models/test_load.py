@@ -112,7 +112,7 @@ def test_a_weight_of_the_wrong_shape(directory):
     ("overrides", "message"),
     [
         ({"in_channels": 9}, "not a text-to-image denoiser"),
-        ({"class_embed_type": "timestep"}, "not supported yet"),
+        ({"class_embed_type": "timestep"}, "with 'timestep' embeddings is not supported"),
         ({"cross_attention_dim": 48}, "do not belong together"),
     ],
 )

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dori_fast.models.architecture import refusal
-from dori_fast.models.program import Program, State
+from dori_fast.models.program import Program
 
 SMALL = {
     "sample_size": 16,
@@ -48,8 +48,8 @@ def shared_forward(unet, latents, text, timestep):
     prompts, seeds = text.shape[0], latents.shape[0]
     state = program.prefix(latents, timestep).take(torch.arange(seeds).repeat(prompts))
     rows = torch.arange(prompts).repeat_interleave(seeds)
-    keys_values = [(k[rows], v[rows]) for k, v in program.keys_values(text)]
-    return program.suffix(state, keys_values, timestep).unflatten(0, (prompts, seeds))
+    part = program.text_part(text, None, timestep).take(rows)
+    return program.suffix(state, part, timestep).unflatten(0, (prompts, seeds))
 
 
 def plain_forward(unet, latents, text, timestep):
@@ -136,15 +136,14 @@ def test_flops_of_stable_diffusion_1_4():
             run()
         return counter.get_total_flops() / 1e12
 
-    program.time_biases(981)
     latents = torch.empty(seeds, 4, 64, 64, device="meta")
     state = program.prefix(latents, 981)
     text = torch.empty(prompts, 77, 768, device="meta")
     rows = torch.arange(prompts, device="meta").repeat_interleave(seeds)
 
     def shared():
-        keys_values = [(k[rows], v[rows]) for k, v in program.keys_values(text)]
-        program.suffix(state.take(rows), keys_values, 981)
+        part = program.text_part(text, None, 981).take(rows)
+        program.suffix(state.take(rows), part, 981)
 
     def plain():
         unet(latents, torch.tensor(981, device="meta"), text[:1].expand(seeds, -1, -1))

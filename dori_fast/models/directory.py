@@ -1,0 +1,161 @@
+"""A model's files: a local diffusers directory, or a hub snapshot; safetensors and JSON only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.models.encoders import TextSide, TextSideXL
+from dori_fast.models.weights import first_nonfinite
+
+# package data, not an import: the demo room stands above this one
+_EMBEDDED = {"demo": Path(__file__).parents[1] / "demo" / "model"}
+_PARTS = ("unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "vae")
+
+
+def resolve_directory(name: str, revision: str | None) -> tuple[Path, str | None]:
+    """The local diffusers directory of a source, and the commit when it came from a hub.
+
+    Raises:
+        UsageError: no such source, or one that cannot be fetched.
+    """
+    directory = _EMBEDDED.get(name, Path(name))
+    if directory.is_dir():
+        if revision is not None:
+            raise UsageError(
+                f"load: revision applies to hub ids, but {name!r} is a local directory"
+            )
+        if not (directory / "unet" / "config.json").is_file():
+            raise UsageError(
+                f"load: {name!r} has no unet/config.json; expected a diffusers directory"
+            )
+        return directory, None
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        known = ", ".join(_EMBEDDED)
+        raise UsageError(
+            f"load: no model {name!r}; use {known}, a diffusers directory or a hub id (owner/name)"
+        )
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["model_index.json"]
+    for part in _PARTS:
+        patterns += [f"{part}/*.json", f"{part}/*.txt", f"{part}/*.safetensors"]
+    try:
+        directory = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=["*.fp16.*", "*.non_ema.*"],
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(
+            f"load: {name!r} could not be fetched from the hub ({type(error).__name__}); check the"
+            " name and the connection, or give a local directory"
+        ) from error
+    # a snapshot's folder is named after the commit that the revision resolved to
+    return directory, directory.name
+
+
+def open_unet(directory: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The frozen UNet.
+
+    Raises:
+        UsageError: another kind of network, or pickled weights.
+        IntegrityError: damaged weights, or weights that are not finite.
+    """
+    from diffusers import UNet2DConditionModel
+
+    kind = open_json(directory, "unet/config.json").get("_class_name")
+    if kind != "UNet2DConditionModel":
+        raise UsageError(
+            f"load: {kind} is not supported; UNet2DConditionModel (SD 1.x, 2.x, XL) is"
+        )
+    return _open_frozen(UNet2DConditionModel, directory, "unet", device, torch_dtype=dtype)
+
+
+def open_text(directory: Path, dtype: torch.dtype, device: torch.device) -> TextSide | TextSideXL:
+    """Tokenizer and frozen text encoder, or SDXL's two of each; raises as :func:`open_unet`."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    encoder = _open_frozen(CLIPTextModel, directory, "text_encoder", device, dtype=dtype)
+    tokenizer = _open_tokenizer(CLIPTokenizer, directory, "tokenizer")
+    if not (directory / "text_encoder_2").is_dir():
+        return TextSide(tokenizer, encoder)
+    second = _open_frozen(
+        CLIPTextModelWithProjection, directory, "text_encoder_2", device, dtype=dtype
+    )
+    tokenizers = tokenizer, _open_tokenizer(CLIPTokenizer, directory, "tokenizer_2")
+    index = open_json(directory, "model_index.json")
+    return TextSideXL(
+        tokenizers, (encoder, second), bool(index.get("force_zeros_for_empty_prompt", True))
+    )
+
+
+def open_vae(directory: Path, dtype: torch.dtype) -> Any:
+    """The image autoencoder."""
+    from diffusers import AutoencoderKL
+
+    return _open(AutoencoderKL, directory, "vae", torch_dtype=dtype)
+
+
+def open_json(directory: Path, name: str) -> dict[str, Any]:
+    """A configuration file.
+
+    Raises:
+        UsageError: it is missing or is not JSON.
+    """
+    try:
+        return dict(json.loads((directory / name).read_text()))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"load: {directory / name} is missing or unreadable; is the diffusers directory"
+            " complete?"
+        ) from error
+
+
+def _open_frozen(
+    kind: Any, directory: Path, part: str, device: torch.device, **options: Any
+) -> Any:
+    module = _open(kind, directory, part, **options)
+    bad = first_nonfinite(module)
+    if bad is not None:
+        raise IntegrityError(
+            f"load: {directory / part} holds NaN or Inf in {bad}; get the weights again"
+        )
+    return module.to(device).eval().requires_grad_(False)
+
+
+def _open(kind: Any, directory: Path, part: str, **options: Any) -> Any:
+    from safetensors import SafetensorError
+
+    folder = directory / part
+    if not any(folder.glob("*.safetensors")):
+        raise UsageError(
+            f"load: {folder} has no .safetensors weights (pickled weights are not read);"
+            " convert them with diffusers' save_pretrained"
+        )
+    try:
+        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise IntegrityError(f"load: {folder} cannot be read: {reason}") from error
+
+
+def _open_tokenizer(kind: Any, directory: Path, part: str) -> Any:
+    folder = directory / part
+    if not folder.is_dir():
+        raise UsageError(
+            f"load: {directory} has no {part}/; expected a complete diffusers directory"
+        )
+    return kind.from_pretrained(folder, local_files_only=True)

@@ -1,0 +1,158 @@
+"""From a source to a Denoiser: the embedded model, a local directory, a hub id or a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dori_fast.errors import UsageError
+from dori_fast.models.denoiser import Denoiser
+from dori_fast.models.directory import (
+    open_json,
+    open_text,
+    open_unet,
+    open_vae,
+    resolve_directory,
+)
+from dori_fast.models.encoders import TextSide, TextSideXL
+from dori_fast.models.weights import file_hashes, tensors_sha256
+
+
+def load(
+    source: Any,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "auto",
+    batch_size: int | str = "auto",
+    share: bool = True,
+    attention: str = "auto",
+) -> Denoiser:
+    """Open a text-to-image diffusion model for scoring, pruning and attack.
+
+    Only safetensors weights are read and no code that comes with a model is run. A hub id is the
+    one source that may use the network (never with ``HF_HUB_OFFLINE=1``).
+
+    Args:
+        source: ``"demo"``, a local diffusers directory, a hub id, or a diffusers pipeline object.
+        revision: branch, tag or commit; for hub ids only.
+        dtype: ``"auto"`` (float32 on a CPU, float16 on a GPU), a torch dtype or its name.
+        device: ``"auto"`` (cuda if there is one), or any torch device.
+        batch_size: UNet samples per evaluation; ``"auto"`` depends on the model and the device.
+        share: do the network's work that does not depend on the text once for all prompts, where
+            the architecture is known; False calls the model's own forward for every sample.
+        attention: ``"auto"`` (xformers where it is installed and can answer, else torch's own),
+            ``"sdpa"`` or ``"xformers"``.
+
+    Returns:
+        A :class:`Denoiser` in evaluation mode with frozen weights.
+
+    Raises:
+        UsageError: no such source, or a kind of model that is not supported.
+        IntegrityError: damaged weight files, or weights that are not finite.
+    """
+    how: dict[str, Any] = {"batch_size": batch_size, "share": share, "attention": attention}
+    if hasattr(source, "unet") and hasattr(source, "text_encoder"):
+        if revision is not None:
+            raise UsageError("load: revision applies to hub ids, not to a pipeline in memory")
+        return _from_pipeline(source, dtype, device, **how)
+    device = _resolve_device(device)
+    dtype = _resolve_dtype(dtype, device)
+    name = str(source)
+    directory, revision = resolve_directory(name, revision)
+    unet, text = open_unet(directory, dtype, device), open_text(directory, dtype, device)
+    return Denoiser(
+        unet=unet,
+        text=text,
+        scheduler_config=open_json(directory, "scheduler/scheduler_config.json"),
+        picture_size=_picture_size(unet, open_json(directory, "vae/config.json")),
+        vae=lambda: open_vae(directory, dtype).to(device),
+        device=device,
+        dtype=dtype,
+        origin={"source": name, "revision": revision},
+        weight_hashes=lambda: file_hashes(directory, _scored_parts(text)),
+        **how,
+    )
+
+
+def _picture_size(unet: Any, vae_config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the model's pictures: its latents' times the autoencoder's factor."""
+    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    side = unet.config.sample_size
+    height, width = (side, side) if isinstance(side, int) else side
+    return height * factor, width * factor
+
+
+def _scored_parts(text: TextSide | TextSideXL) -> tuple[str, ...]:
+    """The parts whose weights a score depends on."""
+    return ("unet", "text_encoder", *(["text_encoder_2"] if text.has_pooled else []))
+
+
+def _resolve_device(device: torch.device | str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(
+            f"load: unknown device {device!r}; use auto, cpu, cuda or cuda:N"
+        ) from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"load: device {device!r} asked for, but torch sees no CUDA device")
+    return resolved
+
+
+def _resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}
+    resolved = getattr(torch, names.get(dtype, dtype), None)
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise UsageError(f"load: unknown dtype {dtype!r}; use auto, {', '.join(names)}")
+    return resolved
+
+
+def _from_pipeline(
+    pipe: Any,
+    dtype: torch.dtype | str,
+    device: torch.device | str,
+    **how: Any,
+) -> Denoiser:
+    """A view of a pipeline's modules: frozen, but neither copied nor moved nor cast."""
+    has_dtype, has_device = pipe.unet.dtype, pipe.unet.device
+    wants_device = has_device if device == "auto" else _resolve_device(device)
+    wants_dtype = has_dtype if dtype == "auto" else _resolve_dtype(dtype, wants_device)
+    if (wants_dtype, wants_device.type) != (has_dtype, has_device.type):
+        raise UsageError(
+            f"load: the pipeline is {has_dtype} on {has_device}, asked for {wants_dtype} on"
+            f" {wants_device}; move it first with pipe.to(...)"
+        )
+    text: TextSide | TextSideXL = TextSide(pipe.tokenizer, _frozen(pipe.text_encoder))
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        text = TextSideXL(
+            (pipe.tokenizer, pipe.tokenizer_2),
+            (_frozen(pipe.text_encoder), _frozen(pipe.text_encoder_2)),
+            bool(pipe.config.force_zeros_for_empty_prompt),
+        )
+    return Denoiser(
+        unet=_frozen(pipe.unet),
+        text=text,
+        scheduler_config=dict(pipe.scheduler.config),
+        picture_size=_picture_size(pipe.unet, pipe.vae.config),
+        vae=lambda: pipe.vae,
+        device=has_device,
+        dtype=has_dtype,
+        origin={"source": f"pipeline:{type(pipe).__name__}", "revision": None},
+        weight_hashes=lambda: {
+            part: tensors_sha256(getattr(pipe, part).state_dict()) for part in _scored_parts(text)
+        },
+        **how,
+    )
+
+
+def _frozen(module: Any) -> Any:
+    return module.eval().requires_grad_(False)

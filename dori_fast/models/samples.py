@@ -1,0 +1,101 @@
+"""What one UNet evaluation is asked for: latents, texts, masks, and which sample has which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+from dori_fast.models.state import State
+from dori_fast.models.text import TextCondition
+from dori_fast.models.weights import tensors_sha256
+
+
+@dataclass(eq=False)
+class SharedLatents:
+    """S latents at a timestep, with what prompts share of the work on them done once.
+
+    Attributes:
+        latents: [S, C, H, W].
+        timestep: index into ``alphas_cumprod``.
+        state: the network's state for each latent, or None where it is not made in advance.
+        layer: the cross-attention before which the state stands; 0 unless the state was made for
+            one prompt, and then it serves that prompt alone.
+        uncond: unconditional predictions [S, C, H, W], once they have been asked for.
+    """
+
+    latents: Tensor
+    timestep: int
+    state: State | None
+    layer: int = 0
+    uncond: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.latents.shape[0]
+
+
+@dataclass(frozen=True)
+class ValueMasks:
+    """Factors on the output neurons of cross-attention value projections.
+
+    Attributes:
+        scales: by name of the cross-attention module, [M, C] factors; M = 1 for one mask for all
+            prompts, else one mask per text row. Layers that are not named keep their values.
+    """
+
+    scales: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return max((scale.shape[0] for scale in self.scales.values()), default=1)
+
+    def sha256(self) -> str:
+        """Hash of names and factors, for the record of what a score depends on."""
+        return tensors_sha256(self.scales)
+
+    @property
+    def one_each(self) -> bool:
+        """Whether each prompt has a mask of its own."""
+        return len(self) > 1
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N samples of P prompts on S latents.
+
+    Attributes:
+        unique: [U, T, D] text embeddings.
+        pooled: [U, E] pooled text embeddings (SDXL), or None.
+        text: int64 [N] on the CPU, each sample's row of ``unique`` (and of the masks).
+        shared: the latents.
+        which: int64 [N] on the CPU, each sample's latent.
+        masks: on the value projections, or None.
+    """
+
+    unique: Tensor
+    pooled: Tensor | None
+    text: Tensor
+    shared: SharedLatents
+    which: Tensor
+    masks: ValueMasks | None = None
+
+
+def all_pairs(condition: TextCondition, shared: SharedLatents, masks: ValueMasks | None) -> Samples:
+    """P x S samples: every prompt on every latent, prompts outermost."""
+    text = condition.index.repeat_interleave(len(shared))
+    which = torch.arange(len(shared)).repeat(len(condition))
+    return Samples(condition.unique, condition.pooled, text, shared, which, masks)
+
+
+def own_latents(
+    condition: TextCondition, latents: Tensor, timestep: int, masks: ValueMasks | None
+) -> Samples:
+    """P x S samples: every prompt on its own S latents, of latents [P, S, C, H, W]."""
+    prompts, seeds = latents.shape[:2]
+    if prompts != len(condition):
+        raise UsageError(f"latents are for {prompts} prompts, the condition has {len(condition)}")
+    flat = SharedLatents(latents.flatten(0, 1), timestep, None)
+    text = condition.index.repeat_interleave(seeds)
+    return Samples(condition.unique, condition.pooled, text, flat, torch.arange(len(flat)), masks)

@@ -1,0 +1,96 @@
+"""What passes between the stages of a UNet: activations, and what the text contributes.
+
+Both are nothing but tensors with the samples (or prompts) in front, so that what was computed once
+is given to many samples by indexing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+TimeBiases = dict[nn.Module, Tensor]
+"""By resnet: what the time embedding adds to its first convolution, [C] or (SDXL) [N, C]."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Activations between two stages.
+
+    ``x`` [N, *] is the current one; ``kept`` are those that later stages come back to (skip
+    connections, residuals), the next one needed last. All have the N samples in front.
+    """
+
+    x: Tensor
+    kept: tuple[Tensor, ...] = ()
+
+    def take(self, samples: Tensor) -> State:
+        """The state of the given samples: int64 indices [M], repeats allowed."""
+        return State(self.x[samples], tuple(kept[samples] for kept in self.kept))
+
+    def push(self, x: Tensor) -> State:
+        """Keep the current activation and go on with ``x``."""
+        return State(x, (*self.kept, self.x))
+
+    def with_kept(self, *tensors: Tensor) -> State:
+        """Keep ``tensors`` and go on with the current activation."""
+        return State(self.x, (*self.kept, *tensors))
+
+    def pop(self) -> tuple[Tensor, State]:
+        """The activation kept last, and the state without it."""
+        return self.kept[-1], State(self.x, self.kept[:-1])
+
+    def first(self, n: int) -> State:
+        """The state of the first ``n`` samples."""
+        return State(self.x[:n], tuple(kept[:n] for kept in self.kept))
+
+    @staticmethod
+    def join(states: list[State]) -> State:
+        """States of different samples as one."""
+        kept = zip(*(state.kept for state in states), strict=True)
+        return State(torch.cat([s.x for s in states]), tuple(torch.cat(k) for k in kept))
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """What the text contributes to an evaluation.
+
+    Attributes:
+        keys_values: keys and values [N, T, C] of every cross-attention, in order.
+        biases: [N, C] by resnet, where the time embedding takes in the text (SDXL); else None.
+    """
+
+    keys_values: list[tuple[Tensor, Tensor]]
+    biases: TimeBiases | None = None
+
+    def take(self, rows: Tensor) -> TextPart:
+        """The part of the given rows: int64 indices [M], repeats allowed."""
+        keys_values = [(k[rows], v[rows]) for k, v in self.keys_values]
+        if self.biases is None:
+            return TextPart(keys_values)
+        return TextPart(keys_values, {r: bias[rows] for r, bias in self.biases.items()})
+
+    @staticmethod
+    def join(parts: list[TextPart]) -> TextPart:
+        """Parts of different rows as one."""
+        layers = zip(*(part.keys_values for part in parts), strict=True)
+        keys_values = [
+            (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers
+        ]
+        biases = [part.biases for part in parts if part.biases is not None]
+        if not biases:
+            return TextPart(keys_values)
+        return TextPart(keys_values, {r: torch.cat([b[r] for b in biases]) for r in biases[0]})
+
+
+def added_conditions(
+    pooled: Tensor | None, picture_size: tuple[int, int]
+) -> dict[str, Tensor] | None:
+    """SDXL's added conditions for pooled embeddings [P, E]: a picture of this size, uncropped."""
+    if pooled is None:
+        return None
+    height, width = picture_size
+    ids = torch.tensor([height, width, 0, 0, height, width], device=pooled.device)
+    return {"text_embeds": pooled, "time_ids": ids.to(pooled.dtype).expand(len(pooled), -1)}
