@@ -50,10 +50,10 @@ class CMakeBuild(build_ext):
     def build_all(self, package: Path) -> None:
         import pybind11
 
-        # Fresh: a cache made in pip's isolated environment names tools that are gone by now.
+        # A cache made in pip's isolated environment names tools that are gone by now.
+        Path(self.build_temp, "CMakeCache.txt").unlink(missing_ok=True)
         self.cmake(
-            *("--fresh", "-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja"),
-            "-DCMAKE_BUILD_TYPE=Release",
+            *("-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

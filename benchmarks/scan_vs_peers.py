@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import dori_fast as df
-from benchmarks.harness import Row, record
+from benchmarks.harness import cpu_seconds, interleave, make_row, record
 
 LIST = Path(df.__file__).parent / "demo" / "sample_prompts.csv"
 
@@ -54,36 +55,15 @@ def peers_scores(model: df.Denoiser, prompts: list[str], noise: Tensor, timestep
     return torch.tensor(scores)
 
 
-def cpu_seconds(run: Callable[[], Tensor]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-
+def sample_prompts(n: int) -> list[str]:
+    """The first n distinct prompts of the shipped sample; none is empty, whose score is 0."""
     with LIST.open(newline="", encoding="utf-8") as file:
-        prompts = [row["prompt"] for row in csv.DictReader(file)]
-    prompts = list(dict.fromkeys(prompts))[: options.prompts]
-    model = df.load(options.model, device="cpu", dtype="float32")
-    plain = df.load(options.model, device="cpu", dtype="float32", share=False)
-    detector = df.detect.Wen(seeds=options.seeds)
-    timestep = model.timesteps(50)[0]
-    noise = model.noise(range(options.seeds))
+        prompts = dict.fromkeys(row["prompt"] for row in csv.DictReader(file) if row["prompt"])
+    return list(prompts)[:n]
 
-    providers: dict[str, Callable[[], Tensor]] = {
-        "eager": lambda: peers_scores(model, prompts, noise, timestep),
-        # unconditional predictions shared, the network called whole
-        "uncond_shared": lambda: detector.score(plain, prompts),
-        "dori_fast": lambda: detector.score(model, prompts),
-    }
+
+def check(providers: dict[str, Callable[[], Tensor]]) -> None:
+    """Refuse to time what does not compute the peers' scores."""
     expected = providers["eager"]()
     for name, run in providers.items():
         error = float(((run() - expected).abs() / expected).max())
@@ -91,16 +71,65 @@ def main() -> None:
         if error > 1e-5:
             raise SystemExit(f"{name} computes other scores; nothing was timed")
 
-    times: dict[str, list[float]] = {name: [] for name in providers}
-    for _ in range(options.rounds):
-        for name, run in providers.items():
-            times[name].append(cpu_seconds(run))
+
+def main() -> None:
+    """Check, time and record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    prompts = [prompt for prompt in sample_prompts(options.prompts + 1) if prompt][
+        : options.prompts
+    ]
+    model = df.load(options.model, device="cpu", dtype="float32")
+    plain = df.load(options.model, device="cpu", dtype="float32", share=False)
+    detector = df.detect.Wen(seeds=options.seeds)
+    timestep = model.timesteps(50)[0]
+    noise = model.noise(range(options.seeds))
+    providers: dict[str, Callable[[], Tensor]] = {
+        "eager": lambda: peers_scores(model, prompts, noise, timestep),
+        # unconditional predictions shared, the network called whole
+        "uncond_shared": lambda: detector.score(plain, prompts),
+        "dori_fast": lambda: detector.score(model, prompts),
+    }
+    check(providers)
+    with FlopCounterMode(display=False) as counter:
+        providers["dori_fast"]()
+    flops = counter.get_total_flops() // len(prompts)
+
+    timed: dict[str, Callable[[], object]] = dict(providers)
+    times = interleave(timed, cpu_seconds, options.rounds)
     for name, seconds in times.items():
-        ratios = [e / s for e, s in zip(times["eager"], seconds, strict=True)]
-        ratios.sort()
-        middle = ratios[len(ratios) // 2]
-        best = len(prompts) / min(seconds)
+        ratios = sorted(e / s for e, s in zip(times["eager"], seconds, strict=True))
         print(
-            f"{name}: {best:.1f} prompts per CPU second (best round), {middle:.2f} times the peers'"
-            f" [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+            f"{name}: {len(prompts) / median(seconds):.1f} prompts per CPU second,"
+            f" {median(ratios):.2f} times the peers' [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
         )
+    shape = f"{options.model}:{len(prompts)}x{options.seeds}"
+    rows = [
+        make_row(
+            [1e3 * s / len(prompts) for s in seconds],
+            op="scan",
+            mode="wen_step_1",
+            provider=name,
+            metric="cpu_time",
+            unit="ms/prompt",
+            x=len(prompts),
+            bytes=0,
+            flops=flops,
+            shape=shape,
+            dtype="float32",
+            threads=1,
+            repro_cmd="python -m benchmarks.scan_vs_peers",
+        )
+        for name, seconds in times.items()
+    ]
+    print(f"results: {record(rows).name}")
+
+
+if __name__ == "__main__":
+    main()

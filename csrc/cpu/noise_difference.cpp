@@ -12,7 +12,8 @@ namespace {
 // Prompts that use a block of a shared eps_uncond before the next block is read.
 constexpr int64_t kGroup = 64;
 
-// Norms of one seed for `count` prompts from `prompt` on, block by block.
+// Norms of one seed for `count` prompts from `prompt` on, block by block; more than one prompt only
+// where they share their eps_uncond.
 template <class T>
 void norms(const NoiseDifference& task, int64_t seed, int64_t prompt, int64_t count) {
   const T* cond = static_cast<const T*>(task.cond) + prompt * task.cond_prompt_stride +
@@ -23,8 +24,7 @@ void norms(const NoiseDifference& task, int64_t seed, int64_t prompt, int64_t co
   for (int64_t start = 0; start < task.length; start += kBlock<T>) {
     const int64_t block = std::min(task.length - start, kBlock<T>);
     for (int64_t p = 0; p < count; ++p) {
-      sums[p] += sum_of_squares(cond + p * task.cond_prompt_stride + start,
-                                uncond + p * task.uncond_prompt_stride + start, block);
+      sums[p] += sum_of_squares(cond + p * task.cond_prompt_stride + start, uncond + start, block);
     }
   }
   auto* norm = static_cast<accumulate_t<T>*>(task.norm) + prompt * task.seeds + seed;

@@ -13,12 +13,23 @@ from typing import Any
 from dori_fast.detect.asthana import Asthana
 from dori_fast.detect.detector import Detector, PromptScores, SeededDetector
 from dori_fast.detect.ren import Ren
+from dori_fast.detect.sail import Sail
 from dori_fast.detect.wen import Wen
 from dori_fast.errors import UsageError
 
-_BUILT_IN: dict[str, type] = {kind.name: kind for kind in (Asthana, Ren, Wen)}
+_BUILT_IN: dict[str, type] = {kind.name: kind for kind in (Asthana, Ren, Sail, Wen)}
 
-__all__ = ["Asthana", "Detector", "PromptScores", "Ren", "SeededDetector", "Wen", "get", "names"]
+__all__ = [
+    "Asthana",
+    "Detector",
+    "PromptScores",
+    "Ren",
+    "Sail",
+    "SeededDetector",
+    "Wen",
+    "get",
+    "names",
+]
 
 
 def names() -> list[str]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from dori_fast.detect.detector import PromptScores, SeededDetector, one_draw, seed_list
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.probes import token_attention
 
 _TOTAL_STEPS = 50
 
@@ -84,5 +85,5 @@ class Ren(SeededDetector):
 
     def _entropies(self, model: Denoiser, condition: TextCondition, noise: Tensor) -> Tensor:
         t = model.timesteps(_TOTAL_STEPS)[0]
-        received = model.token_attention(condition, noise, t, self.layer)
+        received = token_attention(model, condition, noise, t, self.layer)
         return torch.special.entr(received).sum(-1)

@@ -26,6 +26,13 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
+def math(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention written out: the one that can be differentiated forward."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+    return (weights @ value).transpose(1, 2)
+
+
 def xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """xformers.ops.memory_efficient_attention; CUDA only."""
     from xformers.ops import memory_efficient_attention

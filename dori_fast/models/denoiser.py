@@ -237,7 +237,7 @@ class Denoiser:
             [P, S, C, H, W]; model dtype for an epsilon model, else float32 or wider. Carries
             gradients to the condition's embeddings if they require them.
         """
-        eps = self._evaluate(self._samples(condition, latents, timestep))
+        eps = self._evaluate(self.samples(condition, latents, timestep))
         return eps.reshape(len(condition), latents.shape[-4], *self.latent_shape)
 
     def share(self, latents: Tensor, timestep: int) -> SharedLatents:
@@ -274,29 +274,8 @@ class Denoiser:
         eps = self._evaluate(all_pairs(condition, shared, self._masks))
         return eps.reshape(len(condition), len(shared), *self.latent_shape)
 
-    def token_attention(
-        self, condition: TextCondition, latents: Tensor, timestep: int, layer: int
-    ) -> Tensor:
-        """The attention that each token receives in one cross-attention layer.
-
-        Only the part of the network before that layer is run.
-
-        Args:
-            condition: P prompts.
-            latents: [S, C, H, W], shared by all prompts, or [P, S, C, H, W].
-            timestep: index into ``alphas_cumprod``.
-            layer: number of the cross-attention, in the order of :attr:`layers`.
-
-        Returns:
-            float32 [P, S, T], averaged over pixels and heads; sums to 1 over tokens.
-
-        Raises:
-            UsageError: no such layer, or an architecture whose layers are not known.
-        """
-        received = self.engine.token_attention(self._samples(condition, latents, timestep), layer)
-        return received.reshape(len(condition), latents.shape[-4], -1)
-
-    def _samples(self, condition: TextCondition, latents: Tensor, timestep: int) -> Samples:
+    def samples(self, condition: TextCondition, latents: Tensor, timestep: int) -> Samples:
+        """The samples that :meth:`epsilon` of the same arguments evaluates, P x S of them."""
         self._check_latents(latents)
         if latents.ndim == 5:
             return own_latents(condition, latents, timestep, self._masks)

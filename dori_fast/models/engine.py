@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models.architecture import refusal
-from dori_fast.models.attention import choose
+from dori_fast.models.attention import choose, math
 from dori_fast.models.program import Program
 from dori_fast.models.samples import Samples, SharedLatents, ValueMasks
 from dori_fast.models.state import State, TextPart, added_conditions
@@ -111,6 +111,30 @@ class Engine:
             ).x
 
     @torch.no_grad()
+    def jvp(self, samples: Samples, tangents: Tensor) -> Tensor:
+        """Directional derivatives [N, C, H, W] of the outputs along the latents, forward mode.
+
+        ``tangents`` [N, C, H, W] are the directions. Each sample counts as two evaluations.
+        """
+        program, shared = self._differentiable(), samples.shared
+        self.evaluations += 2 * len(tangents)
+
+        def derivative(text: Tensor, which: Tensor, sample: Tensor) -> State:
+            part = self._text_part(program, samples, text)
+            device = tangents.device
+
+            def output(latents: Tensor) -> Tensor:
+                state = program.prefix(latents, shared.timestep)
+                return program.suffix(state, part, shared.timestep)
+
+            along = tangents[sample.to(device)]
+            slope = torch.func.jvp(output, (shared.latents[which.to(device)],), (along,))[1]
+            return State(slope)
+
+        order = torch.arange(len(tangents))
+        return self._in_batches(derivative, samples.text, samples.which, order).x
+
+    @torch.no_grad()
     def token_attention(self, samples: Samples, layer: int) -> Tensor:
         """Attention [N, T] that each token receives in cross-attention ``layer``, float32."""
         program, shared = self._known_program(), samples.shared
@@ -198,6 +222,11 @@ class Engine:
                 )
             if scale.shape[0] not in (1, len(masks)):
                 raise UsageError(f"masked: {name} has {scale.shape[0]} masks, not {len(masks)}")
+
+    def _differentiable(self) -> Program:
+        """The program with an attention that has a forward derivative."""
+        self._known_program()
+        return Program(self.unet, math, self._picture_size)
 
     def _known_program(self) -> Program:
         if self._program is None:

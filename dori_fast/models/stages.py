@@ -77,10 +77,11 @@ def leave(transformer: Any) -> Run:
     def run(state: State, _: Any) -> State:
         residual, state = state.pop()
         n, channels = residual.shape[0], state.x.shape[-1]
+        # contiguous, as diffusers has it: the forward derivative of a group norm needs it
         if transformer.use_linear_projection:
-            h = transformer.proj_out(state.x).transpose(1, 2).reshape(residual.shape)
+            h = transformer.proj_out(state.x).transpose(1, 2).reshape(residual.shape).contiguous()
         else:
-            h = state.x.transpose(1, 2).reshape(n, channels, *residual.shape[2:])
+            h = state.x.transpose(1, 2).reshape(n, channels, *residual.shape[2:]).contiguous()
             h = transformer.proj_out(h)
         return State(h + residual, state.kept)
 

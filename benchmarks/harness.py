@@ -1,0 +1,184 @@
+"""Timers that survive a busy machine, and the file that results are kept in."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+_SHORTEST_SAMPLE = 200e-6
+_L2_FLUSH_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. `p20`, `p50`, `p80` are percentiles of `metric` in `unit`; `bytes` and
+    `flops` are what the operation needs at least, whoever computes it; `x` is the problem size."""
+
+    op: str
+    mode: str
+    provider: str
+    metric: str
+    unit: str
+    x: int
+    p20: float
+    p50: float
+    p80: float
+    bytes: int
+    flops: int
+    shape: str
+    dtype: str
+    threads: int
+    machine: str
+    versions: str
+    commit: str
+    repro_cmd: str
+    timestamp: str
+
+
+# A newer measurement replaces an older one that agrees in these.
+_KEY = ("op", "mode", "provider", "metric", "shape", "dtype", "threads", "machine")
+
+
+def _key(row: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in _KEY)
+
+
+Timer = Callable[[Callable[[], object], int], float]
+
+
+def cpu_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Seconds of CPU time per call, which other processes on the machine hardly change."""
+    start = time.process_time()
+    for _ in range(repeats):
+        call()
+    return (time.process_time() - start) / repeats
+
+
+def wall_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Seconds per call by the clock, for more threads than one."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def gpu_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Seconds per call on the GPU, each with a cold L2 cache, by events around the call alone."""
+    flush = torch.empty(_L2_FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    total = 0.0
+    for _ in range(repeats):
+        flush.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        total += start.elapsed_time(end) * 1e-3
+    return total / repeats
+
+
+def interleave(
+    calls: dict[str, Callable[[], object]], timer: Timer, rounds: int
+) -> dict[str, list[float]]:
+    """Time all providers in turn, round after round, so that a slow moment hits all of them.
+
+    Every round starts with another provider, so none always runs on the caches of the same other.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        wall_seconds(call, 3)
+        once = min(wall_seconds(call, 1) for _ in range(5))
+        repeats[name] = max(1, round(_SHORTEST_SAMPLE / once))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for r in range(rounds):
+        for name in names[r % len(names) :] + names[: r % len(names)]:
+            samples[name].append(timer(calls[name], repeats[name]))
+    return samples
+
+
+def percentiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    """The 20th, 50th and 80th percentile."""
+    cuts = statistics.quantiles(samples, n=10, method="inclusive")
+    return cuts[1], cuts[4], cuts[7]
+
+
+@functools.cache
+def machine_name(device: str) -> str:
+    """The kind of processor, never the name of a host."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+@functools.cache
+def library_versions() -> str:
+    """Versions that a timing depends on, as name==version."""
+    found = []
+    for name in ("dori-fast", "torch", "triton"):
+        try:
+            found.append(f"{name}=={metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{name} absent")
+    return " ".join(found)
+
+
+@functools.cache
+def commit_id() -> str:
+    """Short commit of the sources, with a + when they were changed since."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10"]
+    try:
+        done = subprocess.run(
+            command, cwd=RESULTS.parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def make_row(samples: Sequence[float], *, device: str = "cpu", **facts: Any) -> Row:
+    """A row from samples in the row's unit and its own facts, with those of the machine added."""
+    p20, p50, p80 = (round(value, 3) for value in percentiles(samples))
+    return Row(
+        p20=p20,
+        p50=p50,
+        p80=p80,
+        machine=machine_name(device),
+        versions=library_versions(),
+        commit=commit_id(),
+        timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
+        **facts,
+    )
+
+
+def record(rows: Sequence[Row]) -> Path:
+    """Merge rows into the file of their machine: a new measurement replaces the old one."""
+    slug = re.sub(r"[^a-z0-9]+", "-", rows[0].machine.lower()).strip("-")
+    path = RESULTS / f"{slug}.csv"
+    kept: dict[tuple[str, ...], dict[str, object]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for old in csv.DictReader(file):
+                kept[_key(old)] = dict(old)
+    kept |= {_key(asdict(row)): asdict(row) for row in rows}
+    RESULTS.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept[key] for key in sorted(kept))
+    return path

@@ -1,0 +1,43 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from dori_fast.cli.doctor import doctor
+from dori_fast.cli.exits import USAGE, print_error
+from dori_fast.cli.listing import ls
+from dori_fast.cli.scan import scan
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="dori-fast",
+    help="Find training images that a text-to-image model has memorized.",
+    no_args_is_help=True,
+    add_completion=False,
+    # help and errors may quote data; they stay plain text
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(scan)
+app.command()(doctor)
+app.command()(ls)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(prog_name="dori-fast", standalone_mode=False)
+    except Exception as error:
+        # typer's own usage errors; which class they have depends on its version
+        if not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "dori-fast"
+        print_error(f"{error.format_message().rstrip('.')} — see {path} --help")
+        code = USAGE
+    sys.exit(code)

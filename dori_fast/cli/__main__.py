@@ -1,0 +1,3 @@
+from dori_fast.cli import main
+
+main()

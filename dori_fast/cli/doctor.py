@@ -1,0 +1,127 @@
+"""dori-fast doctor."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, NamedTuple
+
+import typer
+
+from dori_fast.cli.exits import INTERNAL, Debug, reported
+from dori_fast.cli.terminal import format_table, print_result
+
+_REQUIRED = ("diffusers", "transformers")
+
+
+class Finding(NamedTuple):
+    """One line of the report: ok, absent (optional, nothing wrong) or broken."""
+
+    part: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what is installed, who computes each op and why, and test it. Exits 1 if broken."""
+    with reported(debug):
+        findings = list(examine())
+        if as_json:
+            print_result(json.dumps([finding._asdict() for finding in findings]))
+        else:
+            rows = [(f.part, f.state, _with_remedy(f)) for f in findings]
+            print_result(format_table(("part", "state", "detail"), rows))
+        if any(finding.state == "broken" for finding in findings):
+            raise typer.Exit(INTERNAL)
+
+
+def examine() -> Iterator[Finding]:
+    """Look at every part, the ones that others need first."""
+    yield Finding("dori_fast", "ok", f"{version('dori-fast')}, Python {platform.python_version()}")
+    torch_finding = _imported("torch", required=True)
+    yield torch_finding
+    if torch_finding.state == "broken":
+        return
+    yield from (_imported(name, required=True) for name in _REQUIRED)
+    yield _imported("triton", required=False)
+    yield _imported("xformers", required=False)
+    yield _cuda()
+    yield _extension()
+    yield from _ops()
+
+
+def _with_remedy(finding: Finding) -> str:
+    return f"{finding.detail} — {finding.remedy}" if finding.remedy else finding.detail
+
+
+def _imported(name: str, required: bool) -> Finding:
+    try:
+        import_module(name)
+        return Finding(name, "ok", version(name))
+    except (ImportError, PackageNotFoundError):
+        state, kind = ("broken", "needed") if required else ("absent", "optional")
+        return Finding(name, state, f"not installed ({kind})", f"pip install {name}")
+    except Exception as error:  # a package can fail in any way while it is imported
+        return Finding(name, "broken", f"{type(error).__name__}: {error}", f"reinstall {name}")
+
+
+def _cuda() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        return Finding("CUDA device", "ok", f"{name}, sm_{capability[0]}{capability[1]}")
+    if torch.version.cuda is None:
+        return Finding("CUDA device", "absent", "this torch is built for the CPU only")
+    return Finding("CUDA device", "absent", "none is visible", "check the driver with nvidia-smi")
+
+
+def _extension() -> Finding:
+    from dori_fast import _extension
+
+    facts = _extension.build_facts()
+    if _extension.REASON is not None:
+        # without it everything works on reference kernels; there but unusable is a fault
+        state = "broken" if _extension.LIBRARY.exists() else "absent"
+        return Finding("extension", state, _extension.REASON)
+    if facts is None:
+        return Finding("extension", "ok", "loaded; build facts are missing", "pip install . again")
+    archs = ", ".join(facts["cuda_archs"]) or "none"
+    return Finding(
+        "extension",
+        "ok",
+        f"{facts['version']} by {facts['compiler']}, {facts['simd_in_use']} in use,"
+        f" CUDA {facts['cuda_version'] or 'none'} for {archs}",
+    )
+
+
+def _reasons(unavailable: dict[str, str]) -> str:
+    """Why backends do not answer, a common reason said once."""
+    reasons = set(unavailable.values())
+    if len(reasons) == 1:
+        return f" ({', '.join(unavailable)}: {reasons.pop()})"
+    said = "; ".join(f"{name}: {reason}" for name, reason in unavailable.items())
+    return f" ({said})" if said else ""
+
+
+def _ops() -> Iterator[Finding]:
+    import dori_fast
+    from dori_fast.cli.self_test import self_test
+
+    for op, devices in dori_fast.backends().items():
+        for device, answer in devices.items():
+            state = "absent" if answer.backend is None else "ok"
+            detail = f"{answer.backend or 'nobody'} answers{_reasons(answer.unavailable)}"
+            yield Finding(f"{op} on {device}", state, detail)
+            for backend in answer.available:
+                fault = self_test(op, backend, device)
+                passed = "agrees with the reference" if fault is None else fault
+                state = "ok" if fault is None else "broken"
+                yield Finding(f"{op} on {device}: {backend}", state, passed)

@@ -1,0 +1,54 @@
+"""From exceptions to exit codes and one-line messages."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from dori_fast.cli.terminal import harmless
+
+INTERNAL, USAGE, OVER_BUDGET, INTEGRITY, RESUMABLE = 1, 2, 3, 4, 75
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def print_error(message: str) -> None:
+    """Print ``error: <what> — <what to do>`` on stderr, in one line."""
+    print(f"error: {harmless(' '.join(message.split()))}", file=sys.stderr)
+
+
+@contextmanager
+def reported(debug: bool) -> Iterator[None]:
+    """Turn an exception into its message and exit code."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, typer.Exit):
+            raise
+        if debug:
+            traceback.print_exception(error)
+        code, message = _explain(error)
+        print_error(message)
+        raise typer.Exit(code) from error
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    from dori_fast.errors import IntegrityError, UsageError
+    from dori_fast.scan.errors import StorageError
+
+    if isinstance(error, KeyboardInterrupt):
+        by = f" by {error}" if str(error) else ""
+        return RESUMABLE, f"interrupted{by} — run the same command again to continue"
+    if isinstance(error, StorageError):
+        return RESUMABLE, str(error)
+    if isinstance(error, UsageError):
+        return USAGE, str(error)
+    if isinstance(error, IntegrityError):
+        return INTEGRITY, str(error)
+    what = f"{type(error).__name__}: {error}"
+    return INTERNAL, f"internal: {what} — run again with --debug and report the traceback"

@@ -1,0 +1,62 @@
+"""dori-fast ls."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import typer
+
+from dori_fast.cli.exits import Debug, reported
+from dori_fast.cli.terminal import format_table, print_result
+
+
+def ls(
+    kind: Annotated[Literal["models", "detectors", "ops"], typer.Argument(help="What to list.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List the models, detectors or ops that are there."""
+    with reported(debug):
+        header, rows = {"models": _models, "detectors": _detectors, "ops": _ops}[kind]()
+        if as_json:
+            print_result(json.dumps([dict(zip(header, row, strict=True)) for row in rows]))
+        else:
+            print_result(format_table(header, rows))
+
+
+_Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def _models() -> _Listing:
+    import dori_fast
+    from dori_fast.errors import IntegrityError
+
+    try:
+        state, where = "installed", str(dori_fast.demo.path())
+    except IntegrityError as error:
+        state, where = "missing", str(error)
+    rows = [("demo", state, where), ("<directory>", "", "any diffusers Stable Diffusion 1.x")]
+    return ("model", "state", "where"), [*rows, ("<owner>/<name>", "", "the same, from the hub")]
+
+
+def _detectors() -> _Listing:
+    from dori_fast import detect
+
+    rows: list[tuple[str, ...]] = [(name, _first_line(detect.get(name))) for name in detect.names()]
+    return ("detector", "what"), rows
+
+
+def _ops() -> _Listing:
+    import dori_fast
+
+    rows: list[tuple[str, ...]] = [
+        (name, device, answer.backend or "-", " ".join(answer.available) or "-")
+        for name, devices in dori_fast.backends().items()
+        for device, answer in devices.items()
+    ]
+    return ("op", "device", "auto", "available"), rows
+
+
+def _first_line(thing: object) -> str:
+    return (type(thing).__doc__ or "").strip().split("\n")[0]

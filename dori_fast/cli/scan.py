@@ -1,0 +1,128 @@
+"""dori-fast scan."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from dori_fast.cli.exits import OVER_BUDGET, Debug, reported
+from dori_fast.cli.terminal import Status, format_table, print_result
+
+if TYPE_CHECKING:
+    from dori_fast.scan import ScanResult
+
+# progress bars and advice of the libraries; ours is the only line that is redrawn
+_QUIET = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+}
+
+
+def _auto_or_int(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither 'auto' nor a whole number") from None
+
+
+def scan(
+    prompts: Annotated[Path, typer.Argument(help="A .txt, .csv, .tsv, .jsonl or .parquet file.")],
+    out: Annotated[Path, typer.Option(help="The run directory; made if need be.")],
+    model: Annotated[str, typer.Option(help="demo, a diffusers directory or a hub id.")] = "demo",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    column: Annotated[str | None, typer.Option(help="The prompt column, if not found.")] = None,
+    detector: Annotated[str, typer.Option(help="See dori-fast ls detectors.")] = "wen",
+    seeds: Annotated[int, typer.Option(help="Noise seeds, shared by all prompts.")] = 4,
+    steps: Annotated[int, typer.Option(help="Denoising steps that are scored.")] = 1,
+    batch_size: Annotated[
+        Any, typer.Option(parser=_auto_or_int, metavar="auto|N", help="UNet samples at a time.")
+    ] = "auto",
+    limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16 or fp64.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    resume: Annotated[
+        Literal["auto", "never", "must"],
+        typer.Option(help="Continue what is there, want a fresh directory, or want a run."),
+    ] = "auto",
+    max_errors: Annotated[
+        float, typer.Option(help="Quarantined rows allowed: a fraction if below 1, else a number.")
+    ] = 0.01,
+    shard_size: Annotated[int, typer.Option(help="Rows per shard, the unit of a commit.")] = 2048,
+    top: Annotated[int, typer.Option(help="Most suspicious prompts to print.", min=0)] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Score every prompt of a file and print the most suspicious ones.
+
+    An interrupted scan is continued by the same command. Exit codes: 0 done, 2 usage, 3 more
+    rows quarantined than allowed, 4 integrity or changed configuration, 75 interrupted.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    with reported(debug), Status() as status:
+        from dori_fast.models import load
+        from dori_fast.scan import scan as run_scan
+        from dori_fast.scan.read import open_prompts
+
+        # before the model is loaded: a wrong path should not cost the user a minute
+        open_prompts(prompts, column)
+        result = run_scan(
+            load(model, revision=revision, dtype=dtype, device=device),
+            prompts,
+            out=out,
+            detector=detector,
+            seeds=seeds,
+            steps=steps,
+            column=column,
+            batch_size=batch_size,
+            limit=limit,
+            resume=resume,
+            max_errors=max_errors,
+            shard_size=shard_size,
+            on_progress=status.progress,
+        )
+        status.say(_summary(result))
+        print_result(_as_json(result, top) if as_json else _as_table(result, top))
+        if result.state == "over_budget":
+            raise typer.Exit(OVER_BUDGET)
+
+
+def _summary(result: ScanResult) -> str:
+    counts, resumed = result.counts, result.counts.rows - result.scored
+    return (
+        f"{counts.rows:,} rows: {counts.ok:,} ok, {counts.quarantined:,} quarantined;"
+        f" {result.scored:,} scored now at {result.rate:,.1f} prompts/s,"
+        f" {resumed:,} were there already; {result.out}"
+    )
+
+
+def _as_table(result: ScanResult, top: int) -> str:
+    rows = [
+        (str(rank), f"{row['score']:.4f}", str(row["row_id"]), row["prompt"])
+        for rank, row in enumerate(result.top(top), 1)
+    ]
+    return format_table(("rank", "score", "row", "prompt"), rows)
+
+
+def _as_json(result: ScanResult, top: int) -> str:
+    keys = ("row_id", "score", "n_tokens", "truncated", "prompt")
+    return json.dumps(
+        {
+            "out": str(result.out),
+            "run_hash": result.run_hash,
+            "state": result.state,
+            **result.counts.model_dump(),
+            "scored": result.scored,
+            "seconds": round(result.seconds, 3),
+            "prompts_per_second": round(result.rate, 3),
+            "top": [{key: row[key] for key in keys} for row in result.top(top)],
+        }
+    )

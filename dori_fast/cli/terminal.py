@@ -1,0 +1,116 @@
+"""What reaches the terminal: results on stdout, everything else on stderr, data made harmless."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from shutil import get_terminal_size
+from time import monotonic
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from dori_fast.scan import Progress
+
+_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# joiners belong to emoji and to Persian and Indic words, and move no text around
+_JOINERS = "\u200c\u200d"
+_LOG_SECONDS = 10.0
+_CLEAR = "\r\x1b[K"
+
+
+def harmless(text: str) -> str:
+    """Text with control, direction and format characters (ANSI, bidi, ...) spelled out."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) not in _UNSAFE or character in _JOINERS:
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def print_result(text: str) -> None:
+    """Print to stdout; a reader that has gone away (``| head``) is no error."""
+    try:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes stdout again on exit, which must not fail either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Aligned columns; cells are made harmless, the last one is cut to a terminal's width."""
+    cells = [list(header), *([harmless(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header) - 1)]
+    room = get_terminal_size().columns - sum(widths) - 2 * len(widths)
+    lines = []
+    for row in cells:
+        last = row[-1]
+        if sys.stdout.isatty() and len(last) > max(room, 20):
+            last = last[: max(room, 20) - 1] + "…"
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*padded, last]).rstrip())
+    return "\n".join(lines)
+
+
+class Status(logging.Handler):
+    """Progress on stderr: one line that is redrawn on a terminal, else a line every ten seconds.
+
+    As a context manager it also shows the package's warnings, between redraws.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._last = monotonic()
+
+    def __enter__(self) -> Status:
+        logging.getLogger("dori_fast").addHandler(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger("dori_fast").removeHandler(self)
+        if self._live:
+            self._stream.write(_CLEAR)
+            self._stream.flush()
+
+    def progress(self, progress: Progress) -> None:
+        """Show how far a scan is."""
+        text = _describe(progress)
+        if self._live:
+            room = get_terminal_size().columns - 1
+            self._stream.write(f"{_CLEAR}{text[:room]}")
+            self._stream.flush()
+        elif monotonic() - self._last >= _LOG_SECONDS:
+            self._last = monotonic()
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._stream.write(f"{_CLEAR if self._live else ''}{harmless(text)}\n")
+        self._stream.flush()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def _describe(progress: Progress) -> str:
+    left = "?" if progress.remaining is None else _clock(progress.remaining)
+    return (
+        f"{progress.rows:,} rows, {progress.rate:,.1f} rows/s, ETA {left},"
+        f" {progress.quarantined:,} quarantined"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

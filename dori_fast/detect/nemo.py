@@ -1,0 +1,91 @@
+"""The noise-similarity score of NeMo (Hintersdorf, Struppek et al., NeurIPS 2024).
+
+A memorized prompt pulls every initial noise towards one picture, so that its noise differences
+
+    delta_s = eps(x_T, t, c) - x_T
+
+look alike over seeds s. An image's score is the largest MS-SSIM of its delta with another one's,
+each stretched to 0..1 per channel; a prompt's the largest of all pairs. NeMo calls a prompt
+memorized above 0.428. How MS-SSIM is computed on small latents: ``ms_ssim_settings``.
+
+UNet evaluations per prompt: S, and no unconditional ones. (The released code spends 2 S: it runs
+two passes on the same noise and discards the first.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dori_fast.detect.detector import SeededDetector, seed_list
+from dori_fast.errors import UsageError
+from dori_fast.models import Denoiser, TextCondition
+from dori_fast.ops import ms_ssim
+
+THRESHOLD = 0.428
+"""The paper's: mean plus one standard deviation over 50,000 prompts of LAION, on SD 1.4."""
+_TOTAL_STEPS = 50
+
+
+class Nemo(SeededDetector):
+    """NeMo's detector.
+
+    Args:
+        seeds: how many seeds (0, 1, ...), or the seeds themselves; at least 2.
+        compat: ``None``, the paper: the noisiest timestep, 981; or ``"nemo"``, the released code
+            (localizing_memorization_in_diffusion_models at f952ede): timestep 961, all images
+            drawn at once on the CPU in float32 from seed 1.
+    """
+
+    name = "nemo"
+
+    def __init__(self, seeds: int | Sequence[int] = 10, *, compat: str | None = None) -> None:
+        self.seeds = seed_list(self.name, seeds)
+        if len(self.seeds) < 2:
+            raise UsageError("nemo: seeds must be at least 2, the score compares pairs")
+        if compat not in (None, "nemo"):
+            raise UsageError(f"nemo: compat must be None or 'nemo', got {compat!r}")
+        self.compat = compat
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the scores depend on besides the model, as plain JSON."""
+        seeds: dict[str, Any] = {"seeds": list(self.seeds)}
+        if self.compat:
+            seeds = {"images": len(self.seeds)}
+        return {"name": self.name, "compat": self.compat, **seeds}
+
+    def reduce(self, per_seed: Tensor) -> Tensor:
+        """The largest similarity of all pairs, [P]."""
+        return per_seed.amax(dim=1)
+
+    def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
+        """The largest similarity of each image's noise difference with another's, [P, S]."""
+        timesteps, n = model.timesteps(_TOTAL_STEPS), len(self.seeds)
+        if self.compat:
+            generator = torch.Generator().manual_seed(1)
+            noise = torch.randn(n, *model.latent_shape, generator=generator)
+            shared = model.share(noise.to(model.device, model.dtype), timesteps[1])
+        else:
+            shared = model.share_noise(self.seeds, timesteps[0])
+        pairs = torch.combinations(torch.arange(n, device=model.device))
+
+        def largest(part: TextCondition, _: int) -> Tensor:
+            delta = model.epsilon_shared(part, shared) - shared.latents
+            return largest_per_map(ms_ssim(delta), pairs)
+
+        return self.in_chunks(model, condition, largest)
+
+
+def largest_per_map(similarity: Tensor, pairs: Tensor) -> Tensor:
+    """[G, S]: the largest similarity of each map, from those of all pairs [G, S (S - 1) / 2].
+
+    ``pairs`` are the pairs' members, int64 [S (S - 1) / 2, 2].
+    """
+    n = int(pairs.max()) + 1
+    square = similarity.new_full((similarity.shape[0], n, n), -torch.inf)
+    square[:, pairs[:, 0], pairs[:, 1]] = similarity
+    square[:, pairs[:, 1], pairs[:, 0]] = similarity
+    return square.amax(dim=2)

@@ -1,0 +1,72 @@
+"""The sharpness score of Jeon et al. ("SAIL"), ICML 2025 (arXiv 2412.04140).
+
+With the score s(x, c) = - eps(x, t, c) / sqrt(1 - a) and d = s(x, c) - s(x, empty) at the noisiest
+timestep, a seed's score is the norm of the difference of two Hessian-vector products,
+
+    || J_c d - J_empty d ||_2,      J = derivative of s with respect to x,
+
+each one forward-mode derivative; a prompt's the mean over seeds.
+
+UNet evaluations per prompt: 5 S: the prediction, and a value and a derivative for the prompt and
+for the empty one. (The released code spends 8 for one seed.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dori_fast.detect.detector import SeededDetector, one_draw, seed_list
+from dori_fast.errors import UsageError
+from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.probes import epsilon_jvp
+
+_TOTAL_STEPS = 50
+
+
+class Sail(SeededDetector):
+    """Jeon et al.'s detector.
+
+    Args:
+        seeds: how many seeds (0, 1, ...), or the seeds themselves.
+        compat: ``None``, or ``"sail"``, the released code (sharpness_memorization_diffusion at
+            f4ee4b8): all images of a prompt drawn at once from seed 42 on the model's device in
+            its dtype. (Its slip for v-prediction, a dropped term, cancels in the difference.)
+    """
+
+    name = "sail"
+
+    def __init__(self, seeds: int | Sequence[int] = 1, *, compat: str | None = None) -> None:
+        self.seeds = seed_list(self.name, seeds)
+        if compat not in (None, "sail"):
+            raise UsageError(f"sail: compat must be None or 'sail', got {compat!r}")
+        self.compat = compat
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the scores depend on besides the model, as plain JSON."""
+        seeds: dict[str, Any] = {"seeds": list(self.seeds)}
+        if self.compat:
+            seeds = {"images": len(self.seeds)}
+        return {"name": self.name, "compat": self.compat, **seeds}
+
+    def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
+        """Norms of the difference of the Hessian-vector products, [P, S]."""
+        t = model.timesteps(_TOTAL_STEPS)[0]
+        if self.compat:
+            shared = model.share(one_draw(model, 42, len(self.seeds)), t)
+        else:
+            shared = model.share_noise(self.seeds, t)
+        variance = 1 - model.schedule.alpha_bar(t)
+
+        def norms(part: TextCondition, _: int) -> Tensor:
+            difference = model.epsilon_shared(part, shared) - model.epsilon_uncond(part, shared)
+            cond, uncond = (
+                epsilon_jvp(model, text, shared.latents, difference, t).float()
+                for text in (part, model.unconditional_for(part))
+            )
+            # one factor 1 / sqrt(1 - a) for the derivative, one for the direction
+            return (cond - uncond).flatten(2).norm(dim=2) / variance
+
+        return self.in_chunks(model, condition, norms)

@@ -1,0 +1,69 @@
+"""Files that are either wholly there or not there, also after a kill or a power cut."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dori_fast.scan.errors import StorageError
+
+TEMPORARY = ".tmp"
+# EFBIG is how a file-size limit shows itself
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS)
+
+
+def write_durably(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` make a temporary file in the same directory and rename it to ``path``.
+
+    The data is on the disk before the rename, and the rename before the return; the rename is
+    the only moment at which anything appears under the final name.
+
+    Raises:
+        StorageError: the disk refused; the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    with disk_refusals(path):
+        try:
+            write(temporary)
+            sync_file(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_directory(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Force a file's content to the disk."""
+    _sync(path, os.O_RDONLY)
+
+
+def sync_directory(path: Path) -> None:
+    """Force a directory's entries to the disk."""
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_refusals(path: Path) -> Iterator[None]:
+    """Turn a full disk and its like into a StorageError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        raise StorageError(
+            f"{path} could not be written ({error.strerror}); finished shards are intact"
+            " — free some space and run the same command again"
+        ) from error

@@ -1,0 +1,16 @@
+"""How a scan can end early without anything being wrong with the request or the data."""
+
+from __future__ import annotations
+
+from dori_fast.errors import DoriError
+
+
+class StorageError(DoriError):
+    """The disk refused a write (full, quota, input/output error); what is committed is intact."""
+
+
+class ScanInterrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived; the open shard was dropped and the run can be resumed.
+
+    A KeyboardInterrupt, so that a notebook or a caller's own handling of Ctrl-C still works.
+    """

@@ -1,0 +1,127 @@
+"""run.json: what was run, on what, with which result; and the hash that ties shards to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import dori_fast
+from dori_fast.errors import IntegrityError
+
+SCHEMA_VERSION = 1
+_LIBRARIES = ("torch", "triton", "diffusers", "transformers", "numpy", "pyarrow", "xformers")
+_SHOWN_DIFFERENCES = 8
+# where the weights lie does not change a score; what they are (their sha256) does
+_WHEREABOUTS = ("source", "revision")
+
+
+class Counts(BaseModel):
+    """Rows of the input by what became of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rows: int = 0
+    ok: int = 0
+    quarantined: int = 0
+
+
+class RunRecord(BaseModel):
+    """The content of run.json.
+
+    ``identity`` is everything that a row's result depends on, and ``run_hash`` its sha256. The
+    rest says where things came from and how it went, and may change when a run is resumed.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    run_hash: str
+    identity: dict[str, Any]
+    input_path: str | None
+    model: dict[str, Any]
+    batch_size: int
+    versions: dict[str, str]
+    state: Literal["running", "interrupted", "done", "over_budget"] = "running"
+    counts: Counts = Field(default_factory=Counts)
+    started: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """Raises IntegrityError if the file is not a run record of this version."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise IntegrityError(
+                f"{path}: damaged, or written by another version of dori_fast"
+                " — move it away to start again; finished shards are kept"
+            ) from error
+
+
+def make_identity(
+    *,
+    detector: Mapping[str, Any],
+    model: Mapping[str, Any],
+    input_sha256: str,
+    column: str | None,
+    limit: int | None,
+    shard_size: int,
+) -> dict[str, Any]:
+    """Everything that the rows of a run depend on, as plain JSON."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "detector": dict(detector),
+        "model": {key: value for key, value in model.items() if key not in _WHEREABOUTS},
+        "input_sha256": input_sha256,
+        "column": column,
+        "limit": limit,
+        "shard_size": shard_size,
+    }
+
+
+def hash_identity(identity: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON (sorted keys, no spaces) of an identity."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two identities, in one line: ``detector.steps: 1 then, 2 now``."""
+    then, new = dict(_flat(before)), dict(_flat(now))
+    keys = [key for key in {**then, **new} if then.get(key) != new.get(key)]
+    lines = [f"{key}: {_show(then.get(key))} then, {_show(new.get(key))} now" for key in keys]
+    shown = "; ".join(lines[:_SHOWN_DIFFERENCES])
+    rest = len(lines) - _SHOWN_DIFFERENCES
+    return shown if rest <= 0 else f"{shown}; and {rest} more"
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of dori_fast, Python and the libraries that are installed."""
+    found = {"dori_fast": dori_fast.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:24]}...{text[-8:]}"

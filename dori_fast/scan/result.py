@@ -1,0 +1,54 @@
+"""What a scan leaves behind, read back from the run directory without loading it whole."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from dori_fast.scan.record import Counts
+
+_TOP_COLUMNS = ("row_id", "prompt", "status", "score", "n_tokens", "truncated")
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """A finished scan.
+
+    Attributes:
+        out: the run directory.
+        shards: its shards, in row order.
+        run_hash: what the rows depend on, as in run.json and in every shard.
+        counts: rows, ok and quarantined, of the whole input.
+        scored: rows computed by this call; the others were there already.
+        seconds: time of this call spent on them, reading and writing included.
+        state: ``"done"``, or ``"over_budget"`` if more rows were quarantined than allowed.
+    """
+
+    out: Path
+    shards: list[Path]
+    run_hash: str
+    counts: Counts
+    scored: int
+    seconds: float
+    state: Literal["done", "over_budget"]
+
+    @property
+    def rate(self) -> float:
+        """Rows per second of this call."""
+        return self.scored / self.seconds if self.scored else 0.0
+
+    def rows(self, *columns: str) -> Iterator[dict[str, Any]]:
+        """All rows in order as dictionaries (of the named columns), one shard in memory."""
+        for shard in self.shards:
+            table = pq.read_table(shard, columns=list(columns) or None, partitioning=None)
+            yield from table.to_pylist()
+
+    def top(self, n: int = 20) -> list[dict[str, Any]]:
+        """The ``n`` highest-scored rows, highest first; among equals the earlier row first."""
+        scored = (row for row in self.rows(*_TOP_COLUMNS) if row["status"] == "ok")
+        return heapq.nsmallest(n, scored, key=lambda row: (-row["score"], row["row_id"]))

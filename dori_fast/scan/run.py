@@ -1,0 +1,276 @@
+"""The scan: read, score, commit, resume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dori_fast.errors import UsageError
+from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
+from dori_fast.scan.record import (
+    Counts,
+    RunRecord,
+    hash_identity,
+    library_versions,
+    make_identity,
+)
+from dori_fast.scan.result import ScanResult
+from dori_fast.scan.rows import Reader, Rows
+from dori_fast.scan.run_directory import Resume, RunDirectory
+from dori_fast.scan.score import score_rows, shard_schema
+from dori_fast.scan.signals import Interrupts, interruptible
+
+if TYPE_CHECKING:
+    from dori_fast.detect import Detector
+    from dori_fast.models import Denoiser
+
+_SEEDS, _STEPS = 4, 1
+
+
+class _Settings(BaseModel):
+    """The arguments of a scan that can be wrong by themselves."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    seeds: Annotated[int, Field(ge=1, le=2**20)]
+    steps: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"]
+    limit: Annotated[int, Field(ge=0)] | None
+    resume: Resume
+    max_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    shard_size: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a scan is.
+
+    Attributes:
+        rows: rows of the input that are done, those of earlier calls included.
+        quarantined: those of them that are quarantined, up to the last finished shard.
+        scored: rows done by this call.
+        seconds: time of this call.
+        remaining: estimated seconds to the end, None as long as nothing has been scored.
+    """
+
+    rows: int
+    quarantined: int
+    scored: int
+    seconds: float
+    remaining: float | None
+
+    @property
+    def rate(self) -> float:
+        """Rows per second of this call."""
+        return self.scored / self.seconds if self.seconds > 0 else 0.0
+
+
+def scan(
+    model: Denoiser,
+    prompts: str | Path | Iterable[object],
+    *,
+    out: str | Path,
+    detector: str | Detector = "wen",
+    seeds: int = _SEEDS,
+    steps: int = _STEPS,
+    column: str | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    limit: int | None = None,
+    resume: Resume = "auto",
+    max_errors: float = 0.01,
+    shard_size: int = 2048,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> ScanResult:
+    """Score every prompt of an input into a run directory, in constant memory.
+
+    Every input row gets one output row, at most ``shard_size`` rows of work are lost by a crash,
+    and the same call finishes an interrupted run. Rows that cannot be scored (no prompt, not
+    text, invalid UTF-8, over 1 MB, malformed, non-finite score) are quarantined with the reason.
+
+    Args:
+        model: from :func:`dori_fast.load`.
+        prompts: a .txt, .csv, .tsv, .jsonl or .parquet file, or an iterable of str.
+        out: the run directory, made if need be.
+        detector: a name (with ``seeds`` and ``steps``), or a detector object.
+        seeds: number of noise seeds, shared by all prompts.
+        steps: number of denoising steps that are scored.
+        column: the prompt column; found by itself if it has a usual name.
+        batch_size: UNet samples per evaluation; "auto" keeps the model's.
+        limit: read only the first rows.
+        resume: "auto" continues what is there, "never" wants a fresh directory, "must" an
+            earlier run.
+        max_errors: quarantined rows allowed: a fraction if below 1, else a number of rows.
+        shard_size: rows per shard.
+        on_progress: called about once a second.
+
+    Raises:
+        UsageError: wrong arguments, unusable input or output, or another writer.
+        IntegrityError: ``out`` holds a run with another configuration, model or input.
+        StorageError: the disk refused a write; the same call continues later.
+        ScanInterrupted: SIGINT or SIGTERM; the same call continues later.
+    """
+    settings = _checked(
+        seeds=seeds,
+        steps=steps,
+        batch_size=batch_size,
+        limit=limit,
+        resume=resume,
+        max_errors=max_errors,
+        shard_size=shard_size,
+    )
+    chosen = _detector(detector, settings)
+    with prompts_on_disk(prompts) as path, _batch_size(model, settings):
+        reader = open_prompts(path, column)
+        described = model.describe()
+        identity = make_identity(
+            detector=chosen.config(),
+            model=described,
+            input_sha256=file_sha256(path),
+            column=reader.column,
+            limit=limit,
+            shard_size=shard_size,
+        )
+        record = RunRecord(
+            run_hash=hash_identity(identity),
+            identity=identity,
+            input_path=str(prompts) if isinstance(prompts, str | Path) else None,
+            model=described,
+            batch_size=model.batch_size,
+            versions=library_versions(),
+        )
+        schema = shard_schema(reader.schema)
+        with interruptible() as interrupts, RunDirectory(Path(out), record, schema, resume) as run:
+            work = _Work(model, chosen, run, interrupts, on_progress)
+            return work.finish(reader, settings)
+
+
+class _Work:
+    """One call of :func:`scan` on an open run directory."""
+
+    def __init__(
+        self,
+        model: Denoiser,
+        detector: Detector,
+        run: RunDirectory,
+        interrupts: Interrupts,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._model, self._detector, self._run = model, detector, run
+        self._interrupts, self._on_progress = interrupts, on_progress
+        self._counts = Counts()
+        self._scored, self._began, self._skipped = 0, perf_counter(), 0.0
+
+    def finish(self, reader: Reader, settings: _Settings) -> ScanResult:
+        """Do what is not committed yet and close the books."""
+        run, earlier = self._run, self._run.record.seconds
+        try:
+            shards = 0
+            for index, rows in enumerate(_limited(reader, settings)):
+                self._one_shard(index, rows)
+                shards += 1
+            over = _over_budget(self._counts, settings.max_errors)
+            state: Literal["done", "over_budget"] = "over_budget" if over else "done"
+            run.record.state = state
+        except BaseException:
+            run.record.state = "interrupted"
+            # a signal inside a library's callback may come back as that library's own error
+            self._interrupts.check()
+            raise
+        finally:
+            seconds = perf_counter() - self._began
+            run.record.counts, run.record.seconds = self._counts, earlier + seconds
+            run.save_record()
+        paths = [run.path(i) for i in range(shards)]
+        return ScanResult(
+            run.root, paths, run.record.run_hash, self._counts, self._scored, seconds, state
+        )
+
+    def _one_shard(self, index: int, rows: Rows) -> None:
+        self._interrupts.check()
+        footer = self._run.committed.get(index)
+        if footer is not None and footer.rows != len(rows):
+            self._run.discard(index, f"shard {index} has {footer.rows} rows, not {len(rows)}")
+            footer = None
+        if footer is None:
+            table = score_rows(
+                self._model, self._detector, rows, lambda done: self._report(rows, done)
+            )
+            self._interrupts.check()
+            footer = self._run.commit(index, table)
+            self._scored += len(rows)
+        else:
+            self._skipped = rows.fraction
+        self._counts.rows += footer.rows
+        self._counts.quarantined += footer.quarantined
+        self._counts.ok += footer.rows - footer.quarantined
+
+    def _report(self, rows: Rows, done: int) -> None:
+        self._interrupts.check()
+        if self._on_progress is None:
+            return
+        seconds = perf_counter() - self._began
+        scored = self._scored + done
+        position = self._counts.rows + done
+        read = rows.fraction * position / (rows.first + len(rows))
+        share = read - self._skipped
+        remaining = seconds * (1 - read) / share if share > 0 else None
+        self._on_progress(Progress(position, self._counts.quarantined, scored, seconds, remaining))
+
+
+def _checked(**arguments: object) -> _Settings:
+    try:
+        return _Settings.model_validate(arguments)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][:1])
+        raise UsageError(f"scan: {name}={first['input']!r}: {first['msg']}") from error
+
+
+def _detector(detector: str | Detector, settings: _Settings) -> Detector:
+    from dori_fast import detect
+
+    if isinstance(detector, str):
+        return detect.get(detector, seeds=settings.seeds, steps=settings.steps)
+    if (settings.seeds, settings.steps) != (_SEEDS, _STEPS):
+        raise UsageError("scan: a detector object has its own seeds and steps — set them there")
+    return detector
+
+
+@contextmanager
+def _batch_size(model: Denoiser, settings: _Settings) -> Iterator[None]:
+    before = model.batch_size
+    if settings.batch_size != "auto":
+        model.batch_size = settings.batch_size
+    try:
+        yield
+    finally:
+        model.batch_size = before
+
+
+def _limited(reader: Reader, settings: _Settings) -> Iterator[Rows]:
+    """The chunks of the first ``limit`` rows; ``fraction`` counts towards them."""
+    limit = math.inf if settings.limit is None else settings.limit
+    whole = math.ceil(limit / settings.shard_size) if limit != math.inf else None
+    for rows in islice(reader.chunks(settings.shard_size), whole):
+        keep = int(min(len(rows), limit - rows.first))
+        fraction = max(rows.fraction, (rows.first + keep) / limit) if limit else 1.0
+        yield Rows(
+            first=rows.first,
+            prompts=rows.prompts[:keep],
+            errors=rows.errors[:keep],
+            extra=rows.extra.slice(0, keep),
+            fraction=fraction,
+        )
+
+
+def _over_budget(counts: Counts, max_errors: float) -> bool:
+    allowed = max_errors if max_errors >= 1 else max_errors * counts.rows
+    return counts.quarantined > allowed

@@ -1,0 +1,92 @@
+"""dori-fast doctor and ls."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import Any
+
+import torch
+
+import dori_fast
+from dori_fast import ops
+from dori_fast.cli.self_test import CASES, self_test
+
+# the package's attribute of that name is the command
+doctor_module = importlib.import_module("dori_fast.cli.doctor")
+
+
+def findings(cli: Any, code: int = 0) -> dict[str, dict[str, str]]:
+    done = cli("doctor", "--json")
+    assert done.code == code, done.out
+    return {finding["part"]: finding for finding in json.loads(done.out)}
+
+
+def test_every_part_is_looked_at(cli: Any) -> None:
+    found = findings(cli)
+    parts = {"dori_fast", "torch", "diffusers", "transformers", "triton", "xformers"}
+    assert parts | {"CUDA device", "extension"} <= set(found)
+    assert found["torch"]["detail"] == torch.__version__
+    for op, devices in dori_fast.backends().items():
+        for device, answer in devices.items():
+            line = found[f"{op} on {device}"]
+            assert (line["state"] == "ok") == (answer.backend is not None)
+            assert all(reason in line["detail"] for reason in answer.unavailable.values())
+            for backend in answer.available:
+                assert found[f"{op} on {device}: {backend}"]["state"] == "ok"
+
+
+def test_every_op_has_a_self_test() -> None:
+    assert set(CASES) == set(dori_fast.backends())
+    assert self_test("unheard of", "reference", "cpu") == "has no self-test"
+
+
+def test_a_wrong_kernel_is_found(cli: Any, monkeypatch: Any) -> None:
+    right = ops.noise_difference
+
+    def wrong(*arguments: Any, backend: str) -> Any:
+        result = right(*arguments, backend="reference")
+        return result if result.dtype == torch.float64 else result * 1.001
+
+    monkeypatch.setattr(ops, "noise_difference", wrong)
+    found = findings(cli, code=1)
+    line = found["noise_difference on cpu: reference"]
+    assert line["state"] == "broken" and "off by 1.0e-03" in line["detail"]
+    assert found["neuron_mask on cpu: reference"]["state"] == "ok"
+
+
+def test_missing_parts_have_a_remedy(cli: Any, monkeypatch: Any) -> None:
+    real = doctor_module.import_module
+
+    def without(name: str) -> Any:
+        if name in ("diffusers", "triton"):
+            raise ImportError(name)
+        return real(name)
+
+    monkeypatch.setattr(doctor_module, "import_module", without)
+    found = findings(cli, code=1)
+    assert found["diffusers"]["state"] == "broken"
+    assert found["diffusers"]["remedy"] == "pip install diffusers"
+    assert found["triton"]["state"] == "absent"
+    done = cli("doctor")
+    assert "diffusers" in done.out and "pip install diffusers" in done.out
+
+
+def test_a_missing_extension_is_no_fault_a_broken_one_is(
+    cli: Any, monkeypatch: Any, tmp_path: Any
+) -> None:
+    from dori_fast import _extension
+
+    monkeypatch.setattr(_extension, "REASON", "it was not built: no compiler")
+    monkeypatch.setattr(_extension, "LIBRARY", tmp_path / "absent.so")
+    assert doctor_module._extension().state == "absent"
+    (tmp_path / "absent.so").write_text("")
+    assert doctor_module._extension().state == "broken"
+
+
+def test_ls(cli: Any) -> None:
+    assert "wen" in cli("ls", "detectors").out
+    assert {row["op"] for row in json.loads(cli("ls", "ops", "--json").out)} == set(CASES)
+    models = json.loads(cli("ls", "models", "--json").out)
+    assert models[0]["model"] == "demo"
+    assert cli("ls", "sandwiches").code == 2

@@ -1,0 +1,56 @@
+"""Settings before any kernel is imported, and an account of what was left out and why."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+if not HAS_CUDA:
+    # Read by Triton when it decorates a kernel: its kernels then run on CPU tensors.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+_OPTIONAL = ("slow", "nightly")
+_LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for marker in _OPTIONAL:
+        parser.addoption(f"--run-{marker}", action="store_true", help=f"run {marker} tests as well")
+
+
+def _reason(item: pytest.Item) -> str | None:
+    if item.get_closest_marker("gpu") and not HAS_CUDA:
+        return "gpu (no CUDA device)"
+    for marker in _OPTIONAL:
+        if item.get_closest_marker(marker) and not item.config.getoption(f"--run-{marker}"):
+            return f"{marker} (run with --run-{marker})"
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    counts: dict[str, int] = {}
+    left_out = []
+    for item in items:
+        reason = _reason(item)
+        if reason is not None:
+            left_out.append(item)
+            counts[reason] = counts.get(reason, 0) + 1
+    config.stash[_LEFT_OUT] = counts
+    if left_out:
+        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts = terminalreporter.config.stash.get(_LEFT_OUT, {})
+    if counts:
+        listed = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+        terminalreporter.write_line(f"left out: {listed}")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,80 @@
+"""Jeon et al.'s score against derivatives taken backwards, one row at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+
+import dori_fast as df
+from dori_fast.errors import UsageError
+from tests.tiny_model import save_tiny_sd
+
+PROMPTS = ["a cup of coffee", "the cat", "the in an on " * 30]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
+
+
+def transcription(model, prompt, noise, kind="epsilon"):
+    """H d by two backward passes: d/du of <J^T u, d> is J d."""
+    t = model.timesteps(50)[0]
+    text = model.encode(["", prompt]).embeddings
+    a = model.schedule.alpha_bar(t)
+
+    def score(x, c):
+        output = model.unet(x, torch.tensor(t), c[None].expand(len(x), -1, -1)).sample
+        if kind == "v_prediction":
+            output = a**0.5 * output + (1 - a) ** 0.5 * x
+        return -output / (1 - a) ** 0.5
+
+    direction = (score(noise, text[1]) - score(noise, text[0])).detach()
+
+    def jacobian_times(c):
+        x = noise.clone().requires_grad_()
+        dummy = torch.zeros_like(noise, requires_grad=True)
+        (backward,) = torch.autograd.grad(score(x, c), x, dummy, create_graph=True)
+        (product,) = torch.autograd.grad(backward, dummy, direction)
+        return product
+
+    return (jacobian_times(text[1]) - jacobian_times(text[0])).flatten(1).norm(dim=1)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_scores_are_the_definitions(directory, kind):
+    model = df.load(directory, device="cpu", dtype="float64", batch_size=4)
+    model.schedule.prediction_type = kind
+    scores = df.detect.Sail(seeds=2).scores(model, PROMPTS)
+    model.unet.set_attn_processor(AttnProcessor())  # differentiable twice
+    for p, prompt in enumerate(PROMPTS):
+        expected = transcription(model, prompt, model.noise(range(2)), kind)
+        torch.testing.assert_close(scores.per_seed[p], expected.float(), rtol=1e-5, atol=1e-8)
+
+
+def test_the_compatibility_mode_draws_once_for_all_prompts(directory):
+    model = df.load(directory, device="cpu", batch_size=4)
+    scores = df.detect.Sail(seeds=2, compat="sail").scores(model, PROMPTS)
+    torch.manual_seed(42)
+    noise = torch.randn(2, *model.latent_shape)
+    model.unet.set_attn_processor(AttnProcessor())
+    expected = transcription(model, PROMPTS[0], noise)
+    torch.testing.assert_close(scores.per_seed[0], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_evaluations_and_independence_of_grouping(directory):
+    model = df.load(directory, device="cpu", batch_size=4)
+    detector = df.detect.Sail(seeds=2)
+    together = detector.score(model, PROMPTS)
+    # the unconditional predictions on two seeds, then five evaluations per prompt and seed
+    assert model.engine.evaluations == 2 + 5 * 2 * len(PROMPTS)
+    assert torch.equal(together, torch.cat([detector.score(model, [p]) for p in PROMPTS]))
+
+
+def test_what_cannot_be_answered_is_refused(directory):
+    plain = df.load(directory, device="cpu", share=False)
+    with pytest.raises(UsageError, match="layers of this model are not known"):
+        df.detect.Sail().scores(plain, PROMPTS)
+    with pytest.raises(UsageError):
+        df.detect.Sail(compat="wen")

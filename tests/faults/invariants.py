@@ -1,0 +1,41 @@
+"""What must hold in a run directory after any fault, and when the run has finished."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+
+def violations(out: Path, baseline: Path, finished: bool) -> list[str]:
+    """The broken promises of ``out``, compared with an undisturbed run of the same input."""
+    found = []
+    ids: list[int] = []
+    for path in sorted((out / "shards").glob("part-*.parquet")):
+        try:
+            table = pq.read_table(path, use_threads=False, partitioning=None)
+        except Exception as error:
+            found.append(f"{path.name} does not open: {type(error).__name__}")
+            continue
+        ids += table["row_id"].to_pylist()
+        if path.read_bytes() != (baseline / "shards" / path.name).read_bytes():
+            found.append(f"{path.name} differs from the undisturbed run")
+    if len(set(ids)) != len(ids):
+        found.append("a row is there twice")
+    return [*found, *(_unfinished(out, baseline, ids) if finished else [])]
+
+
+def _unfinished(out: Path, baseline: Path, ids: list[int]) -> list[str]:
+    found = []
+    expected = json.loads((baseline / "run.json").read_text())
+    record = json.loads((out / "run.json").read_text())
+    if ids != list(range(expected["counts"]["rows"])):
+        found.append(f"{len(ids)} rows instead of {expected['counts']['rows']}")
+    for key in ("run_hash", "state", "counts"):
+        if record[key] != expected[key]:
+            found.append(f"{key} is {record[key]}, not {expected[key]}")
+    names = {path.name for path in (out / "shards").iterdir()}
+    if names != {path.name for path in (baseline / "shards").iterdir()}:
+        found.append("the shards are not those of the undisturbed run")
+    return found

@@ -1,0 +1,87 @@
+"""The benchmarks measure what is right, in turn, and keep one row per thing measured."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import harness, run
+from benchmarks.cases import CASES, DTYPES
+
+FACTS = {
+    "op": "noise_difference",
+    "mode": "pairs",
+    "provider": "eager",
+    "metric": "cpu_time",
+    "unit": "us",
+    "x": 6,
+    "bytes": 48,
+    "flops": 18,
+    "shape": "2x3",
+    "dtype": "float32",
+    "threads": 1,
+    "repro_cmd": "python -m benchmarks.run",
+}
+
+
+def test_a_new_row_replaces_the_old_one_and_leaves_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    first = harness.make_row([1.0, 2.0, 3.0, 4.0, 5.0], **FACTS)
+    assert (first.p20, first.p50, first.p80) == (1.8, 3.0, 4.2)
+    path = harness.record([first, dataclasses.replace(first, provider="cpp", p50=1.0)])
+    assert harness.record([dataclasses.replace(first, p50=9.0)]) == path
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["provider"], row["p50"]) for row in rows] == [("cpp", "1.0"), ("eager", "9.0")]
+    assert list(rows[0]) == [field.name for field in dataclasses.fields(harness.Row)]
+
+
+def test_providers_are_timed_in_turn() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in ("a", "b", "c")}
+
+    def timer(call: object, repeats: int) -> float:
+        calls_before = len(order)
+        call()
+        return float(len(order) - calls_before)
+
+    samples = harness.interleave(calls, timer, rounds=3)
+    assert samples == {name: [1.0] * 3 for name in calls}
+    assert order[-9:] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
+
+
+def test_a_wrong_provider_is_not_timed() -> None:
+    case = CASES[0]
+    inputs = case.make((2, 1, 4, 8, 8), torch.float32, "cpu")
+    run.check(case, {"eager": case.eager}, inputs)
+    with pytest.raises(AssertionError, match="noise_difference shared_uncond wrong"):
+        run.check(case, {"wrong": lambda *x: case.eager(*x) * 1.001}, inputs)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}-{case.mode}")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_case_compares_equal_things(case: object, dtype: torch.dtype) -> None:
+    shape = (3, *case.shapes[0][1:])
+    inputs = case.make(shape, dtype, "cpu")
+    run.check(case, {"eager": case.eager, "cpp": lambda *x: case.ours("cpp", *x)}, inputs)
+    assert case.traffic(shape, dtype.itemsize) > 0 and case.flops(shape) > 0
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    small = dataclasses.replace(CASES[0], shapes=((2, 1, 4, 8, 8),))
+    monkeypatch.setattr(run, "CASES", (small,))
+    monkeypatch.setattr(run, "DTYPES", (torch.float32,))
+    threads = torch.get_num_threads()
+    try:
+        assert run.main(["--rounds", "3", "--no-write", "--op", small.op]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == run.HEADER
+    assert [line.split()[4] for line in lines[1:] if "2x1x4x8x8" in line][:2] == ["eager", "cpp"]

@@ -1,0 +1,142 @@
+"""What was built: one library for several versions of torch, Python, CPU and GPU."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dori_fast
+from dori_fast import _extension
+from dori_fast._library import OPS
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILT = _extension.LIBRARY
+
+
+def tool(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_only_stable_symbols_of_torch_are_used() -> None:
+    lines = tool("nm", "-D", "-C", "--undefined-only", str(BUILT)).splitlines()
+    names = [line.split(maxsplit=1)[1] for line in lines]
+    torch_names = [name for name in names if re.match(r"(aoti_)?torch", name)]
+    assert len(torch_names) > 20
+    assert not [name for name in names if re.search(r"\b(at|c10|torch)::|\bPy[A-Z_]", name)]
+
+
+def test_the_symbol_that_a_cpu_torch_lacks_is_weak() -> None:
+    lines = tool("nm", "-D", str(BUILT)).splitlines()
+    found = [line.split() for line in lines if "aoti_torch_get_current_cuda_stream" in line]
+    if "cuda" not in next(iter(OPS.values())).compiled_for:
+        pytest.skip("built without CUDA")
+    assert found == [["w", "aoti_torch_get_current_cuda_stream"]]
+
+
+def test_no_path_of_the_build_machine_is_searched_at_load_time() -> None:
+    dynamic = tool("readelf", "-d", str(BUILT))
+    assert "libtorch_cpu.so" in dynamic
+    assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
+    assert "libgomp" not in dynamic, "a second OpenMP beside torch's"
+
+
+def test_every_operator_is_compiled() -> None:
+    for op in OPS.values():
+        assert "cpu" in op.compiled_for
+        assert ("cuda" in op.compiled_for) == bool(_extension.build_facts()["cuda_version"])
+
+
+def test_versions_agree() -> None:
+    versions = {
+        dori_fast.__version__,
+        _extension.build_facts()["version"],
+        importlib.metadata.version("dori-fast"),
+    }
+    assert len(versions) == 1, f"rebuild with pip install -e . ({versions})"
+
+
+def test_build_facts() -> None:
+    facts = _extension.build_facts()
+    assert facts["build_type"] == "Release"
+    assert facts["cxx_standard"] >= 202002
+    assert facts["simd_in_use"] in (*facts["simd_levels"], "baseline")
+    if facts["cuda_version"]:
+        assert facts["cuda_archs"]
+
+
+@pytest.mark.skipif(not BUILT.exists(), reason="not built")
+def test_the_library_holds_a_kernel_for_every_simd_level() -> None:
+    names = tool("nm", "-C", str(BUILT))
+    for level in _extension.build_facts()["simd_levels"]:
+        suffix = "default" if level == "x86-64" else "arch_" + level.replace("-", "_")
+        assert re.search(rf"block_sum\(float const.*{suffix}", names), level
+
+
+def test_the_library_holds_code_for_every_gpu_named() -> None:
+    triton = pytest.importorskip("triton")
+    archs = _extension.build_facts()["cuda_archs"]
+    if not archs:
+        pytest.skip("built without CUDA")
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    headers = tool(str(cuobjdump), str(BUILT))
+    found = set(re.findall(r"Fatbin (elf|ptx) code:\n=+\narch = sm_(\w+)\n", headers))
+    kinds = {"real": "elf", "virtual": "ptx"}
+    assert found == {(kinds[kind], number) for number, kind in (a.split("-") for a in archs)}
+
+
+def build(into: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run setup.py's build on a copy of the sources."""
+    for name in ("setup.py", "CMakeLists.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, into)
+    shutil.copytree(ROOT / "csrc", into / "csrc")
+    ignore = shutil.ignore_patterns("*.so", "demo", "__pycache__")
+    shutil.copytree(ROOT / "dori_fast", into / "dori_fast", ignore=ignore)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("DORI_")}
+    return subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=into,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def test_without_a_compiler_the_build_succeeds_and_keeps_the_reason(tmp_path: Path) -> None:
+    done = build(tmp_path, CXX="/nonexistent/c++")
+    assert done.returncode == 0, done.stderr
+    assert "installed WITHOUT its compiled kernels" in done.stdout + done.stderr
+    assert "/nonexistent/c++" in (tmp_path / "dori_fast" / "_build_error.txt").read_text()
+    assert not list((tmp_path / "dori_fast").glob("*.so"))
+
+
+def test_a_required_extension_makes_the_failure_fatal(tmp_path: Path) -> None:
+    done = build(tmp_path, CXX="/nonexistent/c++", DORI_REQUIRE_EXTENSION="1")
+    assert done.returncode != 0
+    assert "cmake failed" in done.stderr
+
+
+def test_building_without_cuda(tmp_path: Path) -> None:
+    done = build(tmp_path, DORI_WITH_CUDA="OFF", DORI_REQUIRE_EXTENSION="1")
+    assert done.returncode == 0, done.stderr
+    library = tmp_path / "dori_fast" / "_C.abi3.so"
+    assert "cuda_stream" not in tool("nm", "-D", str(library))
+    assert not (tmp_path / "dori_fast" / "_build_error.txt").exists()
+    code = (
+        "import dori_fast, torch; from dori_fast import _extension, ops\n"
+        "print(dori_fast.__file__, _extension.REASON, _extension.build_facts()['cuda_archs'])\n"
+        "print(ops.noise_difference(torch.ones(1, 1, 4), torch.zeros(1, 4), backend='cpp').item())"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert output == [f"{tmp_path / 'dori_fast' / '__init__.py'} None ()", "2.0"]

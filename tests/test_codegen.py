@@ -1,0 +1,97 @@
+"""Machine code for GPUs, made and judged without one: no spills, and loads of 16 bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ops.contract import SPECS
+
+ROOT = Path(__file__).resolve().parent.parent
+CUDA_SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+# Beyond this, fewer than two blocks of 256 threads fit the 65,536 registers of an SM.
+MOST_REGISTERS = 128
+
+pytestmark = pytest.mark.codegen
+
+
+@pytest.fixture(scope="module", params=(80, 90), ids=("sm_80", "sm_90"))
+def triton_report(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list]:
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.compile_triton", str(request.param)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_triton_kernels_compile_without_spills_and_load_vectors(
+    triton_report: dict[str, list],
+) -> None:
+    for case in triton_report["cases"]:
+        assert case["stack"] == 0, case
+        assert case["registers"] <= MOST_REGISTERS, case
+        assert case["shared"] <= 48 * 1024, case
+        if case["vector_loads"]:
+            assert case["widest_load"] == 16, case
+    assert any(not case["vector_loads"] for case in triton_report["cases"])
+
+
+def test_every_operator_has_compile_cases(triton_report: dict[str, list]) -> None:
+    compiled = {case["name"].split("-")[0] for case in triton_report["cases"]}
+    assert compiled == set(SPECS)
+
+
+def nvcc(source: Path, *flags: str, output: Path) -> str:
+    """Compile as CMakeLists.txt does; return what the compiler said."""
+    command = ["nvcc", "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", *flags]
+    done = subprocess.run(
+        [*command, "-o", str(output), str(source)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr + done.stdout
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("arch", ("sm_80", "sm_90a"))
+@pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.stem)
+def test_cuda_kernels_compile_without_spills(source: Path, arch: str, tmp_path: Path) -> None:
+    said = nvcc(source, "-cubin", f"-arch={arch}", "-Xptxas", "-v", output=tmp_path / "out.cubin")
+    kernels = said.count("Compiling entry function")
+    assert kernels >= 4
+    assert re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said) == (
+        [("0", "0")] * kernels
+    )
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", said)]
+    assert len(registers) == kernels and max(registers) <= MOST_REGISTERS
+    assert "warning" not in said.lower()
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.stem)
+def test_wide_cuda_kernels_load_vectors(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.ptx"
+    nvcc(source, "-ptx", "-arch=sm_90a", output=output)
+    bodies = re.split(r"\.entry ", output.read_text())[1:]
+    # Mangled template arguments: a type, then the number of elements per vector.
+    wide = [body for body in bodies if re.search(r"Li[248]EEE", body.split("(")[0])]
+    assert len(wide) == 4, "one per element type"
+    for body in wide:
+        loads = re.findall(r"ld\.global[\w.]*\.v(\d)\.[bfus](\d+)", body)
+        assert any(int(count) * int(bits) == 128 for count, bits in loads), body[:200]
