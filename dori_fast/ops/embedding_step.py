@@ -10,6 +10,7 @@ that. P problems, T tokens, D embedding dimension.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,12 +98,12 @@ def _check_like(name: str, x: Tensor, params: Tensor, dtype: torch.dtype) -> Non
     _checks.same_device(op, name, x, "params", params)
 
 
-def _check_mask(name: str, mask: Tensor | None, params: Tensor, dims: tuple[int, ...]) -> None:
-    """A mask over problems (dims 0), tokens (1), or both."""
+def _check_mask(
+    name: str, mask: Tensor | None, params: Tensor, shapes: Sequence[torch.Size]
+) -> None:
     if mask is None:
         return
     op = "embedding_step"
-    shapes = {(0,): [params.shape[:1]], (1,): [params.shape[1:2], params.shape[:2]]}[dims]
     if not isinstance(mask, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(mask).__name__}")
     if mask.dtype != torch.bool or mask.shape not in shapes:
@@ -175,8 +176,9 @@ def embedding_step(
         arithmetic are in float32 (float64 for float64 params), also where params are narrower.
     """
     _check(params, grad, state)
-    _check_mask("active", active, params, (0,))
-    _check_mask("frozen_tokens", frozen_tokens, params, (1,))
+    shape = params.shape
+    _check_mask("active", active, params, [shape[:1]])
+    _check_mask("frozen_tokens", frozen_tokens, params, [shape[1:2], shape[:2]])
     _check_rates(lr, betas, eps, weight_decay)
     written = (params, state.exp_avg, state.exp_avg_sq, state.step)
     rates = (float(lr), *map(float, betas), float(eps), float(weight_decay))

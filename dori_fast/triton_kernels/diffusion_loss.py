@@ -11,7 +11,9 @@ from torch import Tensor
 
 from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase, block_of
 
+# Of the loss, which keeps sums of a whole row; of the others, which stream it.
 _LARGEST_BLOCK = 2048
+_STREAMED_BLOCK = 1024
 
 
 @triton.jit
@@ -124,7 +126,7 @@ def add_noise_triton(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
         return x_t
     rows, images = _rows(eps, 2), _rows(x0, 1)
     problems, draws, length = rows.shape
-    block = block_of(length, _LARGEST_BLOCK)
+    block = block_of(length, _STREAMED_BLOCK)
     with torch.cuda.device_of(eps):
         _add_noise_kernel[(problems * draws, triton.cdiv(length, block))](
             images,
@@ -180,7 +182,7 @@ def diffusion_loss_bwd_triton(rate: Tensor, eps_pred: Tensor, eps: Tensor) -> Te
         return to_pred
     pred, target = _rows(eps_pred, 2), _rows(eps, 2)
     problems, draws, length = pred.shape
-    block = block_of(length, _LARGEST_BLOCK)
+    block = block_of(length, _STREAMED_BLOCK)
     with torch.cuda.device_of(eps):
         _diffusion_loss_bwd_kernel[(problems * draws, triton.cdiv(length, block))](
             rate.contiguous(),
@@ -200,10 +202,18 @@ def diffusion_loss_bwd_triton(rate: Tensor, eps_pred: Tensor, eps: Tensor) -> Te
 _TENSORS = ("x0_ptr", "eps_ptr", "x_t_ptr", "pred_ptr", "to_pred_ptr")
 
 
-def _compile_case(name: str, kernel: Any, element: str, *, aligned: bool) -> CompileCase:
+def _compile_case(
+    name: str,
+    kernel: Any,
+    element: str,
+    *,
+    aligned: bool,
+    block: int = _STREAMED_BLOCK,
+    warps: int = 4,
+) -> CompileCase:
     """Types by the arguments' names: rows of the element type, single numbers in full precision."""
     wide = element == "fp64"
-    constexprs = {"ACC": tl.float64 if wide else tl.float32, "BLOCK": _LARGEST_BLOCK}
+    constexprs = {"ACC": tl.float64 if wide else tl.float32, "BLOCK": block}
     number = "*fp64" if wide else "*fp32"
     signature = {}
     for argument in kernel.arg_names:
@@ -221,19 +231,37 @@ def _compile_case(name: str, kernel: Any, element: str, *, aligned: bool) -> Com
         signature=signature,
         constexprs=constexprs,
         aligned=(*tensors, "L", *strides) if aligned else (),
-        num_warps=8 if kernel is _diffusion_loss_kernel else 4,
+        num_warps=warps,
         vector_loads=aligned,
     )
 
 
-_ELEMENTS = ("fp32", "bf16", "fp16", "fp64")
-COMPILE_CASES = tuple(
-    _compile_case(name, kernel, element, aligned=aligned)
-    for name, kernel in (
-        ("add_noise", _add_noise_kernel),
-        ("diffusion_loss", _diffusion_loss_kernel),
-        ("diffusion_loss_bwd", _diffusion_loss_bwd_kernel),
+def _compile_cases(element: str, aligned: bool) -> tuple[CompileCase, ...]:
+    return (
+        _compile_case("add_noise", _add_noise_kernel, element, aligned=aligned),
+        _compile_case(
+            "diffusion_loss",
+            _diffusion_loss_kernel,
+            element,
+            aligned=aligned,
+            block=_LARGEST_BLOCK,
+            warps=8,
+        ),
+        _compile_case("diffusion_loss_bwd", _diffusion_loss_bwd_kernel, element, aligned=aligned),
     )
-    for element in _ELEMENTS
-    for aligned in (True, False)
+
+
+COMPILE_CASES = (
+    *(
+        case
+        for element in ("fp32", "bf16", "fp16", "fp64")
+        for aligned in (True, False)
+        for case in _compile_cases(element, aligned)
+    ),
+    *(
+        _compile_case(
+            "diffusion_loss-mean", _mean_of_draws_kernel, element, aligned=False, block=16, warps=1
+        )
+        for element in ("fp32", "fp64")
+    ),
 )

@@ -105,7 +105,9 @@ def embedding_step_triton(
     problems, tokens, dim = params.shape
     if params.numel() > 0:
         block = block_of(dim, _LARGEST_BLOCK)
-        per_problem = frozen is not None and frozen.dim() == 2
+        frozen_strides = (0, 0)
+        if frozen is not None:
+            frozen_strides = (frozen.stride(0) if frozen.dim() == 2 else 0, frozen.stride(-1))
         with torch.cuda.device_of(params):
             _embedding_step_kernel[(problems * tokens, triton.cdiv(dim, block))](
                 params,
@@ -129,8 +131,7 @@ def embedding_step_triton(
                 *grad.stride(),
                 *exp_avg.stride(),
                 *exp_avg_sq.stride(),
-                frozen.stride(0) if per_problem else 0,
-                0 if frozen is None else frozen.stride(-1),
+                *frozen_strides,
                 HAS_ACTIVE=active is not None,
                 HAS_FROZEN=frozen is not None,
                 ACC=ACCUMULATE[params.dtype],

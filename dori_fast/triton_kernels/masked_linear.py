@@ -100,7 +100,7 @@ def masked_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None, scale: 
 
 
 def _tile(itemsize: int) -> dict[str, int]:
-    """64 x 64, with 128 bytes of each row at a time; always, so that sums do not depend on sizes."""
+    """64 x 64, with 128 bytes of a row at a time; always, so that sums do not depend on sizes."""
     return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128 // itemsize}
 
 
