@@ -79,6 +79,8 @@ def test_only_the_gradients_asked_for(backend: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(grad, torch.autograd.grad(expected, x, weights)[0])
 
 
+# Only there: the interpreter multiplies by numpy, whose sums depend on a row's place.
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_sample_does_not_depend_on_its_batch_in_triton(dtype: torch.dtype) -> None:
     x, weight, bias, scale = layer(5, 30, 70, 40, dtype)
