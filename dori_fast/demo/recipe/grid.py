@@ -72,8 +72,10 @@ def main() -> None:
     for part in parts:
         canvas.paste(part, (0, top))
         top += part.height
-    # 255 colours keep the file small; the pictures are for reading, not for measuring
-    canvas.quantize(255, dither=Image.Dither.FLOYDSTEINBERG).save(options.out, optimize=True)
+    # a palette keeps the file small; the pictures are for looking at, not for measuring
+    palette = canvas.quantize(255)
+    canvas.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(
+        options.out, optimize=True)
 
 
 if __name__ == "__main__":

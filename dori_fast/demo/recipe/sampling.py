@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dori_fast.demo.recipe.networks import Pipeline
 
-STEPS, GUIDANCE = 20, 5.0
+STEPS, GUIDANCE = 20, 4.0
 
 
 def open_pipeline(path: Path) -> Pipeline:
