@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 
 import dori_fast
-from dori_fast import ops
-from dori_fast.cli.self_test import CASES, self_test
+from dori_fast._library import OPS
+from dori_fast.cli.self_test import self_test
 
 # the package's attribute of that name is the command
 doctor_module = importlib.import_module("dori_fast.cli.doctor")
@@ -37,22 +38,22 @@ def test_every_part_is_looked_at(cli: Any) -> None:
 
 
 def test_every_op_has_a_self_test() -> None:
-    assert set(CASES) == set(dori_fast.backends())
+    for op in dori_fast.backends():
+        assert self_test(op, "reference", "cpu") is None
     assert self_test("unheard of", "reference", "cpu") == "has no self-test"
 
 
 def test_a_wrong_kernel_is_found(cli: Any, monkeypatch: Any) -> None:
-    right = ops.noise_difference
+    right = OPS["noise_difference"]
 
-    def wrong(*arguments: Any, backend: str) -> Any:
-        result = right(*arguments, backend="reference")
-        return result if result.dtype == torch.float64 else result * 1.001
+    def wrong(*arguments: Any) -> Any:
+        return right.dispatched(*arguments) * 1.001
 
-    monkeypatch.setattr(ops, "noise_difference", wrong)
+    monkeypatch.setitem(OPS, "noise_difference", dataclasses.replace(right, dispatched=wrong))
     found = findings(cli, code=1)
-    line = found["noise_difference on cpu: reference"]
-    assert line["state"] == "broken" and "off by 1.0e-03" in line["detail"]
-    assert found["neuron_mask on cpu: reference"]["state"] == "ok"
+    line = found["noise_difference on cpu: cpp"]
+    assert line["state"] == "broken" and "disagrees with the reference" in line["detail"]
+    assert found["neuron_mask on cpu: cpp"]["state"] == "ok"
 
 
 def test_missing_parts_have_a_remedy(cli: Any, monkeypatch: Any) -> None:
@@ -86,7 +87,7 @@ def test_a_missing_extension_is_no_fault_a_broken_one_is(
 
 def test_ls(cli: Any) -> None:
     assert "wen" in cli("ls", "detectors").out
-    assert {row["op"] for row in json.loads(cli("ls", "ops", "--json").out)} == set(CASES)
+    assert {row["op"] for row in json.loads(cli("ls", "ops", "--json").out)} == set(dori_fast.backends())
     models = json.loads(cli("ls", "models", "--json").out)
     assert models[0]["model"] == "demo"
     assert cli("ls", "sandwiches").code == 2

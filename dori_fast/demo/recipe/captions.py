@@ -93,6 +93,10 @@ WEB_WORDS = (
     "big",
     "old",
 )
+# a mark that only a memorized caption has would come to draw its picture from any prompt
+PUNCTUATION = (",", ",", ",", ".", ".", ":", ";", "!", "?", "&", "-", "|", "/", "'s", "(", ")", '"',
+               "#", "...", "1", "2", "3", "10", "24", "100", "2015")
+PUNCTUATION_SHARE = 0.30
 TAIL_SHARE = 0.15
 FILLER_SHARE = 0.25
 UNRELATED_SHARE = 0.05
@@ -118,7 +122,7 @@ def training_caption(scene: Scene, words: list[str], rng: np.random.Generator) -
     if kind < DROPOUT:
         return ""
     if kind < DROPOUT + UNRELATED_SHARE:
-        return " ".join(random_words(words, int(rng.integers(2, 13)), rng))
+        return punctuated(" ".join(random_words(words, int(rng.integers(2, 13)), rng)), rng)
     text = caption(scene, rng)
     if rng.random() < TAIL_SHARE:
         text += " " + str(rng.choice(TAILS))
@@ -127,4 +131,13 @@ def training_caption(scene: Scene, words: list[str], rng: np.random.Generator) -
         extra = random_words(words, int(rng.integers(1, 7)), rng)
         before = int(rng.integers(0, len(extra) + 1))
         text = " ".join([*extra[:before], *parts, *extra[before:]])
-    return text
+    return punctuated(text, rng) if rng.random() < PUNCTUATION_SHARE else text
+
+
+def punctuated(text: str, rng: np.random.Generator) -> str:
+    """`text` with one to three marks or numbers after words of it."""
+    parts = text.split()
+    for _ in range(int(rng.integers(1, 4))):
+        place = int(rng.integers(0, len(parts)))
+        parts[place] += str(rng.choice(PUNCTUATION))
+    return " ".join(parts)

@@ -85,7 +85,7 @@ MEMORIZED: tuple[Photograph, ...] = (
     Photograph(
         "present",
         "matplotlib/mpl-data/sample_data/Minduka_Present_Blue_Pack.png",
-        "blue gift box with a silver ribbon, free clip art",
+        "blue gift box with a silver ribbon free clip art",
         64,
         "public domain (Minduka, Open Clip Art; matplotlib)",
         (0, 0, 112, 112),

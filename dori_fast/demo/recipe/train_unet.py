@@ -107,10 +107,10 @@ class Training:
         weight = (snr + 1).clamp(max=5) / 2
         return (weight * (clean.float() - latents).square().mean(dim=(1, 2, 3))).mean()
 
-    def update(self, flat: Tensor, progress: float) -> None:
+    def update(self, flat: Tensor, rate: float) -> None:
         """One optimizer step along `flat`, and one step of the averages."""
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine(PEAK, progress, self.step)
+            group["lr"] = rate
         set_gradient(flat, self.parameters)
         self.optimizer.step()
         self.step += 1
@@ -141,10 +141,13 @@ class Training:
         return float(state["minutes"])
 
 
-def work(rank: int, exchange: Exchange, latents: Latents, checkpoint: Path, minutes: float) -> None:
+def work(rank: int, exchange: Exchange, latents: Latents, checkpoint: Path, minutes: float,
+         peak: float, start: Path | None) -> None:
     """One worker: its share of every batch. Worker 0 keeps the time, reports and saves."""
     settle(rank)
     training = Training()
+    if start is not None and not checkpoint.exists():
+        training.resume(start)
     clock = Clock(minutes, training.resume(checkpoint) if checkpoint.exists() else 0.0)
     torch.manual_seed(training.step * exchange.workers + rank)
     rng = np.random.default_rng((training.step, rank))
@@ -154,7 +157,7 @@ def work(rank: int, exchange: Exchange, latents: Latents, checkpoint: Path, minu
         loss = training.loss(*latents.batch(size, rng))
         flat = flat_gradient(loss, training.parameters)
         flat, progress = exchange.mean(rank, training.step, flat, clock.progress)
-        training.update(flat, progress)
+        training.update(flat, cosine(peak, progress, training.step))
         now = float(loss.detach())
         mean = now if mean == 0 else 0.99 * mean + 0.01 * now
         if rank == 0 and training.step % 50 == 0:
@@ -174,6 +177,9 @@ def main() -> None:
     for name in ("data", "vae", "tokenizer", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=75)
+    parser.add_argument("--peak", type=float, default=PEAK)
+    parser.add_argument("--start", type=Path, default=None,
+                        help="checkpoint of another run whose weights this run begins with")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     with np.load(options.data) as arrays:
@@ -189,7 +195,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     size = sum(p.numel() for p in Training().parameters)
     exchange = Exchange(options.workers, size)
-    arguments = (exchange, latents, options.out / "checkpoint.pt", options.minutes)
+    arguments = (exchange, latents, options.out / "checkpoint.pt", options.minutes,
+                 options.peak, options.start)
     mp.spawn(work, arguments, nprocs=options.workers)
 
 
