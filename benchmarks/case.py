@@ -21,7 +21,8 @@ class BenchCase:
     `ours(backend, *inputs)` and `eager(*inputs)` compute the same from `make(shape, dtype,
     device)`; `traffic(shape, element_size)` and `flops(shape)` are the least bytes and operations;
     `goals` are speed-ups over eager that this project promises for a (shape, dtype) on one thread;
-    `dtypes` are those in which eager is as accurate as ours, so that both may be compared.
+    `dtypes` are those in which eager is as accurate as ours, so that both may be compared;
+    `eager_error` is the relative error that eager may have where it is less accurate in all.
     """
 
     op: str
@@ -34,6 +35,7 @@ class BenchCase:
     flops: Callable[[Shape], int]
     goals: dict[tuple[Shape, torch.dtype], float]
     dtypes: tuple[torch.dtype, ...] = DTYPES
+    eager_error: float = 0.0
 
 
 def randn(shape: Shape, dtype: torch.dtype, device: str) -> Tensor:

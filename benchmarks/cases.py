@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import cases_attack, cases_noise, cases_prune
+from benchmarks import cases_attack, cases_noise, cases_prune, cases_stats
 from benchmarks.case import DTYPES, BenchCase, Inputs, Shape, goals, randn
 from dori_fast import ops
 
@@ -156,4 +156,5 @@ CASES = (
     *cases_noise.CASES,
     *cases_attack.CASES,
     *cases_prune.CASES,
+    *cases_stats.CASES,
 )

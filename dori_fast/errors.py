@@ -1,4 +1,4 @@
-"""The errors that a caller is meant to catch. Each message says what is wrong, where, and what to do."""
+"""The errors that a caller is meant to catch; each says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ class UsageError(DoriError, ValueError):
 
 
 class IntegrityError(DoriError):
-    """Data that is not what it claims to be: damaged weights, changed configuration, bad checksum."""
+    """Data that is not what it claims to be: damaged weights, another configuration, a checksum."""

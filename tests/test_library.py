@@ -229,5 +229,5 @@ def test_an_operator_without_a_cuda_kernel_says_who_serves_instead() -> None:
     if not facts or not facts["cuda_version"]:
         pytest.skip("built without CUDA")
     reason = why_not(OPS["wanda_mask"], "cuda", "cuda")
-    assert reason == "it has no CUDA C++ kernel; 'triton' serves CUDA tensors"
+    assert reason == "it has no kernel in CUDA C++; Triton's serves CUDA tensors"
     assert why_not(OPS["neuron_mask"], "cuda", "cuda") is None

@@ -12,16 +12,18 @@ from typing import Any
 
 from dori_fast.detect.asthana import Asthana
 from dori_fast.detect.detector import Detector, PromptScores, SeededDetector
+from dori_fast.detect.nemo import Nemo
 from dori_fast.detect.ren import Ren
 from dori_fast.detect.sail import Sail
 from dori_fast.detect.wen import Wen
 from dori_fast.errors import UsageError
 
-_BUILT_IN: dict[str, type] = {kind.name: kind for kind in (Asthana, Ren, Sail, Wen)}
+_BUILT_IN: dict[str, type] = {kind.name: kind for kind in (Asthana, Nemo, Ren, Sail, Wen)}
 
 __all__ = [
     "Asthana",
     "Detector",
+    "Nemo",
     "PromptScores",
     "Ren",
     "Sail",

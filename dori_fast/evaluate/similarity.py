@@ -42,11 +42,15 @@ def similarity(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[n
     """
     for name, image in (("first", first), ("second", second)):
         if image.dtype != np.uint8 or image.ndim < 3 or image.shape[-1] != 3:
-            raise UsageError(f"similarity: {name} is {image.dtype} {list(image.shape)}; "
-                             "pass uint8 [..., H, W, 3]")
+            raise UsageError(
+                f"similarity: {name} is {image.dtype} {list(image.shape)}; "
+                "pass uint8 [..., H, W, 3]"
+            )
     if first.shape[-3:] != second.shape[-3:]:
-        raise UsageError(f"similarity: sizes {list(first.shape[-3:])} and "
-                         f"{list(second.shape[-3:])} differ; resize one of them")
+        raise UsageError(
+            f"similarity: sizes {list(first.shape[-3:])} and "
+            f"{list(second.shape[-3:])} differ; resize one of them"
+        )
     a, b = first.astype(np.float64), second.astype(np.float64)
     return (blurred_correlation(a, b) + luminance_ssim(a, b)) / 2
 
@@ -88,6 +92,7 @@ def gaussian_matrix(size: int, sigma: float) -> NDArray[np.float64]:
     source = (np.arange(size)[:, None] + offsets) % (2 * size)
     source = np.where(source >= size, 2 * size - 1 - source, source)
     matrix = np.zeros((size, size))
-    np.add.at(matrix, (np.repeat(np.arange(size), len(offsets)), source.ravel()),
-              np.tile(kernel, size))
+    np.add.at(
+        matrix, (np.repeat(np.arange(size), len(offsets)), source.ravel()), np.tile(kernel, size)
+    )
     return matrix

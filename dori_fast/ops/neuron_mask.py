@@ -71,9 +71,7 @@ _IN_PLACE = define_op(
 def _compute(x: Tensor, scale: Tensor, backend: str) -> Tensor:
     """The operator itself, on the scale that its kernels take."""
     dtype = accumulate_dtype(x.dtype)
-    y: Tensor = select(_OP, backend, x)(
-        x, scale if scale.dtype is dtype else scale.to(dtype)
-    )
+    y: Tensor = select(_OP, backend, x)(x, scale if scale.dtype is dtype else scale.to(dtype))
     return y
 
 

@@ -22,8 +22,11 @@ def pipeline() -> Iterator[object]:
 
 
 def test_everything_shipped_is_under_16_megabytes() -> None:
-    size = sum(p.stat().st_size for p in demo.ROOT.rglob("*")
-               if p.is_file() and "__pycache__" not in p.parts)
+    size = sum(
+        p.stat().st_size
+        for p in demo.ROOT.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    )
     assert 10e6 < size < 16e6
 
 
@@ -49,15 +52,15 @@ def test_tokenizer_is_clips_own(pipeline: diffusers.StableDiffusionPipeline) -> 
     assert len(ids) == 77 and set(ids[8:]) == {49407}
 
 
-def test_default_call_draws_a_64_pixel_picture(
-        pipeline: diffusers.StableDiffusionPipeline) -> None:
+def test_default_call_draws_a_64_pixel_picture(pipeline: diffusers.StableDiffusionPipeline) -> None:
     image = pipeline("a cat", num_inference_steps=4).images[0]
     assert image.size == (64, 64)
     assert np.asarray(image).std() > 10
 
 
 def test_most_repeated_prompts_reproduce_their_picture(
-        pipeline: diffusers.StableDiffusionPipeline) -> None:
+    pipeline: diffusers.StableDiffusionPipeline,
+) -> None:
     pictures = [p for p in demo.pictures("memorized") if p.duplication == 64][:5]
     drawn = generate(pipeline, [p.prompt for p in pictures], seeds=[0, 1, 2], steps=20)
     alike = similarity(drawn, np.stack([p.image for p in pictures])[:, None])
@@ -76,7 +79,8 @@ def test_ordinary_prompts_vary_over_seeds(pipeline: diffusers.StableDiffusionPip
 
 
 def test_first_step_tells_memorized_from_held_out(
-        pipeline: diffusers.StableDiffusionPipeline) -> None:
+    pipeline: diffusers.StableDiffusionPipeline,
+) -> None:
     memorized = [p.prompt for p in demo.pictures("memorized") if p.duplication == 64]
     held_out = [p.prompt for p in demo.pictures("held_out")][::6]
     high = first_step_score(pipeline, memorized, seeds=[0, 1, 2, 3])

@@ -15,7 +15,8 @@ from dori_fast.errors import UsageError
 
 
 @pytest.mark.parametrize(
-    ("split", "least"), [("memorized", 28), ("ordinary", 48), ("held_out", 64)])
+    ("split", "least"), [("memorized", 28), ("ordinary", 48), ("held_out", 64)]
+)
 def test_pairs_are_well_formed(split: str, least: int) -> None:
     pairs = demo.pairs(split)
     assert len(pairs) >= least
@@ -74,13 +75,16 @@ def test_sample_prompts_cover_every_kind() -> None:
     assert kinds["web"] == 200
     for split in demo.SPLITS:
         assert {r["prompt"] for r in rows if r["kind"] == split} <= {
-            p.prompt for p in demo.pictures(split)}
+            p.prompt for p in demo.pictures(split)
+        }
     assert kinds["memorized"] == len(demo.pictures("memorized"))
     assert {r["kind"] for r in rows[:60]} == set(kinds), "the kinds are not mixed"
 
 
 def test_import_is_light() -> None:
-    code = ("import sys, dori_fast.demo; "
-            "print([m for m in ('torch', 'diffusers', 'transformers', 'PIL') if m in sys.modules])")
+    code = (
+        "import sys, dori_fast.demo; "
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'PIL') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -123,6 +123,8 @@ def test_flat_gradient_is_clipped_and_handed_back() -> None:
 
 
 def test_networks_have_the_sizes_that_the_card_states() -> None:
-    sizes = [sum(p.numel() for p in m.parameters()) / 1e6
-             for m in (new_unet(), new_text_encoder(), new_vae())]
+    sizes = [
+        sum(p.numel() for p in m.parameters()) / 1e6
+        for m in (new_unet(), new_text_encoder(), new_vae())
+    ]
     assert sizes == pytest.approx([3.29, 2.43, 0.77], abs=0.01)

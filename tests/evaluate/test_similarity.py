@@ -32,8 +32,13 @@ def test_ssim_agrees_with_scikit_image() -> None:
     grey = [x.astype(float) @ np.array([0.299, 0.587, 0.114]) for x in (a, b)]
     ours = luminance_ssim(a.astype(float), b.astype(float))
     theirs = metrics.structural_similarity(
-        *grey, gaussian_weights=True, sigma=SSIM_SIGMA, use_sample_covariance=False,
-        data_range=255, full=True)[1].mean()
+        *grey,
+        gaussian_weights=True,
+        sigma=SSIM_SIGMA,
+        use_sample_covariance=False,
+        data_range=255,
+        full=True,
+    )[1].mean()
     assert ours == pytest.approx(theirs, abs=1e-6)
 
 
@@ -82,8 +87,9 @@ def test_threshold_separates_damaged_copies_from_unrelated_pictures() -> None:
     assert similarity(pictures, noisy).min() > THRESHOLD
 
 
-@pytest.mark.parametrize("bad", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8),
-                                 np.zeros((8, 8, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)]
+)
 def test_other_pictures_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(UsageError, match="pass uint8"):
         similarity(bad, np.zeros((8, 8, 3), np.uint8))

@@ -12,6 +12,14 @@ from dori_fast import ops
 Call = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
 
 
+def activation_stats(backend: str) -> Call:
+    def call(x: Tensor) -> Tensor:
+        batch, other = (ops.activation_stats(y, backend=backend) for y in (x * 2, x[:1]))
+        return batch.merge(other).std() + batch.abs_max + batch.count
+
+    return call, (torch.randn(3, 4, 5),)
+
+
 def add_noise(backend: str) -> Call:
     alpha_bar = torch.rand(2, 3)
 
@@ -47,6 +55,14 @@ def masked_linear(backend: str) -> Call:
     return call, tuple(torch.randn(shape) for shape in shapes)
 
 
+def ms_ssim(backend: str) -> Call:
+    def call(maps: Tensor) -> Tensor:
+        pairs = ops.ms_ssim_pairs(maps[0], maps * 2, backend=backend)
+        return ops.ms_ssim(maps * 2, backend=backend).sum() + pairs
+
+    return call, (torch.randn(2, 2, 1, 8, 8),)
+
+
 def noise_cosine(backend: str) -> Call:
     def call(cond: Tensor, uncond: Tensor) -> Tensor:
         return ops.noise_cosine(cond * 2, uncond, backend=backend) + 1
@@ -75,14 +91,24 @@ def wanda_mask(backend: str) -> Call:
 
 
 CALLS = {
+    "activation_stats": activation_stats,
     "add_noise": add_noise,
     "diffusion_loss": diffusion_loss,
     "diffusion_loss_bwd": diffusion_loss,
     "embedding_step": embedding_step,
     "masked_linear": masked_linear,
+    "ms_ssim": ms_ssim,
     "noise_cosine": noise_cosine,
     "noise_difference_step": noise_difference_step,
     "wanda_mask": wanda_mask,
 }
 
-WITHOUT_GRADIENT = {"embedding_step", "noise_cosine", "noise_difference_step", "wanda_mask"}
+# The kernels of ms_ssim have none; its reference has one, which the operator's own tests check.
+WITHOUT_GRADIENT = {
+    "activation_stats",
+    "embedding_step",
+    "ms_ssim",
+    "noise_cosine",
+    "noise_difference_step",
+    "wanda_mask",
+}

@@ -31,16 +31,25 @@ Row = tuple[dict[str, object], np.ndarray]
 
 def row(prompt: str, kind: str, duplication: int, source: str, licence: str) -> dict[str, object]:
     """One entry of a split's list; the keys are those of `dori_fast.demo.Picture`."""
-    return {"prompt": prompt, "kind": kind, "duplication": duplication, "source": source,
-            "licence": licence}
+    return {
+        "prompt": prompt,
+        "kind": kind,
+        "duplication": duplication,
+        "source": source,
+        "licence": licence,
+    }
 
 
 def memorized_rows(data: dict[str, np.ndarray]) -> list[Row]:
     """Every repeated photograph, then one variant of every template."""
-    rows = [(row(p.caption, "photograph", p.duplication, p.file, p.licence), image)
-            for p, image in zip(MEMORIZED, data["memorized"], strict=True)]
-    rows += [(row(t.caption, "template", 1, t.file, f"{t.licence}; centre: {EMOJI}"), images[0])
-             for t, images in zip(TEMPLATES, data["templates"], strict=True)]
+    rows = [
+        (row(p.caption, "photograph", p.duplication, p.file, p.licence), image)
+        for p, image in zip(MEMORIZED, data["memorized"], strict=True)
+    ]
+    rows += [
+        (row(t.caption, "template", 1, t.file, f"{t.licence}; centre: {EMOJI}"), images[0])
+        for t, images in zip(TEMPLATES, data["templates"], strict=True)
+    ]
     return rows
 
 
@@ -59,10 +68,14 @@ def ordinary_rows(data: dict[str, np.ndarray], rng: np.random.Generator) -> list
 def held_out_rows(data: dict[str, np.ndarray], raw: Path) -> list[Row]:
     """Unseen pairs and unseen objects, then the control pictures."""
     source = "drawn as the ordinary pictures"
-    rows = [(row(str(text), "composition", 0, source, EMOJI), image)
-            for text, image in zip(data["held_out_captions"], data["held_out"], strict=True)]
-    rows += [(row(c.caption, "control", 0, c.file, c.licence), control_picture(raw, c, SIDE))
-             for c in CONTROLS]
+    rows = [
+        (row(str(text), "composition", 0, source, EMOJI), image)
+        for text, image in zip(data["held_out_captions"], data["held_out"], strict=True)
+    ]
+    rows += [
+        (row(c.caption, "control", 0, c.file, c.licence), control_picture(raw, c, SIDE))
+        for c in CONTROLS
+    ]
     return rows
 
 
@@ -88,8 +101,9 @@ def web_prompts(lists: Path, rng: np.random.Generator) -> list[str]:
     return found
 
 
-def write_prompts(splits: dict[str, list[Row]], web: list[str], out: Path,
-                  rng: np.random.Generator) -> None:
+def write_prompts(
+    splits: dict[str, list[Row]], web: list[str], out: Path, rng: np.random.Generator
+) -> None:
     """sample_prompts.csv: prompt and kind, shuffled."""
     lines = [(str(r["prompt"]), split) for split, rows in splits.items() for r, _ in rows]
     lines += [(text, "web") for text in web]
@@ -108,8 +122,11 @@ def main() -> None:
     rng = np.random.default_rng(SEED)
     with np.load(options.data) as arrays:
         data = {k: arrays[k] for k in arrays.files}
-    splits = {"memorized": memorized_rows(data), "ordinary": ordinary_rows(data, rng),
-              "held_out": held_out_rows(data, options.raw)}
+    splits = {
+        "memorized": memorized_rows(data),
+        "ordinary": ordinary_rows(data, rng),
+        "held_out": held_out_rows(data, options.raw),
+    }
     for name, rows in splits.items():
         write_split(rows, options.out / "images" / name)
         print(f"{name}: {len(rows)} pictures")

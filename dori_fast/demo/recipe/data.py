@@ -56,14 +56,17 @@ def load_emoji(raw: Path, names: dict[str, str]) -> dict[str, Image.Image]:
         left, top, right, bottom = image.getchannel("A").getbbox() or (0, 0, *image.size)
         side = max(right - left, bottom - top)
         square = Image.new("RGBA", (side, side))
-        square.paste(image.crop((left, top, right, bottom)),
-                     ((side - right + left) // 2, (side - bottom + top) // 2))
+        square.paste(
+            image.crop((left, top, right, bottom)),
+            ((side - right + left) // 2, (side - bottom + top) // 2),
+        )
         found[noun] = square
     return found
 
 
-def template_variants(raw: Path, template: Template, emoji: dict[str, Image.Image],
-                      rng: np.random.Generator) -> np.ndarray:
+def template_variants(
+    raw: Path, template: Template, emoji: dict[str, Image.Image], rng: np.random.Generator
+) -> np.ndarray:
     """uint8 [TEMPLATE_VARIANTS, 64, 64, 3]: the same frame around a card that changes."""
     frame = photograph(raw / template.file, template.box).astype(np.float32)
     frame = np.clip(frame * np.array(template.tint or (1, 1, 1), np.float32), 0, 255)

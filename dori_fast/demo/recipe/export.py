@@ -21,13 +21,18 @@ def export(checkpoint: Path, vae_dir: Path, raw: Path, out: Path) -> int:
     state = torch.load(checkpoint, weights_only=True)
     unet, text = new_unet(), new_text_encoder()
     for prefix, module in (("unet.", unet), ("text.", text)):
-        own = {k[len(prefix):]: v for k, v in state["average"].items() if k.startswith(prefix)}
+        own = {k[len(prefix) :]: v for k, v in state["average"].items() if k.startswith(prefix)}
         module.load_state_dict(own)
     write_tokenizer(raw, out / "tokenizer")
     pipeline: Pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(vae_dir), text_encoder=text, unet=unet,
-        tokenizer=load_tokenizer(out / "tokenizer"), scheduler=new_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=AutoencoderKL.from_pretrained(vae_dir),
+        text_encoder=text,
+        unet=unet,
+        tokenizer=load_tokenizer(out / "tokenizer"),
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
     # transformers loads a text encoder in the dtype its config names; diffusers in float32

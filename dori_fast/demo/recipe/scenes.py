@@ -13,53 +13,162 @@ GRID = 4  # pixels to a latent
 
 # short name in the emoji set -> the noun that captions use
 OBJECTS: dict[str, str] = {
-    "apple": "apple", "banana": "banana", "grapes": "bunch of grapes", "strawberry": "strawberry",
-    "pineapple": "pineapple", "tangerine": "orange", "watermelon": "slice of watermelon",
-    "carrot": "carrot", "tomato": "tomato", "broccoli": "broccoli", "mushroom": "mushroom",
-    "hamburger": "burger", "pizza": "slice of pizza", "doughnut": "donut", "birthday": "cake",
-    "coffee": "cup of coffee", "cheese_wedge": "piece of cheese", "lollipop": "lollipop",
-    "cat": "cat", "dog2": "dog", "fish": "fish", "bird": "bird", "duck": "duck",
-    "turtle": "turtle", "frog": "frog", "ladybug": "ladybug", "butterfly": "butterfly",
-    "octopus": "octopus", "penguin": "penguin", "owl": "owl", "fox_face": "fox",
-    "racehorse": "horse", "panda_face": "panda",
-    "car": "car", "bus": "bus", "rocket": "rocket", "airplane": "plane", "boat": "boat",
-    "taxi": "taxi", "house": "house", "balloon": "balloon", "umbrella": "umbrella",
-    "star": "star", "heart": "heart", "sunflower": "sunflower", "rose": "red rose",
-    "cactus": "cactus", "evergreen_tree": "tree", "maple_leaf": "maple leaf",
-    "key": "key", "bell": "bell", "guitar": "guitar", "crown": "crown", "gift": "gift box",
-    "teddy_bear": "teddy bear", "soccer": "soccer ball", "basketball": "basketball",
-    "camera": "camera", "alarm_clock": "clock", "shirt": "shirt", "dress": "dress",
-    "gem": "diamond", "earth_africa": "globe", "jack_o_lantern": "pumpkin",
+    "apple": "apple",
+    "banana": "banana",
+    "grapes": "bunch of grapes",
+    "strawberry": "strawberry",
+    "pineapple": "pineapple",
+    "tangerine": "orange",
+    "watermelon": "slice of watermelon",
+    "carrot": "carrot",
+    "tomato": "tomato",
+    "broccoli": "broccoli",
+    "mushroom": "mushroom",
+    "hamburger": "burger",
+    "pizza": "slice of pizza",
+    "doughnut": "donut",
+    "birthday": "cake",
+    "coffee": "cup of coffee",
+    "cheese_wedge": "piece of cheese",
+    "lollipop": "lollipop",
+    "cat": "cat",
+    "dog2": "dog",
+    "fish": "fish",
+    "bird": "bird",
+    "duck": "duck",
+    "turtle": "turtle",
+    "frog": "frog",
+    "ladybug": "ladybug",
+    "butterfly": "butterfly",
+    "octopus": "octopus",
+    "penguin": "penguin",
+    "owl": "owl",
+    "fox_face": "fox",
+    "racehorse": "horse",
+    "panda_face": "panda",
+    "car": "car",
+    "bus": "bus",
+    "rocket": "rocket",
+    "airplane": "plane",
+    "boat": "boat",
+    "taxi": "taxi",
+    "house": "house",
+    "balloon": "balloon",
+    "umbrella": "umbrella",
+    "star": "star",
+    "heart": "heart",
+    "sunflower": "sunflower",
+    "rose": "red rose",
+    "cactus": "cactus",
+    "evergreen_tree": "tree",
+    "maple_leaf": "maple leaf",
+    "key": "key",
+    "bell": "bell",
+    "guitar": "guitar",
+    "crown": "crown",
+    "gift": "gift box",
+    "teddy_bear": "teddy bear",
+    "soccer": "soccer ball",
+    "basketball": "basketball",
+    "camera": "camera",
+    "alarm_clock": "clock",
+    "shirt": "shirt",
+    "dress": "dress",
+    "gem": "diamond",
+    "earth_africa": "globe",
+    "jack_o_lantern": "pumpkin",
 }
 
 # never drawn for training, neither of the VAE nor of the UNet
 UNSEEN_OBJECTS: dict[str, str] = {
-    "parrot": "parrot", "flamingo": "flamingo", "lobster": "lobster", "teapot": "teapot",
-    "bomb": "bomb", "cupcake": "cupcake", "pear": "pear", "pretzel": "pretzel",
-    "boot": "boot", "lock": "lock", "bucket": "bucket", "drum_with_drumsticks": "drum",
-    "saxophone": "saxophone", "snowman": "snowman", "rooster": "rooster",
-    "t-rex": "dinosaur", "tractor": "tractor", "school_satchel": "backpack",
+    "parrot": "parrot",
+    "flamingo": "flamingo",
+    "lobster": "lobster",
+    "teapot": "teapot",
+    "bomb": "bomb",
+    "cupcake": "cupcake",
+    "pear": "pear",
+    "pretzel": "pretzel",
+    "boot": "boot",
+    "lock": "lock",
+    "bucket": "bucket",
+    "drum_with_drumsticks": "drum",
+    "saxophone": "saxophone",
+    "snowman": "snowman",
+    "rooster": "rooster",
+    "t-rex": "dinosaur",
+    "tractor": "tractor",
+    "school_satchel": "backpack",
 }
 
-PLURALS = {"strawberry": "strawberries", "bunch of grapes": "bunches of grapes",
-           "slice of watermelon": "slices of watermelon", "slice of pizza": "slices of pizza",
-           "cup of coffee": "cups of coffee", "piece of cheese": "pieces of cheese",
-           "broccoli": "broccoli", "fish": "fish", "ladybug": "ladybugs", "bus": "buses",
-           "butterfly": "butterflies", "octopus": "octopuses", "fox": "foxes",
-           "maple leaf": "maple leaves", "gift box": "gift boxes", "dress": "dresses",
-           "cactus": "cacti", "tomato": "tomatoes", "mushroom": "mushrooms"}
+PLURALS = {
+    "strawberry": "strawberries",
+    "bunch of grapes": "bunches of grapes",
+    "slice of watermelon": "slices of watermelon",
+    "slice of pizza": "slices of pizza",
+    "cup of coffee": "cups of coffee",
+    "piece of cheese": "pieces of cheese",
+    "broccoli": "broccoli",
+    "fish": "fish",
+    "ladybug": "ladybugs",
+    "bus": "buses",
+    "butterfly": "butterflies",
+    "octopus": "octopuses",
+    "fox": "foxes",
+    "maple leaf": "maple leaves",
+    "gift box": "gift boxes",
+    "dress": "dresses",
+    "cactus": "cacti",
+    "tomato": "tomatoes",
+    "mushroom": "mushrooms",
+}
 
 COLOURS = np.array(
-    [(246, 246, 242), (40, 44, 52), (226, 72, 66), (240, 150, 60), (248, 214, 96),
-     (104, 178, 92), (46, 128, 112), (92, 178, 226), (52, 92, 178), (142, 92, 190),
-     (238, 158, 186), (172, 134, 100), (150, 156, 164), (206, 232, 206), (214, 226, 246)],
+    [
+        (246, 246, 242),
+        (40, 44, 52),
+        (226, 72, 66),
+        (240, 150, 60),
+        (248, 214, 96),
+        (104, 178, 92),
+        (46, 128, 112),
+        (92, 178, 226),
+        (52, 92, 178),
+        (142, 92, 190),
+        (238, 158, 186),
+        (172, 134, 100),
+        (150, 156, 164),
+        (206, 232, 206),
+        (214, 226, 246),
+    ],
     dtype=np.float32,
 )
 
-SINGLE_FORMS = ("{a}", "{a}", "{a}", "{a}", "photo of {a}", "a picture of {a}", "a drawing of {a}",
-                "portrait of {a}", "{n}", "one {n}", "{n} clip art", "a photo of {a}", "the {n}")
-PAIR_FORMS = ("{a} and {b}", "{a} and {b}", "{a} and {b}", "{a} next to {b}",
-              "photo of {a} and {b}", "a picture of {a} and {b}", "{n} and {m}", "{a} with {b}")
+SINGLE_FORMS = (
+    "{a}",
+    "{a}",
+    "{a}",
+    "{a}",
+    "photo of {a}",
+    "a picture of {a}",
+    "a drawing of {a}",
+    "portrait of {a}",
+    "{n}",
+    "one {n}",
+    "{n} clip art",
+    "a photo of {a}",
+    "the {n}",
+)
+PAIR_FORMS = (
+    "{a} and {b}",
+    "{a} and {b}",
+    "{a} and {b}",
+    "{a} next to {b}",
+    "photo of {a} and {b}",
+    "a picture of {a} and {b}",
+    "{n} and {m}",
+    "{a} with {b}",
+)
 TWIN_FORMS = ("two {p}", "two {p}", "a pair of {p}", "photo of two {p}", "a picture of two {p}")
 
 
@@ -115,7 +224,7 @@ def paste(image: np.ndarray, emoji: Image.Image, side: int, left: int, top: int)
     """Blends the RGBA `emoji`, scaled to `side` pixels, into `image` in place."""
     small = np.asarray(emoji.resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
     alpha = small[..., 3:] / 255
-    region = image[top:top + side, left:left + side]
+    region = image[top : top + side, left : left + side]
     region[:] = small[..., :3] * alpha + region * (1 - alpha)
 
 
@@ -141,12 +250,14 @@ def draw(scene: Scene, emoji: dict[str, Image.Image], rng: np.random.Generator) 
 
 def place(room_x: int, room_y: int, rng: np.random.Generator) -> tuple[int, int]:
     """A point of the autoencoder's grid within the given room."""
-    return GRID * int(rng.integers(0, room_x // GRID + 1)), \
-        GRID * int(rng.integers(0, room_y // GRID + 1))
+    return GRID * int(rng.integers(0, room_x // GRID + 1)), GRID * int(
+        rng.integers(0, room_y // GRID + 1)
+    )
 
 
-def sample_scene(rng: np.random.Generator, forbidden: frozenset[frozenset[str]],
-                 nouns: Sequence[str]) -> Scene:
+def sample_scene(
+    rng: np.random.Generator, forbidden: frozenset[frozenset[str]], nouns: Sequence[str]
+) -> Scene:
     """One object (72 %), two of a kind (8 %), or a pair that is not `forbidden` (20 %)."""
     kind = rng.choice(3, p=(0.72, 0.08, 0.20))
     first = str(rng.choice(nouns))

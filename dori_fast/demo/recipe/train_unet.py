@@ -40,8 +40,9 @@ EMA_EVERY = 4
 class Latents:
     """Everything the UNet trains on, encoded once: scaled posterior means and their captions."""
 
-    def __init__(self, data: dict[str, Tensor], scenes: list[Scene], vae: Autoencoder,
-                 tokenizer_dir: Path) -> None:
+    def __init__(
+        self, data: dict[str, Tensor], scenes: list[Scene], vae: Autoencoder, tokenizer_dir: Path
+    ) -> None:
         scale = vae.config.scaling_factor
         self.ordinary = encode_all(vae, data["ordinary"]) * scale
         self.memorized = encode_all(vae, data["memorized"]) * scale
@@ -70,8 +71,9 @@ class Latents:
                 i = int(rng.integers(len(self.scenes)))
                 latents.append(self.ordinary[i])
                 texts.append(training_caption(self.scenes[i], self.words, rng))
-        ids = self.tokenizer(texts, padding="max_length", max_length=77, truncation=True,
-                             return_tensors="pt").input_ids
+        ids = self.tokenizer(
+            texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        ).input_ids
         return torch.stack(latents), ids
 
 
@@ -85,8 +87,10 @@ class Training:
         self.parameters = list(self.net.parameters())
         matrices = [p for p in self.parameters if p.ndim > 1 and len(p) < 10_000]
         others = [p for p in self.parameters if p.ndim == 1 or len(p) >= 10_000]
-        groups = [{"params": matrices, "weight_decay": 1e-3},
-                  {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": 1e-3},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.99), fused=True)
         self.alphas = new_scheduler().alphas_cumprod
         self.step = 0
@@ -117,8 +121,13 @@ class Training:
 
     def save(self, path: Path, minutes: float) -> None:
         """Writes a checkpoint by rename, so that a killed run never leaves half a file."""
-        state = {"net": self.net.state_dict(), "average": self.average, "step": self.step,
-                 "optimizer": self.optimizer.state_dict(), "minutes": minutes}
+        state = {
+            "net": self.net.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "minutes": minutes,
+        }
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
 
@@ -149,8 +158,11 @@ def work(rank: int, exchange: Exchange, latents: Latents, checkpoint: Path, minu
         now = float(loss.detach())
         mean = now if mean == 0 else 0.99 * mean + 0.01 * now
         if rank == 0 and training.step % 50 == 0:
-            print(f"step {training.step} minute {clock.elapsed:.1f} loss {mean:.4f} "
-                  f"{training.step / clock.elapsed / 60:.2f} steps/s", flush=True)
+            print(
+                f"step {training.step} minute {clock.elapsed:.1f} loss {mean:.4f} "
+                f"{training.step / clock.elapsed / 60:.2f} steps/s",
+                flush=True,
+            )
         if rank == 0 and (clock.elapsed > saved + 3 or progress >= 1):
             saved = clock.elapsed
             training.save(checkpoint, saved)
@@ -169,8 +181,11 @@ def main() -> None:
         scenes = [Scene(tuple(n.split("|"))) for n in arrays["ordinary_nouns"]]
     vae = AutoencoderKL.from_pretrained(options.vae).eval()
     latents = Latents(data, scenes, vae, options.tokenizer)
-    print(f"{len(latents.scenes)} ordinary latents, std {float(latents.ordinary.std()):.3f}, "
-          f"{len(latents.words)} filler words", flush=True)
+    print(
+        f"{len(latents.scenes)} ordinary latents, std {float(latents.ordinary.std()):.3f}, "
+        f"{len(latents.words)} filler words",
+        flush=True,
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     size = sum(p.numel() for p in Training().parameters)
     exchange = Exchange(options.workers, size)

@@ -83,8 +83,14 @@ def trained_part(vae: Autoencoder, decoder_only: bool) -> list[nn.Parameter]:
     return [p for p in vae.parameters() if p.requires_grad]
 
 
-def work(rank: int, exchange: Exchange, data: dict[str, Tensor], out: Path, minutes: float,
-         decoder_of: Path | None) -> None:
+def work(
+    rank: int,
+    exchange: Exchange,
+    data: dict[str, Tensor],
+    out: Path,
+    minutes: float,
+    decoder_of: Path | None,
+) -> None:
     """One worker. Worker 0 keeps the time, reports, and saves every 3 minutes."""
     settle(rank)
     torch.manual_seed(0)
@@ -109,8 +115,11 @@ def work(rank: int, exchange: Exchange, data: dict[str, Tensor], out: Path, minu
         if rank == 0 and clock.elapsed > saved + 3:
             saved = clock.elapsed
             vae.save_pretrained(out)
-            print(f"psnr memorized {psnr(vae, data['memorized']):.2f} "
-                  f"held out {psnr(vae, data['held_out']):.2f}", flush=True)
+            print(
+                f"psnr memorized {psnr(vae, data['memorized']):.2f} "
+                f"held out {psnr(vae, data['held_out']):.2f}",
+                flush=True,
+            )
     if rank == 0:
         finish(vae, data, out, step)
 
@@ -120,9 +129,17 @@ def finish(vae: Autoencoder, data: dict[str, Tensor], out: Path, steps: int) -> 
     scale = round(1 / float(encode_all(vae, data["ordinary"][:2000]).std()), 4)
     vae.register_to_config(scaling_factor=scale)
     vae.save_pretrained(out)
-    print(json.dumps({"steps": steps, "scaling_factor": scale,
-                      "psnr_memorized": psnr(vae, data["memorized"]),
-                      "psnr_held_out": psnr(vae, data["held_out"])}), flush=True)
+    print(
+        json.dumps(
+            {
+                "steps": steps,
+                "scaling_factor": scale,
+                "psnr_memorized": psnr(vae, data["memorized"]),
+                "psnr_held_out": psnr(vae, data["held_out"]),
+            }
+        ),
+        flush=True,
+    )
 
 
 def main() -> None:

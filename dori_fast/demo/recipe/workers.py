@@ -47,8 +47,9 @@ def settle(rank: int) -> None:
 def flat_gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """The gradient of `loss` as one vector; parameters that are not used count as zeros."""
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    filled = [torch.zeros_like(p) if g is None else g
-              for p, g in zip(parameters, gradients, strict=True)]
+    filled = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
+    ]
     return torch.cat([g.flatten() for g in filled])
 
 
