@@ -14,7 +14,7 @@ import torch
 
 import dori_fast
 from dori_fast import _extension, ops
-from dori_fast._backend import BACKENDS, backends
+from dori_fast._backend import BACKENDS, backends, why_not
 from dori_fast._library import OPS
 from tests.ops import calls
 from tests.ops.contract import DEVICE, OP_BACKENDS, SPECS, backends_of, inputs_of
@@ -222,3 +222,12 @@ def test_the_environment_can_name_the_backend_behind_auto() -> None:
 
 def test_the_extension_is_loaded_here() -> None:
     assert _extension.REASON is None, _extension.REASON
+
+
+def test_an_operator_without_a_cuda_kernel_says_who_serves_instead() -> None:
+    facts = _extension.build_facts()
+    if not facts or not facts["cuda_version"]:
+        pytest.skip("built without CUDA")
+    reason = why_not(OPS["wanda_mask"], "cuda", "cuda")
+    assert reason == "it has no kernel in CUDA C++; Triton's serves CUDA tensors"
+    assert why_not(OPS["neuron_mask"], "cuda", "cuda") is None

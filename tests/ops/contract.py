@@ -12,6 +12,8 @@ from dori_fast.testing import available_backends
 
 SPECS = {spec.name: spec for spec in all_specs()}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# What is written in CUDA C++ too; GPUs run the Triton kernel of everything else.
+IN_CUDA = {"neuron_mask", "neuron_mask_", "noise_difference"}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
