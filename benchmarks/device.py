@@ -52,7 +52,7 @@ def stages(site: Path, out: Path, dry_run: bool) -> list[Stage]:
     results = ("--device", device, "--results", str(out))
     few = ("--prompts", "2", "--seeds", "2", "--rounds", "2", "--providers", "dori_fast")
     wheels = sorted(str(path.relative_to(ROOT)) for path in (ROOT / ".whl").glob("*.whl"))
-    pip = "--no-index --no-deps --no-compile --no-cache-dir --upgrade --quiet --target".split()
+    pip = (python, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile", "--quiet")
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     parallel = ("-n", "8") if importlib.util.find_spec("xdist") and not dry_run else ()
     contract = "tests/ops/test_contract.py"
@@ -61,7 +61,7 @@ def stages(site: Path, out: Path, dry_run: bool) -> list[Stage]:
         Stage(
             "wheels",
             40,
-            (python, "-m", "pip", "install", *pip, str(site), *wheels),
+            (*pip, "--no-cache-dir", "--upgrade", "--target", str(site), *wheels),
             missing="" if wheels else "no wheels in .whl/",
         ),
         Stage(
@@ -75,7 +75,7 @@ def stages(site: Path, out: Path, dry_run: bool) -> list[Stage]:
             "build",
             150,
             (python, "setup.py", "-q", "egg_info", "build_ext", "--inplace"),
-            {"DORI_WITH_CUDA": "OFF" if dry_run else "AUTO", "DORI_REQUIRE_EXTENSION": "1"},
+            {"DORI_WITH_CUDA": "AUTO", "DORI_REQUIRE_EXTENSION": "1"},
         ),
         Stage("doctor", 40, (python, "-m", "dori_fast.cli", "doctor")),
         Stage(

@@ -28,8 +28,11 @@ from benchmarks import harness, peers
 from benchmarks.ceilings import Ceilings
 
 PROMPTS = Path(df.__file__).parent / "demo" / "sample_prompts.csv"
-# sd14: the real architecture at random weights; sd14-narrow: every layer of it, thin
-_RANDOM = {"sd14": {}, "sd14-narrow": {"unet_width": 32, "latent_side": 16}}
+# sd14: the real architecture at random weights; sd14-narrow: every layer of its UNet, thin
+_RANDOM = {
+    "sd14": {},
+    "sd14-narrow": {"unet_width": 32, "latent_side": 16, "text_layers": 1},
+}
 _PROVIDERS = ("eager", "cfg_batched", "uncond_shared", "dori_fast")
 
 

@@ -32,7 +32,9 @@ def providers(case: BenchCase, device: str, with_compile: bool) -> dict[str, Cal
     found: dict[str, Callable[..., Tensor]] = {"eager": case.eager}
     if with_compile:
         found["compile"] = torch.compile(case.eager, dynamic=False)
-    kernels = [b for b in available_backends(case.op, device) if b != "reference"]
+    # on a CPU Triton is interpreted, which proves numbers and not speed
+    untimed = {"reference", "triton"} if device == "cpu" else {"reference"}
+    kernels = [b for b in available_backends(case.op, device) if b not in untimed]
     return found | {name: functools.partial(case.ours, name) for name in kernels}
 
 

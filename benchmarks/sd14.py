@@ -12,12 +12,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import dori_fast as df
 
-UNET_WIDTH, LATENT_SIDE = 320, 64
+UNET_WIDTH, LATENT_SIDE, TEXT_LAYERS = 320, 64, 12
 _TEXT = {
     "vocab_size": 49408,
     "hidden_size": 768,
     "intermediate_size": 3072,
-    "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "projection_dim": 768,
 }
@@ -53,11 +52,13 @@ def random_pipeline(
     *,
     unet_width: int = UNET_WIDTH,
     latent_side: int = LATENT_SIDE,
+    text_layers: int = TEXT_LAYERS,
     with_vae: bool = False,
 ) -> SimpleNamespace:
     """What :func:`dori_fast.load` needs of a pipeline; the weights depend on the device alone.
 
-    A smaller `unet_width` (a multiple of 32) or `latent_side` keeps every layer and makes it cheap.
+    A smaller `unet_width` (a multiple of 32) or `latent_side` keeps every layer of the UNet and
+    makes it cheap.
     The VAE is left on the meta device, without weights, unless asked for.
     """
     torch.manual_seed(0)
@@ -68,13 +69,14 @@ def random_pipeline(
         "cross_attention_dim": 768,
         "attention_head_dim": 8,
     }
+    text = CLIPTextConfig(**_TEXT, num_hidden_layers=text_layers)
     with torch.device("meta"):
         vae = AutoencoderKL(**_VAE)
     if with_vae:
         vae = random_weights(lambda: AutoencoderKL(**_VAE), dtype, device)
     return SimpleNamespace(
         unet=random_weights(lambda: UNet2DConditionModel(**unet), dtype, device),
-        text_encoder=random_weights(lambda: CLIPTextModel(CLIPTextConfig(**_TEXT)), dtype, device),
+        text_encoder=random_weights(lambda: CLIPTextModel(text), dtype, device),
         # the embedded model has CLIP's own vocabulary
         tokenizer=CLIPTokenizer.from_pretrained(df.demo.path() / "tokenizer"),
         vae=vae,
