@@ -178,8 +178,8 @@ def main(arguments: list[str] | None = None) -> int:
             shape=f"{options.model}:{count}x{options.seeds}",
             dtype=options.dtype,
             threads=options.threads,
-            repro_cmd=f"python -m benchmarks.end_to_end --model {options.model}"
-            f" --prompts {options.prompts} --threads {options.threads}",
+            command=f"python -m benchmarks.end_to_end --model {options.model}"
+            f" --prompts {options.prompts}",
         )
         for name, seconds in times.items()
     ]

@@ -29,7 +29,8 @@ _L2_FLUSH_BYTES = 256 * 2**20
 class Row:
     """One measurement. `p20`, `p50`, `p80` are percentiles of `metric` in `unit`; `bytes` and
     `flops` are what the operation needs at least, whoever computes it; `roofline_pct` is the share
-    of what the machine could do (see `benchmarks.ceilings`); `x` is the problem size."""
+    of what the machine could do (see `benchmarks.ceilings`); `x` is the problem size; `threads` are
+    those of the CPU, 0 where a GPU computes."""
 
     op: str
     mode: str
@@ -172,13 +173,21 @@ def commit_id() -> str:
     return done.stdout.strip()
 
 
-def make_row(samples: Sequence[float], *, device: str = "cpu", **facts: Any) -> Row:
-    """A row from samples in the row's unit and its own facts, with those of the machine added."""
+def make_row(
+    samples: Sequence[float], *, device: str = "cpu", threads: int = 1, command: str, **facts: Any
+) -> Row:
+    """A row from samples in the row's unit and its own facts, with those of the machine added.
+
+    `command` makes the row again once it is told where.
+    """
+    on_gpu = device == "cuda"
     p20, p50, p80 = (round(value, 3) for value in percentiles(samples))
     return Row(
         p20=p20,
         p50=p50,
         p80=p80,
+        threads=0 if on_gpu else threads,
+        repro_cmd=f"{command} --device cuda" if on_gpu else f"{command} --threads {threads}",
         machine=machine_name(device),
         versions=library_versions(),
         commit=commit_id(),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import geometric_mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from benchmarks.report import Measured
+from benchmarks.report import Measured, place
 
 _COLOURS = {"float32": "#2b6cb0", "bfloat16": "#dd6b20", "float16": "#2f855a"}
 _OTHER_COLOUR = "#718096"
@@ -32,9 +31,9 @@ def draw(measured: Sequence[Measured], path: Path, fingerprint: str) -> None:
         squeeze=False,
         layout="constrained",
     )
-    for axis, (machine, threads), panel in zip(axes.flat, machines, bars, strict=True):
+    for axis, machine, panel in zip(axes.flat, machines, bars, strict=True):
         _panel(axis, panel)
-        axis.set_title(f"{machine}, {threads} thread{'s' if threads > 1 else ''}", fontsize=10)
+        axis.set_title(place(*machine), fontsize=10)
     figure.savefig(path, dpi=110, metadata={"Software": None, "Description": fingerprint})
     pyplot.close(figure)
 

@@ -123,11 +123,16 @@ def _name(problem: Problem) -> str:
     return f"`{problem.op}` {problem.mode.replace('_', ' ')}"
 
 
+def place(machine: str, threads: int) -> str:
+    """A machine and, if it computed on a CPU, with how many threads."""
+    return f"{machine}, {threads} thread{'s' if threads > 1 else ''}" if threads else machine
+
+
 def _by_machine(measured: Iterable[Measured]) -> Iterator[tuple[str, list[Measured]]]:
     for (machine, threads), group in groupby(
         measured, lambda m: (m.problem.machine, m.problem.threads)
     ):
-        yield f"{machine}, {threads} thread{'s' if threads > 1 else ''}", list(group)
+        yield place(machine, threads), list(group)
 
 
 def short_table(measured: Sequence[Measured]) -> str:

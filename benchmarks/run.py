@@ -81,7 +81,7 @@ def measure(
             shape="x".join(map(str, shape)),
             dtype=str(dtype).removeprefix("torch."),
             threads=options.threads,
-            repro_cmd=f"python -m benchmarks.run --op {case.op} --threads {options.threads}",
+            command=f"python -m benchmarks.run --op {case.op}",
         )
 
 

@@ -18,9 +18,9 @@ mask,one,eager,cpu_time,us,900,80,90.0,95,1,1,,30x30,float32,1,Box,torch==9,abc
 mask,one,cpp,cpu_time,us,900,44,45.0,46,1,1,88.8,30x30,float32,1,Box,torch==9,abc
 mask,one,eager,cpu_time,us,900,80,80.0,95,1,1,,30x30,bfloat16,1,Box,torch==9,abc
 mask,one,cpp,cpu_time,us,900,1,2.0,4,1,1,,30x30,bfloat16,1,Box,torch==9,abc
-mask,one,triton,time,us,900,1,5.0,4,1,1,70,30x30,float32,1,GPU,torch==9,abc
-mask,one,cuda,time,us,900,1,2.5,4,1,1,80,30x30,float32,1,GPU,torch==9,abc
-mask,one,eager,time,us,900,1,50.0,4,1,1,8,30x30,float32,1,GPU,torch==9,abc
+mask,one,triton,time,us,900,1,5.0,4,1,1,70,30x30,float32,0,GPU,torch==9,abc
+mask,one,cuda,time,us,900,1,2.5,4,1,1,80,30x30,float32,0,GPU,torch==9,abc
+mask,one,eager,time,us,900,1,50.0,4,1,1,8,30x30,float32,0,GPU,torch==9,abc
 scan,wen,eager,cpu_time,ms/prompt,8,1,3000.0,1,0,7,,demo:8x4,float32,1,Box,torch==9,def+
 scan,wen,dori_fast,cpu_time,ms/prompt,8,1,1200.0,1,0,7,,demo:8x4,float32,1,Box,torch==9,def+
 """
@@ -60,10 +60,10 @@ def test_the_short_table_has_the_largest_float32_problem(measured: list[report.M
         "| `mask` one | 30x30 | float32 | 50 us | 2.5 us | 20.0x | 80 % |",
         "| `mask` one | 10x10 | float32 | 10 us | 4 us | 2.50x |  |",
     ]
-    assert [line.split(",")[0] for line in lines if line.startswith("Medians")] == [
-        "Medians on Box",
-        "Medians on GPU",
-        "Medians on Old box",
+    assert [line.split(" against")[0] for line in lines if line.startswith("Medians")] == [
+        "Medians on Box, 1 thread,",
+        "Medians on GPU,",
+        "Medians on Old box, 1 thread,",
     ]
 
 
