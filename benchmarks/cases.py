@@ -6,51 +6,22 @@ The baseline is what the papers' code does, in the fewest eager operations that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import cases_attack, cases_noise, cases_prune, cases_stats
+from benchmarks.case import DTYPES, BenchCase, Inputs, Shape, goals, randn
 from dori_fast import ops
-
-Shape = tuple[int, ...]
-Inputs = tuple[Any, ...]
-DTYPES = (torch.float32, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class BenchCase:
-    """One operation in one mode of use.
-
-    `ours(backend, *inputs)` and `eager(*inputs)` compute the same from `make(shape, dtype,
-    device)`; `traffic(shape, element_size)` and `flops(shape)` are the least bytes and operations;
-    `goals` are speed-ups over eager that this project promises for a (shape, dtype) on one thread.
-    """
-
-    op: str
-    mode: str
-    shapes: tuple[Shape, ...]
-    make: Callable[[Shape, torch.dtype, str], Inputs]
-    eager: Callable[..., Tensor]
-    ours: Callable[..., Tensor]
-    traffic: Callable[[Shape, int], int]
-    flops: Callable[[Shape], int]
-    goals: dict[tuple[Shape, torch.dtype], float]
-
-
-def _randn(shape: Shape, dtype: torch.dtype, device: str) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
 
 def _noise_shared(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    return _randn(shape, dtype, device), _randn(shape[1:], dtype, device).flip(0)
+    return randn(shape, dtype, device), randn(shape[1:], dtype, device).flip(0)
 
 
 def _noise_pairs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    return _randn(shape, dtype, device), _randn(shape, dtype, device).flip(0)
+    return randn(shape, dtype, device), randn(shape, dtype, device).flip(0)
 
 
 def _noise_eager(cond: Tensor, uncond: Tensor) -> Tensor:
@@ -62,7 +33,7 @@ def _noise_ours(backend: str, cond: Tensor, uncond: Tensor) -> Tensor:
 
 
 def _mask_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    return _randn(shape, dtype, device), _randn((shape[0], shape[2]), dtype, device)
+    return randn(shape, dtype, device), randn((shape[0], shape[2]), dtype, device)
 
 
 def _mask_eager(x: Tensor, scale: Tensor) -> Tensor:
@@ -85,7 +56,7 @@ def _list_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
     """Ten neurons for all samples, as a tensor for eager and packed for ours."""
     listed = _some_neurons(10, shape[2], 0)
     packed = ops.pack_indices(listed, device=device)
-    return _randn(shape, dtype, device), torch.tensor(listed, device=device), packed
+    return randn(shape, dtype, device), torch.tensor(listed, device=device), packed
 
 
 def _list_eager(x: Tensor, listed: Tensor, packed: ops.NeuronIndices) -> Tensor:
@@ -97,7 +68,7 @@ def _lists_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
     """Ten neurons for each sample, as tensors for eager and packed for ours."""
     lists = [_some_neurons(10, shape[2], seed) for seed in range(shape[0])]
     tensors = [torch.tensor(listed, device=device) for listed in lists]
-    return _randn(shape, dtype, device), tensors, ops.pack_indices(lists, device=device)
+    return randn(shape, dtype, device), tensors, ops.pack_indices(lists, device=device)
 
 
 def _lists_eager(x: Tensor, lists: list[Tensor], packed: ops.NeuronIndices) -> Tensor:
@@ -119,9 +90,7 @@ _VALUES = ((32, 77, 1280), (32, 77, 640), (32, 77, 320), (4, 77, 768))
 _NOT_SLOWER = 0.9
 
 
-def _goals(shapes: tuple[Shape, ...], fp32: float, bf16: float) -> dict[Any, float]:
-    return {(s, d): g for s in shapes for d, g in zip(DTYPES, (fp32, bf16), strict=True)}
-
+__all__ = ["CASES", "DTYPES", "BenchCase", "Inputs", "Shape"]
 
 CASES = (
     BenchCase(
@@ -134,7 +103,7 @@ CASES = (
         # read eps_cond and one eps_uncond per seed, write the norms
         traffic=lambda s, e: (math.prod(s) + math.prod(s[1:])) * e + 4 * s[0] * s[1],
         flops=lambda s: 3 * math.prod(s),
-        goals=_goals(_LATENTS[:1], 2.5, 6.0),
+        goals=goals(_LATENTS[:1], 2.5, 6.0),
     ),
     BenchCase(
         op="noise_difference",
@@ -146,7 +115,7 @@ CASES = (
         # read both predictions, write the norms
         traffic=lambda s, e: 2 * math.prod(s) * e + 4 * s[0] * s[1],
         flops=lambda s: 3 * math.prod(s),
-        goals=_goals(_LATENTS[:1], 2.5, 6.0),
+        goals=goals(_LATENTS[:1], 2.5, 6.0),
     ),
     BenchCase(
         op="neuron_mask",
@@ -158,7 +127,7 @@ CASES = (
         # read x and the scales, write y
         traffic=lambda s, e: 2 * math.prod(s) * e + s[0] * s[2] * e,
         flops=lambda s: math.prod(s),
-        goals=_goals(_VALUES, _NOT_SLOWER, 1.0),
+        goals=goals(_VALUES, _NOT_SLOWER, 1.0),
     ),
     BenchCase(
         op="neuron_mask_",
@@ -170,7 +139,7 @@ CASES = (
         # read and write ten neurons of every token
         traffic=lambda s, e: 2 * 10 * s[0] * s[1] * e,
         flops=lambda s: 10 * s[0] * s[1],
-        goals=_goals(_VALUES, 1.0, 1.0),
+        goals=goals(_VALUES, 1.0, 1.0),
     ),
     BenchCase(
         op="neuron_mask_",
@@ -182,6 +151,10 @@ CASES = (
         # read and write ten neurons of every token
         traffic=lambda s, e: 2 * 10 * s[0] * s[1] * e,
         flops=lambda s: 10 * s[0] * s[1],
-        goals=_goals(_VALUES, 1.0, 1.0),
+        goals=goals(_VALUES, 1.0, 1.0),
     ),
+    *cases_noise.CASES,
+    *cases_attack.CASES,
+    *cases_prune.CASES,
+    *cases_stats.CASES,
 )

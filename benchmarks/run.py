@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.cases import CASES, DTYPES, BenchCase, Inputs, Shape
+from benchmarks.cases import CASES, BenchCase, Inputs, Shape
 from benchmarks.ceilings import Ceilings
 from dori_fast.testing import assert_close_to_oracle, available_backends, to_oracle
 
@@ -43,9 +43,17 @@ def check(case: BenchCase, calls: dict[str, Callable[..., Tensor]], inputs: Inpu
     x, *rest = inputs
     exact = case.ours("reference", *to_oracle((x.clone(), *rest)))
     reference = case.ours("reference", x.clone(), *rest)
+    # Eager may take its terms in another order, so where they cancel it is off by more.
+    scale = exact.double().abs().amax().expand_as(exact)
     for name, call in calls.items():
+        found = call(x.clone(), *rest)
         try:
-            assert_close_to_oracle(call(x.clone(), *rest), reference, exact)
+            if case.eager_error and name in ("eager", "compile"):
+                torch.testing.assert_close(
+                    found.double(), exact.double(), rtol=case.eager_error, atol=0
+                )
+                continue
+            assert_close_to_oracle(found, reference, exact, scale)
         except AssertionError as error:
             raise AssertionError(f"{case.op} {case.mode} {name}: {error}") from error
 
@@ -132,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.op and case.op not in options.op:
             continue
         for shape in case.shapes:
-            for dtype in DTYPES:
+            for dtype in case.dtypes:
                 rows = list(measure(case, shape, dtype, options, ceilings))
                 for line, met in describe(rows, case.goals.get((shape, dtype))):
                     missed += not met

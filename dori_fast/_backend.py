@@ -41,6 +41,8 @@ def why_not(op: FusedOp, backend: str, device: str) -> str | None:
     if _extension.REASON is not None:
         return _NO_EXTENSION
     if needed not in op.compiled_for:
+        if any(needed in other.compiled_for for other in OPS.values()):
+            return "it has no kernel in CUDA C++; Triton's serves CUDA tensors"
         return "the extension was built without CUDA kernels (DORI_WITH_CUDA=ON needs nvcc)"
     return None
 

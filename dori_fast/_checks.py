@@ -45,6 +45,12 @@ def same_dtype(op: str, argument: str, value: Tensor, like: str, other: Tensor) 
         reject(op, argument, f"of {like}'s dtype {other.dtype}", value.dtype)
 
 
+def constant(op: str, argument: str, value: Tensor) -> None:
+    """Refuse a tensor whose gradient would be lost, while gradients are recorded; ValueError."""
+    if value.requires_grad and torch.is_grad_enabled():
+        reject(op, argument, "without gradient (detach it, or use torch.no_grad)", "requires_grad")
+
+
 def shape_of(value: Tensor) -> list[int]:
     """Return the shape in the form used in messages."""
     return list(value.shape)

@@ -75,5 +75,29 @@ def test_layouts_keep_values_and_copies_keep_layouts(layout: str) -> None:
 
 def test_run_leaves_its_inputs_alone_and_returns_what_was_written() -> None:
     x = torch.ones(3)
-    assert torch.equal(run(lambda a: a.add_(1) and None, (x[:1],)), torch.full((1,), 2.0))
+    assert run(lambda a: a.add_(1) and None, (x[:1],))[0].item() == 2
     assert torch.equal(x, torch.ones(3))
+
+
+def test_run_returns_every_result_and_everything_written() -> None:
+    x, y = torch.ones(2), torch.ones(3)
+    assert len(run(lambda a, b: (a, b), (x, y))) == 2
+    written = run(lambda a, b: (a.add_(1), b.mul_(5), None)[-1], (x, y))
+    assert [w.tolist() for w in written] == [[2.0] * 2, [5.0] * 3]
+
+
+def test_errors_are_relative_to_the_scale_where_terms_cancel() -> None:
+    exact = torch.tensor([1e-9, 1.0], dtype=torch.float64)
+    reference, actual = exact.float(), torch.tensor([1e-9 + 1e-7, 1.0])
+    with pytest.raises(AssertionError, match="1 of 2 elements off"):
+        assert_close_to_oracle(actual, reference, exact)
+    assert_close_to_oracle(actual, reference, exact, torch.ones(2, dtype=torch.float64))
+    with pytest.raises(AssertionError, match="1 of 2 elements off"):
+        assert_close_to_oracle(actual + torch.tensor([1e-5, 0]), reference, exact, exact + 1)
+
+
+def test_what_is_not_floating_must_be_equal() -> None:
+    mask = torch.tensor([True, False])
+    assert_close_to_oracle(mask, mask.clone(), mask)
+    with pytest.raises(AssertionError, match="1 of 2 differ"):
+        assert_close_to_oracle(mask, torch.tensor([True, True]), mask)

@@ -1,7 +1,7 @@
 #include "noise_difference.h"
 
-#include "cpu/float16.h"
 #include "cpu/simd.h"
+#include "cpu/sum_of_squares.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,82 +9,8 @@
 namespace dori::cpu {
 namespace {
 
-// Elements summed in the accumulation type before the sum moves on in double: the error does not
-// grow with the length of a row, and a block of a shared eps_uncond stays in the L1 cache.
-template <class T>
-constexpr int64_t kBlock = 16384 / sizeof(T);
-// Independent sums: one alone would wait for its own previous addition.
-constexpr int64_t kLanes = 64;
 // Prompts that use a block of a shared eps_uncond before the next block is read.
 constexpr int64_t kGroup = 64;
-
-template <class T>
-DORI_INLINE accumulate_t<T> squared_difference(T a, T b) {
-  const accumulate_t<T> difference = load(a) - load(b);
-  return difference * difference;
-}
-
-template <class A>
-DORI_INLINE A sum(A* lanes) {
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
-  }
-  return lanes[0];
-}
-
-template <class T>
-DORI_INLINE double sum_of_squares(const T* a, const T* b, int64_t length) {
-  accumulate_t<T> lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= length; i += kLanes) {
-#pragma omp simd
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += squared_difference(a[i + j], b[i + j]);
-  }
-  for (int64_t j = 0; i < length; ++i, ++j) lanes[j] += squared_difference(a[i], b[i]);
-  return sum(lanes);
-}
-
-// Two bfloat16 in one word become float by a shift and a mask, where widening one by one would
-// spend most of the time on moving them into place.
-DORI_INLINE double sum_of_squares(const bfloat16* a, const bfloat16* b, int64_t length) {
-  using Pair [[gnu::may_alias, gnu::aligned(2)]] = uint32_t;
-  float lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= length; i += kLanes) {
-    const auto* x = reinterpret_cast<const Pair*>(a + i);
-    const auto* y = reinterpret_cast<const Pair*>(b + i);
-#pragma omp simd
-    for (int64_t j = 0; j < kLanes / 2; ++j) {
-      const float low = std::bit_cast<float>(x[j] << 16) - std::bit_cast<float>(y[j] << 16);
-      const float high =
-          std::bit_cast<float>(x[j] & 0xffff0000u) - std::bit_cast<float>(y[j] & 0xffff0000u);
-      lanes[j] += low * low;
-      lanes[j + kLanes / 2] += high * high;
-    }
-  }
-  for (int64_t j = 0; i < length; ++i, ++j) lanes[j] += squared_difference(a[i], b[i]);
-  return sum(lanes);
-}
-
-// target_clones does not go with templates.
-#define DORI_BLOCK_SUM(T) \
-  DORI_SIMD double block_sum(const T* a, const T* b, int64_t n) { return sum_of_squares(a, b, n); }
-DORI_BLOCK_SUM(float)
-DORI_BLOCK_SUM(double)
-DORI_BLOCK_SUM(bfloat16)
-#undef DORI_BLOCK_SUM
-
-double block_sum(const float16* a, const float16* b, int64_t length) {
-  float x[kFloat16Chunk], y[kFloat16Chunk];
-  double sum = 0;
-  for (int64_t i = 0; i < length; i += kFloat16Chunk) {
-    const int64_t count = std::min(length - i, kFloat16Chunk);
-    widen(a + i, x, count);
-    widen(b + i, y, count);
-    sum += block_sum(x, y, count);
-  }
-  return sum;
-}
 
 // Norms of one seed for `count` prompts from `prompt` on, block by block; more than one prompt only
 // where they share their eps_uncond.
@@ -98,13 +24,107 @@ void norms(const NoiseDifference& task, int64_t seed, int64_t prompt, int64_t co
   for (int64_t start = 0; start < task.length; start += kBlock<T>) {
     const int64_t block = std::min(task.length - start, kBlock<T>);
     for (int64_t p = 0; p < count; ++p) {
-      sums[p] += block_sum(cond + p * task.cond_prompt_stride + start, uncond + start, block);
+      sums[p] += sum_of_squares(cond + p * task.cond_prompt_stride + start, uncond + start, block);
     }
   }
   auto* norm = static_cast<accumulate_t<T>*>(task.norm) + prompt * task.seeds + seed;
   for (int64_t p = 0; p < count; ++p) {
     norm[p * task.seeds] = static_cast<accumulate_t<T>>(std::sqrt(sums[p]));
   }
+}
+
+template <class A>
+struct Mix {
+  A guidance, keep, add;
+};
+
+template <class T>
+DORI_INLINE void denoise(T* to, const T* cond, const T* uncond, const T* from,
+                         Mix<accumulate_t<T>> mix, int64_t length) {
+#pragma omp simd
+  for (int64_t i = 0; i < length; ++i) {
+    const auto base = load(uncond[i]);
+    const auto guided = base + mix.guidance * (load(cond[i]) - base);
+    store(to[i], mix.keep * load(from[i]) + mix.add * guided);
+  }
+}
+
+constexpr int64_t kPositions = 256;
+
+template <class T>
+DORI_INLINE double sum_of_cosines(const T* cond, const T* uncond, int64_t channels,
+                                  int64_t positions) {
+  using A = accumulate_t<T>;
+  // Below this a vector counts as this long, so that nothing is divided by zero.
+  constexpr A kShortest = A(1e-8);
+  double total = 0;
+  for (int64_t start = 0; start < positions; start += kPositions) {
+    const int64_t block = std::min(positions - start, kPositions);
+    A dot[kPositions] = {}, length[kPositions] = {}, distance[kPositions] = {};
+    for (int64_t c = 0; c < channels; ++c) {
+      const T* a = cond + c * positions + start;
+      const T* b = uncond + c * positions + start;
+#pragma omp simd
+      for (int64_t i = 0; i < block; ++i) {
+        const A base = load(b[i]), difference = load(a[i]) - base;
+        dot[i] += base * difference;
+        length[i] += base * base;
+        distance[i] += difference * difference;
+      }
+    }
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < block; ++i) {
+      const A u = std::sqrt(length[i]), d = std::sqrt(distance[i]);
+      sum += dot[i] / ((u < kShortest ? kShortest : u) * (d < kShortest ? kShortest : d));
+    }
+    total += sum;
+  }
+  return total;
+}
+
+// target_clones does not go with templates.
+#define DORI_ROWS(T)                                                                         \
+  DORI_SIMD void denoise_block(T* to, const T* cond, const T* uncond, const T* from,         \
+                               Mix<accumulate_t<T>> mix, int64_t n) {                        \
+    denoise(to, cond, uncond, from, mix, n);                                                 \
+  }                                                                                          \
+  DORI_SIMD double cosine_row(const T* cond, const T* uncond, int64_t channels, int64_t n) { \
+    return sum_of_cosines(cond, uncond, channels, n);                                        \
+  }
+DORI_ROWS(float)
+DORI_ROWS(double)
+DORI_ROWS(bfloat16)
+DORI_ROWS(float16)
+#undef DORI_ROWS
+
+// Block by block, so that both uses of a block find it in the L1 cache.
+template <class T>
+double norm_and_denoise(T* to, const T* cond, const T* uncond, const T* from,
+                        Mix<accumulate_t<T>> mix, int64_t length) {
+  double total = 0;
+  for (int64_t i = 0; i < length; i += kBlock<T>) {
+    const int64_t block = std::min(length - i, kBlock<T>);
+    total += sum_of_squares(cond + i, uncond + i, block);
+    denoise_block(to + i, cond + i, uncond + i, from + i, mix, block);
+  }
+  return std::sqrt(total);
+}
+
+template <class T>
+const T* row_of(const void* data, int64_t r, int64_t seeds, int64_t prompt_stride,
+                int64_t seed_stride) {
+  return static_cast<const T*>(data) + r / seeds * prompt_stride + r % seeds * seed_stride;
+}
+
+template <class T>
+const T* cond_row(const NoiseDifference& task, int64_t r) {
+  return row_of<T>(task.cond, r, task.seeds, task.cond_prompt_stride, task.cond_seed_stride);
+}
+
+template <class T>
+const T* uncond_row(const NoiseDifference& task, int64_t r) {
+  return row_of<T>(task.uncond, r, task.seeds, task.uncond_prompt_stride, task.uncond_seed_stride);
 }
 
 }  // namespace
@@ -117,6 +137,37 @@ void noise_difference(const NoiseDifference& task, int64_t first_row, int64_t la
       const int64_t count = std::min({last_row - r, task.prompts - prompt, group});
       norms<T>(task, seed, prompt, count);
       r += count;
+    }
+  });
+}
+
+void noise_difference_step(const NoiseDifferenceStep& task, int64_t first_row, int64_t last_row) {
+  const NoiseDifference& difference = task.difference;
+  dispatch<Types>(difference.dtype, [&]<class T>(T) {
+    using A = accumulate_t<T>;
+    const Mix<A> mix{static_cast<A>(task.guidance), static_cast<A>(task.keep),
+                     static_cast<A>(task.add)};
+    for (int64_t r = first_row; r < last_row; ++r) {
+      const double norm =
+          norm_and_denoise(static_cast<T*>(task.latents_prev) + r * difference.length,
+                           cond_row<T>(difference, r), uncond_row<T>(difference, r),
+                           row_of<T>(task.latents, r, difference.seeds, task.latents_prompt_stride,
+                                     task.latents_seed_stride),
+                           mix, difference.length);
+      static_cast<A*>(difference.norm)[r] = static_cast<A>(norm);
+    }
+  });
+}
+
+void noise_cosine(const NoiseCosine& task, int64_t first_row, int64_t last_row) {
+  const NoiseDifference& difference = task.difference;
+  dispatch<Types>(difference.dtype, [&]<class T>(T) {
+    using A = accumulate_t<T>;
+    for (int64_t r = first_row; r < last_row; ++r) {
+      const double sum = cosine_row(cond_row<T>(difference, r), uncond_row<T>(difference, r),
+                                    task.channels, task.positions);
+      static_cast<A*>(difference.norm)[r] =
+          static_cast<A>(sum / static_cast<double>(task.positions));
     }
   });
 }

@@ -96,11 +96,12 @@ def scan(
 
 
 def _summary(result: ScanResult) -> str:
-    counts, resumed = result.counts, result.counts.rows - result.scored
+    counts, there = result.counts, result.counts.rows - result.scored
+    now = f"{result.scored:,} scored now at {result.rate:,.1f} prompts/s"
     return (
         f"{counts.rows:,} rows: {counts.ok:,} ok, {counts.quarantined:,} quarantined;"
-        f" {result.scored:,} scored now at {result.rate:,.1f} prompts/s,"
-        f" {resumed:,} were there already; {result.out}"
+        f" {now if result.scored else 'nothing left to score'},"
+        f" {there:,} were there already; {result.out}"
     )
 
 

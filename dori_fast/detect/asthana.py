@@ -19,13 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from dori_fast.detect.detector import SeededDetector, one_draw, seed_list
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
-from dori_fast.ops import noise_difference
+from dori_fast.ops import noise_cosine, noise_difference
 
 _TOTAL_STEPS = 50
 
@@ -78,17 +77,9 @@ class Asthana(SeededDetector):
             norm = noise_difference(
                 model.epsilon_shared(part, high), model.epsilon_uncond(part, high)
             )
-            cosine = mean_cosine(model.epsilon_uncond(part, low), model.epsilon_shared(part, low))
+            cosine = noise_cosine(model.epsilon_shared(part, low), model.epsilon_uncond(part, low))
             if self.compat:
                 norm, cosine = (term.to(model.dtype).float() for term in (norm, cosine))
             return self.norm_weight * norm + self.cosine_weight * cosine
 
         return self.in_chunks(model, condition, combined)
-
-
-def mean_cosine(eps_uncond: Tensor, eps_cond: Tensor) -> Tensor:
-    """Float32 [P, S]: cosine over channels of eps_uncond and the difference to it of eps_cond,
-    averaged over positions. eps_cond is [P, S, C, H, W], eps_uncond the same or [S, C, H, W]."""
-    eps_uncond = eps_uncond.float()
-    difference = eps_cond.float() - eps_uncond
-    return F.cosine_similarity(eps_uncond.expand_as(difference), difference, dim=2).mean((-2, -1))

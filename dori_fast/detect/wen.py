@@ -23,7 +23,7 @@ from torch import Tensor
 from dori_fast.detect.detector import PromptScores, SeededDetector, one_draw, seed_list
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
-from dori_fast.ops import noise_difference
+from dori_fast.ops import noise_difference, noise_difference_step
 
 
 class Wen(SeededDetector):
@@ -126,17 +126,22 @@ class Wen(SeededDetector):
 
         ``noise`` and ``eps_uncond`` are [S, C, H, W], shared by the prompts, or [P, S, C, H, W].
         """
-        total = self._norm(model, eps_cond, eps_uncond)
         timesteps, empty = model.timesteps(self.total_steps), model.unconditional_for(condition)
-        latents = noise
+        latents, norms = noise.expand_as(eps_cond), []
         for t, t_next in zip(timesteps, timesteps[1 : self.steps], strict=False):
-            guided = eps_uncond + self.guidance * (eps_cond - eps_uncond)
-            latents = model.schedule.step(guided, latents, t, t_next).to(model.dtype)
+            norm, latents = noise_difference_step(
+                eps_cond,
+                eps_uncond,
+                latents.to(eps_cond.dtype),
+                guidance=self.guidance,
+                alpha_bar=model.schedule.alpha_bar(t),
+                alpha_bar_prev=model.schedule.alpha_bar(t_next),
+            )
+            norms.append(norm)
+            latents = latents.to(model.dtype)
             eps_cond = model.epsilon(condition, latents, t_next)
             eps_uncond = model.epsilon(empty, latents, t_next)
-            total = total + self._norm(model, eps_cond, eps_uncond)
-        return total / self.steps
-
-    def _norm(self, model: Denoiser, eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
-        norm = noise_difference(eps_cond, eps_uncond)
-        return norm.to(model.dtype).float() if self.compat == "wen" else norm
+        norms.append(noise_difference(eps_cond, eps_uncond))
+        if self.compat == "wen":
+            norms = [norm.to(model.dtype).float() for norm in norms]
+        return torch.stack(norms).mean(0)

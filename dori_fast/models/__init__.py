@@ -2,6 +2,7 @@
 
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.loading import load
+from dori_fast.models.recorder import StatsRecorder, linear_layers
 from dori_fast.models.text import TextCondition
 
-__all__ = ["Denoiser", "TextCondition", "load"]
+__all__ = ["Denoiser", "StatsRecorder", "TextCondition", "linear_layers", "load"]

@@ -58,7 +58,7 @@ class Denoiser:
         batch_size: int | str,
         picture_size: tuple[int, int],
         origin: dict[str, str | None],
-        weight_hashes: Callable[[], dict[str, str]],
+        hashes: Callable[[], dict[str, str]],
         share: bool = True,
         attention: str = "auto",
     ) -> None:
@@ -66,7 +66,7 @@ class Denoiser:
         self.unet = unet
         self._text = text
         self.device, self.dtype = device, dtype
-        self._load_vae, self._weight_hashes = vae, weight_hashes
+        self._load_vae, self._load_hashes = vae, hashes
         self._origin = origin
         self.schedule = Schedule(scheduler_config)
         self.engine = Engine(unet, batch_size, share, attention, picture_size)
@@ -81,6 +81,9 @@ class Denoiser:
     @batch_size.setter
     def batch_size(self, value: int) -> None:
         self.engine.batch_size = value
+        # what was computed in another shape may differ in the last bits
+        self._shared.clear()
+        self.__dict__.pop("unconditional", None)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -95,19 +98,19 @@ class Denoiser:
         return self._load_vae().eval().requires_grad_(False)
 
     def describe(self) -> dict[str, Any]:
-        """What scores depend on, as plain JSON: source, commit, dtype, device, weight sha256."""
+        """What scores depend on, as plain JSON: source, commit, dtype, device, file sha256."""
         return {
             **self._origin,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
             "prediction_type": self.schedule.prediction_type,
-            "weights": self._hashes,
+            "files": self._hashes,
             "masks": self._masks and self._masks.sha256(),
         }
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
-        return self._weight_hashes()
+        return self._load_hashes()
 
     # -- text ---------------------------------------------------------------------------------
 

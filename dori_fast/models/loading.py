@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from dori_fast.models.directory import (
     resolve_directory,
 )
 from dori_fast.models.encoders import TextSide, TextSideXL
-from dori_fast.models.weights import file_hashes, tensors_sha256
+from dori_fast.models.weights import file_hashes, tensors_sha256, text_sha256
 
 
 def load(
@@ -72,7 +74,7 @@ def load(
         device=device,
         dtype=dtype,
         origin={"source": name, "revision": revision},
-        weight_hashes=lambda: file_hashes(directory, _scored_parts(text)),
+        hashes=lambda: file_hashes(directory, [*chain(*_parts(text).values()), "scheduler"]),
         **how,
     )
 
@@ -85,9 +87,13 @@ def _picture_size(unet: Any, vae_config: Mapping[str, Any]) -> tuple[int, int]:
     return height * factor, width * factor
 
 
-def _scored_parts(text: TextSide | TextSideXL) -> tuple[str, ...]:
-    """The parts whose weights a score depends on."""
-    return ("unet", "text_encoder", *(["text_encoder_2"] if text.has_pooled else []))
+def _parts(text: TextSide | TextSideXL) -> dict[str, list[str]]:
+    """The parts that a score depends on, by kind."""
+    second = ["_2"] if text.has_pooled else []
+    return {
+        "networks": ["unet", *(f"text_encoder{n}" for n in ["", *second])],
+        "tokenizers": [f"tokenizer{n}" for n in ["", *second]],
+    }
 
 
 def _resolve_device(device: torch.device | str) -> torch.device:
@@ -147,12 +153,22 @@ def _from_pipeline(
         device=has_device,
         dtype=has_dtype,
         origin={"source": f"pipeline:{type(pipe).__name__}", "revision": None},
-        weight_hashes=lambda: {
-            part: tensors_sha256(getattr(pipe, part).state_dict()) for part in _scored_parts(text)
-        },
+        hashes=lambda: _pipeline_hashes(pipe, text),
         **how,
     )
 
 
 def _frozen(module: Any) -> Any:
     return module.eval().requires_grad_(False)
+
+
+def _pipeline_hashes(pipe: Any, text: TextSide | TextSideXL) -> dict[str, str]:
+    """What :func:`file_hashes` gives for files, for modules in memory."""
+    parts = _parts(text)
+    hashes = {name: tensors_sha256(getattr(pipe, name).state_dict()) for name in parts["networks"]}
+    for name in parts["tokenizers"]:
+        hashes[name] = text_sha256(getattr(pipe, name).backend_tokenizer.to_str())
+    for name in ("unet", "scheduler"):
+        config = dict(getattr(pipe, name).config)
+        hashes[f"{name}/config"] = text_sha256(json.dumps(config, sort_keys=True, default=str))
+    return hashes

@@ -11,14 +11,23 @@ from torch import Tensor
 
 
 def file_hashes(directory: Path, parts: Iterable[str]) -> dict[str, str]:
-    """sha256 of every weight file of the named parts, by path relative to ``directory``."""
+    """sha256 of every file of the named parts, by path relative to ``directory``.
+
+    Not of the weights alone: another tokenizer, configuration or noise schedule is another model.
+    """
     hashes = {}
     for part in parts:
-        for path in sorted((directory / part).glob("*.safetensors")):
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            hashes[f"{part}/{path.name}"] = digest
+        for path in sorted((directory / part).iterdir()):
+            if path.suffix in (".safetensors", ".json", ".txt"):
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                hashes[f"{part}/{path.name}"] = digest
     return hashes
+
+
+def text_sha256(text: str) -> str:
+    """sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

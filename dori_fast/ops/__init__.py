@@ -1,6 +1,40 @@
 """Fused operators. Each takes `backend="auto" | "reference" | "cpp" | "triton" | "cuda"`."""
 
+from dori_fast.ops.activation_stats import ActivationStats, activation_stats
+from dori_fast.ops.diffusion_loss import add_noise, diffusion_loss
+from dori_fast.ops.embedding_step import EmbeddingState, embedding_step
+from dori_fast.ops.masked_linear import masked_linear
+from dori_fast.ops.ms_ssim import MsSsimSettings, ms_ssim, ms_ssim_pairs, ms_ssim_settings
 from dori_fast.ops.neuron_mask import NeuronIndices, neuron_mask, neuron_mask_, pack_indices
-from dori_fast.ops.noise_difference import noise_difference
+from dori_fast.ops.noise_difference import (
+    noise_cosine,
+    noise_difference,
+    noise_difference_step,
+)
+from dori_fast.ops.wanda_mask import pack_mask, prune_, restore_, unpack_mask, wanda_mask
 
-__all__ = ["NeuronIndices", "neuron_mask", "neuron_mask_", "noise_difference", "pack_indices"]
+__all__ = [
+    "ActivationStats",
+    "EmbeddingState",
+    "MsSsimSettings",
+    "NeuronIndices",
+    "activation_stats",
+    "add_noise",
+    "diffusion_loss",
+    "embedding_step",
+    "masked_linear",
+    "ms_ssim",
+    "ms_ssim_pairs",
+    "ms_ssim_settings",
+    "neuron_mask",
+    "neuron_mask_",
+    "noise_cosine",
+    "noise_difference",
+    "noise_difference_step",
+    "pack_indices",
+    "pack_mask",
+    "prune_",
+    "restore_",
+    "unpack_mask",
+    "wanda_mask",
+]

@@ -24,6 +24,9 @@ class OpSpec:
     `name` is the operator's (`dori::<name>`), `public` the function of `dori_fast.ops` that users
     call, `sizes` small problem sizes that reach every code path, and `make_inputs(size, dtype,
     device, generator)` the positional arguments of `dori::<name>`.
+
+    Where terms of a sum may cancel, rounding is relative to the terms and not to what is left of
+    them: `uncancelled(*inputs)` then gives inputs of the same magnitudes whose terms all add up.
     """
 
     name: str
@@ -31,6 +34,7 @@ class OpSpec:
     reference: Callable[..., Any]
     sizes: tuple[tuple[int, ...], ...]
     make_inputs: Callable[[tuple[int, ...], torch.dtype, str, torch.Generator], Inputs]
+    uncancelled: Callable[..., Inputs] | None = None
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

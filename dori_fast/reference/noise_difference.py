@@ -1,4 +1,4 @@
-"""Norm of the difference between conditional and unconditional noise prediction, in plain torch."""
+"""What the difference of conditional and unconditional noise prediction tells, in plain torch."""
 
 from __future__ import annotations
 
@@ -23,6 +23,61 @@ def noise_difference_reference(eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
     return torch.linalg.vector_norm(difference.unsqueeze(-1).flatten(2), dim=2)
 
 
+def noise_difference_step_reference(
+    eps_cond: Tensor,
+    eps_uncond: Tensor,
+    latents: Tensor,
+    guidance: float,
+    alpha_bar: float,
+    alpha_bar_prev: float,
+) -> tuple[Tensor, Tensor]:
+    """Compute the norm, and the DDIM step (eta 0) along the guided prediction.
+
+        guided       = eps_uncond + guidance (eps_cond - eps_uncond)
+        x_0          = (latents - sqrt(1 - alpha_bar) guided) / sqrt(alpha_bar)
+        latents_prev = sqrt(alpha_bar_prev) x_0 + sqrt(1 - alpha_bar_prev) guided
+
+    with the last two lines collected by their terms, which spares digits where alpha_bar is small.
+
+    Args:
+        eps_cond: [P, S, *], any floating dtype.
+        eps_uncond: [S, *] (shared by all prompts) or [P, S, *], same dtype.
+        latents: [P, S, *], same dtype.
+        guidance, alpha_bar, alpha_bar_prev: numbers.
+
+    Returns:
+        norm [P, S], float32 (float64 for float64 inputs), and latents_prev [P, S, *] in the dtype
+        of latents, rounded once.
+    """
+    dtype = accumulate_dtype(eps_cond.dtype)
+    cond, uncond, x_t = (x.to(dtype) for x in (eps_cond, eps_uncond, latents))
+    guided = uncond + guidance * (cond - uncond)
+    keep = (alpha_bar_prev / alpha_bar) ** 0.5
+    add = (1 - alpha_bar_prev) ** 0.5 - keep * (1 - alpha_bar) ** 0.5
+    latents_prev = keep * x_t + add * guided
+    return noise_difference_reference(eps_cond, eps_uncond), latents_prev.to(latents.dtype)
+
+
+def noise_cosine_reference(eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
+    """Compute the cosine over C of `eps_uncond` and `eps_cond - eps_uncond`, and its mean over `*`.
+
+    Args:
+        eps_cond: [P, S, C, *], any floating dtype.
+        eps_uncond: [S, C, *] (shared by all prompts) or [P, S, C, *], same dtype.
+
+    Returns:
+        [P, S], float32 (float64 for float64 inputs); arithmetic in that dtype. A vector shorter
+        than 1e-8 counts as that long.
+    """
+    dtype = accumulate_dtype(eps_cond.dtype)
+    uncond = eps_uncond.to(dtype)
+    difference = eps_cond.to(dtype) - uncond
+    dim = 2 - eps_cond.dim()
+    product = (uncond * difference).sum(dim)
+    lengths = [torch.linalg.vector_norm(x, dim=dim).clamp_min(1e-8) for x in (uncond, difference)]
+    return (product / (lengths[0] * lengths[1])).unsqueeze(-1).flatten(2).mean(2)
+
+
 def _inputs(
     size: tuple[int, ...], dtype: torch.dtype, device: str, generator: torch.Generator
 ) -> Inputs:
@@ -31,6 +86,14 @@ def _inputs(
         randn(size, dtype, device, generator),
         randn(size[1:], dtype, device, generator),
     )
+
+
+def _step_inputs(
+    size: tuple[int, ...], dtype: torch.dtype, device: str, generator: torch.Generator
+) -> Inputs:
+    """`size` is (P, S, *rest); the step is the first of 50 of Stable Diffusion 1.x."""
+    latents = randn(size, dtype, device, generator)
+    return (*_inputs(size, dtype, device, generator), latents, 7.5, 0.0058, 0.0068)
 
 
 SPECS = (
@@ -42,6 +105,34 @@ SPECS = (
         sizes=(
             *((2, 3, length) for length in (1, 3, 63, 64, 257, 1000, 4096, 4099, 9001)),
             *((1, 1, 4, 8, 8), (3, 2, 4, 5, 7), (2, 2), (0, 2, 16), (2, 0, 16), (2, 2, 0)),
+        ),
+        make_inputs=_inputs,
+    ),
+    OpSpec(
+        name="noise_difference_step",
+        public="noise_difference_step",
+        reference=noise_difference_step_reference,
+        sizes=(
+            *((2, 3, length) for length in (1, 3, 63, 64, 257, 1000, 4096, 4099, 9001)),
+            *((1, 1, 4, 8, 8), (3, 2, 4, 5, 7), (2, 2), (0, 2, 16), (2, 0, 16), (2, 2, 0)),
+        ),
+        make_inputs=_step_inputs,
+        uncancelled=lambda cond, uncond, latents, *rest: (
+            cond.abs(),
+            -uncond.abs(),
+            -latents.abs(),
+            *rest,
+        ),
+    ),
+    OpSpec(
+        name="noise_cosine",
+        public="noise_cosine",
+        reference=noise_cosine_reference,
+        # Positions around the vector widths and the block of positions; one channel, many; none.
+        sizes=(
+            *((2, 3, 4, positions) for positions in (1, 3, 63, 64, 257, 1000)),
+            *((1, 1, 4, 8, 8), (3, 2, 16, 5, 7), (2, 2, 4), (2, 1, 1, 9)),
+            *((0, 2, 4, 9), (2, 0, 4, 9), (2, 2, 0, 9), (2, 2, 4, 0)),
         ),
         make_inputs=_inputs,
     ),

@@ -88,6 +88,14 @@ def test_the_unconditional_prediction_is_computed_once_per_noise_and_timestep(di
     assert torch.equal(first, expected)
 
 
+def test_nothing_of_another_batch_size_is_kept(directory):
+    model, fresh = (df.load(directory, device="cpu", batch_size=n) for n in (2, 5))
+    detector = df.detect.Wen(seeds=3)
+    detector.score(model, PROMPTS)
+    model.batch_size = 5
+    assert torch.equal(detector.score(model, PROMPTS), detector.score(fresh, PROMPTS))
+
+
 def test_noise_depends_on_the_seed_alone(model):
     assert torch.equal(model.noise([4, 9])[1], model.noise([9])[0])
     assert torch.equal(

@@ -39,24 +39,36 @@ def test_a_directory_and_its_pipeline_are_the_same_model(original):
     assert torch.equal(*eps)
 
 
-def test_describe_names_every_weight_file_with_its_sha256(original):
+def test_describe_names_every_file_that_scores_depend_on(original):
     import hashlib
 
-    described = df.load(original, device="cpu").describe()
+    files = df.load(original, device="cpu").describe()["files"]
     digest = hashlib.sha256((original / UNET_FILE).read_bytes()).hexdigest()
-    assert described["weights"][UNET_FILE] == digest
-    assert set(described["weights"]) == {UNET_FILE, "text_encoder/model.safetensors"}
-    json.dumps(described)
+    assert files[UNET_FILE] == digest
+    expected = {"unet/config.json", "text_encoder/model.safetensors", "tokenizer/tokenizer.json"}
+    assert expected | {"scheduler/scheduler_config.json"} <= set(files)
+    assert not any(name.startswith("vae") for name in files)
+    json.dumps(files)
 
 
-def test_a_pipeline_in_memory_is_described_by_its_weights(original):
+@pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "unet/config.json"])
+def test_another_configuration_is_described_as_another_model(directory, name):
+    before = df.load(directory, device="cpu").describe()
+    config = json.loads((directory / name).read_text())
+    key = "beta_end" if "beta_end" in config else "norm_eps"
+    (directory / name).write_text(json.dumps({**config, key: config[key] * 1.01}))
+    assert df.load(directory, device="cpu").describe() != before
+
+
+def test_a_pipeline_in_memory_is_described_by_what_it_holds(original):
     pipe = StableDiffusionPipeline.from_pretrained(original, local_files_only=True)
-    before = df.load(pipe).describe()["weights"]
-    assert df.load(pipe).describe()["weights"] == before
+    before = df.load(pipe).describe()["files"]
+    assert df.load(pipe).describe()["files"] == before
     with torch.no_grad():
         next(pipe.unet.parameters()).view(-1)[0] += 1
-    after = df.load(pipe).describe()["weights"]
-    assert after["unet"] != before["unet"] and after["text_encoder"] == before["text_encoder"]
+    pipe.scheduler.register_to_config(beta_end=0.013)
+    after = df.load(pipe).describe()["files"]
+    assert {name for name in after if after[name] != before[name]} == {"unet", "scheduler/config"}
 
 
 def test_a_pipeline_is_neither_moved_nor_cast(original):

@@ -1,0 +1,257 @@
+"""Multi-scale structural similarity of all pairs of maps in a group.
+
+Per scale, with Gaussian-weighted means, variances and covariance at each pixel of a pair (x, y) and
+c1 = (0.01 L)^2, c2 = (0.03 L)^2 for a group whose values span a range L:
+
+    cs  = (2 cov_xy + c2) / (var_x + var_y + c2)
+    l   = (2 mean_x mean_y + c1) / (mean_x^2 + mean_y^2 + c1)
+    MS-SSIM(x, y) = prod_{s < last} max(mean cs_s, 0)^beta_s * max(mean l_last cs_last, 0)^beta_last
+
+Wang, Simoncelli and Bovik, "Multi-Scale Structural Similarity for Image Quality Assessment"
+(Asilomar 2003), as NeMo (Hintersdorf et al., NeurIPS 2024) uses it on noise differences, through
+torchmetrics 1.3.2 with `kernel_size=11, betas=(0.33,) * 3, reduction="none", data_range=None`: only
+pixels around which the whole window fits count, scales are halved by 2 x 2 means, and L is taken
+over all pairs of a call, here a group, as the larger range of first and of second members. (Later
+versions of torchmetrics also count the borders at the last scale and give other numbers.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dori_fast import _checks
+from dori_fast._backend import select
+from dori_fast._library import define_op
+from dori_fast.reference import accumulate_dtype
+from dori_fast.reference.ms_ssim import ms_ssim_reference
+
+__all__ = ["MsSsimSettings", "ms_ssim", "ms_ssim_pairs", "ms_ssim_settings"]
+
+# The peer's; the exponents of all scales sum to about 1.
+_BETAS = (0.33, 0.33, 0.33)
+_KERNEL_SIZE, _SIGMA = 11, 1.5
+# Windows below this see little structure; a scale is given up before the window gets so small.
+_COMFORTABLE, _SMALLEST = 5, 3
+_LARGEST, _MOST_SCALES = 11, 8
+
+
+def _fake(
+    maps: Tensor,
+    pairs: Tensor,
+    kernel_size: int,
+    sigma: float,
+    betas: Sequence[float],
+    rescale: bool,
+) -> Tensor:
+    return maps.new_empty((maps.shape[0], pairs.shape[0]), dtype=accumulate_dtype(maps.dtype))
+
+
+def _triton(
+    maps: Tensor,
+    pairs: Tensor,
+    kernel_size: int,
+    sigma: float,
+    betas: Sequence[float],
+    rescale: bool,
+) -> Tensor:
+    from dori_fast.triton_kernels.ms_ssim import ms_ssim_triton
+
+    return ms_ssim_triton(maps, pairs, kernel_size, sigma, betas, rescale)
+
+
+_OP = define_op(
+    "ms_ssim",
+    "(Tensor maps, Tensor pairs, int kernel_size, float sigma, float[] betas, bool rescale)"
+    " -> Tensor",
+    reference=ms_ssim_reference,
+    triton=_triton,
+    fake=_fake,
+)
+
+
+@dataclass(frozen=True)
+class MsSsimSettings:
+    """What MS-SSIM is computed with on maps of one size.
+
+    Attributes:
+        kernel_size: length of the Gaussian window in pixels, odd.
+        sigma: its standard deviation in pixels.
+        betas: exponent of each scale, finest first.
+    """
+
+    kernel_size: int
+    sigma: float
+    betas: tuple[float, ...]
+
+    @property
+    def n_scales(self) -> int:
+        """Number of scales."""
+        return len(self.betas)
+
+
+def ms_ssim_settings(
+    height: int,
+    width: int,
+    kernel_size: int = _KERNEL_SIZE,
+    sigma: float = _SIGMA,
+    betas: Sequence[float] = _BETAS,
+) -> MsSsimSettings:
+    """Return what `ms_ssim` uses on maps [*, height, width]: what is asked for, or what fits.
+
+    The window must fit into the coarsest scale. Where it does not, it becomes the largest odd one
+    that does, its sigma shrinking with it, down to 5 pixels; then scales are given up, coarsest
+    first, and the exponents of the others raised so that their sum stays; last comes a window of 3.
+    The peer's (11 pixels, 3 scales) fits from 44 x 44 on; 32 x 32 gets (7, 3), 16 x 16 (7, 2).
+
+    Args:
+        height: pixels, at least 3.
+        width: pixels, at least 3.
+        kernel_size: window asked for, odd, 3 to 11 pixels.
+        sigma: its standard deviation in pixels, positive.
+        betas: exponents of the scales asked for, 1 to 8 positive numbers.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    _check_settings(kernel_size, sigma, betas)
+    side = min(height, width)
+    for acceptable in (min(_COMFORTABLE, kernel_size), _SMALLEST):
+        for scales in range(len(betas), 0, -1):
+            room = side >> (scales - 1)
+            fitting = min(kernel_size, room - 1 + room % 2)
+            if fitting >= acceptable:
+                raised = sum(betas) / sum(betas[:scales])
+                return MsSsimSettings(
+                    kernel_size=fitting,
+                    sigma=sigma * (fitting / kernel_size),
+                    betas=tuple(float(beta) * raised for beta in betas[:scales]),
+                )
+    _checks.reject("ms_ssim", "maps", f"at least {_SMALLEST} pixels a side", [height, width])
+
+
+def _check_settings(kernel_size: int, sigma: float, betas: Sequence[float]) -> None:
+    op = "ms_ssim"
+    if kernel_size % 2 == 0 or not _SMALLEST <= kernel_size <= _LARGEST:
+        _checks.reject(op, "kernel_size", f"odd, {_SMALLEST} to {_LARGEST}", kernel_size)
+    if not sigma > 0:
+        _checks.reject(op, "sigma", "positive", sigma)
+    if not 1 <= len(betas) <= _MOST_SCALES or not all(beta > 0 for beta in betas):
+        _checks.reject(op, "betas", f"1 to {_MOST_SCALES} positive numbers", tuple(betas))
+
+
+def _check_maps(argument: str, maps: Tensor) -> None:
+    _checks.floating_tensor("ms_ssim", argument, maps)
+    shape = maps.shape
+    if len(shape) != 5 or 0 in shape[2:]:
+        _checks.reject("ms_ssim", argument, "[G, S, C, H, W]", _checks.shape_of(maps))
+
+
+def _compute(
+    maps: Tensor, pairs: Tensor, settings: MsSsimSettings, rescale: bool, backend: str
+) -> Tensor:
+    compute = select(_OP, backend, maps)
+    if compute is not _OP.reference and maps.requires_grad and torch.is_grad_enabled():
+        if backend != "auto":
+            raise RuntimeError(
+                f"ms_ssim: backend '{backend}' has no gradient; use 'auto' or 'reference', or "
+                "detach the maps"
+            )
+        compute = _OP.reference
+    result: Tensor = compute(
+        maps, pairs, settings.kernel_size, settings.sigma, list(settings.betas), rescale
+    )
+    return result
+
+
+def ms_ssim(
+    maps: Tensor,
+    *,
+    kernel_size: int = _KERNEL_SIZE,
+    sigma: float = _SIGMA,
+    betas: Sequence[float] = _BETAS,
+    rescale: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Return the MS-SSIM of all pairs of each group's S maps, with one data range per group.
+
+    Args:
+        maps: [G, S, C, H, W], float32, bfloat16, float16 or float64, any strides; H and W at
+            least 3.
+        kernel_size: Gaussian window in pixels, odd. Smaller maps get a smaller window and fewer
+            scales: `ms_ssim_settings(H, W, ...)` says what is used.
+        sigma: standard deviation of the window in pixels.
+        betas: exponent of each scale, finest first.
+        rescale: stretch each channel of each map to [0, 1] first. A constant channel becomes 0 (the
+            peer divides 0 by 0 there and gets NaN).
+        backend: "auto", or an implementation by name, which then answers or raises.
+
+    Returns:
+        [G, S * (S - 1) / 2] float32 (float64 for float64 maps), pairs in the order of
+        `torch.combinations(torch.arange(S))`. NaN for a group in which a map is not finite or in
+        which nothing has contrast. Differentiable; where gradients are recorded "auto" is the
+        reference.
+
+    Raises:
+        TypeError: maps is not a tensor.
+        ValueError: shape, dtype or a setting does not fit, or the backend is unknown.
+        RuntimeError: the backend asked for cannot serve, or has no gradient where one is recorded.
+
+    Note:
+        Arithmetic in float32 or better. A group's result does not depend on other groups or on the
+        number of threads and repeats bit for bit on one machine.
+    """
+    _check_maps("maps", maps)
+    _, seeds, _, height, width = maps.shape
+    settings = ms_ssim_settings(height, width, kernel_size, sigma, betas)
+    pairs = torch.triu_indices(seeds, seeds, 1, device=maps.device).T.contiguous()
+    return _compute(maps, pairs, settings, rescale, backend)
+
+
+def ms_ssim_pairs(
+    first: Tensor,
+    second: Tensor,
+    *,
+    kernel_size: int = _KERNEL_SIZE,
+    sigma: float = _SIGMA,
+    betas: Sequence[float] = _BETAS,
+    rescale: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Return the MS-SSIM of each map of one stack with its partner in another.
+
+    NeMo compares a prompt's maps before and after blocking neurons, seed by seed; a group is one
+    mask, and all masks may share the maps before.
+
+    Args:
+        first: [G, S, C, H, W], or [S, C, H, W] shared by all groups; as `maps` in `ms_ssim`.
+        second: [G, S, C, H, W], same dtype and device.
+        kernel_size: as in `ms_ssim`, like the other settings.
+        sigma: as in `ms_ssim`.
+        betas: as in `ms_ssim`.
+        rescale: as in `ms_ssim`.
+        backend: as in `ms_ssim`.
+
+    Returns:
+        [G, S] float32 (float64 for float64 maps), otherwise as `ms_ssim`.
+
+    Raises:
+        TypeError: an input is not a tensor.
+        ValueError: shape, dtype, device or a setting does not fit, or the backend is unknown.
+        RuntimeError: the backend asked for cannot serve, or has no gradient where one is recorded.
+    """
+    _check_maps("second", second)
+    _checks.floating_tensor("ms_ssim", "first", first)
+    shape = second.shape
+    if first.shape != shape and first.shape != shape[1:]:
+        expected = f"{list(shape[1:])} or {list(shape)} for second {list(shape)}"
+        _checks.reject("ms_ssim", "first", expected, _checks.shape_of(first))
+    _checks.same_dtype("ms_ssim", "first", first, "second", second)
+    _checks.same_device("ms_ssim", "first", first, "second", second)
+    settings = ms_ssim_settings(shape[-2], shape[-1], kernel_size, sigma, betas)
+    seed = torch.arange(shape[1], device=second.device)
+    pairs = torch.stack([seed, seed + shape[1]], 1)
+    return _compute(torch.cat([first.expand(shape), second], 1), pairs, settings, rescale, backend)

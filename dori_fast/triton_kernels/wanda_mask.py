@@ -1,0 +1,131 @@
+"""Weights whose importance for one set of prompts is among the largest of their row."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase, block_of
+
+
+@triton.jit
+def _wanda_mask_kernel(
+    weight_ptr,
+    act_norm_ptr,
+    base_ptr,
+    mask_ptr,
+    N,
+    count,
+    weight_stride_o,
+    HAS_BASE: tl.constexpr,
+    ACC: tl.constexpr,
+    KEY: tl.constexpr,
+    NAN_KEY: tl.constexpr,
+    TOP_BIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # One program per row, which stays in registers. Bits of non-negative floats order as the floats
+    # do; every NaN ranks above infinity, all alike; -1 is beyond the row.
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    inside = i < N
+    weight = tl.load(weight_ptr + row * weight_stride_o + i, mask=inside, other=0.0).to(ACC)
+    act_norm = tl.load(act_norm_ptr + i, mask=inside, other=0.0).to(ACC)
+    score = tl.abs(weight * act_norm)
+    key = tl.where(score == score, score.to(KEY, bitcast=True), NAN_KEY)
+    key = tl.where(inside, key, -1)
+
+    # The largest key that at least `count` keys reach, found bit by bit.
+    cut = tl.zeros([], KEY)
+    one = cut + 1
+    for bit in range(TOP_BIT, -1, -1):
+        raised = cut | (one << bit)
+        reached = tl.sum((key >= raised).to(tl.int32))
+        cut = tl.where(reached >= count, raised, cut)
+
+    above = key > cut
+    ties = (key == cut).to(tl.int32)
+    room = count - tl.sum(above.to(tl.int32))
+    pruned = above | ((ties == 1) & (tl.cumsum(ties, 0) <= room))
+    if HAS_BASE:
+        base = tl.load(base_ptr + i, mask=inside, other=0.0).to(ACC)
+        pruned = pruned & (score > tl.abs(weight * base))
+    tl.store(mask_ptr + row * N + i, pruned.to(tl.int8), mask=inside)
+
+
+def wanda_mask_triton(
+    weight: Tensor, act_norm: Tensor, base_act_norm: Tensor | None, count: int
+) -> Tensor:
+    """Launch the kernel; arguments and result as in `wanda_mask_reference`."""
+    rows, columns = weight.shape
+    mask = torch.empty(rows, columns, dtype=torch.bool, device=weight.device)
+    if count == 0:
+        return mask.zero_()
+    if mask.numel() == 0:
+        return mask
+    weight = weight if weight.stride(1) == 1 else weight.contiguous()
+    act_norm = act_norm.contiguous()
+    block = block_of(columns, 1 << 20)
+    with torch.cuda.device_of(weight):
+        _wanda_mask_kernel[(rows,)](
+            weight,
+            act_norm,
+            act_norm if base_act_norm is None else base_act_norm.contiguous(),
+            mask.view(torch.int8),
+            columns,
+            count,
+            weight.stride(0),
+            HAS_BASE=base_act_norm is not None,
+            **_constants(wide=weight.dtype == torch.float64),
+            ACC=ACCUMULATE[weight.dtype],
+            BLOCK=block,
+            num_warps=_warps(block),
+        )
+    return mask
+
+
+def _constants(wide: bool) -> dict[str, object]:
+    """Integer type, key of NaN and highest bit of a key, for float64 or float32 scores."""
+    if wide:
+        return {"KEY": tl.int64, "NAN_KEY": 0x7FF0000000000001, "TOP_BIT": 62}
+    return {"KEY": tl.int32, "NAN_KEY": 0x7F800001, "TOP_BIT": 30}
+
+
+def _warps(block: int) -> int:
+    """Enough for a thread to hold no more than 16 elements, while there are threads."""
+    return max(4, min(32, block // 512))
+
+
+def _compile_case(element: str, has_base: bool) -> CompileCase:
+    wide = element == "fp64"
+    norm = "*fp64" if wide else "*fp32"
+    pointers = {"weight_ptr": f"*{element}", "act_norm_ptr": norm, "base_ptr": norm}
+    constexprs = {
+        "HAS_BASE": has_base,
+        "ACC": tl.float64 if wide else tl.float32,
+        **_constants(wide),
+        "BLOCK": 8192,
+    }
+    return CompileCase(
+        name=f"wanda_mask-{element}-{'base' if has_base else 'alone'}",
+        kernel=_wanda_mask_kernel,
+        signature={
+            **pointers,
+            "mask_ptr": "*i8",
+            **dict.fromkeys(("N", "count"), "i32"),
+            "weight_stride_o": "i64",
+            **dict.fromkeys(constexprs, "constexpr"),
+        },
+        constexprs=constexprs,
+        aligned=(*pointers, "mask_ptr", "N", "weight_stride_o"),
+        num_warps=_warps(8192),
+    )
+
+
+COMPILE_CASES = tuple(
+    _compile_case(element, has_base)
+    for element in ("fp32", "bf16", "fp16", "fp64")
+    for has_base in (True, False)
+)
