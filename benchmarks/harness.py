@@ -20,13 +20,17 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 _SHORTEST_SAMPLE = 200e-6
+# A longer call is warm after one, and trying it out again would cost as much as timing it.
+_LONG_CALL = 0.1
 _L2_FLUSH_BYTES = 256 * 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One measurement. `p20`, `p50`, `p80` are percentiles of `metric` in `unit`; `bytes` and
-    `flops` are what the operation needs at least, whoever computes it; `x` is the problem size."""
+    `flops` are what the operation needs at least, whoever computes it; `roofline_pct` is the share
+    of what the machine could do (see `benchmarks.ceilings`); `x` is the problem size; `threads` are
+    those of the CPU, 0 where a GPU computes."""
 
     op: str
     mode: str
@@ -39,6 +43,7 @@ class Row:
     p80: float
     bytes: int
     flops: int
+    roofline_pct: float | None = None
     shape: str
     dtype: str
     threads: int
@@ -91,6 +96,27 @@ def gpu_seconds(call: Callable[[], object], repeats: int) -> float:
     return total / repeats
 
 
+def timer_for(device: str, threads: int) -> Timer:
+    """The timer that fits; CPU time tells only what a single thread needs."""
+    if device == "cuda":
+        return gpu_seconds
+    return cpu_seconds if threads == 1 else wall_seconds
+
+
+def metric_of(timer: Timer) -> str:
+    """What a timer measures, as rows name it."""
+    return "cpu_time" if timer is cpu_seconds else "time"
+
+
+def _repeats(call: Callable[[], object]) -> int:
+    """Warm up; how many calls one sample needs to outlast the clock's resolution."""
+    call()
+    once = wall_seconds(call, 1)
+    if once < _LONG_CALL:
+        once = min(wall_seconds(call, 1) for _ in range(6))
+    return max(1, round(_SHORTEST_SAMPLE / once))
+
+
 def interleave(
     calls: dict[str, Callable[[], object]], timer: Timer, rounds: int
 ) -> dict[str, list[float]]:
@@ -98,11 +124,7 @@ def interleave(
 
     Every round starts with another provider, so none always runs on the caches of the same other.
     """
-    repeats = {}
-    for name, call in calls.items():
-        wall_seconds(call, 3)
-        once = min(wall_seconds(call, 1) for _ in range(5))
-        repeats[name] = max(1, round(_SHORTEST_SAMPLE / once))
+    repeats = {name: _repeats(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for r in range(rounds):
@@ -151,13 +173,21 @@ def commit_id() -> str:
     return done.stdout.strip()
 
 
-def make_row(samples: Sequence[float], *, device: str = "cpu", **facts: Any) -> Row:
-    """A row from samples in the row's unit and its own facts, with those of the machine added."""
+def make_row(
+    samples: Sequence[float], *, device: str = "cpu", threads: int = 1, command: str, **facts: Any
+) -> Row:
+    """A row from samples in the row's unit and its own facts, with those of the machine added.
+
+    `command` makes the row again once it is told where.
+    """
+    on_gpu = device == "cuda"
     p20, p50, p80 = (round(value, 3) for value in percentiles(samples))
     return Row(
         p20=p20,
         p50=p50,
         p80=p80,
+        threads=0 if on_gpu else threads,
+        repro_cmd=f"{command} --device cuda" if on_gpu else f"{command} --threads {threads}",
         machine=machine_name(device),
         versions=library_versions(),
         commit=commit_id(),
@@ -166,17 +196,21 @@ def make_row(samples: Sequence[float], *, device: str = "cpu", **facts: Any) -> 
     )
 
 
-def record(rows: Sequence[Row]) -> Path:
-    """Merge rows into the file of their machine: a new measurement replaces the old one."""
+def record(rows: Sequence[Row], folder: Path | None = None) -> Path:
+    """Merge rows into the file of their machine: a new measurement replaces the old one.
+
+    Rows of an older layout are kept; the columns that they lack are empty.
+    """
+    folder = folder or RESULTS
     slug = re.sub(r"[^a-z0-9]+", "-", rows[0].machine.lower()).strip("-")
-    path = RESULTS / f"{slug}.csv"
+    path = folder / f"{slug}.csv"
     kept: dict[tuple[str, ...], dict[str, object]] = {}
     if path.exists():
         with path.open(newline="") as file:
             for old in csv.DictReader(file):
                 kept[_key(old)] = dict(old)
     kept |= {_key(asdict(row)): asdict(row) for row in rows}
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()

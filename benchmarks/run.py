@@ -11,17 +11,19 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.cases import CASES, BenchCase, Inputs, Shape
+from benchmarks.ceilings import Ceilings
 from dori_fast.testing import assert_close_to_oracle, available_backends, to_oracle
 
 HEADER = (
     f"{'op':21} {'mode':16} {'shape':18} {'dtype':9} {'provider':8} {'p50 us':>9} {'GB/s':>7}"
-    f" {'vs eager':>9} {'goal':>5}"
+    f" {'roof %':>7} {'vs eager':>9} {'goal':>5}"
 )
 
 
@@ -30,7 +32,9 @@ def providers(case: BenchCase, device: str, with_compile: bool) -> dict[str, Cal
     found: dict[str, Callable[..., Tensor]] = {"eager": case.eager}
     if with_compile:
         found["compile"] = torch.compile(case.eager, dynamic=False)
-    kernels = [b for b in available_backends(case.op, device) if b != "reference"]
+    # on a CPU Triton is interpreted, which proves numbers and not speed
+    untimed = {"reference", "triton"} if device == "cpu" else {"reference"}
+    kernels = [b for b in available_backends(case.op, device) if b not in untimed]
     return found | {name: functools.partial(case.ours, name) for name in kernels}
 
 
@@ -55,33 +59,37 @@ def check(case: BenchCase, calls: dict[str, Callable[..., Tensor]], inputs: Inpu
 
 
 def measure(
-    case: BenchCase, shape: Shape, dtype: torch.dtype, options: argparse.Namespace
+    case: BenchCase,
+    shape: Shape,
+    dtype: torch.dtype,
+    options: argparse.Namespace,
+    ceilings: Ceilings,
 ) -> Iterator[harness.Row]:
     """Check and time all providers on one problem."""
     inputs = case.make(shape, dtype, options.device)
     calls = providers(case, options.device, options.compile)
     check(case, calls, inputs)
-    timer = harness.cpu_seconds if options.threads == 1 else harness.wall_seconds
-    timer = harness.gpu_seconds if options.device == "cuda" else timer
+    least = {"bytes": case.traffic(shape, dtype.itemsize), "flops": case.flops(shape)}
+    best = ceilings.seconds(dtype=dtype, **least)
     bound: dict[str, Callable[[], object]] = {
         name: functools.partial(call, *inputs) for name, call in calls.items()
     }
-    for name, samples in harness.interleave(bound, timer, options.rounds).items():
+    for name, samples in harness.interleave(bound, ceilings.timer, options.rounds).items():
         yield harness.make_row(
             [1e6 * value for value in samples],
             device=options.device,
             op=case.op,
             mode=case.mode,
             provider=name,
-            metric="cpu_time" if timer is harness.cpu_seconds else "time",
+            metric=harness.metric_of(ceilings.timer),
             unit="us",
             x=int(inputs[0].numel()),
-            bytes=case.traffic(shape, dtype.itemsize),
-            flops=case.flops(shape),
+            roofline_pct=round(100 * best / harness.percentiles(samples)[1], 1),
+            **least,
             shape="x".join(map(str, shape)),
             dtype=str(dtype).removeprefix("torch."),
             threads=options.threads,
-            repro_cmd=f"python -m benchmarks.run --op {case.op} --threads {options.threads}",
+            command=f"python -m benchmarks.run --op {case.op}",
         )
 
 
@@ -93,8 +101,8 @@ def describe(rows: list[harness.Row], goal: float | None) -> Iterator[tuple[str,
         promised = goal if row.provider in ("cpp", "cuda") else None
         line = (
             f"{row.op:21} {row.mode:16} {row.shape:18} {row.dtype:9} {row.provider:8}"
-            f" {row.p50:9.1f} {row.bytes / row.p50 / 1e3:7.1f} {speedup:8.2f}x"
-            f" {promised or '':>5}"
+            f" {row.p50:9.1f} {row.bytes / row.p50 / 1e3:7.1f} {row.roofline_pct or 0:7.0f}"
+            f" {speedup:8.2f}x {promised or '':>5}"
         )
         yield line, promised is None or speedup >= promised
 
@@ -109,7 +117,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="time torch.compile as well")
     parser.add_argument("--check-first", action="store_true", help="run the tests first")
     parser.add_argument("--enforce", action="store_true", help="fail where a goal is missed")
-    parser.add_argument("--no-write", action="store_true", help="leave results/ alone")
+    parser.add_argument("--no-write", action="store_true", help="leave the results alone")
+    parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder of the CSV")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
 
@@ -123,6 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("tests/ops fail: nothing is timed", file=sys.stderr)
             return 1
     torch.set_num_threads(options.threads)
+    ceilings = Ceilings(options.device, harness.timer_for(options.device, options.threads))
     written: list[harness.Row] = []
     missed = 0
     print(HEADER)
@@ -131,13 +141,13 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         for shape in case.shapes:
             for dtype in case.dtypes:
-                rows = list(measure(case, shape, dtype, options))
+                rows = list(measure(case, shape, dtype, options, ceilings))
                 for line, met in describe(rows, case.goals.get((shape, dtype))):
                     missed += not met
                     print(line if met else f"{line}  MISSED", flush=True)
                 written += rows
     if not options.no_write:
-        print(f"results: {harness.record(written).relative_to(harness.RESULTS.parent.parent)}")
+        print(f"results: {harness.record(written, options.results).name}")
     return 1 if missed and options.enforce else 0
 
 

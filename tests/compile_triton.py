@@ -1,24 +1,30 @@
-"""Compile every Triton kernel for a GPU that is not there and print what came out, as JSON.
+"""Compile every Triton kernel for GPUs that are not there and report what came out.
+
+    python -m tests.compile_triton             the table of docs/codegen.md
+    python -m tests.compile_triton --write     writes it: the figures that the tests hold kernels to
+    python -m tests.compile_triton --json      for the tests
 
 A program of its own: where the interpreter is on, kernels cannot be compiled in the same process.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import pkgutil
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import dori_fast.triton_kernels as room
+from tests.codegen_page import CAPABILITIES, PAGE, page
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -29,18 +35,18 @@ def widest_load(ptx: str) -> int:
     return max((int(count or 1) * int(bits) // 8 for count, bits in loads), default=0)
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers, stack (spills) and shared memory in bytes, as the GPU's assembler reports them."""
+def usage(cubin: bytes) -> dict[str, int]:
+    """Registers and stack (spills) in bytes, as the GPU's assembler reports them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED):(\d+)", report)}
-    return {"registers": found["REG"], "stack": found["STACK"], "shared": found["SHARED"]}
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", report)}
 
 
-def compile_case(case: object, capability: int) -> dict[str, object]:
+def compiled(case: Any, capability: int) -> Any:
+    """The kernel of one case as Triton compiles it."""
     position = {name: (index,) for index, name in enumerate(case.signature)}
     source = ASTSource(
         case.kernel,
@@ -49,22 +55,43 @@ def compile_case(case: object, capability: int) -> dict[str, object]:
         {position[name]: [["tt.divisibility", 16]] for name in case.aligned},
     )
     target = GPUTarget("cuda", capability, 32)
-    kernel = triton.compile(source, target=target, options={"num_warps": case.num_warps})
+    return triton.compile(
+        source, target=target, options={"num_warps": case.num_warps, **case.options}
+    )
+
+
+def report(case: Any, capability: int) -> dict[str, Any]:
+    """What a case became."""
+    kernel = compiled(case, capability)
+    used = usage(kernel.asm["cubin"])
     return {
         "name": case.name,
         "vector_loads": case.vector_loads,
+        "registers": used["REG"],
+        "spills": used["STACK"],
+        # what a launch asks for; the assembler knows only what it reserves itself
+        "shared": kernel.metadata.shared,
         "widest_load": widest_load(kernel.asm["ptx"]),
-        **resources(kernel.asm["cubin"]),
     }
 
 
-def main(capability: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    parser.add_argument("--capability", type=int, action="append", choices=CAPABILITIES)
+    options = parser.parse_args()
     names = [m.name for m in pkgutil.iter_modules(room.__path__) if not m.name.startswith("_")]
     modules = [importlib.import_module(f"{room.__name__}.{name}") for name in names]
     cases = [case for module in modules for case in module.COMPILE_CASES]
-    report = {"stems": names, "cases": [compile_case(case, capability) for case in cases]}
-    print(json.dumps(report))
+    found = {c: [report(case, c) for case in cases] for c in options.capability or CAPABILITIES}
+    if options.json:
+        print(json.dumps(found))
+    elif options.write:
+        PAGE.write_text(page(found, triton.__version__))
+    else:
+        print(page(found, triton.__version__))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()

@@ -24,7 +24,7 @@ FACTS = {
     "shape": "2x3",
     "dtype": "float32",
     "threads": 1,
-    "repro_cmd": "python -m benchmarks.run",
+    "command": "python -m benchmarks.run",
 }
 
 
@@ -34,12 +34,30 @@ def test_a_new_row_replaces_the_old_one_and_leaves_the_rest(
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     first = harness.make_row([1.0, 2.0, 3.0, 4.0, 5.0], **FACTS)
     assert (first.p20, first.p50, first.p80) == (1.8, 3.0, 4.2)
+    assert first.repro_cmd == "python -m benchmarks.run --threads 1" and first.roofline_pct is None
     path = harness.record([first, dataclasses.replace(first, provider="cpp", p50=1.0)])
     assert harness.record([dataclasses.replace(first, p50=9.0)]) == path
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["provider"], row["p50"]) for row in rows] == [("cpp", "1.0"), ("eager", "9.0")]
     assert list(rows[0]) == [field.name for field in dataclasses.fields(harness.Row)]
+
+
+def test_rows_from_before_a_column_was_added_are_kept(tmp_path: Path) -> None:
+    row = harness.make_row([1.0, 2.0], **FACTS, roofline_pct=50.0)
+    path = harness.record([row], tmp_path)
+    with path.open(newline="") as file:
+        old = [{**r, "provider": "cpp"} for r in csv.DictReader(file)]
+    with path.open("w", newline="") as file:
+        names = [name for name in old[0] if name != "roofline_pct"]
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(old)
+    harness.record([row], tmp_path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["provider"], r["roofline_pct"]) for r in rows] == [("cpp", ""), ("eager", "50.0")]
+    assert rows[0]["p50"] == rows[1]["p50"] == "1.5"
 
 
 def test_providers_are_timed_in_turn() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -9,9 +10,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.codegen_page import CAPABILITIES, PAGE, page, recorded, regressions
 from tests.ops.contract import SPECS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,15 +25,17 @@ MOST_REGISTERS = 128
 pytestmark = pytest.mark.codegen
 
 
-@pytest.fixture(scope="module", params=(80, 90), ids=("sm_80", "sm_90"))
-def triton_report(
+@pytest.fixture(scope="module", params=CAPABILITIES, ids="sm_{}".format)
+def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list]:
+) -> tuple[int, list[dict[str, Any]]]:
+    """A capability, and what every Triton kernel became for it."""
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    command = [sys.executable, "-m", "tests.compile_triton", "--json", "--capability"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.compile_triton", str(request.param)],
+        [*command, str(request.param)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -38,24 +43,58 @@ def triton_report(
         timeout=500,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return request.param, json.loads(done.stdout)[str(request.param)]
 
 
 def test_triton_kernels_compile_without_spills_and_load_vectors(
-    triton_report: dict[str, list],
+    compiled: tuple[int, list[dict[str, Any]]],
 ) -> None:
-    for case in triton_report["cases"]:
-        assert case["stack"] == 0, case
+    _, cases = compiled
+    for case in cases:
+        assert case["spills"] == 0, case
         assert case["registers"] <= MOST_REGISTERS, case
         assert case["shared"] <= 48 * 1024, case
         if case["vector_loads"]:
             assert case["widest_load"] == 16, case
-    assert any(not case["vector_loads"] for case in triton_report["cases"])
+    assert any(not case["vector_loads"] for case in cases)
 
 
-def test_every_operator_has_compile_cases(triton_report: dict[str, list]) -> None:
-    compiled = {case["name"].split("-")[0] for case in triton_report["cases"]}
-    assert compiled == set(SPECS)
+def test_no_triton_kernel_costs_more_than_recorded(
+    compiled: tuple[int, list[dict[str, Any]]],
+) -> None:
+    capability, cases = compiled
+    version, tables = recorded(PAGE.read_text())
+    if version != importlib.metadata.version("triton"):
+        pytest.skip(f"recorded with triton {version}")
+    table, remedy = tables[capability], "run python -m tests.compile_triton --write"
+    assert {case["name"] for case in cases} == set(table), f"{PAGE.name} is out of date: {remedy}"
+    worse = {case["name"]: regressions(case, table[case["name"]]) for case in cases}
+    assert not {name: changes for name, changes in worse.items() if changes}, (
+        f"worse than recorded; make it better, or say in the change why not and {remedy}"
+    )
+
+
+def test_the_page_is_read_as_it_is_written() -> None:
+    cases = [
+        {"name": "a-fp32", "registers": 32, "spills": 0, "shared": 64, "widest_load": 16},
+        {"name": "b_-bf16-any", "registers": 40, "spills": 8, "shared": 0, "widest_load": 2},
+    ]
+    version, tables = recorded(page({80: cases[:1], 90: cases}, "3.6.0"))
+    assert version == "3.6.0" and {c: list(t) for c, t in tables.items()} == {
+        80: ["a-fp32"],
+        90: ["a-fp32", "b_-bf16-any"],
+    }
+    before = tables[90]["b_-bf16-any"]
+    assert regressions(cases[1], before) == []
+    assert regressions({**before, "registers": 41, "widest_load": 1}, before) == [
+        "registers 40 -> 41",
+        "widest_load 2 -> 1",
+    ]
+    assert regressions({**before, "spills": 0, "widest_load": 16}, before) == []
+
+
+def test_every_operator_has_compile_cases(compiled: tuple[int, list[dict[str, Any]]]) -> None:
+    assert {case["name"].split("-")[0] for case in compiled[1]} == set(SPECS)
 
 
 def nvcc(source: Path, *flags: str, output: Path) -> str:

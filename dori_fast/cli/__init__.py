@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from dori_fast.cli.bench import bench
 from dori_fast.cli.doctor import doctor
 from dori_fast.cli.exits import USAGE, print_error
 from dori_fast.cli.listing import ls
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(scan)
+app.command()(bench)
 app.command()(doctor)
 app.command()(ls)
 

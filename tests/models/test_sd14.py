@@ -6,72 +6,19 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import dori_fast as df
-
-UNET = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 512,
-}
-TEXT = {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-}
-
-
-def random_weights(build):
-    """A module in float16 whose weights are drawn cheaply, each scaled by its fan-in."""
-    with torch.device("meta"):
-        module = build()
-    module = module.to(torch.float16).to_empty(device="cpu")
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        if not value.is_floating_point():
-            # the text encoder's position ids
-            value.data.copy_(torch.arange(value.numel()).reshape(value.shape))
-        elif value.ndim == 1:
-            value.data.fill_(0.0 if name.endswith("bias") else 1.0)
-        else:
-            value.data.normal_(0, value[0].numel() ** -0.5)
-    return module
+from benchmarks.sd14 import random_pipeline
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     root = tmp_path_factory.mktemp("sd14")
-    torch.manual_seed(0)
-    unet = random_weights(lambda: UNet2DConditionModel(**UNET))
-    assert sum(p.numel() for p in unet.parameters()) == 859_520_964
-    text = random_weights(lambda: CLIPTextModel(CLIPTextConfig(**TEXT)))
-    assert sum(p.numel() for p in text.parameters()) == 123_060_480
-    unet.save_pretrained(root / "unet")
-    text.save_pretrained(root / "text_encoder")
-    random_weights(lambda: AutoencoderKL(**VAE)).save_pretrained(root / "vae")
-    # the scheduler that SD 1.4 ships, not the one that the detectors use
-    PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        steps_offset=1,
-    ).save_pretrained(root / "scheduler")
-    # the embedded model has CLIP's own vocabulary
-    CLIPTokenizer.from_pretrained(df.demo.path() / "tokenizer").save_pretrained(root / "tokenizer")
+    pipe = random_pipeline(torch.float16, "cpu", with_vae=True)
+    assert sum(p.numel() for p in pipe.unet.parameters()) == 859_520_964
+    assert sum(p.numel() for p in pipe.text_encoder.parameters()) == 123_060_480
+    for name, part in vars(pipe).items():
+        part.save_pretrained(root / name)
     (root / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     return root
 
