@@ -55,7 +55,7 @@ def test_another_input_or_model_is_refused(
     with pytest.raises(IntegrityError, match="input_sha256"):
         scanned(model, ["a", "c"], out)
     other = dori_fast.load(save_tiny_sd(tmp_path / "other", seed=1))
-    with pytest.raises(IntegrityError, match=r"model\.weights\.unet/"):
+    with pytest.raises(IntegrityError, match=r"model\.files\.unet/"):
         scanned(other, ["a", "b"], out)
     with pytest.raises(IntegrityError, match=r"detector\.seeds"):
         scanned(model, ["a", "b"], out, seeds=2)
