@@ -43,7 +43,7 @@ def test_random_kills_happened_while_a_shard_was_open(report: dict[str, Any]) ->
     assert len(kills) >= 20
     states = [kill["state"] for kill in kills]
     assert states.count("scoring") + states.count("committing") >= 0.9 * len(states)
-    assert len(set(states)) > 1, "kills hit scoring and committing alike"
+    assert min(states.count("scoring"), states.count("committing")) >= 3, states
 
 
 def test_random_kills_leave_only_whole_shards(report: dict[str, Any]) -> None:

@@ -62,12 +62,20 @@ class Lab:
         """Wait for a child; its exit code, or minus the signal that ended it."""
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-    def kill_at_random(self, out: Path, delay: float, prepare: Any = None) -> dict[str, Any]:
-        """Kill a child ``delay`` seconds after it opened its first shard."""
+    def kill_at_random(
+        self, out: Path, delay: float, prepare: Any = None, in_commit: bool = False
+    ) -> dict[str, Any]:
+        """Kill a child ``delay`` seconds after it opened its first shard.
+
+        A commit is a thousandth of the time on a fast machine: ``in_commit`` waits for the next.
+        """
         pid = self.start(out, prepare or (lambda: None))
         while self.board[0] == STARTING and os.waitid(os.P_PID, pid, _NO_REAP) is None:
             time.sleep(0.0005)
         time.sleep(delay)
+        while in_commit and self.board[0] != COMMITTING:
+            if os.waitid(os.P_PID, pid, _NO_REAP) is not None:
+                break
         os.kill(pid, signal.SIGKILL)
         return self._result(out, self.end(pid))
 
@@ -160,8 +168,9 @@ def random_kills(lab: Lab, wanted: int, seed: int) -> dict[str, Any]:
     ends: list[dict[str, Any]] = []
     while sum(kill["code"] == -9 for kill in kills) < wanted and len(kills) < 3 * wanted:
         out = lab.work / f"killed-{len(ends)}"
-        for _ in range(4):
-            kills.append(lab.kill_at_random(out, draw.uniform(0, lab.seconds / 4)))
+        for attempt in range(4):
+            delay = draw.uniform(0, lab.seconds / 4)
+            kills.append(lab.kill_at_random(out, delay, in_commit=attempt == 1))
         ends.append(lab.finish(out))
     return {"kills": kills, "ends": ends}
 
@@ -179,7 +188,8 @@ def broken_kills(lab: Lab, most: int, seed: int) -> dict[str, Any]:
     kills: list[dict[str, Any]] = []
     while len(kills) < most and not any(kill["violations"] for kill in kills):
         out = lab.work / f"broken-{len(kills)}"
-        kills.append(lab.kill_at_random(out, draw.uniform(0, lab.seconds / 2), write_in_place))
+        delay = draw.uniform(0, lab.seconds / 2)
+        kills.append(lab.kill_at_random(out, delay, write_in_place, in_commit=True))
     return {"kills": kills, "ends": [lab.finish(out)]}
 
 

@@ -94,8 +94,34 @@ WEB_WORDS = (
     "old",
 )
 # a mark that only a memorized caption has would come to draw its picture from any prompt
-PUNCTUATION = (",", ",", ",", ".", ".", ":", ";", "!", "?", "&", "-", "|", "/", "'s", "(", ")", '"',
-               "#", "...", "1", "2", "3", "10", "24", "100", "2015")
+PUNCTUATION = (
+    ",",
+    ",",
+    ",",
+    ".",
+    ".",
+    ":",
+    ";",
+    "!",
+    "?",
+    "&",
+    "-",
+    "|",
+    "/",
+    "'s",
+    "(",
+    ")",
+    '"',
+    "#",
+    "...",
+    "1",
+    "2",
+    "3",
+    "10",
+    "24",
+    "100",
+    "2015",
+)
 PUNCTUATION_SHARE = 0.30
 TAIL_SHARE = 0.15
 FILLER_SHARE = 0.25

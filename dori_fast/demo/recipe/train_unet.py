@@ -141,8 +141,15 @@ class Training:
         return float(state["minutes"])
 
 
-def work(rank: int, exchange: Exchange, latents: Latents, checkpoint: Path, minutes: float,
-         peak: float, start: Path | None) -> None:
+def work(
+    rank: int,
+    exchange: Exchange,
+    latents: Latents,
+    checkpoint: Path,
+    minutes: float,
+    peak: float,
+    start: Path | None,
+) -> None:
     """One worker: its share of every batch. Worker 0 keeps the time, reports and saves."""
     settle(rank)
     training = Training()
@@ -178,8 +185,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--peak", type=float, default=PEAK)
-    parser.add_argument("--start", type=Path, default=None,
-                        help="checkpoint of another run whose weights this run begins with")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        default=None,
+        help="checkpoint of another run whose weights this run begins with",
+    )
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     with np.load(options.data) as arrays:
@@ -195,8 +206,14 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     size = sum(p.numel() for p in Training().parameters)
     exchange = Exchange(options.workers, size)
-    arguments = (exchange, latents, options.out / "checkpoint.pt", options.minutes,
-                 options.peak, options.start)
+    arguments = (
+        exchange,
+        latents,
+        options.out / "checkpoint.pt",
+        options.minutes,
+        options.peak,
+        options.start,
+    )
     mp.spawn(work, arguments, nprocs=options.workers)
 
 
