@@ -89,12 +89,13 @@ def prepare(options: argparse.Namespace) -> Work:
 def check(work: Work, providers: dict[str, Callable[[], Tensor]]) -> None:
     """Refuse to time what does not compute the peers' scores.
 
-    In float32 scores agree to 1e-5. In a half type, rounding inside the network puts noise of a few
-    units of the type's precision, relative to a prediction's norm, on the difference of two.
+    Rounding inside the network puts noise on the difference of two predictions that is relative to
+    their norm, not to the score: a few units of a half type's precision. In float32 scores agree to
+    1e-5, or, where a score is a thousandth of the norm, to a tenth of a unit of the norm.
     """
     expected, eps_norm = peers.scores(work.model, work.prompts, work.noise, work.timestep)
-    half = work.model.dtype in (torch.float16, torch.bfloat16)
-    noise = 4 * torch.finfo(work.model.dtype).eps * eps_norm if half else 0.0
+    units = 4 if work.model.dtype in (torch.float16, torch.bfloat16) else 0.1
+    noise = units * torch.finfo(work.model.dtype).eps * eps_norm
     for name, run in providers.items():
         error = (run() - expected).abs()
         print(
