@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from dori_fast.errors import UsageError
 from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
 from dori_fast.scan.record import (
     Counts,
@@ -26,27 +20,20 @@ from dori_fast.scan.result import ScanResult
 from dori_fast.scan.rows import Reader, Rows
 from dori_fast.scan.run_directory import Resume, RunDirectory
 from dori_fast.scan.score import score_rows, shard_schema
+from dori_fast.scan.settings import (
+    SEEDS,
+    STEPS,
+    Settings,
+    batch_size_of,
+    checked,
+    chosen_detector,
+    limited,
+)
 from dori_fast.scan.signals import Interrupts, interruptible
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
-
-_SEEDS, _STEPS = 4, 1
-
-
-class _Settings(BaseModel):
-    """The arguments of a scan that can be wrong by themselves."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    seeds: Annotated[int, Field(ge=1, le=2**20)]
-    steps: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"]
-    limit: Annotated[int, Field(ge=0)] | None
-    resume: Resume
-    max_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    shard_size: Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -79,8 +66,8 @@ def scan(
     *,
     out: str | Path,
     detector: str | Detector = "wen",
-    seeds: int = _SEEDS,
-    steps: int = _STEPS,
+    seeds: int = SEEDS,
+    steps: int = STEPS,
     column: str | None = None,
     batch_size: int | Literal["auto"] = "auto",
     limit: int | None = None,
@@ -117,7 +104,8 @@ def scan(
         StorageError: the disk refused a write; the same call continues later.
         ScanInterrupted: SIGINT or SIGTERM; the same call continues later.
     """
-    settings = _checked(
+    settings = checked(
+        "scan",
         seeds=seeds,
         steps=steps,
         batch_size=batch_size,
@@ -126,8 +114,8 @@ def scan(
         max_errors=max_errors,
         shard_size=shard_size,
     )
-    chosen = _detector(detector, settings)
-    with prompts_on_disk(prompts) as path, _batch_size(model, settings):
+    chosen = chosen_detector(detector, settings)
+    with prompts_on_disk(prompts) as path, batch_size_of(model, settings):
         reader = open_prompts(path, column)
         described = model.describe()
         identity = make_identity(
@@ -168,12 +156,12 @@ class _Work:
         self._counts = Counts()
         self._scored, self._began, self._skipped = 0, perf_counter(), 0.0
 
-    def finish(self, reader: Reader, settings: _Settings) -> ScanResult:
+    def finish(self, reader: Reader, settings: Settings) -> ScanResult:
         """Do what is not committed yet and close the books."""
         run, earlier = self._run, self._run.record.seconds
         try:
             shards = 0
-            for index, rows in enumerate(_limited(reader, settings)):
+            for index, rows in enumerate(limited(reader, settings)):
                 self._one_shard(index, rows)
                 shards += 1
             over = _over_budget(self._counts, settings.max_errors)
@@ -223,52 +211,6 @@ class _Work:
         share = read - self._skipped
         remaining = seconds * (1 - read) / share if share > 0 else None
         self._on_progress(Progress(position, self._counts.quarantined, scored, seconds, remaining))
-
-
-def _checked(**arguments: object) -> _Settings:
-    try:
-        return _Settings.model_validate(arguments)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"][:1])
-        raise UsageError(f"scan: {name}={first['input']!r}: {first['msg']}") from error
-
-
-def _detector(detector: str | Detector, settings: _Settings) -> Detector:
-    from dori_fast import detect
-
-    if isinstance(detector, str):
-        return detect.get(detector, seeds=settings.seeds, steps=settings.steps)
-    if (settings.seeds, settings.steps) != (_SEEDS, _STEPS):
-        raise UsageError("scan: a detector object has its own seeds and steps — set them there")
-    return detector
-
-
-@contextmanager
-def _batch_size(model: Denoiser, settings: _Settings) -> Iterator[None]:
-    before = model.batch_size
-    if settings.batch_size != "auto":
-        model.batch_size = settings.batch_size
-    try:
-        yield
-    finally:
-        model.batch_size = before
-
-
-def _limited(reader: Reader, settings: _Settings) -> Iterator[Rows]:
-    """The chunks of the first ``limit`` rows; ``fraction`` counts towards them."""
-    limit = math.inf if settings.limit is None else settings.limit
-    whole = math.ceil(limit / settings.shard_size) if limit != math.inf else None
-    for rows in islice(reader.chunks(settings.shard_size), whole):
-        keep = int(min(len(rows), limit - rows.first))
-        fraction = max(rows.fraction, (rows.first + keep) / limit) if limit else 1.0
-        yield Rows(
-            first=rows.first,
-            prompts=rows.prompts[:keep],
-            errors=rows.errors[:keep],
-            extra=rows.extra.slice(0, keep),
-            fraction=fraction,
-        )
 
 
 def _over_budget(counts: Counts, max_errors: float) -> bool:
