@@ -7,6 +7,7 @@ import sys
 import typer
 
 from dori_fast.cli.bench import bench
+from dori_fast.cli.calibrate import calibrate
 from dori_fast.cli.doctor import doctor
 from dori_fast.cli.exits import USAGE, print_error
 from dori_fast.cli.listing import ls
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(scan)
+app.command()(calibrate)
 app.command()(bench)
 app.command()(doctor)
 app.command()(ls)

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from dori_fast.cli.exits import OVER_BUDGET, Debug, reported
-from dori_fast.cli.terminal import Status, format_table, print_result
+from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
-    from dori_fast.scan import ScanResult
-
-# progress bars and advice of the libraries; ours is the only line that is redrawn
-_QUIET = {
-    "TQDM_DISABLE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "DIFFUSERS_VERBOSITY": "error",
-}
+    from dori_fast.scan import Decision, ScanResult
 
 
-def _auto_or_int(text: str) -> int | str:
+def auto_or_int(text: str) -> int | str:
     if text == "auto":
         return text
     try:
@@ -43,7 +34,7 @@ def scan(
     seeds: Annotated[int, typer.Option(help="Noise seeds, shared by all prompts.")] = 4,
     steps: Annotated[int, typer.Option(help="Denoising steps that are scored.")] = 1,
     batch_size: Annotated[
-        Any, typer.Option(parser=_auto_or_int, metavar="auto|N", help="UNet samples at a time.")
+        Any, typer.Option(parser=auto_or_int, metavar="auto|N", help="UNet samples at a time.")
     ] = "auto",
     limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16 or fp64.")] = "auto",
@@ -56,6 +47,10 @@ def scan(
         float, typer.Option(help="Quarantined rows allowed: a fraction if below 1, else a number.")
     ] = 0.01,
     shard_size: Annotated[int, typer.Option(help="Rows per shard, the unit of a commit.")] = 2048,
+    calibration: Annotated[
+        Path | None, typer.Option(help="A file of dori-fast calibrate; flags rows by it.")
+    ] = None,
+    fpr: Annotated[float, typer.Option(help="Wanted share of clean prompts flagged.")] = 0.01,
     top: Annotated[int, typer.Option(help="Most suspicious prompts to print.", min=0)] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
@@ -65,8 +60,7 @@ def scan(
     An interrupted scan is continued by the same command. Exit codes: 0 done, 2 usage, 3 more
     rows quarantined than allowed, 4 integrity or changed configuration, 75 interrupted.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    quiet_libraries()
     with reported(debug), Status() as status:
         from dori_fast.models import load
         from dori_fast.scan import scan as run_scan
@@ -87,9 +81,13 @@ def scan(
             resume=resume,
             max_errors=max_errors,
             shard_size=shard_size,
+            calibration=calibration,
+            fpr=fpr,
             on_progress=status.progress,
         )
         status.say(_summary(result))
+        if result.decision:
+            status.say(decision_line(result.decision))
         print_result(_as_json(result, top) if as_json else _as_table(result, top))
         if result.state == "over_budget":
             raise typer.Exit(OVER_BUDGET)
@@ -105,16 +103,31 @@ def _summary(result: ScanResult) -> str:
     )
 
 
+def decision_line(decision: Decision) -> str:
+    """Threshold, wanted rate, and what the clean prompts gave."""
+    seen, clean = decision.observed, len(decision.calibration.scores)
+    return (
+        f"flagged above {decision.threshold:.4f}: wanted false-positive rate {decision.rate:g},"
+        f" {seen.value:.2%} [{seen.low:.2%}, {seen.high:.2%}] of {clean:,} clean prompts are above"
+    )
+
+
 def _as_table(result: ScanResult, top: int) -> str:
-    rows = [
-        (str(rank), f"{row['score']:.4f}", str(row["row_id"]), row["prompt"])
-        for rank, row in enumerate(result.top(top), 1)
-    ]
-    return format_table(("rank", "score", "row", "prompt"), rows)
+    decided = result.decision is not None
+    names = ("rank", "score", *(("p", "flagged") if decided else ()), "row", "prompt")
+    cells = []
+    for rank, row in enumerate(result.top(top), 1):
+        verdict = (f"{row['p_value']:.2g}", "yes" if row["flagged"] else "no") if decided else ()
+        cells.append(
+            (str(rank), f"{row['score']:.4f}", *verdict, str(row["row_id"]), row["prompt"])
+        )
+    return format_table(names, cells)
 
 
 def _as_json(result: ScanResult, top: int) -> str:
-    keys = ("row_id", "score", "n_tokens", "truncated", "prompt")
+    decision = result.decision
+    verdict = ("p_value", "flagged") if decision else ()
+    keys = ("row_id", "score", "n_tokens", "truncated", "prompt", *verdict)
     return json.dumps(
         {
             "out": str(result.out),
@@ -124,6 +137,7 @@ def _as_json(result: ScanResult, top: int) -> str:
             "scored": result.scored,
             "seconds": round(result.seconds, 3),
             "prompts_per_second": round(result.rate, 3),
+            "decision": decision and {**decision.config(), "threshold": decision.threshold},
             "top": [{key: row[key] for key in keys} for row in result.top(top)],
         }
     )

@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from dori_fast.scan import Progress
 
+_QUIET = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+}
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 # joiners belong to emoji and to Persian and Indic words, and move no text around
 _JOINERS = "\u200c\u200d"
@@ -114,3 +120,9 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def quiet_libraries() -> None:
+    """Silence the libraries' progress bars and advice; ours is the only line that is redrawn."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)

@@ -6,11 +6,21 @@ import sys
 import types
 from typing import Any
 
+from dori_fast.scan.calibrate import CalibrationRecord, Decision, calibrate
 from dori_fast.scan.errors import ScanInterrupted, StorageError
 from dori_fast.scan.result import ScanResult
 from dori_fast.scan.run import Progress, scan
 
-__all__ = ["Progress", "ScanInterrupted", "ScanResult", "StorageError", "scan"]
+__all__ = [
+    "CalibrationRecord",
+    "Decision",
+    "Progress",
+    "ScanInterrupted",
+    "ScanResult",
+    "StorageError",
+    "calibrate",
+    "scan",
+]
 
 
 class _CallableModule(types.ModuleType):

@@ -38,6 +38,7 @@ class RunRecord(BaseModel):
 
     ``identity`` is everything that a row's result depends on, and ``run_hash`` its sha256. The
     rest says where things came from and how it went, and may change when a run is resumed.
+    ``threshold`` is the score above which rows are flagged, in a calibrated scan.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -51,6 +52,7 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     state: Literal["running", "interrupted", "done", "over_budget"] = "running"
     counts: Counts = Field(default_factory=Counts)
+    threshold: float | None = None
     started: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float = 0.0
 
@@ -74,17 +76,24 @@ def make_identity(
     column: str | None,
     limit: int | None,
     shard_size: int,
+    decision: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that the rows of a run depend on, as plain JSON."""
     return {
+        **({"decision": dict(decision)} if decision else {}),
         "schema_version": SCHEMA_VERSION,
         "detector": dict(detector),
-        "model": {key: value for key, value in model.items() if key not in _WHEREABOUTS},
+        "model": model_identity(model),
         "input_sha256": input_sha256,
         "column": column,
         "limit": limit,
         "shard_size": shard_size,
     }
+
+
+def model_identity(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's description its scores depend on."""
+    return {key: value for key, value in described.items() if key not in _WHEREABOUTS}
 
 
 def hash_identity(identity: Mapping[str, Any]) -> str:

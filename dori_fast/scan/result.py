@@ -6,11 +6,14 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.parquet as pq
 
 from dori_fast.scan.record import Counts
+
+if TYPE_CHECKING:
+    from dori_fast.scan.calibrate import Decision
 
 _TOP_COLUMNS = ("row_id", "prompt", "status", "score", "n_tokens", "truncated")
 
@@ -27,6 +30,7 @@ class ScanResult:
         scored: rows computed by this call; the others were there already.
         seconds: time of this call spent on them, reading and writing included.
         state: ``"done"``, or ``"over_budget"`` if more rows were quarantined than allowed.
+        decision: how rows were flagged, in a calibrated scan.
     """
 
     out: Path
@@ -36,6 +40,7 @@ class ScanResult:
     scored: int
     seconds: float
     state: Literal["done", "over_budget"]
+    decision: Decision | None = None
 
     @property
     def rate(self) -> float:
@@ -50,5 +55,6 @@ class ScanResult:
 
     def top(self, n: int = 20) -> list[dict[str, Any]]:
         """The ``n`` highest-scored rows, highest first; among equals the earlier row first."""
-        scored = (row for row in self.rows(*_TOP_COLUMNS) if row["status"] == "ok")
+        columns = (*_TOP_COLUMNS, *(("p_value", "flagged") if self.decision else ()))
+        scored = (row for row in self.rows(*columns) if row["status"] == "ok")
         return heapq.nsmallest(n, scored, key=lambda row: (-row["score"], row["row_id"]))

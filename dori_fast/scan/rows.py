@@ -19,6 +19,8 @@ RESULT_COLUMNS = (
     "score_per_seed",
     "n_tokens",
     "truncated",
+    "p_value",
+    "flagged",
 )
 
 

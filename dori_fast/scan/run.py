@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from dori_fast.errors import UsageError
+from dori_fast.scan.calibrate import CalibrationRecord, Decision
 from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
 from dori_fast.scan.record import (
     Counts,
@@ -21,6 +23,7 @@ from dori_fast.scan.rows import Reader, Rows
 from dori_fast.scan.run_directory import Resume, RunDirectory
 from dori_fast.scan.score import score_rows, shard_schema
 from dori_fast.scan.settings import (
+    FPR,
     SEEDS,
     STEPS,
     Settings,
@@ -74,6 +77,8 @@ def scan(
     resume: Resume = "auto",
     max_errors: float = 0.01,
     shard_size: int = 2048,
+    calibration: str | Path | CalibrationRecord | None = None,
+    fpr: float = FPR,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ScanResult:
     """Score every prompt of an input into a run directory, in constant memory.
@@ -96,11 +101,15 @@ def scan(
             earlier run.
         max_errors: quarantined rows allowed: a fraction if below 1, else a number of rows.
         shard_size: rows per shard.
+        calibration: from :func:`dori_fast.scan.calibrate` with the same model and detector; the
+            rows then have a ``p_value`` and are ``flagged`` or not.
+        fpr: wanted share of clean prompts to be flagged.
         on_progress: called about once a second.
 
     Raises:
         UsageError: wrong arguments, unusable input or output, or another writer.
-        IntegrityError: ``out`` holds a run with another configuration, model or input.
+        IntegrityError: ``out`` holds a run with another configuration, model or input, or the
+            calibration is another model's or detector's.
         StorageError: the disk refused a write; the same call continues later.
         ScanInterrupted: SIGINT or SIGTERM; the same call continues later.
     """
@@ -118,6 +127,7 @@ def scan(
     with prompts_on_disk(prompts) as path, batch_size_of(model, settings):
         reader = open_prompts(path, column)
         described = model.describe()
+        decision = _decision(calibration, fpr, chosen.config(), described)
         identity = make_identity(
             detector=chosen.config(),
             model=described,
@@ -125,6 +135,7 @@ def scan(
             column=reader.column,
             limit=limit,
             shard_size=shard_size,
+            decision=decision.config() if decision else None,
         )
         record = RunRecord(
             run_hash=hash_identity(identity),
@@ -133,10 +144,11 @@ def scan(
             model=described,
             batch_size=model.batch_size,
             versions=library_versions(),
+            threshold=decision.threshold if decision else None,
         )
-        schema = shard_schema(reader.schema)
+        schema = shard_schema(reader.schema, decided=decision is not None)
         with interruptible() as interrupts, RunDirectory(Path(out), record, schema, resume) as run:
-            work = _Work(model, chosen, run, interrupts, on_progress)
+            work = _Work(model, chosen, decision, run, interrupts, on_progress)
             return work.finish(reader, settings)
 
 
@@ -147,11 +159,12 @@ class _Work:
         self,
         model: Denoiser,
         detector: Detector,
+        decision: Decision | None,
         run: RunDirectory,
         interrupts: Interrupts,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self._model, self._detector, self._run = model, detector, run
+        self._model, self._detector, self._decision, self._run = model, detector, decision, run
         self._interrupts, self._on_progress = interrupts, on_progress
         self._counts = Counts()
         self._scored, self._began, self._skipped = 0, perf_counter(), 0.0
@@ -178,7 +191,14 @@ class _Work:
             run.save_record()
         paths = [run.path(i) for i in range(shards)]
         return ScanResult(
-            run.root, paths, run.record.run_hash, self._counts, self._scored, seconds, state
+            run.root,
+            paths,
+            run.record.run_hash,
+            self._counts,
+            self._scored,
+            seconds,
+            state,
+            self._decision,
         )
 
     def _one_shard(self, index: int, rows: Rows) -> None:
@@ -189,7 +209,11 @@ class _Work:
             footer = None
         if footer is None:
             table = score_rows(
-                self._model, self._detector, rows, lambda done: self._report(rows, done)
+                self._model,
+                self._detector,
+                rows,
+                lambda done: self._report(rows, done),
+                self._decision,
             )
             self._interrupts.check()
             footer = self._run.commit(index, table)
@@ -211,6 +235,22 @@ class _Work:
         share = read - self._skipped
         remaining = seconds * (1 - read) / share if share > 0 else None
         self._on_progress(Progress(position, self._counts.quarantined, scored, seconds, remaining))
+
+
+def _decision(
+    calibration: str | Path | CalibrationRecord | None,
+    fpr: float,
+    detector: dict[str, Any],
+    model: dict[str, Any],
+) -> Decision | None:
+    if calibration is None:
+        if fpr != FPR:
+            raise UsageError("scan: a false-positive rate needs a calibration — see calibrate")
+        return None
+    if not isinstance(calibration, CalibrationRecord):
+        calibration = CalibrationRecord.read(calibration)
+    calibration.check(detector, model)
+    return Decision(calibration, fpr)
 
 
 def _over_budget(counts: Counts, max_errors: float) -> bool:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from dori_fast.scan.rows import RESULT_COLUMNS, Rows
+from dori_fast.scan.rows import Rows
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
+    from dori_fast.scan.calibrate import Decision
 
 _RESULT_TYPES = {
     "row_id": pa.int64(),
@@ -25,18 +26,24 @@ _RESULT_TYPES = {
     "n_tokens": pa.int32(),
     "truncated": pa.bool_(),
 }
+_DECISION_TYPES = {"p_value": pa.float64(), "flagged": pa.bool_()}
 # long enough that a batch is not torn, short enough that progress moves
 _BLOCK_SECONDS = 1.0
 
 
-def shard_schema(extra: pa.Schema) -> pa.Schema:
+def shard_schema(extra: pa.Schema, decided: bool = False) -> pa.Schema:
     """The columns of a shard: row_id, prompt, the passed-through columns, then the results."""
-    fields = [pa.field(name, kind) for name, kind in _RESULT_TYPES.items()]
+    types = {**_RESULT_TYPES, **(_DECISION_TYPES if decided else {})}
+    fields = [pa.field(name, kind) for name, kind in types.items()]
     return pa.schema([*fields[:2], *extra, *fields[2:]])
 
 
 def score_rows(
-    model: Denoiser, detector: Detector, rows: Rows, on_block: Callable[[int], None]
+    model: Denoiser,
+    detector: Detector,
+    rows: Rows,
+    on_block: Callable[[int], None],
+    decision: Decision | None = None,
 ) -> pa.Table:
     """Score N rows.
 
@@ -45,13 +52,14 @@ def score_rows(
         detector: its scores must not depend on how prompts are grouped.
         rows: N rows; quarantined ones are carried along unscored.
         on_block: called with the number of rows handled so far, about every second.
+        decision: adds p-values and decisions.
 
     Returns:
         A table of N rows with the columns of :func:`shard_schema`. Scores that are not finite are
         quarantined as ``nonfinite``.
     """
     scorable = [i for i, prompt in enumerate(rows.prompts) if prompt is not None]
-    results: dict[str, list[Any]] = {name: [None] * len(rows) for name in RESULT_COLUMNS}
+    results: dict[str, list[Any]] = {name: [None] * len(rows) for name in _RESULT_TYPES}
     results["row_id"] = list(range(rows.first, rows.first + len(rows)))
     results["prompt"] = rows.prompts
     results["error"] = list(rows.errors)
@@ -69,7 +77,9 @@ def score_rows(
         elif seconds > _BLOCK_SECONDS * 2:
             block = max(model.batch_size, block // 2)
     results["status"] = ["ok" if error is None else "quarantined" for error in results["error"]]
-    return _table(results, rows.extra)
+    if decision is not None:
+        results |= decision.columns(results["score"])
+    return _table(results, rows.extra, decided=decision is not None)
 
 
 def _score_block(
@@ -95,8 +105,8 @@ def _score_block(
             results["error"][place] = error
 
 
-def _table(results: dict[str, list[Any]], extra: pa.Table) -> pa.Table:
-    schema = shard_schema(extra.schema)
+def _table(results: dict[str, list[Any]], extra: pa.Table, decided: bool) -> pa.Table:
+    schema = shard_schema(extra.schema, decided)
     columns = [
         pa.array(results[field.name], field.type)
         if field.name in results

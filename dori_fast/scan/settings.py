@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
 
-SEEDS, STEPS = 4, 1
+SEEDS, STEPS, FPR = 4, 1, 0.01
 
 
 class Settings(BaseModel):
-    """The arguments of a scan that can be wrong by themselves."""
+    """The arguments of a scan or calibration that can be wrong by themselves."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -30,9 +30,9 @@ class Settings(BaseModel):
     steps: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"]
     limit: Annotated[int, Field(ge=0)] | None
-    resume: Resume
-    max_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    shard_size: Annotated[int, Field(ge=1)]
+    resume: Resume = "auto"
+    max_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    shard_size: Annotated[int, Field(ge=1)] = 2048
 
 
 def checked(command: str, **arguments: object) -> Settings:
@@ -52,7 +52,7 @@ def chosen_detector(detector: str | Detector, settings: Settings) -> Detector:
     if isinstance(detector, str):
         return detect.get(detector, seeds=settings.seeds, steps=settings.steps)
     if (settings.seeds, settings.steps) != (SEEDS, STEPS):
-        raise UsageError("scan: a detector object has its own seeds and steps — set them there")
+        raise UsageError("a detector object has its own seeds and steps — set them there")
     return detector
 
 

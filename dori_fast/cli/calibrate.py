@@ -1,0 +1,73 @@
+"""dori-fast calibrate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dori_fast.cli.exits import Debug, reported
+from dori_fast.cli.scan import auto_or_int
+from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
+
+_RATES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0001)
+
+
+def calibrate(
+    prompts: Annotated[Path, typer.Argument(help="Clean prompts; .txt, .csv, .jsonl, .parquet.")],
+    out: Annotated[Path, typer.Option(help="The calibration file to write, JSON.")],
+    model: Annotated[str, typer.Option(help="demo, a diffusers directory or a hub id.")] = "demo",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    column: Annotated[str | None, typer.Option(help="The prompt column, if not found.")] = None,
+    detector: Annotated[str, typer.Option(help="See dori-fast ls detectors.")] = "wen",
+    seeds: Annotated[int, typer.Option(help="Noise seeds, shared by all prompts.")] = 4,
+    steps: Annotated[int, typer.Option(help="Denoising steps that are scored.")] = 1,
+    batch_size: Annotated[
+        Any, typer.Option(parser=auto_or_int, metavar="auto|N", help="UNet samples at a time.")
+    ] = "auto",
+    limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16 or fp64.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Score clean prompts, so that scans can flag rows at a stated false-positive rate.
+
+    Pass the file to scan --calibration, with the same model, detector, seeds and dtype.
+    """
+    quiet_libraries()
+    with reported(debug), Status() as status:
+        from dori_fast.evaluate.calibration import Calibration
+        from dori_fast.models import load
+        from dori_fast.scan import calibrate as run_calibration
+        from dori_fast.scan.read import open_prompts
+
+        open_prompts(prompts, column)
+        record = run_calibration(
+            load(model, revision=revision, dtype=dtype, device=device),
+            prompts,
+            out=out,
+            detector=detector,
+            seeds=seeds,
+            steps=steps,
+            column=column,
+            batch_size=batch_size,
+            limit=limit,
+        )
+        yardstick = Calibration(record.scores)
+        status.say(
+            f"{record.rows:,} rows: {len(record.scores):,} distinct clean prompts,"
+            f" {record.repeated:,} repeated, {record.quarantined:,} quarantined; {out}"
+        )
+        supported = [rate for rate in _RATES if rate >= yardstick.resolution]
+        found = [(r, yardstick.threshold(r), yardstick.false_positive_rate(r)) for r in supported]
+        if as_json:
+            keys = ("rate", "threshold", "low", "high")
+            rates = [dict(zip(keys, (r, t, i.low, i.high), strict=True)) for r, t, i in found]
+            prompts_used = len(record.scores)
+            print_result(json.dumps({"out": str(out), "prompts": prompts_used, "rates": rates}))
+        else:
+            rows = [(f"{r:g}", f"{t:.4f}", f"{i.low:.2%} to {i.high:.2%}") for r, t, i in found]
+            print_result(format_table(("rate", "threshold", "95 % interval"), rows))
