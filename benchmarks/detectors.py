@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -114,9 +115,9 @@ def page(rows: Sequence[Row]) -> str:
     ]
     lines += [
         "",
-        "Hence the defaults: fp32 on the CPU and fp16 (with fp32 accumulation in the ops) on a GPU for"
-        " detectors of the first, noisiest step; `asthana` looks at low noise, where predictions differ"
-        " least, and wants fp32. bf16 is for screening: its noise is ten times that of fp16.",
+        "Hence the defaults: fp32 on the CPU, and fp16 with fp32 accumulation in the ops on a GPU."
+        " `asthana` looks at low noise, where predictions differ least, and wants fp32."
+        " bf16 is for screening: its noise is about ten times that of fp16.",
     ]
     return "\n".join([*lines, ""])
 
@@ -129,14 +130,14 @@ def draw(scores: dict[str, Scores], positives: int) -> None:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 5), layout="constrained")
-    for style, (name, found) in zip(("-", "--", "-.", ":", "-"), scores.items(), strict=False):
+    for style, (name, found) in zip(cycle(("-", "--", "-.", ":")), scores.items(), strict=False):
         fpr, tpr, _ = roc(found[:positives], found[positives:])
         area = auc(found[:positives], found[positives:])
         axis.step(fpr, tpr, style, where="post", label=f"{name}: AUC {area.value:.3f}")
     axis.plot([0, 1], [0, 1], color="0.8", lw=1, zorder=0)
     axis.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1))
     axis.set_title("Detectors on the embedded model, fp32, default settings", fontsize=10)
-    axis.legend(loc="lower right", frameon=False)
+    axis.legend(loc="center right", frameon=False)
     figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
 
