@@ -18,6 +18,9 @@ _RATES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0001)
 def calibrate(
     prompts: Annotated[Path, typer.Argument(help="Clean prompts; .txt, .csv, .jsonl, .parquet.")],
     out: Annotated[Path, typer.Option(help="The calibration file to write, JSON.")],
+    suspicious: Annotated[
+        Path | None, typer.Option(help="Memorized prompts, for scan --cascade.")
+    ] = None,
     model: Annotated[str, typer.Option(help="demo, a diffusers directory or a hub id.")] = "demo",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     column: Annotated[str | None, typer.Option(help="The prompt column, if not found.")] = None,
@@ -55,11 +58,13 @@ def calibrate(
             column=column,
             batch_size=batch_size,
             limit=limit,
+            suspicious=suspicious,
         )
         yardstick = Calibration(record.scores)
         status.say(
             f"{record.rows:,} rows: {len(record.scores):,} distinct clean prompts,"
-            f" {record.repeated:,} repeated, {record.quarantined:,} quarantined; {out}"
+            f" {record.repeated:,} repeated, {record.quarantined:,} quarantined;"
+            f" {len(record.suspicious):,} memorized prompts; {out}"
         )
         supported = [rate for rate in _RATES if rate >= yardstick.resolution]
         found = [(r, yardstick.threshold(r), yardstick.false_positive_rate(r)) for r in supported]

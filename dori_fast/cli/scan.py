@@ -51,6 +51,10 @@ def scan(
         Path | None, typer.Option(help="A file of dori-fast calibrate; flags rows by it.")
     ] = None,
     fpr: Annotated[float, typer.Option(help="Wanted share of clean prompts flagged.")] = 0.01,
+    cascade: Annotated[
+        float | None,
+        typer.Option(help="Stop early, keeping this share of the flagged, such as 0.99."),
+    ] = None,
     top: Annotated[int, typer.Option(help="Most suspicious prompts to print.", min=0)] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
@@ -83,6 +87,7 @@ def scan(
             shard_size=shard_size,
             calibration=calibration,
             fpr=fpr,
+            cascade=cascade,
             on_progress=status.progress,
         )
         status.say(_summary(result))
@@ -95,7 +100,11 @@ def scan(
 
 def _summary(result: ScanResult) -> str:
     counts, there = result.counts, result.counts.rows - result.scored
-    now = f"{result.scored:,} scored now at {result.rate:,.1f} prompts/s"
+    each = result.evaluations / max(1, result.scored)
+    now = (
+        f"{result.scored:,} scored now at {result.rate:,.1f} prompts/s,"
+        f" {each:.2f} UNet evaluations each"
+    )
     return (
         f"{counts.rows:,} rows: {counts.ok:,} ok, {counts.quarantined:,} quarantined;"
         f" {now if result.scored else 'nothing left to score'},"
@@ -136,6 +145,7 @@ def _as_json(result: ScanResult, top: int) -> str:
             **result.counts.model_dump(),
             "scored": result.scored,
             "seconds": round(result.seconds, 3),
+            "unet_evaluations": result.evaluations,
             "prompts_per_second": round(result.rate, 3),
             "decision": decision and {**decision.config(), "threshold": decision.threshold},
             "top": [{key: row[key] for key in keys} for row in result.top(top)],

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from dori_fast.detect.asthana import Asthana
+from dori_fast.detect.cascade import Cascade
 from dori_fast.detect.detector import Detector, PromptScores, SeededDetector
 from dori_fast.detect.nemo import Nemo
 from dori_fast.detect.ren import Ren
@@ -22,6 +23,7 @@ _BUILT_IN: dict[str, type] = {kind.name: kind for kind in (Asthana, Nemo, Ren, S
 
 __all__ = [
     "Asthana",
+    "Cascade",
     "Detector",
     "Nemo",
     "PromptScores",

@@ -23,12 +23,15 @@ class PromptScores:
         per_seed: float32 [P, S], what ``score`` is made of.
         n_tokens: int64 [P], tokens before truncation, begin and end marks included.
         truncated: bool [P].
+        used: int64 [P], how many seeds, from the first, were evaluated where a prompt may be
+            stopped early (``per_seed`` is NaN after them); None if each got all of them.
     """
 
     score: Tensor
     per_seed: Tensor
     n_tokens: Tensor
     truncated: Tensor
+    used: Tensor | None = None
 
 
 class Detector(Protocol):

@@ -15,6 +15,7 @@ prompts), 2 S for each further one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -76,6 +77,12 @@ class Wen(SeededDetector):
         if self.compat:
             return {**config, "images": len(self.seeds), "gen_seed": self.gen_seed}
         return {**config, "seeds": list(self.seeds)}
+
+    def with_seeds(self, seeds: Sequence[int]) -> Wen:
+        """The same detector on other seeds."""
+        other = copy(self)
+        other.seeds = seed_list(self.name, seeds)
+        return other
 
     @torch.no_grad()
     def scores(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dori_fast.errors import IntegrityError, UsageError
@@ -18,7 +20,15 @@ from dori_fast.scan.durable import write_durably
 from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
 from dori_fast.scan.record import differences, library_versions, model_identity
 from dori_fast.scan.score import score_rows
-from dori_fast.scan.settings import SEEDS, STEPS, batch_size_of, checked, chosen_detector, limited
+from dori_fast.scan.settings import (
+    SEEDS,
+    STEPS,
+    Settings,
+    batch_size_of,
+    checked,
+    chosen_detector,
+    limited,
+)
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
@@ -35,6 +45,7 @@ class CalibrationRecord(BaseModel):
         rows: rows read; ``quarantined`` of them could not be scored and ``repeated`` ones had an
             earlier row's prompt: a prompt counts once, or the sample would look larger than it is.
         scores: of the distinct clean prompts, float32 values in the input's order.
+        suspicious: scores per seed of distinct memorized prompts, if some were given.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,6 +60,7 @@ class CalibrationRecord(BaseModel):
     repeated: int
     versions: dict[str, str]
     scores: list[float]
+    suspicious: list[list[float]] = []
 
     @classmethod
     def read(cls, path: str | Path) -> CalibrationRecord:
@@ -102,6 +114,7 @@ class Decision:
         self.calibration = Calibration(record.scores)
         self.threshold = self.calibration.threshold(rate)
         self.rate, self._sha256 = rate, record.sha256
+        self.suspicious = record.suspicious or np.empty((0, 2))
 
     @property
     def observed(self) -> Interval:
@@ -112,14 +125,22 @@ class Decision:
         """What decisions depend on besides the scores, as plain JSON."""
         return {"calibration": self._sha256, "rate": self.rate}
 
-    def columns(self, scores: list[float | None]) -> dict[str, list[Any]]:
-        """``p_value`` and ``flagged`` of scores, None where there is none."""
-        known = [score for score in scores if score is not None]
-        p_values = iter(self.calibration.p_values(known).tolist() if known else [])
+    def columns(self, scores: list[float | None], stopped: list[bool]) -> dict[str, list[Any]]:
+        """``p_value`` and ``flagged`` of scores, None where there is none.
+
+        A prompt that a cascade stopped is not flagged and has no p-value: its score is of fewer
+        seeds than the clean ones'.
+        """
+        p_values = self.calibration.p_values([np.nan if s is None else s for s in scores]).tolist()
+        flagged = [s is not None and s > self.threshold for s in scores]
         return {
-            "p_value": [None if score is None else next(p_values) for score in scores],
+            "p_value": [
+                None if s is None or early else p
+                for s, early, p in zip(scores, stopped, p_values, strict=True)
+            ],
             "flagged": [
-                None if score is None else bool(score > self.threshold) for score in scores
+                None if s is None else above and not early
+                for s, early, above in zip(scores, stopped, flagged, strict=True)
             ],
         }
 
@@ -135,6 +156,7 @@ def calibrate(
     column: str | None = None,
     batch_size: int | Literal["auto"] = "auto",
     limit: int | None = None,
+    suspicious: str | Path | Iterable[object] | None = None,
 ) -> CalibrationRecord:
     """Score a list of clean prompts and keep the scores as a yardstick for scans.
 
@@ -145,6 +167,8 @@ def calibrate(
         model, prompts, detector, seeds, steps, column, batch_size, limit: as in
             :func:`dori_fast.scan`.
         out: the calibration file to write, JSON.
+        suspicious: memorized prompts, for scans that stop early (``cascade``); the share that
+            such a scan states to keep is of prompts like these.
 
     Raises:
         UsageError: wrong arguments, unusable input, or no prompt that can be scored.
@@ -152,31 +176,52 @@ def calibrate(
     """
     settings = checked("calibrate", seeds=seeds, steps=steps, batch_size=batch_size, limit=limit)
     chosen = chosen_detector(detector, settings)
-    with prompts_on_disk(prompts) as path, batch_size_of(model, settings):
-        scores: dict[str, float] = {}
-        rows = quarantined = 0
-        for chunk in limited(open_prompts(path, column), settings):
-            table = score_rows(model, chosen, chunk, lambda done: None)
-            rows += len(table)
-            for prompt, score in zip(
-                table["prompt"].to_pylist(), table["score"].to_pylist(), strict=True
-            ):
-                if score is None:
-                    quarantined += 1
-                else:
-                    scores.setdefault(prompt, score)
-        if not scores:
-            raise UsageError(f"calibrate: none of {rows} rows of {path} could be scored")
-        record = CalibrationRecord(
-            detector=chosen.config(),
-            model=model_identity(model.describe()),
-            input_sha256=file_sha256(path),
-            rows=rows,
-            quarantined=quarantined,
-            repeated=rows - quarantined - len(scores),
-            versions=library_versions(),
-            scores=list(scores.values()),
-        )
+    with batch_size_of(model, settings):
+        clean = _scores(model, chosen, prompts, column, settings)
+        memorized = _scores(model, chosen, suspicious or [], column, settings)
+    if not clean.per_seed:
+        raise UsageError(f"calibrate: none of {clean.rows} rows of {prompts} could be scored")
+    record = CalibrationRecord(
+        detector=chosen.config(),
+        model=model_identity(model.describe()),
+        input_sha256=clean.sha256,
+        rows=clean.rows,
+        quarantined=clean.quarantined,
+        repeated=clean.rows - clean.quarantined - len(clean.per_seed),
+        versions=library_versions(),
+        scores=[score for score, _ in clean.per_seed.values()],
+        suspicious=[seeds for _, seeds in memorized.per_seed.values()],
+    )
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_durably(Path(out), record.write)
     return record
+
+
+@dataclass
+class _Scored:
+    sha256: str
+    rows: int
+    quarantined: int
+    per_seed: dict[str, tuple[float, list[float]]]
+
+
+def _scores(
+    model: Denoiser,
+    detector: Detector,
+    prompts: str | Path | Iterable[object],
+    column: str | None,
+    settings: Settings,
+) -> _Scored:
+    """Scores of the distinct prompts of an input."""
+    with prompts_on_disk(prompts) as path:
+        found = _Scored(file_sha256(path), 0, 0, {})
+        for chunk in limited(open_prompts(path, column), settings):
+            table = score_rows(model, detector, chunk, lambda done: None)
+            found.rows += len(table)
+            columns = (table[name].to_pylist() for name in ("prompt", "score", "score_per_seed"))
+            for prompt, score, per_seed in zip(*columns, strict=True):
+                if score is None:
+                    found.quarantined += 1
+                else:
+                    found.per_seed.setdefault(prompt, (score, per_seed))
+    return found

@@ -31,6 +31,7 @@ class ScanResult:
         seconds: time of this call spent on them, reading and writing included.
         state: ``"done"``, or ``"over_budget"`` if more rows were quarantined than allowed.
         decision: how rows were flagged, in a calibrated scan.
+        evaluations: UNet sample evaluations of this call, padding left out.
     """
 
     out: Path
@@ -41,6 +42,7 @@ class ScanResult:
     seconds: float
     state: Literal["done", "over_budget"]
     decision: Decision | None = None
+    evaluations: int = 0
 
     @property
     def rate(self) -> float:

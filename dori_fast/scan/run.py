@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from dori_fast.errors import UsageError
+from dori_fast.evaluate.futility import futility_bound
 from dori_fast.scan.calibrate import CalibrationRecord, Decision
 from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
 from dori_fast.scan.record import (
@@ -79,6 +80,7 @@ def scan(
     shard_size: int = 2048,
     calibration: str | Path | CalibrationRecord | None = None,
     fpr: float = FPR,
+    cascade: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ScanResult:
     """Score every prompt of an input into a run directory, in constant memory.
@@ -104,6 +106,10 @@ def scan(
         calibration: from :func:`dori_fast.scan.calibrate` with the same model and detector; the
             rows then have a ``p_value`` and are ``flagged`` or not.
         fpr: wanted share of clean prompts to be flagged.
+        cascade: approximate and faster: give up early on prompts that the full test would hardly
+            flag, keeping at least this share of those that it would (needs a calibration with
+            memorized prompts). Kept rows have the full test's score; given-up ones the mean over
+            the seeds that they got, no ``p_value``, and are not ``flagged``.
         on_progress: called about once a second.
 
     Raises:
@@ -128,6 +134,8 @@ def scan(
         reader = open_prompts(path, column)
         described = model.describe()
         decision = _decision(calibration, fpr, chosen.config(), described)
+        if cascade is not None:
+            chosen = _cascade(chosen, decision, cascade)
         identity = make_identity(
             detector=chosen.config(),
             model=described,
@@ -166,7 +174,7 @@ class _Work:
     ) -> None:
         self._model, self._detector, self._decision, self._run = model, detector, decision, run
         self._interrupts, self._on_progress = interrupts, on_progress
-        self._counts = Counts()
+        self._counts, self._evaluations = Counts(), model.engine.evaluations
         self._scored, self._began, self._skipped = 0, perf_counter(), 0.0
 
     def finish(self, reader: Reader, settings: Settings) -> ScanResult:
@@ -199,6 +207,7 @@ class _Work:
             seconds,
             state,
             self._decision,
+            self._model.engine.evaluations - self._evaluations,
         )
 
     def _one_shard(self, index: int, rows: Rows) -> None:
@@ -251,6 +260,16 @@ def _decision(
         calibration = CalibrationRecord.read(calibration)
     calibration.check(detector, model)
     return Decision(calibration, fpr)
+
+
+def _cascade(detector: Detector, decision: Decision | None, keep: float) -> Detector:
+    from dori_fast.detect import Cascade, Wen
+
+    if decision is None:
+        raise UsageError("scan: a cascade needs a calibration with memorized prompts")
+    if not isinstance(detector, Wen):
+        raise UsageError(f"scan: a cascade works with the detector 'wen', not {detector.name!r}")
+    return Cascade(detector, futility_bound(decision.suspicious, decision.threshold, keep))
 
 
 def _over_budget(counts: Counts, max_errors: float) -> bool:

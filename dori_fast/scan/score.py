@@ -63,6 +63,7 @@ def score_rows(
     results["row_id"] = list(range(rows.first, rows.first + len(rows)))
     results["prompt"] = rows.prompts
     results["error"] = list(rows.errors)
+    results["stopped"] = [False] * len(rows)
     start, block = 0, model.batch_size
     while start < len(scorable):
         places = scorable[start : start + block]
@@ -78,7 +79,7 @@ def score_rows(
             block = max(model.batch_size, block // 2)
     results["status"] = ["ok" if error is None else "quarantined" for error in results["error"]]
     if decision is not None:
-        results |= decision.columns(results["score"])
+        results |= decision.columns(results["score"], results["stopped"])
     return _table(results, rows.extra, decided=decision is not None)
 
 
@@ -92,16 +93,20 @@ def _score_block(
     prompts = [rows.prompts[i] or "" for i in places]
     found = detector.scores(model, prompts, positions=[rows.first + i for i in places])
     score, per_seed = np.asarray(found.score), np.asarray(found.per_seed)
-    finite = np.isfinite(score) & np.isfinite(per_seed).all(axis=1)
+    seeds = per_seed.shape[1]
+    used = np.full(len(places), seeds) if found.used is None else np.asarray(found.used)
+    unusable = ~np.isfinite(per_seed) & (np.arange(seeds) < used[:, None])
+    finite = np.isfinite(score) & ~unusable.any(axis=1)
     for row, place in enumerate(places):
         results["n_tokens"][place] = int(found.n_tokens[row])
         results["truncated"][place] = bool(found.truncated[row])
         if finite[row]:
             results["score"][place] = score[row]
-            results["score_per_seed"][place] = per_seed[row]
+            results["score_per_seed"][place] = per_seed[row, : used[row]]
+            results["stopped"][place] = used[row] < seeds
         else:
-            bad = int((~np.isfinite(per_seed[row])).sum())
-            error = f"nonfinite: NaN or infinite scores for {bad} of {per_seed.shape[1]} seeds"
+            bad = int(unusable[row].sum())
+            error = f"nonfinite: NaN or infinite scores for {bad} of {used[row]} seeds"
             results["error"][place] = error
 
 

@@ -1,0 +1,45 @@
+"""When the first seeds of a prompt make a flag unlikely: a bound with a stated miss rate."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dori_fast.errors import UsageError
+
+
+def futility_bound(per_seed: ArrayLike, threshold: float, keep: float) -> float:
+    """The running mean below which a prompt may be given up after any of its seeds but the last.
+
+    Split conformal (Vovk et al., 2005) on the lowest running mean u of a prompt that the full test
+    flags: with n such prompts and the bound at the j-th smallest u, j = floor((1 - keep) (n + 1)),
+    another one, exchangeable with them, is given up with probability at most j / (n + 1). One
+    statistic covers all stages, so nothing is lost to a union over them.
+
+    Args:
+        per_seed: scores [N, S] of memorized prompts; those whose mean exceeds ``threshold`` count.
+        threshold: of the full test, on the mean over S seeds.
+        keep: wanted share of the full test's positives that are kept, 0..1.
+
+    Raises:
+        UsageError: too few positives for ``keep``, or fewer than two seeds.
+    """
+    scores = np.asarray(per_seed, dtype=np.float64)
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise UsageError("cascade: needs scores of two or more seeds per prompt")
+    if not 0 < keep < 1:
+        raise UsageError(f"cascade: the share to keep must be over 0 and under 1, got {keep}")
+    positives = scores[scores.mean(axis=1) > threshold]
+    rank = math.floor((1 - keep) * (len(positives) + 1) * (1 + 1e-12))
+    if rank < 1:
+        needed = math.ceil(1 / (1 - keep) * (1 - 1e-12)) - 1
+        raise UsageError(
+            f"cascade: keeping {keep:g} of the positives needs at least {needed} memorized prompts"
+            f" that the full test flags, this calibration has {len(positives)}; keep less, or"
+            " calibrate with more"
+        )
+    stages = np.arange(1, scores.shape[1])
+    running = positives[:, :-1].cumsum(axis=1) / stages
+    return float(np.sort(running.min(axis=1))[rank - 1])
