@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from dori_fast.models.state import State, TextPart, added_conditions
 from dori_fast.models.text import pad_rows
 from dori_fast.ops import neuron_mask
 
+_log = logging.getLogger(__name__)
 # above this size one sample already keeps a CPU busy, so a padded batch would only cost latency
 _LARGE_MODEL_PARAMETERS = 50_000_000
 
@@ -148,7 +150,23 @@ class Engine:
         return self._in_batches(received, samples.text, samples.which).x
 
     def _in_batches(self, compute: Callable[..., State], *indices: Tensor) -> State:
-        """``compute`` on full batches of the indices [N], N >= 1; the padding is cut off."""
+        """``compute`` on full batches of the indices [N], N >= 1; the padding is cut off.
+
+        Where memory does not suffice, batches are halved from here on, down to one sample.
+        """
+        while True:
+            try:
+                return self._in_full_batches(compute, *indices)
+            except RuntimeError as error:
+                if self.batch_size == 1 or not _out_of_memory(error):
+                    raise
+            # outside the handler, whose traceback would keep the failed batch's tensors
+            self.batch_size //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            _log.warning("out of memory: UNet batches are of %d samples now", self.batch_size)
+
+    def _in_full_batches(self, compute: Callable[..., State], *indices: Tensor) -> State:
         batch, n = self.batch_size, indices[0].shape[0]
         chunks = [
             compute(*(pad_rows(index[start : start + batch], batch) for index in indices))
@@ -236,6 +254,11 @@ class Engine:
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < len(self.layers):
             raise UsageError(f"layer must be 0..{len(self.layers) - 1}, got {layer}")
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # the CPU allocator has no exception of its own
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _auto_batch_size(unet: Any) -> int:

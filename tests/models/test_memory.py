@@ -1,0 +1,60 @@
+"""Out of memory: smaller batches from then on, equal scores, one log line a halving, a floor."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+import dori_fast as df
+from tests.tiny_model import save_tiny_sd
+
+CPU_MESSAGE = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: Any) -> Any:
+    return save_tiny_sd(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def refuse_over(model: Any, samples: int, error: Exception) -> None:
+    """Let the UNet's last layer fail on batches over ``samples``."""
+
+    def check(module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        if args[0].shape[0] > samples:
+            raise error
+
+    model.engine.unet.conv_out.register_forward_pre_hook(check)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError(CPU_MESSAGE)])
+def test_batches_are_halved_until_they_fit(tiny: Any, error: Exception, caplog: Any) -> None:
+    prompts = [f"a cat {i}" for i in range(11)]
+    model, small = df.load(tiny, batch_size=16), df.load(tiny, batch_size=2)
+    refuse_over(model, 2, error)
+    detector = df.detect.Wen(seeds=2)
+    with caplog.at_level(logging.WARNING, "dori_fast"):
+        found = detector.score(model, prompts)
+    assert model.batch_size == 2
+    assert [" ".join(r.message.split()[-6:]) for r in caplog.records] == [
+        f"batches are of {n} samples now" for n in (8, 4, 2)
+    ]
+    torch.testing.assert_close(found, detector.score(small, prompts), rtol=1e-5, atol=1e-6)
+
+
+def test_one_sample_is_the_floor(tiny: Any) -> None:
+    model = df.load(tiny, batch_size=4)
+    refuse_over(model, 0, torch.OutOfMemoryError("CUDA"))
+    with pytest.raises(torch.OutOfMemoryError):
+        df.detect.Wen(seeds=2).score(model, ["a cat"])
+    assert model.batch_size == 1
+
+
+def test_other_errors_pass(tiny: Any) -> None:
+    model = df.load(tiny, batch_size=4)
+    refuse_over(model, 0, RuntimeError("shape mismatch"))
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        df.detect.Wen(seeds=2).score(model, ["a cat"])
+    assert model.batch_size == 4
