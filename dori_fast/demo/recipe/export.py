@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
@@ -38,6 +39,9 @@ def export(checkpoint: Path, vae_dir: Path, raw: Path, out: Path) -> int:
     # transformers loads a text encoder in the dtype its config names; diffusers in float32
     config = out / "text_encoder/config.json"
     config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    # where the autoencoder lay on the training machine
+    config = out / "vae/config.json"
+    config.write_text(re.sub(r'  "_name_or_path": "[^"]*",\n', "", config.read_text()))
     # save_pretrained writes a tokenizer.json twice the size of the two files it was built from
     (out / "tokenizer/tokenizer.json").unlink(missing_ok=True)
     write_tokenizer(raw, out / "tokenizer")
