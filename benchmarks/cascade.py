@@ -53,9 +53,8 @@ def clean_captions() -> list[str]:
     return list(dict.fromkeys(row["prompt"] for row in rows))
 
 
-def kept(full: torch.Tensor, used: torch.Tensor, threshold: float) -> Interval:
+def kept(positive: torch.Tensor, used: torch.Tensor) -> Interval:
     """Share of the full test's positives that got every seed."""
-    positive = full > threshold
     hits = int((positive & (used == SEEDS)).sum())
     return clopper_pearson(hits, int(positive.sum()))
 
@@ -85,7 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     cascade = df.detect.Cascade(full, bound)
 
     unseen = variants(memorized[1])
-    share = kept(full.score(model, unseen), cascade.scores(model, unseen).used, decision.threshold)
+    positive = full.score(model, unseen) > decision.threshold
+    share = kept(positive, cascade.scores(model, unseen).used)
     count = round(options.prompts * MEMORIZED_SHARE)
     prompts = variants(clean[1])[:: len(variants(clean[1])) // (options.prompts - count)]
     prompts = prompts[: options.prompts - count] + unseen[:: len(unseen) // count][:count]
@@ -112,9 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         "memorized_calibration": len(record.suspicious),
         "threshold": decision.threshold,
         "futility_bound": bound,
-        "unseen_memorized_flagged_by_full_test": int(
-            (full.score(model, unseen) > decision.threshold).sum()
-        ),
+        "unseen_memorized_flagged_by_full_test": int(positive.sum()),
         "kept": [share.value, share.low, share.high],
         "prompts": len(prompts),
         "memorized_share": count / len(prompts),

@@ -97,7 +97,7 @@ def page(rows: Sequence[Row]) -> str:
             lines.append(f"| `{r.detector}` | {area} | {rate} |")
     lines += [
         "",
-        "With 73 negatives the rate at 1 % is the rate without any false positive.",
+        f"With {rows[0].negatives} negatives the rate at 1 % is the rate without a false positive.",
         "",
         "## What a dtype does to the scores",
         "",

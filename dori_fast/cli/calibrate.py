@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.scan import auto_or_int
+from dori_fast.cli.options import (
+    AsJson,
+    BatchSize,
+    Column,
+    DetectorName,
+    Device,
+    Dtype,
+    Limit,
+    ModelSource,
+    Revision,
+    Seeds,
+    Steps,
+)
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 _RATES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0001)
@@ -21,19 +33,17 @@ def calibrate(
     suspicious: Annotated[
         Path | None, typer.Option(help="Memorized prompts, for scan --cascade.")
     ] = None,
-    model: Annotated[str, typer.Option(help="demo, a diffusers directory or a hub id.")] = "demo",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    column: Annotated[str | None, typer.Option(help="The prompt column, if not found.")] = None,
-    detector: Annotated[str, typer.Option(help="See dori-fast ls detectors.")] = "wen",
-    seeds: Annotated[int, typer.Option(help="Noise seeds, shared by all prompts.")] = 4,
-    steps: Annotated[int, typer.Option(help="Denoising steps that are scored.")] = 1,
-    batch_size: Annotated[
-        Any, typer.Option(parser=auto_or_int, metavar="auto|N", help="UNet samples at a time.")
-    ] = "auto",
-    limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16 or fp64.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    model: ModelSource = "demo",
+    revision: Revision = None,
+    column: Column = None,
+    detector: DetectorName = "wen",
+    seeds: Seeds = 4,
+    steps: Steps = 1,
+    batch_size: BatchSize = "auto",
+    limit: Limit = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Score clean prompts, so that scans can flag rows at a stated false-positive rate.

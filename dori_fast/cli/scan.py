@@ -4,41 +4,43 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dori_fast.cli.exits import OVER_BUDGET, Debug, reported
+from dori_fast.cli.options import (
+    AsJson,
+    BatchSize,
+    Column,
+    DetectorName,
+    Device,
+    Dtype,
+    Limit,
+    ModelSource,
+    Revision,
+    Seeds,
+    Steps,
+)
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
     from dori_fast.scan import Decision, ScanResult
 
 
-def auto_or_int(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is neither 'auto' nor a whole number") from None
-
-
 def scan(
     prompts: Annotated[Path, typer.Argument(help="A .txt, .csv, .tsv, .jsonl or .parquet file.")],
     out: Annotated[Path, typer.Option(help="The run directory; made if need be.")],
-    model: Annotated[str, typer.Option(help="demo, a diffusers directory or a hub id.")] = "demo",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    column: Annotated[str | None, typer.Option(help="The prompt column, if not found.")] = None,
-    detector: Annotated[str, typer.Option(help="See dori-fast ls detectors.")] = "wen",
-    seeds: Annotated[int, typer.Option(help="Noise seeds, shared by all prompts.")] = 4,
-    steps: Annotated[int, typer.Option(help="Denoising steps that are scored.")] = 1,
-    batch_size: Annotated[
-        Any, typer.Option(parser=auto_or_int, metavar="auto|N", help="UNet samples at a time.")
-    ] = "auto",
-    limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16 or fp64.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    model: ModelSource = "demo",
+    revision: Revision = None,
+    column: Column = None,
+    detector: DetectorName = "wen",
+    seeds: Seeds = 4,
+    steps: Steps = 1,
+    batch_size: BatchSize = "auto",
+    limit: Limit = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     resume: Annotated[
         Literal["auto", "never", "must"],
         typer.Option(help="Continue what is there, want a fresh directory, or want a run."),
@@ -56,7 +58,7 @@ def scan(
         typer.Option(help="Stop early, keeping this share of the flagged, such as 0.99."),
     ] = None,
     top: Annotated[int, typer.Option(help="Most suspicious prompts to print.", min=0)] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Score every prompt of a file and print the most suspicious ones.

@@ -196,6 +196,8 @@ class _Work:
         finally:
             seconds = perf_counter() - self._began
             run.record.counts, run.record.seconds = self._counts, earlier + seconds
+            # halved if memory ran out
+            run.record.batch_size = self._model.batch_size
             run.save_record()
         paths = [run.path(i) for i in range(shards)]
         return ScanResult(

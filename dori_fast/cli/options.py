@@ -1,0 +1,31 @@
+"""Options that several commands take: what is scored, with which model and detector."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def _auto_or_int(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither 'auto' nor a whole number") from None
+
+
+ModelSource = Annotated[str, typer.Option(help="demo, a diffusers directory or a hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+Column = Annotated[str | None, typer.Option(help="The prompt column, if not found.")]
+DetectorName = Annotated[str, typer.Option(help="See dori-fast ls detectors.")]
+Seeds = Annotated[int, typer.Option(help="Noise seeds, shared by all prompts.")]
+Steps = Annotated[int, typer.Option(help="Denoising steps that are scored.")]
+BatchSize = Annotated[
+    Any, typer.Option(parser=_auto_or_int, metavar="auto|N", help="UNet samples at a time.")
+]
+Limit = Annotated[int | None, typer.Option(help="Read only the first rows.")]
+Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16, bf16 or fp64.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
