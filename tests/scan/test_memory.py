@@ -15,7 +15,7 @@ from dori_fast.detect import PromptScores
 from dori_fast.scan import Progress
 from tests.scan.scanning import scanned
 
-ROWS = 120_000
+ROWS = 240_000
 
 
 class Constant:
