@@ -2,7 +2,17 @@
 
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.loading import load
+from dori_fast.models.masks import NeuronMask, WeightMask, stack
 from dori_fast.models.recorder import StatsRecorder, linear_layers
 from dori_fast.models.text import TextCondition
 
-__all__ = ["Denoiser", "StatsRecorder", "TextCondition", "linear_layers", "load"]
+__all__ = [
+    "Denoiser",
+    "NeuronMask",
+    "StatsRecorder",
+    "TextCondition",
+    "WeightMask",
+    "linear_layers",
+    "load",
+    "stack",
+]

@@ -17,10 +17,10 @@ from dori_fast.models import images
 from dori_fast.models.architecture import require_denoiser
 from dori_fast.models.encoders import TextSide, TextSideXL
 from dori_fast.models.engine import Engine
+from dori_fast.models.masks import Masks, NeuronMask, WeightMask
 from dori_fast.models.samples import (
     Samples,
     SharedLatents,
-    ValueMasks,
     all_pairs,
     own_latents,
 )
@@ -70,7 +70,7 @@ class Denoiser:
         self._origin = origin
         self.schedule = Schedule(scheduler_config)
         self.engine = Engine(unet, batch_size, share, attention, picture_size)
-        self._masks: ValueMasks | None = None
+        self._masks: Masks | None = None
         self._shared: OrderedDict[tuple[tuple[int, ...], int], SharedLatents] = OrderedDict()
 
     @property
@@ -177,25 +177,24 @@ class Denoiser:
         """Names of the cross-attention modules, in the order in which the UNet runs them."""
         return self.engine.layers
 
-    def masked(self, masks: ValueMasks) -> Denoiser:
-        """A view of this model with neurons of cross-attention values scaled; nothing is changed.
+    def masked(self, mask: NeuronMask | WeightMask) -> Denoiser:
+        """A view of this model with neurons or weights switched off; nothing is changed.
 
         With one mask (M = 1) all prompts have it. With more, prompt i of every ``encode`` and
-        ``condition`` has mask i, so there must be as many prompts as masks.
+        ``condition`` has mask i, so there must be as many prompts as masks. Masks of a view add
+        up with those that it has already.
 
         Raises:
-            UsageError: this is a masked view already, or a layer or width does not fit.
+            UsageError: a layer or width does not fit, or the numbers of masks do not.
         """
-        if self._masks is not None:
-            raise UsageError("masked: this model has masks already; join them into one first")
-        self.engine.check_masks(masks)
+        self.engine.check_mask(mask)
         view = copy.copy(self)
-        view._masks, view._shared = masks, OrderedDict()
+        view._masks, view._shared = (self._masks or Masks()).joined(mask), OrderedDict()
         return view
 
     @property
     def _one_mask_each(self) -> bool:
-        return self._masks is not None and self._masks.one_each
+        return self._masks is not None and len(self._masks) > 1
 
     def _check_one_mask_each(self, prompts: int) -> None:
         if self._masks is not None and len(self._masks) not in (1, prompts):

@@ -12,11 +12,12 @@ from torch import Tensor
 from dori_fast.errors import UsageError
 from dori_fast.models.architecture import refusal
 from dori_fast.models.attention import choose, math
+from dori_fast.models.masking import check_mask, masked
+from dori_fast.models.masks import NeuronMask, WeightMask
 from dori_fast.models.program import Program
-from dori_fast.models.samples import Samples, SharedLatents, ValueMasks
+from dori_fast.models.samples import Samples, SharedLatents
 from dori_fast.models.state import State, TextPart, added_conditions
 from dori_fast.models.text import pad_rows
-from dori_fast.ops import neuron_mask
 
 _log = logging.getLogger(__name__)
 # above this size one sample already keeps a CPU busy, so a padded batch would only cost latency
@@ -212,34 +213,11 @@ class Engine:
             pooled = None if samples.pooled is None else samples.pooled[rows]
             parts.append(program.text_part(samples.unique[rows], pooled, samples.shared.timestep))
         part = TextPart.join(parts).take(position.to(device))
-        if samples.masks is None:
-            return part
-        masked = [
-            (k, self._masked(v, samples.masks, name, text))
-            for name, (k, v) in zip(program.names, part.keys_values, strict=True)
-        ]
-        return TextPart(masked, part.biases)
+        return part if samples.masks is None else masked(program, part, samples.masks, text)
 
-    @staticmethod
-    def _masked(value: Tensor, masks: ValueMasks, name: str, text: Tensor) -> Tensor:
-        scale = masks.scales.get(name)
-        if scale is None:
-            return value
-        rows = torch.zeros_like(text) if scale.shape[0] == 1 else text
-        return neuron_mask(value, scale.to(value)[rows.to(value.device)])
-
-    def check_masks(self, masks: ValueMasks) -> None:
-        """Refuse masks whose layers or widths are not this UNet's."""
-        widths = self._known_program().value_widths
-        for name, scale in masks.scales.items():
-            if name not in widths:
-                raise UsageError(f"masked: no cross-attention {name!r}; see model.layers")
-            if scale.ndim != 2 or scale.shape[1] != widths[name]:
-                raise UsageError(
-                    f"masked: {name} needs factors [M, {widths[name]}], got {list(scale.shape)}"
-                )
-            if scale.shape[0] not in (1, len(masks)):
-                raise UsageError(f"masked: {name} has {scale.shape[0]} masks, not {len(masks)}")
+    def check_mask(self, mask: NeuronMask | WeightMask) -> None:
+        """Refuse a mask whose layers or widths are not this UNet's."""
+        check_mask(self._known_program(), mask)
 
     def _differentiable(self) -> Program:
         """The program with an attention that has a forward derivative."""

@@ -33,10 +33,23 @@ _TIMESTEPS_KEPT = 64
 
 @dataclass(frozen=True)
 class Stage:
-    """One step on a state, given the time biases or (``cross`` set) an attention's keys, values."""
+    """One step on a state.
+
+    It is given the time biases, or an attention's keys and values (``cross`` is set to the number
+    of the transformer layer), or the weights that a feed-forward lacks (``forward`` is).
+    """
 
     run: Run
     cross: int | None = None
+    forward: int | None = None
+
+    def takes(self, text: TextPart | None, biases: TimeBiases | None) -> Any:
+        """What it is given besides the state."""
+        if text is not None and self.cross is not None:
+            return text.keys_values[self.cross]
+        if text is not None and self.forward is not None:
+            return text.pruned.get(self.forward)
+        return biases
 
 
 class Program:
@@ -45,6 +58,7 @@ class Program:
     Attributes:
         cross: for each cross-attention, in order, the number of its stage.
         names: their names in the UNet, in the same order.
+        second_linears: second linear layer of each feed-forward by name, in the same order.
     """
 
     def __init__(
@@ -58,6 +72,7 @@ class Program:
         self._picture_size = picture_size
         self._text_in_time = unet.config.addition_embed_type == "text_time"
         self._attentions: list[Any] = []
+        self._forwards: list[Any] = []
         self._resnets: list[Any] = []
         self._stages: list[Stage] = []
         self.cross: list[int] = []
@@ -68,6 +83,7 @@ class Program:
         self._build(unet)
         names = {module: name for name, module in unet.named_modules()}
         self.names = [names[attention] for attention in self._attentions]
+        self.second_linears = {f"{names[ff]}.net.2": ff.net[2] for ff in self._forwards}
         self._kept_biases: OrderedDict[int, TimeBiases] = OrderedDict()
 
     def prefix(self, latents: Tensor, timestep: int) -> State:
@@ -103,12 +119,11 @@ class Program:
         self, state: State, text: TextPart | None, timestep: int, start: int, stop: int
     ) -> State:
         """Stages ``start`` to ``stop - 1``."""
-        keys_values = [] if text is None else text.keys_values
         biases = None if text is None else text.biases
         if biases is None and not self._text_in_time:
             biases = self._time_biases(timestep)
         for stage in self._stages[start:stop]:
-            state = stage.run(state, biases if stage.cross is None else keys_values[stage.cross])
+            state = stage.run(state, stage.takes(text, biases))
         return state
 
     def text_part(self, text: Tensor, pooled: Tensor | None, timestep: int) -> TextPart:
@@ -174,8 +189,8 @@ class Program:
         for module in (unet.conv_norm_out, unet.conv_act, unet.conv_out):
             self._module(module)
 
-    def _add(self, run: stages.Run, cross: int | None = None) -> None:
-        self._stages.append(Stage(run, cross))
+    def _add(self, run: Run, cross: int | None = None, forward: int | None = None) -> None:
+        self._stages.append(Stage(run, cross, forward))
 
     def _module(self, module: Any) -> None:
         self._add(lambda state, _: State(module(state.x), state.kept))
@@ -217,7 +232,9 @@ class Program:
             self._text_comes_in()
             self.cross.append(len(self._stages))
             cross = stages.cross_attention(layer.attn2, self._attention)
-            self._add(cross, cross=len(self._attentions))
+            number = len(self._attentions)
+            self._add(cross, cross=number)
+            self._add(stages.feed_forward(layer), forward=number)
             self._attentions.append(layer.attn2)
-            self._add(stages.feed_forward(layer))
+            self._forwards.append(layer.ff)
         self._add(stages.leave(transformer))

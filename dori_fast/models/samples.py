@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
+from dori_fast.models.masks import Masks
 from dori_fast.models.state import State
 from dori_fast.models.text import TextCondition
-from dori_fast.models.weights import tensors_sha256
 
 
 @dataclass(eq=False)
@@ -38,40 +37,16 @@ class SharedLatents:
 
 
 @dataclass(frozen=True)
-class ValueMasks:
-    """Factors on the output neurons of cross-attention value projections.
-
-    Attributes:
-        scales: by name of the cross-attention module, [M, C] factors; M = 1 for one mask for all
-            prompts, else one mask per text row. Layers that are not named keep their values.
-    """
-
-    scales: Mapping[str, Tensor]
-
-    def __len__(self) -> int:
-        return max((scale.shape[0] for scale in self.scales.values()), default=1)
-
-    def sha256(self) -> str:
-        """Hash of names and factors, for the record of what a score depends on."""
-        return tensors_sha256(self.scales)
-
-    @property
-    def one_each(self) -> bool:
-        """Whether each prompt has a mask of its own."""
-        return len(self) > 1
-
-
-@dataclass(frozen=True)
 class Samples:
     """N samples of P prompts on S latents.
 
     Attributes:
         unique: [U, T, D] text embeddings.
         pooled: [U, E] pooled text embeddings (SDXL), or None.
-        text: int64 [N] on the CPU, each sample's row of ``unique`` (and of the masks).
+        text: int64 [N] on the CPU, each sample's row of ``unique`` (and its mask, if M > 1).
         shared: the latents.
         which: int64 [N] on the CPU, each sample's latent.
-        masks: on the value projections, or None.
+        masks: one for all samples (M = 1) or one per row of ``unique``; or None.
     """
 
     unique: Tensor
@@ -79,10 +54,10 @@ class Samples:
     text: Tensor
     shared: SharedLatents
     which: Tensor
-    masks: ValueMasks | None = None
+    masks: Masks | None = None
 
 
-def all_pairs(condition: TextCondition, shared: SharedLatents, masks: ValueMasks | None) -> Samples:
+def all_pairs(condition: TextCondition, shared: SharedLatents, masks: Masks | None) -> Samples:
     """P x S samples: every prompt on every latent, prompts outermost."""
     text = condition.index.repeat_interleave(len(shared))
     which = torch.arange(len(shared)).repeat(len(condition))
@@ -90,7 +65,7 @@ def all_pairs(condition: TextCondition, shared: SharedLatents, masks: ValueMasks
 
 
 def own_latents(
-    condition: TextCondition, latents: Tensor, timestep: int, masks: ValueMasks | None
+    condition: TextCondition, latents: Tensor, timestep: int, masks: Masks | None
 ) -> Samples:
     """P x S samples: every prompt on its own S latents, of latents [P, S, C, H, W]."""
     prompts, seeds = latents.shape[:2]

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dori_fast.models import joins
 from dori_fast.models.attention import Attention
-from dori_fast.models.state import State, TimeBiases
+from dori_fast.models.state import Pruned, State, TimeBiases
 
 Run = Callable[[State, Any], State]
-"""A step: on the state, and on the time biases or an attention's keys and values."""
+"""A step: on the state, and on what its :class:`~dori_fast.models.program.Stage` takes besides."""
 
 
 def resnet(module: Any) -> Run:
@@ -117,7 +118,27 @@ def cross_attention(module: Any, attention: Attention) -> Run:
 
 def feed_forward(layer: Any) -> Run:
     """The feed-forward part of a transformer layer, with its norm and residual."""
-    return lambda state, _: State(layer.ff(layer.norm3(state.x)) + state.x, state.kept)
+
+    def run(state: State, pruned: Pruned | None) -> State:
+        h = layer.norm3(state.x)
+        h = layer.ff(h) if pruned is None else _pruned_feed_forward(layer.ff, h, pruned)
+        return State(h + state.x, state.kept)
+
+    return run
+
+
+def _pruned_feed_forward(ff: Any, x: Tensor, pruned: Pruned) -> Tensor:
+    """Feed-forward on [N, HW, C] whose second linear layer lacks weights."""
+    first, dropout, second = ff.net
+    h = dropout(first(x))
+    if pruned.same:
+        return F.linear(h, pruned.weight(second.weight, 0), second.bias)
+    # one by one, so that no sample's rounding depends on its neighbours
+    weights = {row: pruned.weight(second.weight, row) for row in set(pruned.rows)}
+    outputs = [
+        F.linear(h[n : n + 1], weights[row], second.bias) for n, row in enumerate(pruned.rows)
+    ]
+    return torch.cat(outputs)
 
 
 def _attend(module: Any, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

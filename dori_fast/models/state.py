@@ -6,7 +6,8 @@ is given to many samples by indexing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -54,16 +55,40 @@ class State:
 
 
 @dataclass(frozen=True)
+class Pruned:
+    """Weights that a linear layer lacks, the same for all N samples or each sample's own.
+
+    Attributes:
+        mask: bool [M, O, I], True where a weight is 0.
+        rows: each sample's mask, N of them.
+    """
+
+    mask: Tensor
+    rows: tuple[int, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether all samples have the same mask."""
+        return len(self.mask) == 1
+
+    def weight(self, weight: Tensor, row: int) -> Tensor:
+        """Weights [O, I] under mask ``row``."""
+        return weight.masked_fill(self.mask[row].to(weight.device), 0)
+
+
+@dataclass(frozen=True)
 class TextPart:
-    """What the text contributes to an evaluation.
+    """What the text, and the masks that go with it, contribute to an evaluation.
 
     Attributes:
         keys_values: keys and values [N, T, C] of every cross-attention, in order.
         biases: [N, C] by resnet, where the time embedding takes in the text (SDXL); else None.
+        pruned: by number of the transformer layer, what its second feed-forward linear lacks.
     """
 
     keys_values: list[tuple[Tensor, Tensor]]
     biases: TimeBiases | None = None
+    pruned: Mapping[int, Pruned] = field(default_factory=dict)
 
     def take(self, rows: Tensor) -> TextPart:
         """The part of the given rows: int64 indices [M], repeats allowed."""
