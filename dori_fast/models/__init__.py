@@ -4,11 +4,13 @@ from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.loading import load
 from dori_fast.models.masks import NeuronMask, WeightMask, stack
 from dori_fast.models.recorder import StatsRecorder, linear_layers
+from dori_fast.models.samples import SharedLatents
 from dori_fast.models.text import TextCondition
 
 __all__ = [
     "Denoiser",
     "NeuronMask",
+    "SharedLatents",
     "StatsRecorder",
     "TextCondition",
     "WeightMask",

@@ -1,9 +1,13 @@
-"""What a denoiser can be asked besides its predictions: attention, and derivatives."""
+"""What a denoiser can be asked besides its predictions: attention, values, derivatives."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
+from dori_fast.errors import UsageError
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.text import TextCondition
 
@@ -54,3 +58,38 @@ def epsilon_jvp(
     directions = tangents.flatten(0, 1).to(model.dtype)
     slope = model.engine.jvp(samples, directions)
     return model.schedule.epsilon(slope, directions, timestep).reshape(tangents.shape)
+
+
+@torch.no_grad()
+def value_magnitudes(
+    model: Denoiser, condition: TextCondition, layers: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """Mean magnitude over all tokens of the value neurons of cross-attentions.
+
+    Values depend on the text alone, so no UNet is run. Each distinct prompt is projected by
+    itself: the magnitudes do not depend on the others.
+
+    Args:
+        model: the denoiser.
+        condition: P prompts.
+        layers: names of cross-attentions, by default all of ``model.layers``.
+
+    Returns:
+        By name, [P, C] in model dtype.
+
+    Raises:
+        UsageError: no such layer, or an architecture whose layers are not known.
+    """
+    known = model.layers
+    chosen = known if layers is None else list(layers)
+    for name in chosen:
+        if name not in known:
+            raise UsageError(f"no cross-attention {name!r}; there are {', '.join(known)}")
+    found = {}
+    for name in chosen:
+        project = model.unet.get_submodule(name).to_v
+        rows = [project(text).abs().mean(0) for text in condition.unique]
+        width = project.out_features
+        each = torch.stack(rows) if rows else condition.unique.new_zeros(0, width)
+        found[name] = each[condition.index.to(each.device)]
+    return found

@@ -35,6 +35,13 @@ class SharedLatents:
     def __len__(self) -> int:
         return self.latents.shape[0]
 
+    def take(self, rows: Tensor) -> SharedLatents:
+        """Those of the given latents alone: int64 [R] on the CPU."""
+        rows = rows.to(self.latents.device)
+        state = None if self.state is None else self.state.take(rows)
+        uncond = None if self.uncond is None else self.uncond[rows]
+        return SharedLatents(self.latents[rows], self.timestep, state, self.layer, uncond)
+
 
 @dataclass(frozen=True)
 class Samples:
