@@ -19,7 +19,8 @@ before it; outcomes are guessed ahead (:mod:`dori_fast.prune.refine`); equal mas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -55,7 +56,8 @@ class NeMo:
             precision is that of the model here.
         threshold: similarity above which noise differences are alike.
         theta_end: z-score, below 5, before which the search for candidates gives up.
-        width: masks scored at once at most, by default as many as fill a batch; 1 tests one by one.
+        width: masks scored at once at most, by default as many as the device needs to be busy: on
+            a GPU those that fill a batch, on a CPU one, whose seeds are enough. 1 tests one by one.
     """
 
     name = "nemo"
@@ -115,6 +117,15 @@ class NeMo:
         Raises:
             UsageError: as :meth:`localize`.
         """
+        with _batches_of(model, self._at_once(model, _SEEDS) * _SEEDS):
+            return self._search(model, prompt)
+
+    def _at_once(self, model: Denoiser, seeds: int) -> int:
+        """Masks to be scored at once."""
+        busy = _SEEDS if model.device.type == "cpu" else model.batch_size
+        return self._width or max(1, busy // seeds)
+
+    def _search(self, model: Denoiser, prompt: str) -> Search:
         layers, before = self.layers(model), model.engine.evaluations
         condition = model.encode([prompt])
         noise, timestep = self._noise(model)
@@ -148,7 +159,7 @@ class NeMo:
         layers: Sequence[str],
     ) -> Scorer:
         rows = torch.tensor(kept)
-        width = self._width or max(1, model.batch_size // len(kept))
+        width = self._at_once(model, len(kept))
         part = shared.take(rows)
         return Scorer(model, condition, part, delta[rows.to(delta.device)], layers, width)
 
@@ -194,6 +205,17 @@ class NeMo:
                 if not similarity > self.threshold:
                     return rung, similarity
         return rungs[-1], similarities[-1]
+
+
+@contextmanager
+def _batches_of(model: Denoiser, samples: int) -> Iterator[None]:
+    """UNet batches no larger than this for a while: padding costs as much as samples do."""
+    before = model.batch_size
+    model.batch_size = min(before, samples)
+    try:
+        yield
+    finally:
+        model.batch_size = before
 
 
 def _most_alike(delta: Tensor) -> Tensor:
