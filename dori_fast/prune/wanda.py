@@ -17,16 +17,17 @@ batch: the unconditional half of a prompt's run, and the empty prompt's twice. W
 on the prompt is done once. The empty prompt's run needs one evaluation per (seed, step), as its two
 halves are equal, and serves all prompts; its first step is also every prompt's unconditional first
 step. UNet evaluations for P prompts, S seeds and n steps: S n + P S (2 n - 1), where the released
-code spends 4 P S N on all of its N = 51 steps.
+code spends 4 P S N on all of its N = 51 steps. With B base prompts: S + (B + P) S (2 n - 1).
 
 Different from the released code: timesteps are DDIM's (its pipeline's PNDM evaluates the second one
-twice), sums are in float64 and scores in float32 (it computes them in float16), noise is drawn on
-the CPU.
+twice), sums are in float64 and scores in float32 or wider (it computes them in float16), noise is
+drawn on the CPU from the seed alone. For SDXL, whose unconditional half is not the empty prompt,
+the base is that half's condition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -71,6 +72,10 @@ class Wanda:
         seeds: how many seeds (0, 1, ...), or the seeds themselves; the released code has one.
         guidance: guidance scale of the runs; with 1 there is no unconditional half.
         select_ratio: a weight is pruned if more than this share of the steps marks it.
+        base: prompts to compare with; None is the empty prompt. The mean of their runs stands for
+            the released code's one base prompt per target prompt.
+        both_halves: count the unconditional half of guidance too, as the released code does. The
+            runs are guided either way.
         joint: one mask for all prompts; else one for each.
     """
 
@@ -83,11 +88,15 @@ class Wanda:
         seeds: int | Sequence[int] = 1,
         guidance: float = 7.5,
         select_ratio: float = 0.0,
+        base: Sequence[str] | None = None,
+        both_halves: bool = True,
         joint: bool = True,
     ) -> None:
         self.sparsity, self.steps, self.total_steps = sparsity, steps, total_steps
         self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
         self.guidance, self.select_ratio, self.joint = guidance, select_ratio, joint
+        self.base = None if base is None else tuple(base)
+        self.guided, self.both_halves = guidance != 1.0, both_halves and guidance != 1.0
         if not 0 <= sparsity <= 1 or not 0 <= select_ratio < 1:
             raise UsageError(
                 "wanda: sparsity must be in 0..1 and select_ratio in 0..1 without 1,"
@@ -95,6 +104,8 @@ class Wanda:
             )
         if not 1 <= steps <= total_steps:
             raise UsageError(f"wanda: steps must be 1..{total_steps} (total_steps), got {steps}")
+        if self.base == ():
+            raise UsageError("wanda: base must have prompts, or be None for the empty one")
         if not self.seeds:
             raise UsageError("wanda: at least one seed is needed")
 
@@ -116,12 +127,8 @@ class Wanda:
         if not prompts:
             raise UsageError("wanda: no prompts")
         before = model.engine.evaluations
-        empty = self._walk(model, partial(_observed, model, model.unconditional))
-        base = [seen.energies for seen in empty]
-        # as many prompts as fill a batch
-        at_once = max(1, model.batch_size // len(self.seeds))
-        parts = (prompts[i : i + at_once] for i in range(0, len(prompts), at_once))
-        targets = (self._target(model, model.encode(part), empty[0]) for part in parts)
+        base, start = self._base(model)
+        targets = self._targets(model, prompts, start)
         if self.joint:
             mask = self._mask(weights, _summed(targets), base, len(prompts))
         else:
@@ -145,6 +152,31 @@ class Wanda:
             )
         return weights
 
+    def _base(self, model: Denoiser) -> tuple[list[Energies], _Seen | None]:
+        """Mean sums of squares of the base prompts, [1, 4C] by layer for each step.
+
+        With it the unconditional half of everybody's first step, where runs are guided.
+        """
+        unconditional = partial(_observed, model, model.unconditional)
+        if self.base is None:
+            empty = self._walk(model, unconditional)
+            # its halves are equal
+            halves = 2 if self.both_halves else 1
+            return [_times(halves, seen.energies) for seen in empty], empty[0]
+        start = None
+        if self.guided:
+            start = unconditional(model.noise(self.seeds), model.timesteps(self.total_steps)[0])
+        total = _summed(self._targets(model, self.base, start))
+        return [_times(1 / len(self.base), energies) for energies in total], start
+
+    def _targets(
+        self, model: Denoiser, prompts: Sequence[str], start: _Seen | None
+    ) -> Iterator[list[Energies]]:
+        """Sums of squares of prompts, as many at a time as fill a batch."""
+        at_once = max(1, model.batch_size // len(self.seeds))
+        for i in range(0, len(prompts), at_once):
+            yield self._target(model, model.encode(prompts[i : i + at_once]), start)
+
     def _walk(self, model: Denoiser, observed: Callable[[Tensor, int], _Seen]) -> list[_Seen]:
         """What is observed at each step along a run from the noise of the seeds."""
         timesteps = [*model.timesteps(self.total_steps), -1][: self.steps + 1]
@@ -154,21 +186,21 @@ class Wanda:
             latents = model.schedule.step(found[-1].eps, latents, t, t_prev).to(model.dtype)
         return found
 
-    def _target(self, model: Denoiser, condition: TextCondition, start: _Seen) -> list[Energies]:
-        """Sums of squares at each step of P prompts' guided runs, both halves together.
-
-        ``start`` is the unconditional half of their first step, the same for all.
-        """
+    def _target(
+        self, model: Denoiser, condition: TextCondition, start: _Seen | None
+    ) -> list[Energies]:
+        """Sums of squares at each step of P prompts' runs, both halves together if they count."""
         empty = model.unconditional.repeat(len(condition))
 
         def observed(latents: Tensor, timestep: int) -> _Seen:
             cond = _observed(model, condition, latents, timestep)
-            if self.guidance == 1.0:
+            if not self.guided:
                 return cond
             first = latents.ndim == 4
-            uncond = start if first else _observed(model, empty, latents, timestep)
+            uncond = start if first and start else _observed(model, empty, latents, timestep)
             eps = uncond.eps + self.guidance * (cond.eps - uncond.eps)
-            return _Seen(eps, _added(cond.energies, uncond.energies))
+            both = self.both_halves
+            return _Seen(eps, _added(cond.energies, uncond.energies) if both else cond.energies)
 
         return [seen.energies for seen in self._walk(model, observed)]
 
@@ -180,14 +212,12 @@ class Wanda:
         prompts: int,
     ) -> WeightMask:
         """A mask for each of the target's rows, each of which sums up so many prompts."""
-        # the empty prompt's run for each of them, with both halves
-        runs = prompts * (1 if self.guidance == 1.0 else 2)
         pruned = {}
         for name, weight in weights.items():
             rows = len(target[0][name])
             votes = torch.zeros(rows, *weight.shape, dtype=torch.int32, device=weight.device)
             for step, base_step in zip(target, base, strict=True):
-                base_norm = (runs * base_step[name][0]).sqrt()
+                base_norm = (prompts * base_step[name][0]).sqrt()
                 for vote, energy in zip(votes, step[name], strict=True):
                     vote += wanda_mask(
                         weight, energy.sqrt(), self.sparsity, base_act_norm=base_norm
@@ -220,6 +250,10 @@ def token_energies(activations: Tensor) -> Tensor:
 
 def _added(one: Energies, two: Energies) -> Energies:
     return {name: energy + two[name] for name, energy in one.items()}
+
+
+def _times(factor: float, energies: Energies) -> Energies:
+    return {name: factor * energy for name, energy in energies.items()}
 
 
 def _summed(targets: Iterable[list[Energies]]) -> list[Energies]:

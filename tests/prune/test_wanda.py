@@ -27,7 +27,7 @@ def model(tiny):
     return df.load(tiny, device="cpu", dtype="float64", batch_size=8)
 
 
-def released_norms(model, prompts, seeds, steps, total_steps, guidance):
+def released_norms(model, prompts, seeds, steps, total_steps, guidance, both_halves=True):
     """Column norms of unit-length inputs by (step, layer), and the UNet evaluations spent.
 
     One prompt and seed at a time, both halves of guidance in one batch, whose every token counts.
@@ -38,7 +38,8 @@ def released_norms(model, prompts, seeds, steps, total_steps, guidance):
 
     def record(name):
         def hook(module, args):
-            rows = torch.nn.functional.normalize(args[0].reshape(-1, args[0].shape[-1]), dim=1)
+            counted = args[0] if both_halves else args[0][-1:]
+            rows = torch.nn.functional.normalize(counted.reshape(-1, counted.shape[-1]), dim=1)
             squares[step, name] = squares[step, name] + rows.square().sum(0)
 
         return hook
@@ -68,16 +69,28 @@ def released_norms(model, prompts, seeds, steps, total_steps, guidance):
 
 
 def released_mask(
-    model, prompts, *, sparsity, steps, total_steps, seeds, guidance=7.5, select_ratio=0.0
+    model,
+    prompts,
+    *,
+    sparsity,
+    steps,
+    total_steps,
+    seeds,
+    guidance=7.5,
+    select_ratio=0.0,
+    base=None,
+    both_halves=True,
 ):
     """Bool [O, I] by layer; sorts as the released code does."""
-    walk = (range(seeds), steps, total_steps, guidance)
+    walk = (range(seeds), steps, total_steps, guidance, both_halves)
     target, _ = released_norms(model, prompts, *walk)
-    base, _ = released_norms(model, [""] * len(prompts), *walk)
+    # as many base prompts as target prompts, which the released code walks through in pairs
+    base = [""] * len(prompts) if base is None else base
+    base_norms, _ = released_norms(model, base, *walk)
     votes = defaultdict(float)
     for (step, name), norm in target.items():
         weight = model.unet.get_submodule(name).weight.detach().abs()
-        score, base_score = weight * norm, weight * base[step, name]
+        score, base_score = weight * norm, weight * base_norms[step, name]
         order = torch.sort(score, dim=1, descending=True).indices
         mask = torch.zeros_like(score)
         mask.scatter_(1, order[:, : int(sparsity * score.shape[1])], 1)
@@ -92,7 +105,18 @@ def assert_same(mask, row, expected):
     assert any(pruned.any() for pruned in expected.values())
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance": 1.0}, {"select_ratio": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance": 1.0},
+        {"select_ratio": 0.5},
+        {"both_halves": False},
+        {"base": ["a dog", "the tree", "a sea", "one cloud"]},
+        {"base": ["a dog", "the tree", "a sea", "one cloud"], "guidance": 1.0},
+    ],
+    ids=str,
+)
 def test_joint_masks_are_those_of_the_released_procedure(model, options):
     options = {**OPTIONS, **options}
     mask = df.prune.Wanda(**options).localize(model, PROMPTS)
@@ -125,6 +149,22 @@ def test_other_predictions_walk_by_their_epsilon(model, prediction, monkeypatch)
         assert_same(mask, 1, released_mask(model, PROMPTS[1:2], **OPTIONS))
     finally:
         model.schedule._ddim.register_to_config(prediction_type="epsilon")
+
+
+def test_evaluations_with_base_prompts(model):
+    found = df.prune.Wanda(**OPTIONS, base=["a dog", "a tree"]).run(model, PROMPTS)
+    seeds, steps = OPTIONS["seeds"], OPTIONS["steps"]
+    assert found.evaluations == seeds + (2 + len(PROMPTS)) * seeds * (2 * steps - 1)
+    unguided = df.prune.Wanda(**OPTIONS, guidance=1.0, base=["a dog"]).run(model, PROMPTS)
+    assert unguided.evaluations == (1 + len(PROMPTS)) * seeds * steps
+
+
+def test_base_prompts_are_averaged(model):
+    one = df.prune.Wanda(**OPTIONS, base=["a dog"]).localize(model, PROMPTS)
+    twice = df.prune.Wanda(**OPTIONS, base=["a dog"] * 4).localize(model, PROMPTS)
+    empty = df.prune.Wanda(**OPTIONS).localize(model, PROMPTS)
+    spelled_out = df.prune.Wanda(**OPTIONS, base=[""]).localize(model, PROMPTS)
+    assert one.sha256() == twice.sha256() != empty.sha256() == spelled_out.sha256()
 
 
 @pytest.mark.parametrize("joint", [True, False])
@@ -171,6 +211,8 @@ def test_requests_that_cannot_be_carried_out(model):
         df.prune.Wanda(steps=51)
     with pytest.raises(UsageError, match="sparsity must be in 0..1"):
         df.prune.Wanda(sparsity=1.5)
+    with pytest.raises(UsageError, match="base must have prompts"):
+        df.prune.Wanda(base=[])
     with pytest.raises(UsageError, match="at least one seed"):
         df.prune.Wanda(seeds=[])
     layer = model.layers[0]
