@@ -33,6 +33,7 @@ FORBIDDEN = {
     "triton_kernels": {"diffusers", "transformers"},
     "models": {"typer", "rich", "pyarrow"},
     "detect": {"typer", "rich", "pyarrow", "pathlib"},
+    "prune": {"typer", "rich", "pyarrow", "pathlib"},
 }
 
 

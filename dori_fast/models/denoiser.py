@@ -177,6 +177,11 @@ class Denoiser:
         """Names of the cross-attention modules, in the order in which the UNet runs them."""
         return self.engine.layers
 
+    @property
+    def masks(self) -> Masks | None:
+        """The masks of this view, or None."""
+        return self._masks
+
     def masked(self, mask: NeuronMask | WeightMask) -> Denoiser:
         """A view of this model with neurons or weights switched off; nothing is changed.
 

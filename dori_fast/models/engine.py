@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dori_fast.errors import UsageError
 from dori_fast.models.architecture import refusal
@@ -16,6 +16,7 @@ from dori_fast.models.masking import check_mask, masked
 from dori_fast.models.masks import NeuronMask, WeightMask
 from dori_fast.models.program import Program
 from dori_fast.models.samples import Samples, SharedLatents
+from dori_fast.models.stages import Observe
 from dori_fast.models.state import State, TextPart, added_conditions
 from dori_fast.models.text import pad_rows
 
@@ -47,12 +48,12 @@ class Engine:
         self.unet = unet
         self.evaluations = 0
         self.not_shared = refusal(unet) if share else "switched off"
-        name, kernel = choose(attention, unet.device, unet.dtype)
+        name, self._kernel = choose(attention, unet.device, unet.dtype)
         self.attention = name if self.not_shared is None else "own"
         self._picture_size = picture_size
         self._program = None
         if self.not_shared is None:
-            self._program = Program(unet, kernel, picture_size)
+            self._program = Program(unet, self._kernel, picture_size)
         self.batch_size = _auto_batch_size(unet) if batch_size == "auto" else int(batch_size)
 
     @property
@@ -70,6 +71,11 @@ class Engine:
     def layers(self) -> list[str]:
         """Names of the cross-attention modules, in the order in which the UNet runs them."""
         return self._known_program().names
+
+    @property
+    def second_linears(self) -> dict[str, nn.Module]:
+        """The second linear layer of each feed-forward by name, in the same order."""
+        return self._known_program().second_linears
 
     @torch.no_grad()
     def share(self, latents: Tensor, timestep: int) -> SharedLatents:
@@ -136,6 +142,26 @@ class Engine:
 
         order = torch.arange(len(tangents))
         return self._in_batches(derivative, samples.text, samples.which, order).x
+
+    @torch.no_grad()
+    def observe(self, samples: Samples, observe: Observe) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs [N, C, H, W], and what ``observe`` makes of each feed-forward's hidden layer.
+
+        It is given the inputs of :attr:`second_linears`, [B, HW, 4C], a batch at a time, and must
+        treat every sample by itself: batches are padded, and what comes of the padding is cut off.
+        """
+        self._known_program()
+        program = Program(self.unet, self._kernel, self._picture_size, observe)
+        self.evaluations += len(samples.text)
+
+        def finished(text: Tensor, which: Tensor) -> State:
+            shared = samples.shared
+            state = self._prefix(program, shared, which)
+            part = self._text_part(program, samples, text)
+            return program.finish(state, part, shared.timestep, shared.layer)
+
+        state = self._in_batches(finished, samples.text, samples.which)
+        return state.x, dict(zip(program.second_linears, reversed(state.kept), strict=True))
 
     @torch.no_grad()
     def token_attention(self, samples: Samples, layer: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""What a denoiser can be asked besides its predictions: attention, values, derivatives."""
+"""What a denoiser can be asked besides its predictions: attention, activations, derivatives."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +34,37 @@ def token_attention(
     """
     received = model.engine.token_attention(model.samples(condition, latents, timestep), layer)
     return received.reshape(len(condition), latents.shape[-4], -1)
+
+
+def feed_forward_inputs(
+    model: Denoiser,
+    condition: TextCondition,
+    latents: Tensor,
+    timestep: int,
+    observe: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Noise predictions, and what enters the second linear layer of each feed-forward.
+
+    Args:
+        model: the denoiser.
+        condition: P prompts.
+        latents: [S, C, H, W], shared by all prompts, or [P, S, C, H, W].
+        timestep: index into ``alphas_cumprod``.
+        observe: from activations [N, HW, 4C] to what is wanted of them, [N, *], each sample by
+            itself; only this is kept.
+
+    Returns:
+        [P, S, C, H, W] as ``model.epsilon`` has it, and [P, S, *] by name of the linear layer.
+
+    Raises:
+        UsageError: an architecture whose layers are not known.
+    """
+    samples = model.samples(condition, latents, timestep)
+    output, seen = model.engine.observe(samples, observe)
+    pairs = (len(condition), latents.shape[-4])
+    x_t = samples.shared.latents[samples.which.to(model.device)]
+    eps = model.schedule.epsilon(output, x_t, timestep).unflatten(0, pairs)
+    return eps, {name: value.unflatten(0, pairs) for name, value in seen.items()}
 
 
 def epsilon_jvp(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dori_fast.models import joins, stages
 from dori_fast.models.attention import Attention, sdpa
-from dori_fast.models.stages import Run
+from dori_fast.models.stages import Observe, Run
 from dori_fast.models.state import State, TextPart, TimeBiases, added_conditions
 
 _TIMESTEPS_KEPT = 64
@@ -66,8 +66,10 @@ class Program:
         unet: Any,
         attention: Attention = sdpa,
         picture_size: tuple[int, int] = (0, 0),
+        observe: Observe | None = None,
     ) -> None:
         self._unet = unet
+        self._observe = observe
         self._attention = attention
         self._picture_size = picture_size
         self._text_in_time = unet.config.addition_embed_type == "text_time"
@@ -96,7 +98,11 @@ class Program:
 
     def suffix(self, state: State, text: TextPart, timestep: int, start: int = 0) -> Tensor:
         """The network's output [N, C, H, W] from a place on; see :meth:`between`."""
-        return self._run(state, text, timestep, self._place(start), len(self._stages)).x
+        return self.finish(state, text, timestep, start).x
+
+    def finish(self, state: State, text: TextPart, timestep: int, start: int = 0) -> State:
+        """The output, and what was put aside of each feed-forward, the last one first."""
+        return self._run(state, text, timestep, self._place(start), len(self._stages))
 
     def _place(self, start: int) -> int:
         return self.cross[start] if start else self._first
@@ -234,7 +240,7 @@ class Program:
             cross = stages.cross_attention(layer.attn2, self._attention)
             number = len(self._attentions)
             self._add(cross, cross=number)
-            self._add(stages.feed_forward(layer), forward=number)
+            self._add(stages.feed_forward(layer, self._observe), forward=number)
             self._attentions.append(layer.attn2)
             self._forwards.append(layer.ff)
         self._add(stages.leave(transformer))

@@ -16,6 +16,9 @@ from dori_fast.models.state import Pruned, State, TimeBiases
 Run = Callable[[State, Any], State]
 """A step: on the state, and on what its :class:`~dori_fast.models.program.Stage` takes besides."""
 
+Observe = Callable[[Tensor], Tensor]
+"""What is wanted of activations [N, *]: a tensor with the same samples in front."""
+
 
 def resnet(module: Any) -> Run:
     """A residual block on a picture [N, C, H, W]."""
@@ -116,21 +119,28 @@ def cross_attention(module: Any, attention: Attention) -> Run:
     return run
 
 
-def feed_forward(layer: Any) -> Run:
-    """The feed-forward part of a transformer layer, with its norm and residual."""
+def feed_forward(layer: Any, observe: Observe | None = None) -> Run:
+    """The feed-forward part of a transformer layer, with its norm and residual.
+
+    What ``observe`` makes of the inputs [N, HW, 4C] of the second linear layer is put aside.
+    """
 
     def run(state: State, pruned: Pruned | None) -> State:
         h = layer.norm3(state.x)
-        h = layer.ff(h) if pruned is None else _pruned_feed_forward(layer.ff, h, pruned)
+        if pruned is None and observe is None:
+            return State(layer.ff(h) + state.x, state.kept)
+        first, dropout, second = layer.ff.net
+        h = dropout(first(h))
+        if observe is not None:
+            state = state.with_aside(observe(h))
+        h = second(h) if pruned is None else _pruned_linear(second, h, pruned)
         return State(h + state.x, state.kept)
 
     return run
 
 
-def _pruned_feed_forward(ff: Any, x: Tensor, pruned: Pruned) -> Tensor:
-    """Feed-forward on [N, HW, C] whose second linear layer lacks weights."""
-    first, dropout, second = ff.net
-    h = dropout(first(x))
+def _pruned_linear(second: Any, h: Tensor, pruned: Pruned) -> Tensor:
+    """A linear layer on [N, HW, I] that lacks weights."""
     if pruned.same:
         return F.linear(h, pruned.weight(second.weight, 0), second.bias)
     # one by one, so that no sample's rounding depends on its neighbours

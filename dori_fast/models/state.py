@@ -39,6 +39,10 @@ class State:
         """Keep ``tensors`` and go on with the current activation."""
         return State(self.x, (*self.kept, *tensors))
 
+    def with_aside(self, tensor: Tensor) -> State:
+        """Put ``tensor`` below all that is kept, where no later stage comes back to it."""
+        return State(self.x, (tensor, *self.kept))
+
     def pop(self) -> tuple[Tensor, State]:
         """The activation kept last, and the state without it."""
         return self.kept[-1], State(self.x, self.kept[:-1])

@@ -1,0 +1,142 @@
+"""Masks put into the weights of a network that others run, and taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dori_fast.errors import UsageError
+from dori_fast.models.denoiser import Denoiser
+from dori_fast.models.masks import NeuronMask, WeightMask
+
+
+class Applied:
+    """Parameters of a network that were overwritten, with what is needed to undo it.
+
+    As a context manager it undoes it at the end. Several are undone in the reverse of their order.
+    """
+
+    def __init__(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite the named parameters in place."""
+        parameters = {name: network.get_parameter(name) for name in tensors}
+        self._saved = {name: p.detach().clone() for name, p in parameters.items()}
+        self._network = network
+        self._write(tensors)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters that are changed."""
+        return tuple(self._saved)
+
+    def restore(self) -> None:
+        """Put the old values back, bit for bit; a second call does nothing."""
+        self._write(self._saved)
+        self._saved = {}
+
+    @torch.no_grad()
+    def _write(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self._network.get_parameter(name).copy_(tensor)
+
+    def __enter__(self) -> Applied:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.restore()
+
+
+def apply_(mask: NeuronMask | WeightMask, target: Any) -> Applied:
+    """Put a mask into the weights of a UNet, or of a pipeline's UNet, in place.
+
+    Pruned weights become 0. Scaled neurons get scaled rows (and biases) of their value projection,
+    which is the same as scaling what comes out. No hooks are left behind, so that the network can
+    be saved or compiled; whoever does not want the original back drops what is returned.
+
+    >>> with apply_(mask, pipe):
+    ...     pruned = pipe(prompt).images
+
+    Args:
+        mask: one mask, M = 1.
+        target: a UNet2DConditionModel, or a pipeline with one.
+
+    Raises:
+        UsageError: M > 1, a Denoiser, a layer that is not there or does not fit, or one with an
+            adapter or pruned by torch.
+    """
+    unet = unet_of(target)
+    return Applied(unet, masked_parameters(mask, unet))
+
+
+def unet_of(target: Any) -> nn.Module:
+    """The UNet of a pipeline, or the network itself."""
+    if isinstance(target, Denoiser):
+        raise UsageError(
+            "a Denoiser takes masks as a view: model.masked(mask); to change weights, pass the"
+            " pipeline, or model.unet before the model is used"
+        )
+    unet = getattr(target, "unet", target)
+    if not isinstance(unet, nn.Module):
+        raise UsageError(f"pass a UNet or a pipeline with one, got {type(target).__name__}")
+    return unet
+
+
+def masked_layers(mask: NeuronMask | WeightMask, unet: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers that one mask (M = 1) changes, by the mask's own names.
+
+    Raises:
+        UsageError: as :func:`apply_` says.
+    """
+    if len(mask) != 1:
+        raise UsageError(f"{len(mask)} masks for one network: pick one, mask[i], or mask.any()")
+    scaled = isinstance(mask, NeuronMask)
+    layers = {}
+    for name, changed in mask.counts().items():
+        layer = _linear(unet, f"{name}.to_v" if scaled else name)
+        shape = mask.scales[name].shape if isinstance(mask, NeuronMask) else mask.pruned[name].shape
+        if shape[1:] != layer.weight.shape[: len(shape) - 1]:
+            raise UsageError(
+                f"{name}: the mask is for {list(shape[1:])}, weights are {list(layer.weight.shape)}"
+            )
+        if changed.item():
+            layers[name] = layer
+    return layers
+
+
+def masked_parameters(mask: NeuronMask | WeightMask, unet: nn.Module) -> dict[str, Tensor]:
+    """The parameters that one mask (M = 1) changes, by name, as they are under it."""
+    found = {}
+    for name, layer in masked_layers(mask, unet).items():
+        weight = layer.weight.detach()
+        if isinstance(mask, WeightMask):
+            pruned = mask.pruned[name][0].to(weight.device)
+            found[f"{name}.weight"] = weight.masked_fill(pruned, 0)
+            continue
+        scale = mask.scales[name][0].to(weight)
+        found[f"{name}.to_v.weight"] = scale[:, None] * weight
+        if layer.bias is not None:
+            found[f"{name}.to_v.bias"] = scale * layer.bias.detach()
+    return found
+
+
+def _linear(unet: nn.Module, name: str) -> nn.Linear:
+    try:
+        layer = unet.get_submodule(name)
+    except AttributeError:
+        raise UsageError(f"{type(unet).__name__} has no layer {name!r}") from None
+    if not isinstance(layer, nn.Linear):
+        raise UsageError(f"{name} has an adapter; fuse it (pipe.fuse_lora()) and unload it first")
+    if not isinstance(layer.weight, nn.Parameter):
+        raise UsageError(
+            f"{name} is pruned by torch; make that permanent first:"
+            " torch.nn.utils.prune.remove(layer, 'weight')"
+        )
+    return layer

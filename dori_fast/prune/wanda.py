@@ -1,0 +1,265 @@
+"""Wanda turned on memorization: the weights that matter most for memorized prompts are pruned.
+
+Chavhan et al., "Memorized Images in Diffusion Models share a Subspace that can be Located and
+Deleted" (2024), after Sun et al., "A Simple and Effective Pruning Approach for Large Language
+Models" (ICLR 2024); what the paper leaves open is as in the released code (concept-prune at
+72927d9). For each of the first denoising steps t and each second linear layer l of a feed-forward,
+W [C, 4C] with inputs x (outputs of the GEGLU):
+
+    a[j] = sqrt(sum over tokens of (x[j] / |x|)^2)      every token of unit length, all prompts
+    mask(t, l) = |W| a is among the int(sparsity 4C) largest of its row, and above that of a_base
+
+where a_base comes from runs of the empty prompt, one for each prompt, from the same noise. A weight
+is pruned if it is in more than ``select_ratio`` of the steps' masks. Biases stay.
+
+Both halves of classifier-free guidance count, as in the released code, whose hooks see the whole
+batch: the unconditional half of a prompt's run, and the empty prompt's twice. What does not depend
+on the prompt is done once. The empty prompt's run needs one evaluation per (seed, step), as its two
+halves are equal, and serves all prompts; its first step is also every prompt's unconditional first
+step. UNet evaluations for P prompts, S seeds and n steps: S n + P S (2 n - 1), where the released
+code spends 4 P S N on all of its N = 51 steps. With B base prompts: S + (B + P) S (2 n - 1).
+
+Different from the released code: timesteps are DDIM's (its pipeline's PNDM evaluates the second one
+twice), sums are in float64 and scores in float32 or wider (it computes them in float16), noise is
+drawn on the CPU from the seed alone. For SDXL, whose unconditional half is not the empty prompt,
+the base is that half's condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dori_fast.errors import UsageError
+from dori_fast.models import Denoiser, TextCondition, WeightMask, stack
+from dori_fast.models.probes import feed_forward_inputs
+from dori_fast.ops import activation_stats, wanda_mask
+
+Energies = dict[str, Tensor]
+"""By layer: sums of squares over tokens of length 1, float64 [P, 4C]."""
+
+
+@dataclass(frozen=True)
+class WandaResult:
+    """Masks, and what they cost.
+
+    Attributes:
+        mask: M = 1, or M = P with one mask for each prompt; on the CPU.
+        evaluations: UNet sample evaluations used.
+    """
+
+    mask: WeightMask
+    evaluations: int
+
+    def density(self) -> dict[str, Tensor]:
+        """Share of the weights that each mask prunes, float64 [M] by layer."""
+        return {n: mask.flatten(1).double().mean(1) for n, mask in self.mask.pruned.items()}
+
+
+class Wanda:
+    """Localise memorization in the second linear layers of the feed-forwards.
+
+    Args:
+        sparsity: share of each row that one step may mark, in 0..1.
+        steps: denoising steps whose masks are united, the noisiest first.
+        total_steps: of the DDIM run that these are the first of.
+        seeds: how many seeds (0, 1, ...), or the seeds themselves; the released code has one.
+        guidance: guidance scale of the runs; with 1 there is no unconditional half.
+        select_ratio: a weight is pruned if more than this share of the steps marks it.
+        base: prompts to compare with; None is the empty prompt. The mean of their runs stands for
+            the released code's one base prompt per target prompt.
+        both_halves: count the unconditional half of guidance too, as the released code does. The
+            runs are guided either way.
+        joint: one mask for all prompts; else one for each.
+    """
+
+    def __init__(
+        self,
+        sparsity: float = 0.01,
+        steps: int = 10,
+        *,
+        total_steps: int = 50,
+        seeds: int | Sequence[int] = 1,
+        guidance: float = 7.5,
+        select_ratio: float = 0.0,
+        base: Sequence[str] | None = None,
+        both_halves: bool = True,
+        joint: bool = True,
+    ) -> None:
+        self.sparsity, self.steps, self.total_steps = sparsity, steps, total_steps
+        self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+        self.guidance, self.select_ratio, self.joint = guidance, select_ratio, joint
+        self.base = None if base is None else tuple(base)
+        self.guided, self.both_halves = guidance != 1.0, both_halves and guidance != 1.0
+        if not 0 <= sparsity <= 1 or not 0 <= select_ratio < 1:
+            raise UsageError(
+                "wanda: sparsity must be in 0..1 and select_ratio in 0..1 without 1,"
+                f" got {sparsity} and {select_ratio}"
+            )
+        if not 1 <= steps <= total_steps:
+            raise UsageError(f"wanda: steps must be 1..{total_steps} (total_steps), got {steps}")
+        if self.base == ():
+            raise UsageError("wanda: base must have prompts, or be None for the empty one")
+        if not self.seeds:
+            raise UsageError("wanda: at least one seed is needed")
+
+    def localize(self, model: Denoiser, prompts: Sequence[str]) -> WeightMask:
+        """The weights to prune; see :meth:`run`."""
+        return self.run(model, prompts).mask
+
+    @torch.no_grad()
+    def run(self, model: Denoiser, prompts: Sequence[str]) -> WandaResult:
+        """Find the weights to prune for P prompts.
+
+        Memory does not grow with P, but for the masks themselves if each prompt has its own.
+
+        Raises:
+            UsageError: no prompts, a model that is masked already, one whose layers are not known
+                or have adapters, or a sparsity too small to mark a weight of any layer.
+        """
+        weights = self._weights(model)
+        if not prompts:
+            raise UsageError("wanda: no prompts")
+        before = model.engine.evaluations
+        base, start = self._base(model)
+        targets = self._targets(model, prompts, start)
+        if self.joint:
+            mask = self._mask(weights, _summed(targets), base, len(prompts))
+        else:
+            mask = stack([self._mask(weights, target, base, 1) for target in targets])
+        return WandaResult(mask, model.engine.evaluations - before)
+
+    def _weights(self, model: Denoiser) -> dict[str, Tensor]:
+        """The weights of the layers [C, 4C] by name, if they can be pruned."""
+        if model.masks is not None:
+            raise UsageError("wanda: the model is masked; localize on the original, then add masks")
+        weights = {}
+        for name, layer in model.engine.second_linears.items():
+            if not isinstance(layer, nn.Linear):
+                raise UsageError(f"wanda: {name} has an adapter; fuse it (pipe.fuse_lora()) first")
+            weights[name] = layer.weight
+        widest = max(weight.shape[1] for weight in weights.values())
+        if int(self.sparsity * widest) == 0:
+            raise UsageError(
+                f"wanda: sparsity {self.sparsity} marks no weight, as the widest layer has {widest}"
+                f" inputs; it must be at least {1 / widest:.2g}"
+            )
+        return weights
+
+    def _base(self, model: Denoiser) -> tuple[list[Energies], _Seen | None]:
+        """Mean sums of squares of the base prompts, [1, 4C] by layer for each step.
+
+        With it the unconditional half of everybody's first step, where runs are guided.
+        """
+        unconditional = partial(_observed, model, model.unconditional)
+        if self.base is None:
+            empty = self._walk(model, unconditional)
+            # its halves are equal
+            halves = 2 if self.both_halves else 1
+            return [_times(halves, seen.energies) for seen in empty], empty[0]
+        start = None
+        if self.guided:
+            start = unconditional(model.noise(self.seeds), model.timesteps(self.total_steps)[0])
+        total = _summed(self._targets(model, self.base, start))
+        return [_times(1 / len(self.base), energies) for energies in total], start
+
+    def _targets(
+        self, model: Denoiser, prompts: Sequence[str], start: _Seen | None
+    ) -> Iterator[list[Energies]]:
+        """Sums of squares of prompts, as many at a time as fill a batch."""
+        at_once = max(1, model.batch_size // len(self.seeds))
+        for i in range(0, len(prompts), at_once):
+            yield self._target(model, model.encode(prompts[i : i + at_once]), start)
+
+    def _walk(self, model: Denoiser, observed: Callable[[Tensor, int], _Seen]) -> list[_Seen]:
+        """What is observed at each step along a run from the noise of the seeds."""
+        timesteps = [*model.timesteps(self.total_steps), -1][: self.steps + 1]
+        latents, found = model.noise(self.seeds), []
+        for t, t_prev in pairwise(timesteps):
+            found.append(observed(latents, t))
+            latents = model.schedule.step(found[-1].eps, latents, t, t_prev).to(model.dtype)
+        return found
+
+    def _target(
+        self, model: Denoiser, condition: TextCondition, start: _Seen | None
+    ) -> list[Energies]:
+        """Sums of squares at each step of P prompts' runs, both halves together if they count."""
+        empty = model.unconditional.repeat(len(condition))
+
+        def observed(latents: Tensor, timestep: int) -> _Seen:
+            cond = _observed(model, condition, latents, timestep)
+            if not self.guided:
+                return cond
+            first = latents.ndim == 4
+            uncond = start if first and start else _observed(model, empty, latents, timestep)
+            eps = uncond.eps + self.guidance * (cond.eps - uncond.eps)
+            both = self.both_halves
+            return _Seen(eps, _added(cond.energies, uncond.energies) if both else cond.energies)
+
+        return [seen.energies for seen in self._walk(model, observed)]
+
+    def _mask(
+        self,
+        weights: dict[str, Tensor],
+        target: list[Energies],
+        base: list[Energies],
+        prompts: int,
+    ) -> WeightMask:
+        """A mask for each of the target's rows, each of which sums up so many prompts."""
+        pruned = {}
+        for name, weight in weights.items():
+            rows = len(target[0][name])
+            votes = torch.zeros(rows, *weight.shape, dtype=torch.int32, device=weight.device)
+            for step, base_step in zip(target, base, strict=True):
+                base_norm = (prompts * base_step[name][0]).sqrt()
+                for vote, energy in zip(votes, step[name], strict=True):
+                    vote += wanda_mask(
+                        weight, energy.sqrt(), self.sparsity, base_act_norm=base_norm
+                    )
+            pruned[name] = (votes > self.select_ratio * self.steps).cpu()
+        return WeightMask(pruned)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One step of P prompts: noise predictions [P, S, C, H, W], and the sums of squares."""
+
+    eps: Tensor
+    energies: Energies
+
+
+def _observed(model: Denoiser, condition: TextCondition, latents: Tensor, timestep: int) -> _Seen:
+    eps, energies = feed_forward_inputs(model, condition, latents, timestep, token_energies)
+    return _Seen(eps, {name: energy.sum(1) for name, energy in energies.items()})
+
+
+def token_energies(activations: Tensor) -> Tensor:
+    """Sums of squares over tokens of length 1: float64 [N, I] of activations [N, T, I]."""
+    wide = torch.promote_types(activations.dtype, torch.float32)
+    tokens = F.normalize(activations.to(wide), dim=-1)
+    # as if each sample's columns were neurons of their own
+    columns = tokens.transpose(0, 1).flatten(1)
+    return activation_stats(columns).sum_sq.unflatten(0, (len(activations), -1))
+
+
+def _added(one: Energies, two: Energies) -> Energies:
+    return {name: energy + two[name] for name, energy in one.items()}
+
+
+def _times(factor: float, energies: Energies) -> Energies:
+    return {name: factor * energy for name, energy in energies.items()}
+
+
+def _summed(targets: Iterable[list[Energies]]) -> list[Energies]:
+    """All prompts' sums of squares together, [1, 4C] by layer for each step."""
+    total: list[Energies] = []
+    for target in targets:
+        part = [{name: e.sum(0, keepdim=True) for name, e in step.items()} for step in target]
+        total = [_added(a, b) for a, b in zip(total, part, strict=True)] if total else part
+    return total

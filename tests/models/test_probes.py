@@ -1,0 +1,91 @@
+"""Activations inside the network, against hooks on the plain one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dori_fast as df
+from dori_fast.models.probes import feed_forward_inputs
+from tests.tiny_model import save_tiny_sd
+from tests.tiny_sdxl import save_tiny_sdxl
+
+PROMPTS, SEEDS, TIMESTEP = ["a cup of coffee", "the cat", "a dog"], [0, 3], 500
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
+
+
+def mean_token(activations):
+    return activations.mean(1)
+
+
+def hooked(model, prompt, latents):
+    """Mean token that enters each second linear layer of the plain UNet, by name."""
+    seen, handles = {}, []
+    for name, module in model.unet.named_modules():
+        if name.endswith("ff.net.2"):
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda module, args, name=name: seen.update({name: mean_token(args[0])})
+                )
+            )
+    try:
+        text = model.encode([prompt]).embeddings.expand(len(latents), -1, -1)
+        with torch.no_grad():
+            eps = model.unet(latents, torch.tensor(TIMESTEP), text).sample
+    finally:
+        for handle in handles:
+            handle.remove()
+    return eps, seen
+
+
+# 6 samples: padded, in several batches, and in one of their own size
+@pytest.mark.parametrize("batch_size", [4, 5, 6, 16])
+@pytest.mark.parametrize("own_latents", [False, True])
+def test_what_enters_the_second_linears(directory, batch_size, own_latents):
+    model = df.load(directory, device="cpu", batch_size=batch_size)
+    latents = model.noise(SEEDS)
+    condition, before = model.encode(PROMPTS), model.engine.evaluations
+    given = latents.expand(len(PROMPTS), *latents.shape) if own_latents else latents
+    eps, seen = feed_forward_inputs(model, condition, given, TIMESTEP, mean_token)
+    assert model.engine.evaluations - before == len(PROMPTS) * len(SEEDS)
+    torch.testing.assert_close(eps, model.epsilon(condition, given, TIMESTEP))
+    for row, prompt in enumerate(PROMPTS):
+        expected, activations = hooked(model, prompt, latents)
+        torch.testing.assert_close(eps[row], expected, rtol=1e-4, atol=1e-5)
+        assert list(seen) == list(model.engine.second_linears) and set(seen) == set(activations)
+        for name, activation in activations.items():
+            torch.testing.assert_close(seen[name][row], activation, rtol=1e-4, atol=1e-5)
+
+
+def test_each_sample_is_seen_once_after_memory_ran_out(directory):
+    model = df.load(directory, device="cpu", batch_size=4)
+    condition, latents = model.encode(PROMPTS), model.noise(SEEDS)
+    expected = feed_forward_inputs(model, condition, latents, TIMESTEP, mean_token)[1]
+    calls = []
+
+    def short_of_memory(activations):
+        calls.append(len(activations))
+        # after a batch and a half has been seen
+        if len(calls) == 6:
+            raise RuntimeError("can't allocate memory")
+        return mean_token(activations)
+
+    seen = feed_forward_inputs(model, condition, latents, TIMESTEP, short_of_memory)[1]
+    assert calls[5] == 4 and calls[-1] == model.batch_size == 2
+    for name, values in expected.items():
+        torch.testing.assert_close(seen[name], values)
+
+
+def test_layers_of_sdxl_are_told_apart(tmp_path):
+    model = df.load(save_tiny_sdxl(tmp_path), device="cpu", batch_size=4)
+    condition, latents = model.encode(PROMPTS), model.noise(SEEDS)
+    _, seen = feed_forward_inputs(model, condition, latents, TIMESTEP, mean_token)
+    names = [name for name, _ in model.unet.named_modules() if name.endswith("ff.net.2")]
+    assert set(seen) == set(names)
+    for name, value in seen.items():
+        width = model.unet.get_submodule(name).in_features
+        assert value.shape == (len(PROMPTS), len(SEEDS), width)
