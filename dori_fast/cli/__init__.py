@@ -11,6 +11,7 @@ from dori_fast.cli.calibrate import calibrate
 from dori_fast.cli.doctor import doctor
 from dori_fast.cli.exits import USAGE, print_error
 from dori_fast.cli.listing import ls
+from dori_fast.cli.prune import prune
 from dori_fast.cli.scan import scan
 
 __all__ = ["app", "main"]
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(scan)
 app.command()(calibrate)
+app.command()(prune)
 app.command()(bench)
 app.command()(doctor)
 app.command()(ls)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -28,4 +28,8 @@ BatchSize = Annotated[
 Limit = Annotated[int | None, typer.Option(help="Read only the first rows.")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16, bf16 or fp64.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Resume = Annotated[
+    Literal["auto", "never", "must"],
+    typer.Option(help="Continue what is there, want a fresh directory, or want a run."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

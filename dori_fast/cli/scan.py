@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from dori_fast.cli.options import (
     Dtype,
     Limit,
     ModelSource,
+    Resume,
     Revision,
     Seeds,
     Steps,
@@ -41,10 +42,7 @@ def scan(
     limit: Limit = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    resume: Annotated[
-        Literal["auto", "never", "must"],
-        typer.Option(help="Continue what is there, want a fresh directory, or want a run."),
-    ] = "auto",
+    resume: Resume = "auto",
     max_errors: Annotated[
         float, typer.Option(help="Quarantined rows allowed: a fraction if below 1, else a number.")
     ] = 0.01,

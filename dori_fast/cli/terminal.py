@@ -90,7 +90,10 @@ class Status(logging.Handler):
 
     def progress(self, progress: Progress) -> None:
         """Show how far a scan is."""
-        text = _describe(progress)
+        self.line(_describe(progress))
+
+    def line(self, text: str) -> None:
+        """Show a line that the next one replaces."""
         if self._live:
             room = get_terminal_size().columns - 1
             self._stream.write(f"{_CLEAR}{text[:room]}")

@@ -73,6 +73,10 @@ class NeuronMask:
         """One of the masks, M = 1."""
         return NeuronMask(_row(self.scales, row, len(self)))
 
+    def take(self, rows: Sequence[int]) -> NeuronMask:
+        """The masks of the given rows, in their order."""
+        return NeuronMask({name: x[list(rows)] for name, x in self.scales.items()})
+
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers that are covered."""
@@ -128,6 +132,10 @@ class WeightMask:
     def __getitem__(self, row: int) -> WeightMask:
         """One of the masks, M = 1."""
         return WeightMask(_row(self.pruned, row, len(self)))
+
+    def take(self, rows: Sequence[int]) -> WeightMask:
+        """The masks of the given rows, in their order."""
+        return WeightMask({name: x[list(rows)] for name, x in self.pruned.items()})
 
     @property
     def layers(self) -> tuple[str, ...]:

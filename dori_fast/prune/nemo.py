@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -46,7 +47,8 @@ class NeMo:
     """NeMo's search.
 
     Args:
-        statistics: of the model's value neurons over clean prompts; their layers are searched.
+        statistics: of the model's value neurons over clean prompts; by default taken, once for
+            each model, over the 2,000 captions that come with the package.
         layers: names of cross-attentions to search, by default the paper's: all in the down and
             mid blocks. ``"all"`` takes those of the up blocks too.
         mode: ``"paper"``: seeds 0..9, the noisiest timestep, each neuron listed once; or
@@ -64,7 +66,7 @@ class NeMo:
 
     def __init__(
         self,
-        statistics: NeuronStatistics,
+        statistics: NeuronStatistics | None = None,
         *,
         layers: Sequence[str] | Literal["encoder", "all"] = "encoder",
         mode: Literal["paper", "reference"] = "paper",
@@ -76,7 +78,8 @@ class NeMo:
             raise UsageError(f"nemo: mode must be 'paper' or 'reference', got {mode!r}")
         if width is not None and width < 1:
             raise UsageError(f"nemo: width must be at least 1, got {width}")
-        self.statistics, self.mode, self.threshold = statistics, mode, float(threshold)
+        self.mode, self.threshold = mode, float(threshold)
+        self._given, self._taken = statistics, WeakKeyDictionary[Any, NeuronStatistics]()
         if not 0 <= theta_end < 5:
             raise UsageError(f"nemo: theta_end must be in 0..5, got {theta_end}")
         self.theta_end, self._layers, self._width = float(theta_end), layers, width
@@ -92,6 +95,26 @@ class NeMo:
             raise UsageError("nemo: no prompts")
         return stack([self.search(model, prompt).mask for prompt in prompts])
 
+    def statistics(self, model: Denoiser) -> NeuronStatistics:
+        """The given statistics, or those of the shipped captions."""
+        if self._given is not None:
+            return self._given
+        if model.unet not in self._taken:
+            self._taken[model.unet] = NeuronStatistics.shipped(model)
+        return self._taken[model.unet]
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the neurons depend on besides the model, as plain JSON."""
+        layers = self._layers if isinstance(self._layers, str) else list(self._layers)
+        return {
+            "name": self.name,
+            "mode": self.mode,
+            "layers": layers,
+            "threshold": self.threshold,
+            "theta_end": self.theta_end,
+            "statistics": self._given and self._given.sha256(),
+        }
+
     def layers(self, model: Denoiser) -> list[str]:
         """The layers to be searched, in the order in which the network runs them."""
         if self._layers == "all":
@@ -105,7 +128,8 @@ class NeMo:
                     f"nemo: no cross-attention {unknown[0]!r}; there are {', '.join(model.layers)}"
                 )
             chosen = [name for name in model.layers if name in self._layers]
-        missing = [name for name in chosen if name not in self.statistics.mean]
+        statistics = self.statistics(model)
+        missing = [name for name in chosen if name not in statistics.mean]
         if missing:
             raise UsageError(f"nemo: the statistics lack {missing[0]}; collect them for this model")
         return chosen
@@ -164,11 +188,11 @@ class NeMo:
         return Scorer(model, condition, part, delta[rows.to(delta.device)], layers, width)
 
     def _ladder(self, model: Denoiser, condition: TextCondition, layers: Sequence[str]) -> Ladder:
-        magnitudes = value_magnitudes(model, condition, layers)
+        magnitudes, usual = value_magnitudes(model, condition, layers), self.statistics(model)
         return Ladder(
             [magnitudes[name][0].cpu() for name in layers],
-            [self.statistics.mean[name] for name in layers],
-            [self.statistics.std[name] for name in layers],
+            [usual.mean[name] for name in layers],
+            [usual.std[name] for name in layers],
             twice=self.mode == "reference",
         )
 

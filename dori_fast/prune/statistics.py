@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import islice
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.probes import value_magnitudes
+from dori_fast.models.weights import tensors_sha256
 from dori_fast.ops import ActivationStats, activation_stats
 
 _FORMAT = "dori_fast.neuron_statistics/1"
@@ -81,12 +83,24 @@ class NeuronStatistics:
             provenance={key: str(value) for key, value in model.describe().items()},
         )
 
+    @staticmethod
+    def shipped(model: Denoiser) -> NeuronStatistics:
+        """Statistics over the 2,000 COCO captions that come with the package."""
+        text = files("dori_fast.prune").joinpath("clean_prompts.txt").read_text(encoding="utf-8")
+        return NeuronStatistics.collect(model, text.splitlines())
+
+    def sha256(self) -> str:
+        """Hash of layers, means and standard deviations."""
+        return tensors_sha256(self._tensors())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        mean = {f"mean:{name}": value.contiguous() for name, value in self.mean.items()}
+        return mean | {f"std:{name}": value.contiguous() for name, value in self.std.items()}
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with count and provenance."""
-        tensors = {f"mean:{name}": value.contiguous() for name, value in self.mean.items()}
-        tensors |= {f"std:{name}": value.contiguous() for name, value in self.std.items()}
         metadata = {**self.provenance, "format": _FORMAT, "count": str(self.count)}
-        save_file(tensors, path, metadata)
+        save_file(self._tensors(), path, metadata)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> NeuronStatistics:

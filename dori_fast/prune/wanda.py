@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +109,27 @@ class Wanda:
             raise UsageError("wanda: base must have prompts, or be None for the empty one")
         if not self.seeds:
             raise UsageError("wanda: at least one seed is needed")
+
+    name = "wanda"
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the masks depend on besides the model, as plain JSON."""
+        return {
+            "name": self.name,
+            "sparsity": self.sparsity,
+            "steps": self.steps,
+            "total_steps": self.total_steps,
+            "seeds": list(self.seeds),
+            "guidance": self.guidance,
+            "select_ratio": self.select_ratio,
+            "base": None if self.base is None else list(self.base),
+            "both_halves": self.both_halves,
+            "joint": self.joint,
+        }
+
+    def layers(self, model: Denoiser) -> list[str]:
+        """The layers that are pruned, in the order in which the network runs them."""
+        return list(self._weights(model))
 
     def localize(self, model: Denoiser, prompts: Sequence[str]) -> WeightMask:
         """The weights to prune; see :meth:`run`."""

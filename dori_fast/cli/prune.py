@@ -1,0 +1,139 @@
+"""dori-fast prune."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from dori_fast.cli.exits import Debug, reported
+from dori_fast.cli.options import (
+    AsJson,
+    Column,
+    Device,
+    Dtype,
+    Limit,
+    ModelSource,
+    Resume,
+    Revision,
+)
+from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
+
+if TYPE_CHECKING:
+    from dori_fast.scan.prune import PruneResult
+
+
+def prune(
+    prompts: Annotated[Path, typer.Option(help="Memorized prompts; .txt, .csv, .jsonl, .parquet.")],
+    out: Annotated[Path, typer.Option(help="The run directory; made if need be.")],
+    method: Annotated[Literal["nemo", "wanda"], typer.Option(help="What to localise with.")] = (
+        "nemo"
+    ),
+    model: ModelSource = "demo",
+    revision: Revision = None,
+    column: Column = None,
+    clean: Annotated[
+        Path | None,
+        typer.Option(help="nemo: clean prompts for the statistics, instead of the shipped ones."),
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="nemo: statistics, .safetensors of ours or the released code's .pt."),
+    ] = None,
+    layers: Annotated[
+        Literal["encoder", "all"], typer.Option(help="nemo: value layers to search.")
+    ] = "encoder",
+    mode: Annotated[
+        Literal["paper", "reference"], typer.Option(help="nemo: as published, or as released.")
+    ] = "paper",
+    threshold: Annotated[
+        float | None, typer.Option(help="nemo: similarity that counts as alike; 0.428 if not set.")
+    ] = None,
+    theta_end: Annotated[float, typer.Option(help="nemo: z-score to give up at.")] = 1.0,
+    sparsity: Annotated[float, typer.Option(help="wanda: share of each row per step.")] = 0.01,
+    steps: Annotated[int, typer.Option(help="wanda: denoising steps that are looked at.")] = 10,
+    limit: Limit = None,
+    pictures: Annotated[
+        int, typer.Option(help="Draw so many prompts before and after pruning.", min=0)
+    ] = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    resume: Resume = "auto",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Find the neurons or weights that memorized prompts need; one mask per prompt.
+
+    Writes masks.safetensors, layers.png and, with nemo, nemo.csv in the released code's format.
+    An interrupted run is continued by the same command.
+    """
+    quiet_libraries()
+    with reported(debug), Status() as status:
+        from dori_fast.errors import UsageError
+        from dori_fast.models import load
+        from dori_fast.prune import NeMo, Wanda
+        from dori_fast.prune.nemo import THRESHOLD
+        from dori_fast.report import draw_prune
+        from dori_fast.scan.prune import prune as run_prune
+        from dori_fast.scan.prune import read_statistics, save_pictures, statistics_of
+        from dori_fast.scan.read import open_prompts
+
+        open_prompts(prompts, column)
+        loaded = load(model, revision=revision, dtype=dtype, device=device)
+        chosen: NeMo | Wanda
+        if method == "wanda":
+            chosen = Wanda(sparsity, steps, joint=False)
+        elif clean is not None and statistics is not None:
+            raise UsageError("prune: --clean and --statistics say the same in two ways; use one")
+        else:
+            usual = read_statistics(statistics) if statistics else None
+            chosen = NeMo(
+                statistics_of(loaded, clean) if clean else usual,
+                layers=layers,
+                mode=mode,
+                threshold=THRESHOLD if threshold is None else threshold,
+                theta_end=theta_end,
+            )
+        result = run_prune(
+            loaded,
+            prompts,
+            out=out,
+            method=chosen,
+            column=column,
+            limit=limit,
+            resume=resume,
+            on_progress=lambda rows, bad: status.line(f"{rows:,} prompts, {bad:,} quarantined"),
+        )
+        if pictures:
+            save_pictures(result, loaded, pictures, seeds=range(4))
+        drawn = draw_prune(out)
+        status.say(
+            f"{result.run.done:,} prompts localised in {result.run.seconds:.1f} s; masks and"
+            f" {', '.join(path.name for path in drawn)} in {out}"
+        )
+        print_result(_as_json(result) if as_json else _as_table(result))
+
+
+def _sizes(result: PruneResult) -> list[int]:
+    import torch
+
+    sizes: list[int] = torch.stack(list(result.masks.counts().values())).sum(0).tolist()
+    return sizes
+
+
+def _as_table(result: PruneResult) -> str:
+    cells = []
+    for row, size in zip(result.run.rows(), _sizes(result), strict=True):
+        found = row["status"] if row["status"] != "ok" else str(size)
+        cells.append((str(row["row_id"]), found, str(row["evaluations"] or 0), row["prompt"] or ""))
+    return format_table(("row", "pruned", "evaluations", "prompt"), cells)
+
+
+def _as_json(result: PruneResult) -> str:
+    rows: list[dict[str, Any]] = []
+    for row, size in zip(result.run.rows(), _sizes(result), strict=True):
+        kept = ("row_id", "prompt", "status", "error", "evaluations")
+        rows.append({**{key: row[key] for key in kept}, "pruned": size})
+    return json.dumps({"out": str(result.run.out), "layers": result.layers, "rows": rows})

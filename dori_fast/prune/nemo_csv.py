@@ -1,0 +1,81 @@
+"""The table of NeMo's released code: one row a prompt, neurons as nested lists.
+
+Columns Caption, URL, Initial Neurons, Initial SSIM, Refined Neurons, Refined SSIM, separated by
+semicolons. Its 4_generate_images.py reads the lists with ``ast.literal_eval``.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TextIO
+
+from dori_fast.errors import IntegrityError
+from dori_fast.models import NeuronMask
+
+_COLUMNS = (
+    "Caption",
+    "URL",
+    "Initial Neurons",
+    "Initial SSIM",
+    "Refined Neurons",
+    "Refined SSIM",
+)
+Neurons = Sequence[Sequence[int]]
+
+
+def write_nemo_csv(
+    rows: Iterable[tuple[str, Neurons, float | None, Neurons, float | None]], file: TextIO
+) -> None:
+    """Write (prompt, initial neurons, their similarity, refined neurons, theirs) rows.
+
+    A prompt that is not memorized has no neurons and no similarities, as in the released code.
+    """
+    table = csv.writer(file, delimiter=";", lineterminator="\n")
+    table.writerow(_COLUMNS)
+    for prompt, initial, initial_similarity, refined, refined_similarity in rows:
+        table.writerow(
+            [
+                prompt,
+                "",
+                [list(layer) for layer in initial],
+                "" if initial_similarity is None else initial_similarity,
+                [list(layer) for layer in refined],
+                "" if refined_similarity is None else refined_similarity,
+            ]
+        )
+
+
+def read_nemo_csv(
+    file: TextIO, layers: Sequence[str], widths: Mapping[str, int]
+) -> tuple[list[str], NeuronMask]:
+    """Prompts, and a mask of the refined neurons for each.
+
+    Args:
+        file: the table.
+        layers: names of the cross-attentions that its lists stand for, in order.
+        widths: neurons of each.
+
+    Raises:
+        IntegrityError: a column is missing, or a cell is not a list of lists of neurons.
+    """
+    table = csv.DictReader(file, delimiter=";")
+    missing = [
+        name for name in ("Caption", "Refined Neurons") if name not in (table.fieldnames or ())
+    ]
+    if missing:
+        raise IntegrityError(f"NeMo table: no column {missing[0]!r}; has {table.fieldnames}")
+    prompts, neurons = [], []
+    for number, row in enumerate(table, 1):
+        prompts.append(row["Caption"])
+        neurons.append(dict(zip(layers, _lists(row["Refined Neurons"], number), strict=False)))
+    return prompts, NeuronMask.blocking(neurons, widths)
+
+
+def _lists(cell: str, number: int) -> list[list[int]]:
+    try:
+        lists = ast.literal_eval(cell) if cell.strip() else []
+        return [[int(neuron) for neuron in layer] for layer in lists]
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise IntegrityError(f"NeMo table: row {number}: not lists of neurons ({error})") from error
