@@ -61,11 +61,10 @@ def read_nemo_csv(
         IntegrityError: a column is missing, or a cell is not a list of lists of neurons.
     """
     table = csv.DictReader(file, delimiter=";")
-    missing = [
-        name for name in ("Caption", "Refined Neurons") if name not in (table.fieldnames or ())
-    ]
-    if missing:
-        raise IntegrityError(f"NeMo table: no column {missing[0]!r}; has {table.fieldnames}")
+    has = table.fieldnames or []
+    for name in ("Caption", "Refined Neurons"):
+        if name not in has:
+            raise IntegrityError(f"NeMo table: no column {name!r}; columns are {', '.join(has)}")
     prompts, neurons = [], []
     for number, row in enumerate(table, 1):
         prompts.append(row["Caption"])

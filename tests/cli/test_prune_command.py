@@ -1,0 +1,42 @@
+"""dori-fast prune."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def test_nemo_then_again(cli: Any, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    (tmp_path / "clean.txt").write_text("".join(f"clean {i}\n" for i in range(30)))
+    out = tmp_path / "run"
+    command = ("prune", "--prompts", tmp_path / "p.txt", "--out", out, "--model", tiny,
+               "--clean", tmp_path / "clean.txt", "--layers", "all")  # fmt: skip
+    done = cli(*command)
+    assert done.code == 0, done.err
+    assert done.out.split()[:4] == ["row", "pruned", "evaluations", "prompt"]
+    assert "2 prompts localised" in done.err
+    assert {"masks.safetensors", "nemo.csv", "layers.png"} <= {p.name for p in out.iterdir()}
+    again = json.loads(cli(*command, "--json").out)
+    assert [row["prompt"] for row in again["rows"]] == ["a cat", "a dog"]
+    assert len(again["layers"]) == 4
+
+
+def test_wanda_with_pictures(cli: Any, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n")
+    out = tmp_path / "run"
+    done = cli("prune", "--prompts", tmp_path / "p.txt", "--out", out, "--model", tiny,
+               "--method", "wanda", "--sparsity", "0.1", "--steps", "2",
+               "--pictures", "1")  # fmt: skip
+    assert done.code == 0, done.err
+    assert (out / "pictures.png").exists() and not (out / "nemo.csv").exists()
+
+
+def test_usage_errors(cli: Any, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n")
+    command = ("prune", "--prompts", tmp_path / "p.txt", "--out", tmp_path / "run", "--model", tiny)
+    both = cli(*command, "--clean", tmp_path / "p.txt", "--statistics", tmp_path / "s.pt")
+    assert both.code == 2 and "use one" in both.err
+    missing = cli(*command, "--statistics", tmp_path / "s.pt")
+    assert missing.code == 2 and "s.pt: no such file" in missing.err
