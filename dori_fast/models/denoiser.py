@@ -337,4 +337,4 @@ class Denoiser:
     @torch.no_grad()
     def latents(self, pictures: Tensor) -> Tensor:
         """The clean latents [N, C, h, w] of images, uint8 [N, H, W, 3] (posterior mean, scaled)."""
-        return images.encode(self.vae, pictures, self.device, self.dtype, self.batch_size)
+        return images.encode(self.vae, pictures, self.device, self.dtype)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,6 +77,20 @@ class Engine:
     def second_linears(self) -> dict[str, nn.Module]:
         """The second linear layer of each feed-forward by name, in the same order."""
         return self._known_program().second_linears
+
+    @contextmanager
+    def recomputing(self, on: bool = True) -> Iterator[None]:
+        """Keep no activation within a stage for the backward pass, but compute it there again."""
+        if on:
+            self._known_program()
+        program, before = self._program, self._program and self._program.recompute
+        if program is not None:
+            program.recompute = on
+        try:
+            yield
+        finally:
+            if program is not None:
+                program.recompute = bool(before)
 
     @torch.no_grad()
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dori_fast.models import joins, stages
 from dori_fast.models.attention import Attention, sdpa
@@ -60,7 +61,10 @@ class Program:
         cross: for each cross-attention, in order, the number of its stage.
         names: their names in the UNet, in the same order.
         second_linears: second linear layer of each feed-forward by name, in the same order.
+        recompute: keep for the backward pass only what passes between stages.
     """
+
+    recompute = False
 
     def __init__(
         self,
@@ -132,7 +136,13 @@ class Program:
         """Stages ``start`` to ``stop - 1``."""
         biases = self._biases(text, timestep)
         for stage in self._stages[start:stop]:
-            state = stage.run(state, stage.takes(text, biases))
+            given = stage.takes(text, biases)
+            if self.recompute and torch.is_grad_enabled():
+                state = checkpoint(
+                    stage.run, state, given, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                state = stage.run(state, given)
         return state
 
     def text_part(self, text: Tensor, pooled: Tensor | None) -> TextPart:
