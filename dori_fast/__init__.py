@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dori_fast import demo, detect, errors, evaluate, ops, prune
+    from dori_fast import attack, demo, detect, errors, evaluate, ops, prune
     from dori_fast._backend import backends
     from dori_fast.models import Denoiser, load
     from dori_fast.scan import scan
 
-_MODULES = ("demo", "detect", "errors", "evaluate", "models", "ops", "prune", "scan")
+_MODULES = ("attack", "demo", "detect", "errors", "evaluate", "models", "ops", "prune", "scan")
 _NAMES = {
     "Denoiser": "dori_fast.models",
     "backends": "dori_fast._backend",
@@ -26,6 +26,7 @@ _NAMES = {
 
 __all__ = [
     "Denoiser",
+    "attack",
     "backends",
     "demo",
     "detect",

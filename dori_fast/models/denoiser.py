@@ -22,10 +22,12 @@ from dori_fast.models.samples import (
     Samples,
     SharedLatents,
     all_pairs,
+    flat_timesteps,
     own_latents,
 )
 from dori_fast.models.sampling import denoise
 from dori_fast.models.schedule import Schedule
+from dori_fast.models.state import Timestep
 from dori_fast.models.text import TextCondition
 
 _SHARED_NOISES_KEPT = 16
@@ -232,13 +234,13 @@ class Denoiser:
 
     # -- noise predictions --------------------------------------------------------------------
 
-    def epsilon(self, condition: TextCondition, latents: Tensor, timestep: int) -> Tensor:
+    def epsilon(self, condition: TextCondition, latents: Tensor, timestep: Timestep) -> Tensor:
         """Noise predictions of P prompts on S latents.
 
         Args:
             condition: P prompts.
             latents: [S, C, H, W], shared by all prompts, or [P, S, C, H, W].
-            timestep: index into ``alphas_cumprod``.
+            timestep: index into ``alphas_cumprod``, or each latent's own: int64 [S] or [P, S].
 
         Returns:
             [P, S, C, H, W]; model dtype for an epsilon model, else float32 or wider. Carries
@@ -247,10 +249,10 @@ class Denoiser:
         eps = self._evaluate(self.samples(condition, latents, timestep))
         return eps.reshape(len(condition), latents.shape[-4], *self.latent_shape)
 
-    def share(self, latents: Tensor, timestep: int) -> SharedLatents:
+    def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
         """Do for latents [S, C, H, W] what does not depend on the text, once for all prompts."""
         self._check_latents(latents)
-        return self.engine.share(latents, timestep)
+        return self.engine.share(latents, flat_timesteps(timestep, latents))
 
     def share_noise(self, seeds: Sequence[int], timestep: int) -> SharedLatents:
         """The initial noise of S seeds, shared by all prompts; kept for the next call."""
@@ -281,9 +283,10 @@ class Denoiser:
         eps = self._evaluate(all_pairs(condition, shared, self._masks))
         return eps.reshape(len(condition), len(shared), *self.latent_shape)
 
-    def samples(self, condition: TextCondition, latents: Tensor, timestep: int) -> Samples:
+    def samples(self, condition: TextCondition, latents: Tensor, timestep: Timestep) -> Samples:
         """The samples that :meth:`epsilon` of the same arguments evaluates, P x S of them."""
         self._check_latents(latents)
+        timestep = flat_timesteps(timestep, latents)
         if latents.ndim == 5:
             return own_latents(condition, latents, timestep, self._masks)
         return all_pairs(condition, self.engine.share(latents, timestep), self._masks)
@@ -297,8 +300,9 @@ class Denoiser:
     def _evaluate(self, samples: Samples) -> Tensor:
         """Epsilon [N, C, H, W] of N samples."""
         output = self.engine.outputs(samples)
-        x_t = samples.shared.latents[samples.which.to(self.device)]
-        return self.schedule.epsilon(output, x_t, samples.shared.timestep)
+        shared, which = samples.shared, samples.which
+        x_t = shared.latents[which.to(self.device)]
+        return self.schedule.epsilon(output, x_t, shared.timestep_of(which))
 
     def epsilon_uncond(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
         """Unconditional predictions on shared latents, to compare those of ``condition`` with.
@@ -333,4 +337,4 @@ class Denoiser:
     @torch.no_grad()
     def latents(self, pictures: Tensor) -> Tensor:
         """The clean latents [N, C, h, w] of images, uint8 [N, H, W, 3] (posterior mean, scaled)."""
-        return images.encode(self.vae, pictures, self.device, self.dtype, self.batch_size)
+        return images.encode(self.vae, pictures, self.device, self.dtype)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from dori_fast.models.masks import NeuronMask, WeightMask
 from dori_fast.models.program import Program
 from dori_fast.models.samples import Samples, SharedLatents
 from dori_fast.models.stages import Observe
-from dori_fast.models.state import State, TextPart, added_conditions
+from dori_fast.models.state import State, TextPart, Timestep, added_conditions
 from dori_fast.models.text import pad_rows
 
 _log = logging.getLogger(__name__)
@@ -77,17 +78,29 @@ class Engine:
         """The second linear layer of each feed-forward by name, in the same order."""
         return self._known_program().second_linears
 
+    @contextmanager
+    def recomputing(self, on: bool = True) -> Iterator[None]:
+        """Keep no activation within a stage for the backward pass, but compute it there again."""
+        if on:
+            self._known_program()
+        program, before = self._program, self._program and self._program.recompute
+        if program is not None:
+            program.recompute = on
+        try:
+            yield
+        finally:
+            if program is not None:
+                program.recompute = bool(before)
+
     @torch.no_grad()
-    def share(self, latents: Tensor, timestep: int) -> SharedLatents:
+    def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
         """Do for latents [S, C, H, W] what does not depend on the text."""
-        program = self._program
-        if program is None or latents.shape[0] == 0:
-            return SharedLatents(latents, timestep, None)
-        samples = torch.arange(latents.shape[0])
-        state = self._in_batches(
-            lambda which: program.prefix(latents[which.to(latents.device)], timestep), samples
-        )
-        return SharedLatents(latents, timestep, state)
+        program, shared = self._program, SharedLatents(latents, timestep, None)
+        if program is None or len(shared) == 0:
+            return shared
+        samples = torch.arange(len(shared))
+        shared.state = self._in_batches(lambda which: self._prefix(program, shared, which), samples)
+        return shared
 
     @torch.no_grad()
     def advance(self, samples: Samples, layer: int) -> SharedLatents:
@@ -101,7 +114,7 @@ class Engine:
         def advanced(text: Tensor, which: Tensor) -> State:
             state = self._prefix(program, shared, which)
             part = self._text_part(program, samples, text)
-            return program.between(state, part, shared.timestep, shared.layer, layer)
+            return program.between(state, part, shared.timestep_of(which), shared.layer, layer)
 
         state = self._in_batches(advanced, samples.text, samples.which)
         return SharedLatents(shared.latents, shared.timestep, state, layer)
@@ -132,9 +145,10 @@ class Engine:
             part = self._text_part(program, samples, text)
             device = tangents.device
 
+            timestep = shared.timestep_of(which)
+
             def output(latents: Tensor) -> Tensor:
-                state = program.prefix(latents, shared.timestep)
-                return program.suffix(state, part, shared.timestep)
+                return program.suffix(program.prefix(latents, timestep), part, timestep)
 
             along = tangents[sample.to(device)]
             slope = torch.func.jvp(output, (shared.latents[which.to(device)],), (along,))[1]
@@ -158,7 +172,7 @@ class Engine:
             shared = samples.shared
             state = self._prefix(program, shared, which)
             part = self._text_part(program, samples, text)
-            return program.finish(state, part, shared.timestep, shared.layer)
+            return program.finish(state, part, shared.timestep_of(which), shared.layer)
 
         state = self._in_batches(finished, samples.text, samples.which)
         return state.x, dict(zip(program.second_linears, reversed(state.kept), strict=True))
@@ -172,7 +186,8 @@ class Engine:
         def received(text: Tensor, which: Tensor) -> State:
             state = self._prefix(program, shared, which)
             part = self._text_part(program, samples, text)
-            return State(program.token_attention(state, part, shared.timestep, layer))
+            timestep = shared.timestep_of(which)
+            return State(program.token_attention(state, part, timestep, layer))
 
         return self._in_batches(received, samples.text, samples.which).x
 
@@ -206,24 +221,26 @@ class Engine:
         if program is None:
             if samples.masks is not None:
                 raise UsageError(f"masks: the layers are not known ({self.not_shared})")
-            time, rows = torch.tensor(shared.timestep, device=unique.device), text.to(unique.device)
+            time, rows = torch.as_tensor(shared.timestep_of(which)), text.to(unique.device)
             pooled = None if samples.pooled is None else samples.pooled[rows]
             return self.unet(
                 shared.latents[which.to(unique.device)],
-                time,
+                time.to(unique.device),
                 unique[rows],
                 added_cond_kwargs=added_conditions(pooled, self._picture_size),
                 return_dict=False,
             )[0]
         state = self._prefix(program, shared, which)
         part = self._text_part(program, samples, text)
-        return program.suffix(state, part, shared.timestep, shared.layer)
+        return program.suffix(state, part, shared.timestep_of(which), shared.layer)
 
+    @torch.no_grad()
     def _prefix(self, program: Program, shared: SharedLatents, which: Tensor) -> State:
-        which = which.to(shared.latents.device)
+        """What the text has no part in, and so no gradient."""
+        rows = which.to(shared.latents.device)
         if shared.state is not None:
-            return shared.state.take(which)
-        return program.prefix(shared.latents[which], shared.timestep)
+            return shared.state.take(rows)
+        return program.prefix(shared.latents[rows], shared.timestep_of(which))
 
     def _text_part(self, program: Program, samples: Samples, text: Tensor) -> TextPart:
         """What a batch of text rows [B] contributes, masks applied to the values.
@@ -237,7 +254,7 @@ class Engine:
         for rows in distinct.split(group):
             rows = pad_rows(rows, group).to(device)
             pooled = None if samples.pooled is None else samples.pooled[rows]
-            parts.append(program.text_part(samples.unique[rows], pooled, samples.shared.timestep))
+            parts.append(program.text_part(samples.unique[rows], pooled))
         part = TextPart.join(parts).take(position.to(device))
         return part if samples.masks is None else masked(program, part, samples.masks, text)
 

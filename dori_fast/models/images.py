@@ -20,10 +20,10 @@ def decode(vae: Any, latents: Tensor, batch: int) -> Tensor:
     return torch.cat(pictures)
 
 
-def encode(
-    vae: Any, pictures: Tensor, device: torch.device, dtype: torch.dtype, batch: int
-) -> Tensor:
+def encode(vae: Any, pictures: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Scaled latents [N, C, h, w] of uint8 pictures [N, H, W, 3]: the posterior mean, no noise.
+
+    Pictures go one by one, so that no latent depends, to the bit, on its neighbours.
 
     Raises:
         UsageError: the pictures are not uint8 [N, H, W, 3].
@@ -35,7 +35,7 @@ def encode(
             f" {list(pictures.shape)}"
         )
     latents = []
-    for chunk in pictures.split(batch):
+    for chunk in pictures.split(1):
         unit = chunk.permute(0, 3, 1, 2).to(device, dtype) / 127.5 - 1
         mean = vae.encode(unit, return_dict=False)[0].mean
         latents.append(mean * vae.config.scaling_factor)

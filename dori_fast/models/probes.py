@@ -1,4 +1,4 @@
-"""What a denoiser can be asked besides its predictions: attention, activations, derivatives."""
+"""What a denoiser can be asked besides epsilon: outputs, attention, activations, derivatives."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models.denoiser import Denoiser
+from dori_fast.models.state import Timestep
 from dori_fast.models.text import TextCondition
 
 
@@ -65,6 +66,17 @@ def feed_forward_inputs(
     x_t = samples.shared.latents[samples.which.to(model.device)]
     eps = model.schedule.epsilon(output, x_t, timestep).unflatten(0, pairs)
     return eps, {name: value.unflatten(0, pairs) for name, value in seen.items()}
+
+
+def prediction(
+    model: Denoiser, condition: TextCondition, latents: Tensor, timestep: Timestep
+) -> Tensor:
+    """The network's own outputs [P, S, C, H, W], be they epsilon, v or sample, in model dtype.
+
+    For arguments and gradients see :meth:`Denoiser.epsilon`.
+    """
+    outputs = model.engine.outputs(model.samples(condition, latents, timestep))
+    return outputs.reshape(len(condition), latents.shape[-4], *model.latent_shape)
 
 
 def epsilon_jvp(

@@ -7,7 +7,8 @@ alone. That is everything before the first cross-attention; in SDXL, whose time 
 the text, it is the first convolution.
 
 Exact re-associations of what diffusers computes:
-- the time embedding of a timestep is folded into the biases of the first convolutions;
+- the time embedding of a timestep that all samples share is folded into the biases of the first
+  convolutions;
 - keys and values of all cross-attentions are projected once per prompt, not once per sample;
 - a skip connection made before the text is looked at is convolved once per latent: the resnet that
   joins it to h works on cat[h, skip], and a convolution of a concatenation is a sum of two;
@@ -22,11 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dori_fast.models import joins, stages
 from dori_fast.models.attention import Attention, sdpa
 from dori_fast.models.stages import Observe, Run
-from dori_fast.models.state import State, TextPart, TimeBiases, added_conditions
+from dori_fast.models.state import State, TextPart, TimeBiases, Timestep, added_conditions
 
 _TIMESTEPS_KEPT = 64
 
@@ -59,7 +61,10 @@ class Program:
         cross: for each cross-attention, in order, the number of its stage.
         names: their names in the UNet, in the same order.
         second_linears: second linear layer of each feed-forward by name, in the same order.
+        recompute: keep for the backward pass only what passes between stages.
     """
+
+    recompute = False
 
     def __init__(
         self,
@@ -88,26 +93,30 @@ class Program:
         self.second_linears = {f"{names[ff]}.net.2": ff.net[2] for ff in self._forwards}
         self._kept_biases: OrderedDict[int, TimeBiases] = OrderedDict()
 
-    def prefix(self, latents: Tensor, timestep: int) -> State:
+    def prefix(self, latents: Tensor, timestep: Timestep) -> State:
         """Everything before the text comes in, on latents [N, C, H, W]."""
         return self._run(State(latents), None, timestep, 0, self._first)
 
-    def between(self, state: State, text: TextPart, timestep: int, start: int, stop: int) -> State:
+    def between(
+        self, state: State, text: TextPart, timestep: Timestep, start: int, stop: int
+    ) -> State:
         """From one place to another: 0 is where the text comes in, n before cross-attention n."""
         return self._run(state, text, timestep, self._place(start), self.cross[stop])
 
-    def suffix(self, state: State, text: TextPart, timestep: int, start: int = 0) -> Tensor:
+    def suffix(self, state: State, text: TextPart, timestep: Timestep, start: int = 0) -> Tensor:
         """The network's output [N, C, H, W] from a place on; see :meth:`between`."""
         return self.finish(state, text, timestep, start).x
 
-    def finish(self, state: State, text: TextPart, timestep: int, start: int = 0) -> State:
+    def finish(self, state: State, text: TextPart, timestep: Timestep, start: int = 0) -> State:
         """The output, and what was put aside of each feed-forward, the last one first."""
         return self._run(state, text, timestep, self._place(start), len(self._stages))
 
     def _place(self, start: int) -> int:
         return self.cross[start] if start else self._first
 
-    def token_attention(self, state: State, text: TextPart, timestep: int, layer: int) -> Tensor:
+    def token_attention(
+        self, state: State, text: TextPart, timestep: Timestep, layer: int
+    ) -> Tensor:
         """Attention [N, T] that each token receives in cross-attention ``layer``, from the prefix.
 
         The mean over pixels and heads of softmax(q k^T / sqrt(d)), float32.
@@ -122,26 +131,30 @@ class Program:
         return weights.mean((1, 2))
 
     def _run(
-        self, state: State, text: TextPart | None, timestep: int, start: int, stop: int
+        self, state: State, text: TextPart | None, timestep: Timestep, start: int, stop: int
     ) -> State:
         """Stages ``start`` to ``stop - 1``."""
-        biases = None if text is None else text.biases
-        if biases is None and not self._text_in_time:
-            biases = self._time_biases(timestep)
+        biases = self._biases(text, timestep)
         for stage in self._stages[start:stop]:
-            state = stage.run(state, stage.takes(text, biases))
+            given = stage.takes(text, biases)
+            if self.recompute and torch.is_grad_enabled():
+                state = checkpoint(
+                    stage.run, state, given, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                state = stage.run(state, given)
         return state
 
-    def text_part(self, text: Tensor, pooled: Tensor | None, timestep: int) -> TextPart:
+    def text_part(self, text: Tensor, pooled: Tensor | None) -> TextPart:
         """What texts [P, T, D] (and, in SDXL, pooled embeddings [P, E]) contribute."""
         keys_values = [(a.to_k(text), a.to_v(text)) for a in self._attentions]
         if not self._text_in_time:
             return TextPart(keys_values)
         added = added_conditions(pooled, self._picture_size)
-        embedding = self._time_embedding(timestep) + self._unet.get_aug_embed(
+        time = self._unet.get_aug_embed(
             emb=text, encoder_hidden_states=text, added_cond_kwargs=added
         )
-        return TextPart(keys_values, self._resnet_biases(embedding))
+        return TextPart(keys_values, time)
 
     @property
     def value_widths(self) -> dict[str, int]:
@@ -149,8 +162,18 @@ class Program:
         widths = (attention.to_v.out_features for attention in self._attentions)
         return dict(zip(self.names, widths, strict=True))
 
-    def _time_biases(self, timestep: int) -> TimeBiases:
-        """What a timestep adds to each resnet's first convolution: [C] each, computed once."""
+    def _biases(self, text: TextPart | None, timestep: Timestep) -> TimeBiases | None:
+        """What each resnet's first convolution is added; None before an SDXL's text comes in."""
+        if not self._text_in_time:
+            return self._time_biases(timestep)
+        if text is None or text.time is None:
+            return None
+        return self._resnet_biases(self._time_embedding(timestep) + text.time)
+
+    def _time_biases(self, timestep: Timestep) -> TimeBiases:
+        """What timesteps add: [C] for one, computed once, or [N, C]."""
+        if isinstance(timestep, Tensor):
+            return self._resnet_biases(self._time_embedding(timestep))
         if timestep not in self._kept_biases:
             with torch.no_grad():
                 biases = self._resnet_biases(self._time_embedding(timestep))
@@ -159,8 +182,8 @@ class Program:
                 self._kept_biases.popitem(last=False)
         return self._kept_biases[timestep]
 
-    def _time_embedding(self, timestep: int) -> Tensor:
-        time = torch.tensor([timestep], device=self._unet.device)
+    def _time_embedding(self, timestep: Timestep) -> Tensor:
+        time = torch.as_tensor(timestep, device=self._unet.device).reshape(-1)
         embedding: Tensor = self._unet.time_embedding(
             self._unet.time_proj(time).to(self._unet.dtype)
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models.masks import Masks
-from dori_fast.models.state import State
+from dori_fast.models.state import State, Timestep
 from dori_fast.models.text import TextCondition
 
 
@@ -19,7 +19,7 @@ class SharedLatents:
 
     Attributes:
         latents: [S, C, H, W].
-        timestep: index into ``alphas_cumprod``.
+        timestep: index into ``alphas_cumprod``, or int64 [S] on the CPU, each latent's own.
         state: the network's state for each latent, or None where it is not made in advance.
         layer: the cross-attention before which the state stands; 0 unless the state was made for
             one prompt, and then it serves that prompt alone.
@@ -27,7 +27,7 @@ class SharedLatents:
     """
 
     latents: Tensor
-    timestep: int
+    timestep: Timestep
     state: State | None
     layer: int = 0
     uncond: Tensor | None = None
@@ -37,10 +37,31 @@ class SharedLatents:
 
     def take(self, rows: Tensor) -> SharedLatents:
         """Those of the given latents alone: int64 [R] on the CPU."""
-        rows = rows.to(self.latents.device)
+        timestep, rows = self.timestep_of(rows), rows.to(self.latents.device)
         state = None if self.state is None else self.state.take(rows)
         uncond = None if self.uncond is None else self.uncond[rows]
-        return SharedLatents(self.latents[rows], self.timestep, state, self.layer, uncond)
+        return SharedLatents(self.latents[rows], timestep, state, self.layer, uncond)
+
+    def timestep_of(self, which: Tensor) -> Timestep:
+        """The timestep of the given latents: int64 indices [N] on the CPU."""
+        return self.timestep[which] if isinstance(self.timestep, Tensor) else self.timestep
+
+
+def flat_timesteps(timestep: Timestep, latents: Tensor) -> Timestep:
+    """One timestep for all latents [*, C, H, W], or their own [*] as int64 [N] on the CPU.
+
+    Raises:
+        UsageError: not one for each latent, or not integers.
+    """
+    if not isinstance(timestep, Tensor) or timestep.ndim == 0:
+        return int(timestep)
+    wanted, found = list(latents.shape[:-3]), list(timestep.shape)
+    if timestep.is_floating_point() or found != wanted:
+        raise UsageError(
+            f"timestep must be an int, or integers {wanted} as the latents are, got"
+            f" {timestep.dtype} {found}"
+        )
+    return timestep.flatten().to("cpu", torch.int64)
 
 
 @dataclass(frozen=True)
@@ -72,9 +93,12 @@ def all_pairs(condition: TextCondition, shared: SharedLatents, masks: Masks | No
 
 
 def own_latents(
-    condition: TextCondition, latents: Tensor, timestep: int, masks: Masks | None
+    condition: TextCondition, latents: Tensor, timestep: Timestep, masks: Masks | None
 ) -> Samples:
-    """P x S samples: every prompt on its own S latents, of latents [P, S, C, H, W]."""
+    """P x S samples: every prompt on its own S latents, of latents [P, S, C, H, W].
+
+    ``timestep`` is one for all, or [P x S].
+    """
     prompts, seeds = latents.shape[:2]
     if prompts != len(condition):
         raise UsageError(f"latents are for {prompts} prompts, the condition has {len(condition)}")

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from dori_fast.errors import UsageError
-from dori_fast.models.prediction import KINDS, ddim_step, to_epsilon
+from dori_fast.models.prediction import KINDS, ddim_step, target, to_epsilon
+from dori_fast.models.state import Timestep
 
 
 class Schedule:
@@ -39,14 +40,32 @@ class Schedule:
         return [int(t) for t in self._ddim.timesteps]
 
     def alpha_bar(self, timestep: int) -> float:
-        """Cumulative alpha at a timestep; a negative one means the end of the chain."""
+        """Cumulative alpha at a timestep; a negative one means the end of the chain.
+
+        For several at once, index ``alphas_cumprod``.
+        """
         if timestep < 0:
             return float(self._ddim.final_alpha_cumprod)
         return float(self.alphas_cumprod[timestep])
 
-    def epsilon(self, output: Tensor, x_t: Tensor, timestep: int) -> Tensor:
+    def epsilon(self, output: Tensor, x_t: Tensor, timestep: Timestep) -> Tensor:
         """Epsilon [N, *] from the network's output at x_t [N, *]."""
-        return to_epsilon(output, x_t, self.alpha_bar(timestep), self.prediction_type)
+        if not isinstance(timestep, Tensor):
+            return to_epsilon(output, x_t, self.alpha_bar(timestep), self.prediction_type)
+        alpha_bar = self.alphas_cumprod[timestep].reshape(-1, *(1,) * (output.ndim - 1))
+        return to_epsilon(output, x_t, alpha_bar.to(output.device), self.prediction_type)
+
+    def target(self, x_0: Tensor, eps: Tensor, timestep: Tensor) -> Tensor:
+        """What the network was trained to answer, [P, B, *] in the dtype of eps.
+
+        Args:
+            x_0: [P, *] clean latents.
+            eps: [P, B, *] noise that was added to them.
+            timestep: int64 [P, B] on the CPU.
+        """
+        alpha_bar = self.alphas_cumprod[timestep].to(eps.device)
+        alpha_bar = alpha_bar.reshape(*timestep.shape, *(1,) * (eps.ndim - 2))
+        return target(x_0.unsqueeze(1).expand_as(eps), eps, alpha_bar, self.prediction_type)
 
     def step(self, eps: Tensor, x_t: Tensor, timestep: int, to: int) -> Tensor:
         """The DDIM update from one timestep to a less noisy one; a negative ``to`` is the end."""

@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+Timestep = int | Tensor
+"""One index into ``alphas_cumprod`` for all N samples, or int64 [N] on the CPU, each its own."""
+
 TimeBiases = dict[nn.Module, Tensor]
-"""By resnet: what the time embedding adds to its first convolution, [C] or (SDXL) [N, C]."""
+"""By resnet: what the time embedding adds to its first convolution, [C], or [N, C] by sample."""
 
 
 @dataclass(frozen=True)
@@ -86,20 +89,18 @@ class TextPart:
 
     Attributes:
         keys_values: keys and values [N, T, C] of every cross-attention, in order.
-        biases: [N, C] by resnet, where the time embedding takes in the text (SDXL); else None.
+        time: [N, E], what the text adds to the time embedding (SDXL), or None.
         pruned: by number of the transformer layer, what its second feed-forward linear lacks.
     """
 
     keys_values: list[tuple[Tensor, Tensor]]
-    biases: TimeBiases | None = None
+    time: Tensor | None = None
     pruned: Mapping[int, Pruned] = field(default_factory=dict)
 
     def take(self, rows: Tensor) -> TextPart:
         """The part of the given rows: int64 indices [M], repeats allowed."""
         keys_values = [(k[rows], v[rows]) for k, v in self.keys_values]
-        if self.biases is None:
-            return TextPart(keys_values)
-        return TextPart(keys_values, {r: bias[rows] for r, bias in self.biases.items()})
+        return TextPart(keys_values, None if self.time is None else self.time[rows])
 
     @staticmethod
     def join(parts: list[TextPart]) -> TextPart:
@@ -108,10 +109,8 @@ class TextPart:
         keys_values = [
             (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers
         ]
-        biases = [part.biases for part in parts if part.biases is not None]
-        if not biases:
-            return TextPart(keys_values)
-        return TextPart(keys_values, {r: torch.cat([b[r] for b in biases]) for r in biases[0]})
+        times = [part.time for part in parts if part.time is not None]
+        return TextPart(keys_values, torch.cat(times) if times else None)
 
 
 def added_conditions(

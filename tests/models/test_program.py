@@ -48,7 +48,7 @@ def shared_forward(unet, latents, text, timestep):
     prompts, seeds = text.shape[0], latents.shape[0]
     state = program.prefix(latents, timestep).take(torch.arange(seeds).repeat(prompts))
     rows = torch.arange(prompts).repeat_interleave(seeds)
-    part = program.text_part(text, None, timestep).take(rows)
+    part = program.text_part(text, None).take(rows)
     return program.suffix(state, part, timestep).unflatten(0, (prompts, seeds))
 
 
@@ -142,7 +142,7 @@ def test_flops_of_stable_diffusion_1_4():
     rows = torch.arange(prompts, device="meta").repeat_interleave(seeds)
 
     def shared():
-        part = program.text_part(text, None, 981).take(rows)
+        part = program.text_part(text, None).take(rows)
         program.suffix(state.take(rows), part, 981)
 
     def plain():

@@ -96,7 +96,7 @@ def test_sharing_is_exact(dtype, tolerance):
     latents = torch.randn(3, 4, 8, 8, dtype=dtype)
     text, pooled = torch.randn(2, 7, WIDTH, dtype=dtype), torch.randn(2, POOLED, dtype=dtype)
     rows, which = torch.arange(2).repeat_interleave(3), torch.arange(3).repeat(2)
-    part = program.text_part(text, pooled, 961).take(rows)
+    part = program.text_part(text, pooled).take(rows)
     actual = program.suffix(program.prefix(latents, 961).take(which), part, 961)
     ids = torch.tensor([[16, 16, 0, 0, 16, 16]], dtype=dtype).expand(6, -1)
     expected = unet(

@@ -1,0 +1,7 @@
+"""Attacks: find text embeddings that make a model draw given pictures, pruned or not."""
+
+from dori_fast.attack.dori import Dori
+from dori_fast.attack.result import AttackResult
+from dori_fast.attack.stopping import LossBelow, Progress
+
+__all__ = ["AttackResult", "Dori", "LossBelow", "Progress"]

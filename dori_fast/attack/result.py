@@ -1,0 +1,50 @@
+"""What an attack found and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+from dori_fast.models import Denoiser, TextCondition
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """Embeddings of P problems.
+
+    Attributes:
+        embeddings: [P, T, D] on the model's device, float32 (float64 for a float64 model).
+        pooled: [P, E], the pooled embeddings that went with them (SDXL), else None.
+        losses: [steps, P], each step's loss before its update; NaN once a problem has stopped.
+        steps: int64 [P], updates that each problem got.
+        evaluations: int64 [P], UNet samples that each problem evaluated, forward and backward.
+        checkpoints: embeddings [P, T, D] after so many steps, as asked for; those of a problem
+            that had stopped are its last.
+        config: the attack's settings.
+    """
+
+    embeddings: Tensor
+    pooled: Tensor | None
+    losses: Tensor
+    steps: Tensor
+    evaluations: Tensor
+    checkpoints: dict[int, Tensor]
+    config: dict[str, Any]
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+    def condition(self, model: Denoiser, step: int | None = None) -> TextCondition:
+        """The embeddings found, or those of a checkpoint, as conditions to generate from.
+
+        Raises:
+            UsageError: no such checkpoint.
+        """
+        if step is not None and step not in self.checkpoints:
+            kept = ", ".join(map(str, self.checkpoints)) or "none"
+            raise UsageError(f"attack: no checkpoint at step {step}; kept are {kept}")
+        found = self.embeddings if step is None else self.checkpoints[step]
+        return model.condition(found, self.pooled)

@@ -1,0 +1,164 @@
+"""SSCD, the copy descriptor that the field reports (Pizzi et al., CVPR 2022, arXiv 2202.10261).
+
+Two pictures are as alike as the cosine of their descriptors. The published models come as
+TorchScript files, which are programs: one is loaded only if its sha256 is the one you name and you
+allow it to run. There are two preprocessings in the literature, with models of their own, and
+their similarities are not interchangeable:
+
+* ``"skew_320"``: stretched to 320 x 320, ImageNet's mean and deviation; with sscd_disc_mixup in
+  NeMo (Hintersdorf et al., NeurIPS 2024).
+* ``"crop_224"``: shorter side to 256, middle 224 x 224, mean and deviation 0.5; with
+  sscd_disc_large in Wen et al. (ICLR 2024) and Chavhan et al.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dori_fast.errors import IntegrityError, UsageError
+
+THRESHOLD = 0.7  # above it the papers speak of a replication
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the network's input.
+
+    ``stretch``: both sides to this length. ``shorter`` and ``crop``: the shorter side to this
+    length, then the middle square.
+    """
+
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+    stretch: int = 0
+    shorter: int = 0
+    crop: int = 0
+
+    def __call__(self, picture: NDArray[np.uint8]) -> Tensor:
+        """float32 [3, h, w] from uint8 [H, W, 3], resized by PIL's antialiased bilinear filter."""
+        from PIL import Image
+
+        image = Image.fromarray(picture)
+        if self.stretch:
+            image = image.resize((self.stretch, self.stretch), Image.Resampling.BILINEAR)
+        else:
+            image = _middle(_shorter_side(image, self.shorter), self.crop)
+        unit = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        mean, deviation = (torch.tensor(x).view(3, 1, 1) for x in (self.mean, self.deviation))
+        return (unit - mean) / deviation
+
+
+def _shorter_side(image: Any, length: int) -> Any:
+    """As torchvision's Resize(length) has it: the longer side is cut off to a whole number."""
+    from PIL import Image
+
+    width, height = image.size
+    if width <= height:
+        size = (length, int(length * height / width))
+    else:
+        size = (int(length * width / height), length)
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def _middle(image: Any, side: int) -> Any:
+    width, height = image.size
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
+
+
+PREPROCESSINGS = {
+    "skew_320": Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), stretch=320),
+    "crop_224": Preprocessing((0.5,) * 3, (0.5,) * 3, shorter=256, crop=224),
+}
+
+
+class SSCD:
+    """A measure of copying: see :class:`dori_fast.evaluate.copies.CopySimilarity`.
+
+    Args:
+        file: a TorchScript file of SSCD that you have; nothing is downloaded.
+        preprocessing: ``"skew_320"`` or ``"crop_224"``.
+        sha256: of the file, in hexadecimal.
+        run_its_code: must be True, since a TorchScript file is a program that will be run.
+        threshold: above it a picture counts as a copy; not the same for all models and
+            preprocessings.
+        device: of the descriptor network.
+
+    Raises:
+        UsageError: no such file or preprocessing, or the code may not be run.
+        IntegrityError: another sha256, or not a TorchScript file.
+    """
+
+    def __init__(
+        self,
+        file: str | os.PathLike[str],
+        *,
+        preprocessing: str,
+        sha256: str,
+        run_its_code: bool = False,
+        threshold: float = THRESHOLD,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if preprocessing not in PREPROCESSINGS:
+            known = ", ".join(PREPROCESSINGS)
+            raise UsageError(f"SSCD: preprocessing must be one of {known}, got {preprocessing!r}")
+        if not run_its_code:
+            raise UsageError(
+                f"SSCD: {os.fspath(file)} is TorchScript, a program; pass run_its_code=True if you"
+                " trust where it comes from"
+            )
+        self.name = f"SSCD {preprocessing}"
+        self.threshold = threshold
+        self._device = torch.device(device)
+        self._sha256 = _checked_sha256(file, sha256)
+        self._preprocess = PREPROCESSINGS[preprocessing]
+        try:
+            self._network = torch.jit.load(os.fspath(file), map_location=self._device).eval()
+        except RuntimeError as error:
+            raise IntegrityError(f"SSCD: {os.fspath(file)} is not a TorchScript file") from error
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the similarities depend on besides the pictures, as plain JSON."""
+        return {"name": self.name, "threshold": self.threshold, "sha256": self._sha256}
+
+    @torch.no_grad()
+    def descriptors(self, pictures: NDArray[np.uint8]) -> Tensor:
+        """Descriptors of length 1, float32 [N, D] on the CPU, of uint8 [N, H, W, 3]."""
+        found = [
+            self._network(
+                torch.stack([self._preprocess(x) for x in pictures[i : i + _BATCH]]).to(
+                    self._device
+                )
+            )
+            for i in range(0, len(pictures), _BATCH)
+        ]
+        return torch.nn.functional.normalize(torch.cat(found).float().cpu(), dim=-1)
+
+    def __call__(
+        self, drawn: NDArray[np.uint8], original: NDArray[np.uint8]
+    ) -> NDArray[np.float64]:
+        """Similarities [P, S] of uint8 [P, S, H, W, 3] to uint8 [P, H', W', 3]."""
+        prompts, seeds = drawn.shape[:2]
+        found = self.descriptors(drawn.reshape(-1, *drawn.shape[2:])).view(prompts, seeds, -1)
+        wanted = self.descriptors(original)
+        return np.asarray((found * wanted[:, None]).sum(-1).double())
+
+
+def _checked_sha256(file: str | os.PathLike[str], wanted: str) -> str:
+    try:
+        with open(file, "rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"SSCD: {os.fspath(file)} cannot be read: {error.strerror}") from error
+    if found != wanted.lower():
+        raise IntegrityError(f"SSCD: {os.fspath(file)} has sha256 {found}, not {wanted}")
+    return found
