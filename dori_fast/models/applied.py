@@ -97,14 +97,16 @@ def masked_layers(mask: NeuronMask | WeightMask, unet: nn.Module) -> dict[str, n
     """
     if len(mask) != 1:
         raise UsageError(f"{len(mask)} masks for one network: pick one, mask[i], or mask.any()")
-    scaled = isinstance(mask, NeuronMask)
+    neurons = isinstance(mask, NeuronMask)
+    tensors = mask.scales if isinstance(mask, NeuronMask) else mask.pruned
     layers = {}
     for name, changed in mask.counts().items():
-        layer = _linear(unet, f"{name}.to_v" if scaled else name)
-        shape = mask.scales[name].shape if isinstance(mask, NeuronMask) else mask.pruned[name].shape
-        if shape[1:] != layer.weight.shape[: len(shape) - 1]:
+        layer = _linear(unet, f"{name}.to_v" if neurons else name)
+        shape = tensors[name].shape[1:]
+        # one factor per row, or one bit per weight
+        if shape != layer.weight.shape[: len(shape)]:
             raise UsageError(
-                f"{name}: the mask is for {list(shape[1:])}, weights are {list(layer.weight.shape)}"
+                f"{name}: the mask is for {list(shape)}, weights are {list(layer.weight.shape)}"
             )
         if changed.item():
             layers[name] = layer
