@@ -33,8 +33,8 @@ PAGE, PICTURE = ROOT / "docs" / "pruning.md", ROOT / "docs" / "pruning.png"
 OFTEN, SHOWN = 4, 8
 HOW: dict[str, Any] = {"steps": 20, "guidance": 4.0}
 # what worked on the embedded model: its memory spreads over all layers, and its scores are higher
-NEMO = NeMo(layers="all", threshold=0.2, theta_end=0.25)
-WANDA = Wanda(0.1, joint=False)
+NEMO = NeMo(layers="all", threshold=0.15, theta_end=0.0)
+WANDA = Wanda(0.3, both_halves=False, joint=False)
 
 
 @dataclass(frozen=True)

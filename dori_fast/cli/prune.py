@@ -54,6 +54,13 @@ def prune(
     theta_end: Annotated[float, typer.Option(help="nemo: z-score to give up at.")] = 1.0,
     sparsity: Annotated[float, typer.Option(help="wanda: share of each row per step.")] = 0.01,
     steps: Annotated[int, typer.Option(help="wanda: denoising steps that are looked at.")] = 10,
+    both_halves: Annotated[
+        bool,
+        typer.Option(
+            "--both-halves/--conditional-half",
+            help="wanda: both halves of guidance count, as released, or the prompts' own alone.",
+        ),
+    ] = True,
     limit: Limit = None,
     pictures: Annotated[
         int, typer.Option(help="Draw so many prompts before and after pruning.", min=0)
@@ -84,7 +91,7 @@ def prune(
         loaded = load(model, revision=revision, dtype=dtype, device=device)
         chosen: NeMo | Wanda
         if method == "wanda":
-            chosen = Wanda(sparsity, steps, joint=False)
+            chosen = Wanda(sparsity, steps, both_halves=both_halves, joint=False)
         elif clean is not None and statistics is not None:
             raise UsageError("prune: --clean and --statistics say the same in two ways; use one")
         else:
