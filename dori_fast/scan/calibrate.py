@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate.calibration import Calibration
 from dori_fast.evaluate.rates import Interval
+from dori_fast.scan.ahead import read_ahead
 from dori_fast.scan.durable import write_durably
 from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
 from dori_fast.scan.record import differences, library_versions, model_identity
@@ -213,9 +214,12 @@ def _scores(
     settings: Settings,
 ) -> _Scored:
     """Scores of the distinct prompts of an input."""
-    with prompts_on_disk(prompts) as path:
+    with (
+        prompts_on_disk(prompts) as path,
+        read_ahead(limited(open_prompts(path, column), settings)) as chunks,
+    ):
         found = _Scored(file_sha256(path), 0, 0, {})
-        for chunk in limited(open_prompts(path, column), settings):
+        for chunk in chunks:
             table = score_rows(model, detector, chunk, lambda done: None)
             found.rows += len(table)
             columns = (table[name].to_pylist() for name in ("prompt", "score", "score_per_seed"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dori_fast.errors import UsageError
 from dori_fast.evaluate.futility import futility_bound
+from dori_fast.scan.ahead import read_ahead
 from dori_fast.scan.calibrate import CalibrationRecord, Decision
 from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
 from dori_fast.scan.record import (
@@ -182,9 +183,10 @@ class _Work:
         run, earlier = self._run, self._run.record.seconds
         try:
             shards = 0
-            for index, rows in enumerate(limited(reader, settings)):
-                self._one_shard(index, rows)
-                shards += 1
+            with read_ahead(limited(reader, settings)) as chunks:
+                for index, rows in enumerate(chunks):
+                    self._one_shard(index, rows)
+                    shards += 1
             over = _over_budget(self._counts, settings.max_errors)
             state: Literal["done", "over_budget"] = "over_budget" if over else "done"
             run.record.state = state
