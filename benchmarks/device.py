@@ -111,6 +111,27 @@ def stages(site: Path, out: Path, dry_run: bool) -> list[Stage]:
             + (() if dry_run else ("--rounds", "5")),
         ),
         Stage(
+            "switches",
+            120,
+            (python, "-m", "benchmarks.end_to_end", *results)
+            + (
+                ("--model", "demo", *few[:-1], "dori_fast_channels_last")
+                if dry_run
+                else ("--model", "sd14", "--providers", "switches", "--rounds", "3")
+            ),
+        ),
+        Stage(
+            "small_batches",
+            60,
+            (python, "-m", "benchmarks.end_to_end", *results, "--batch-size", "4")
+            + (
+                ("--model", "demo", *few[:-1], "dori_fast_plain")
+                if dry_run
+                else ("--model", "sd14", "--prompts", "8", "--rounds", "3")
+                + ("--providers", "dori_fast_plain", "dori_fast_cuda_graphs")
+            ),
+        ),
+        Stage(
             "memcheck",
             200,
             (sanitizer or "", "--tool", "memcheck", "--error-exitcode", "9", python, "-m", "pytest")

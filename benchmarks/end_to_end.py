@@ -1,16 +1,19 @@
 """Prompts per second of the scan's scoring against the peers' way, interleaved in one run.
 
 `eager` is the papers' code path, `cfg_batched` the same batched over prompts, `uncond_shared` ours
-with the network called whole, `dori_fast` ours. All score the same prompts on the same noise, and
-their scores are compared before anything is timed.
+with the network called whole, `dori_fast` ours. The others are ours with the named switch of
+`df.load` on and the rest off, or with all off (`dori_fast_plain`). All score the same prompts on
+the same noise, and their scores are compared before anything is timed.
 
     python -m benchmarks.end_to_end --model demo
+    python -m benchmarks.end_to_end --model demo --providers switches
     python -m benchmarks.end_to_end --model sd14 --device cuda
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import sys
 from collections.abc import Callable
@@ -33,15 +36,25 @@ _RANDOM = {
     "sd14": {},
     "sd14-narrow": {"unet_width": 32, "latent_side": 16, "text_layers": 1},
 }
-_PROVIDERS = ("eager", "cfg_batched", "uncond_shared", "dori_fast")
+_WAYS = ("eager", "cfg_batched", "uncond_shared", "dori_fast")
+# by provider: what is switched on
+_SWITCHES = {
+    "dori_fast_plain": None,
+    "dori_fast_channels_last": "channels_last",
+    "dori_fast_compiled": "compile",
+    "dori_fast_cuda_graphs": "cuda_graphs",
+}
 
 
 @dataclass(frozen=True)
 class Work:
-    """One scoring job: the model with and without sharing, its prompts and its noise."""
+    """One scoring job: the model with and without sharing, its prompts and its noise.
+
+    `load` loads the model again, with other options.
+    """
 
     model: df.Denoiser
-    plain: df.Denoiser
+    load: Callable[..., df.Denoiser]
     prompts: list[str]
     noise: Tensor
     timestep: int
@@ -50,13 +63,22 @@ class Work:
     def providers(self, names: list[str]) -> dict[str, Callable[[], Tensor]]:
         """Each way to the scores [P] as a call."""
         job = (self.model, self.prompts, self.noise, self.timestep)
-        known: dict[str, Callable[[], Tensor]] = {
-            "eager": lambda: peers.scores(*job)[0],
-            "cfg_batched": lambda: peers.scores_in_batches(*job, self.model.batch_size),
-            "uncond_shared": lambda: self.detector.score(self.plain, self.prompts),
-            "dori_fast": lambda: self.detector.score(self.model, self.prompts),
-        }
-        return {name: known[name] for name in _PROVIDERS if name in ("eager", *names)}
+
+        def ours(model: df.Denoiser) -> Callable[[], Tensor]:
+            return lambda: self.detector.score(model, self.prompts)
+
+        found: dict[str, Callable[[], Tensor]] = {"eager": lambda: peers.scores(*job)[0]}
+        if "cfg_batched" in names:
+            found["cfg_batched"] = lambda: peers.scores_in_batches(*job, self.model.batch_size)
+        if "uncond_shared" in names:
+            found["uncond_shared"] = ours(self.load(share=False))
+        if "dori_fast" in names:
+            found["dori_fast"] = ours(self.model)
+        for name, on in _SWITCHES.items():
+            if name in names:
+                switches = {switch: switch == on for switch in filter(None, _SWITCHES.values())}
+                found[name] = ours(self.load(**switches))
+        return found
 
 
 def sample_prompts(n: int) -> list[str]:
@@ -67,18 +89,26 @@ def sample_prompts(n: int) -> list[str]:
 
 
 def prepare(options: argparse.Namespace) -> Work:
-    """Load the model twice, over one set of weights if it is a random one."""
+    """Load the model; a random one's weights are shared wherever they are laid out alike."""
     source: Any = options.model
-    how = {"device": options.device, "dtype": options.dtype}
+    how = {"device": options.device, "dtype": options.dtype, "batch_size": options.batch_size}
     if source in _RANDOM:
         from benchmarks.sd14 import random_pipeline
 
         dtype = getattr(torch, options.dtype)
         source = random_pipeline(dtype, options.device, **_RANDOM[source])
-    model = df.load(source, **how)
+
+    def load(**switches: bool) -> df.Denoiser:
+        laid_out = source
+        if switches.get("channels_last") and not isinstance(source, str):
+            laid_out = copy.copy(source)
+            laid_out.unet = copy.deepcopy(source.unet).to(memory_format=torch.channels_last)
+        return df.load(laid_out, **switches, **how)
+
+    model = load()
     return Work(
         model=model,
-        plain=df.load(source, share=False, **how),
+        load=load,
         prompts=sample_prompts(options.prompts),
         noise=model.noise(range(options.seeds)),
         timestep=model.timesteps(50)[0],
@@ -141,12 +171,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", help="default: float16 on a GPU, float32 on a CPU")
     parser.add_argument(
-        "--providers", nargs="+", choices=_PROVIDERS, default=list(_PROVIDERS), metavar="NAME"
+        "--providers",
+        nargs="+",
+        choices=(*_WAYS, *_SWITCHES, "switches"),
+        default=list(_WAYS),
+        metavar="NAME",
+        help=f"of {', '.join((*_WAYS, *_SWITCHES))}; switches: all of the last that run here",
     )
+    parser.add_argument("--batch-size", type=int, default="auto", help="UNet samples at a time")
     parser.add_argument("--no-write", action="store_true", help="leave the results alone")
     parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder of the CSV")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("float16" if options.device == "cuda" else "float32")
+    if "switches" in options.providers:
+        options.providers += ["dori_fast", *_SWITCHES]
+        if options.device != "cuda":
+            options.providers.remove("dori_fast_cuda_graphs")
     return options
 
 
@@ -163,12 +203,13 @@ def main(arguments: list[str] | None = None) -> int:
     timed: dict[str, Callable[[], object]] = dict(providers)
     times = harness.interleave(timed, ceilings.timer, options.rounds)
     describe(times, count, flops, rate)
+    of_batch = "" if options.batch_size == "auto" else f"_batch_{options.batch_size}"
     rows = [
         harness.make_row(
             [1e3 * s / count for s in seconds],
             device=options.device,
             op="scan",
-            mode="wen_step_1",
+            mode=f"wen_step_1{of_batch}",
             provider=name,
             metric=harness.metric_of(ceilings.timer),
             unit="ms/prompt",
@@ -180,7 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
             dtype=options.dtype,
             threads=options.threads,
             command=f"python -m benchmarks.end_to_end --model {options.model}"
-            f" --prompts {options.prompts}",
+            f" --prompts {options.prompts} --providers {' '.join(options.providers)}"
+            + (f" --batch-size {options.batch_size}" if of_batch else ""),
         )
         for name, seconds in times.items()
     ]

@@ -208,6 +208,8 @@ _PREFACE = (
     "  the same cache. An op that mostly reads can exceed 100 %.",
     "- `scan` rows are prompts scored end to end (model:prompts x seeds); `cfg_batched` is the",
     "  papers' way batched over prompts, `uncond_shared` ours with the network called whole.",
+    "  `dori_fast` runs as `df.load` chooses by itself, `dori_fast_plain` with every switch off,",
+    "  `dori_fast_channels_last`, `_compiled` and `_cuda_graphs` with that one on.",
     "",
     "![Speed-up over eager PyTorch](benchmarks.png)",
     "",

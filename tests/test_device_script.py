@@ -107,7 +107,8 @@ def test_the_dry_run(tmp_path: Path) -> None:
     with (tmp_path / "stages.csv").open(newline="") as file:
         states = {row["stage"]: row["state"] for row in csv.DictReader(file)}
     assert {name for name, state in states.items() if state == "ok"} >= {
-        *("build", "doctor", "op_tests", "gpu_tests", "op_benchmarks", "scan_demo", "scan_sd14")
+        *("build", "doctor", "op_tests", "gpu_tests", "op_benchmarks", "scan_demo", "scan_sd14"),
+        *("switches", "small_batches"),
     }
     (results,) = (path for path in tmp_path.glob("*.csv") if path.name != "stages.csv")
     with results.open(newline="") as file:

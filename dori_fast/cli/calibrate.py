@@ -12,7 +12,10 @@ from dori_fast.cli.exits import Debug, reported
 from dori_fast.cli.options import (
     AsJson,
     BatchSize,
+    ChannelsLast,
     Column,
+    Compile,
+    CudaGraphs,
     DetectorName,
     Device,
     Dtype,
@@ -43,6 +46,9 @@ def calibrate(
     limit: Limit = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    compile: Compile = "auto",
+    channels_last: ChannelsLast = "auto",
+    cuda_graphs: CudaGraphs = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -59,7 +65,15 @@ def calibrate(
 
         open_prompts(prompts, column)
         record = run_calibration(
-            load(model, revision=revision, dtype=dtype, device=device),
+            load(
+                model,
+                revision=revision,
+                dtype=dtype,
+                device=device,
+                compile=compile,
+                channels_last=channels_last,
+                cuda_graphs=cuda_graphs,
+            ),
             prompts,
             out=out,
             detector=detector,

@@ -16,6 +16,13 @@ def _auto_or_int(text: str) -> int | str:
         raise typer.BadParameter(f"{text!r} is neither 'auto' nor a whole number") from None
 
 
+def _switch(text: str) -> bool | str:
+    values: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
+    if text not in values:
+        raise typer.BadParameter(f"{text!r} is none of auto, on and off")
+    return values[text]
+
+
 ModelSource = Annotated[str, typer.Option(help="demo, a diffusers directory or a hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Column = Annotated[str | None, typer.Option(help="The prompt column, if not found.")]
@@ -31,5 +38,14 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Resume = Annotated[
     Literal["auto", "never", "must"],
     typer.Option(help="Continue what is there, want a fresh directory, or want a run."),
+]
+Compile = Annotated[
+    Any, typer.Option(parser=_switch, metavar="auto|on|off", help="Compile the network's parts.")
+]
+ChannelsLast = Annotated[
+    Any, typer.Option(parser=_switch, metavar="auto|on|off", help="Channels innermost in memory.")
+]
+CudaGraphs = Annotated[
+    Any, typer.Option(parser=_switch, metavar="auto|on|off", help="Replay launches; small batches.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -12,7 +12,10 @@ from dori_fast.cli.exits import OVER_BUDGET, Debug, reported
 from dori_fast.cli.options import (
     AsJson,
     BatchSize,
+    ChannelsLast,
     Column,
+    Compile,
+    CudaGraphs,
     DetectorName,
     Device,
     Dtype,
@@ -42,6 +45,9 @@ def scan(
     limit: Limit = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    compile: Compile = "auto",
+    channels_last: ChannelsLast = "auto",
+    cuda_graphs: CudaGraphs = "auto",
     resume: Resume = "auto",
     max_errors: Annotated[
         float, typer.Option(help="Quarantined rows allowed: a fraction if below 1, else a number.")
@@ -73,7 +79,15 @@ def scan(
         # before the model is loaded: a wrong path should not cost the user a minute
         open_prompts(prompts, column)
         result = run_scan(
-            load(model, revision=revision, dtype=dtype, device=device),
+            load(
+                model,
+                revision=revision,
+                dtype=dtype,
+                device=device,
+                compile=compile,
+                channels_last=channels_last,
+                cuda_graphs=cuda_graphs,
+            ),
             prompts,
             out=out,
             detector=detector,

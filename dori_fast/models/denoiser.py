@@ -17,6 +17,7 @@ from dori_fast.models import images
 from dori_fast.models.architecture import require_denoiser
 from dori_fast.models.encoders import TextSide, TextSideXL
 from dori_fast.models.engine import Engine
+from dori_fast.models.execution import Execution
 from dori_fast.models.masks import Masks, NeuronMask, WeightMask
 from dori_fast.models.samples import (
     Samples,
@@ -62,7 +63,7 @@ class Denoiser:
         origin: dict[str, str | None],
         hashes: Callable[[], dict[str, str]],
         share: bool = True,
-        attention: str = "auto",
+        execution: Execution | None = None,
     ) -> None:
         require_denoiser(unet, text)
         self.unet = unet
@@ -71,7 +72,7 @@ class Denoiser:
         self._load_vae, self._load_hashes = vae, hashes
         self._origin = origin
         self.schedule = Schedule(scheduler_config)
-        self.engine = Engine(unet, batch_size, share, attention, picture_size)
+        self.engine = Engine(unet, batch_size, share, execution or Execution(), picture_size)
         self._masks: Masks | None = None
         self._shared: OrderedDict[tuple[tuple[int, ...], int], SharedLatents] = OrderedDict()
 

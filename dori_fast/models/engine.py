@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from dori_fast.errors import UsageError
 from dori_fast.models.architecture import refusal
 from dori_fast.models.attention import choose, math
+from dori_fast.models.batch_size import auto_batch_size
+from dori_fast.models.execution import Execution, is_channels_last
+from dori_fast.models.forward_mode import PlainGroupNorms
+from dori_fast.models.graphs import Graphs
 from dori_fast.models.masking import check_mask, masked
 from dori_fast.models.masks import NeuronMask, WeightMask
+from dori_fast.models.parts import Parts
 from dori_fast.models.program import Program
 from dori_fast.models.samples import Samples, SharedLatents
 from dori_fast.models.stages import Observe
@@ -22,8 +27,6 @@ from dori_fast.models.state import State, TextPart, Timestep, added_conditions
 from dori_fast.models.text import pad_rows
 
 _log = logging.getLogger(__name__)
-# above this size one sample already keeps a CPU busy, so a padded batch would only cost latency
-_LARGE_MODEL_PARAMETERS = 50_000_000
 
 
 class Engine:
@@ -35,7 +38,7 @@ class Engine:
     Attributes:
         evaluations: UNet sample evaluations so far, padding left out.
         not_shared: why work is not shared between samples, or None if it is.
-        attention: the attention kernel, "sdpa" or "xformers"; "own" where the model's own runs.
+        execution: how it is run, nothing left to "auto".
     """
 
     def __init__(
@@ -43,19 +46,32 @@ class Engine:
         unet: Any,
         batch_size: int | str,
         share: bool,
-        attention: str,
+        execution: Execution,
         picture_size: tuple[int, int],
     ) -> None:
         self.unet = unet
         self.evaluations = 0
         self.not_shared = refusal(unet) if share else "switched off"
-        name, self._kernel = choose(attention, unet.device, unet.dtype)
-        self.attention = name if self.not_shared is None else "own"
+        name, self._kernel = choose(execution.attention, unet.device, unet.dtype)
+        whole = self.not_shared and f"the network is called whole ({self.not_shared})"
+        compiled, graphs = (
+            execution.on(switch, unet.device, whole) for switch in ("compile", "cuda_graphs")
+        )
+        self.execution = Execution(
+            attention="own" if whole else name,
+            compile=compiled,
+            channels_last=is_channels_last(unet),
+            cuda_graphs=graphs,
+        )
         self._picture_size = picture_size
-        self._program = None
-        if self.not_shared is None:
-            self._program = Program(unet, self._kernel, picture_size)
-        self.batch_size = _auto_batch_size(unet) if batch_size == "auto" else int(batch_size)
+        plain = None if whole else Program(unet, Parts(self._kernel), picture_size)
+        self._program = plain
+        if compiled or graphs:
+            parts = Parts(self._kernel, compiled)
+            self._program = Program(unet, parts, picture_size, Graphs() if graphs else None)
+        if batch_size == "auto":
+            batch_size = auto_batch_size(unet, plain, picture_size)
+        self.batch_size = int(batch_size)
 
     @property
     def batch_size(self) -> int:
@@ -151,7 +167,8 @@ class Engine:
                 return program.suffix(program.prefix(latents, timestep), part, timestep)
 
             along = tangents[sample.to(device)]
-            slope = torch.func.jvp(output, (shared.latents[which.to(device)],), (along,))[1]
+            with PlainGroupNorms():
+                slope = torch.func.jvp(output, (shared.latents[which.to(device)],), (along,))[1]
             return State(slope)
 
         order = torch.arange(len(tangents))
@@ -165,7 +182,7 @@ class Engine:
         treat every sample by itself: batches are padded, and what comes of the padding is cut off.
         """
         self._known_program()
-        program = Program(self.unet, self._kernel, self._picture_size, observe)
+        program = Program(self.unet, Parts(self._kernel), self._picture_size, observe=observe)
         self.evaluations += len(samples.text)
 
         def finished(text: Tensor, which: Tensor) -> State:
@@ -265,7 +282,7 @@ class Engine:
     def _differentiable(self) -> Program:
         """The program with an attention that has a forward derivative."""
         self._known_program()
-        return Program(self.unet, math, self._picture_size)
+        return Program(self.unet, Parts(math), self._picture_size)
 
     def _known_program(self) -> Program:
         if self._program is None:
@@ -280,11 +297,3 @@ class Engine:
 def _out_of_memory(error: RuntimeError) -> bool:
     # the CPU allocator has no exception of its own
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _auto_batch_size(unet: Any) -> int:
-    """UNet samples per evaluation: a function of model and device alone, so that scores are too."""
-    if unet.device.type != "cpu":
-        return 64
-    parameters = sum(p.numel() for p in unet.parameters())
-    return 4 if parameters > _LARGE_MODEL_PARAMETERS else 32

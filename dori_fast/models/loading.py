@@ -19,6 +19,7 @@ from dori_fast.models.directory import (
     resolve_directory,
 )
 from dori_fast.models.encoders import TextSide, TextSideXL
+from dori_fast.models.execution import Execution, Switch, is_channels_last
 from dori_fast.models.weights import file_hashes, tensors_sha256, text_sha256
 
 
@@ -31,6 +32,9 @@ def load(
     batch_size: int | str = "auto",
     share: bool = True,
     attention: str = "auto",
+    compile: Switch = "auto",
+    channels_last: Switch = "auto",
+    cuda_graphs: Switch = "auto",
 ) -> Denoiser:
     """Open a text-to-image diffusion model for scoring, pruning and attack.
 
@@ -47,15 +51,24 @@ def load(
             the architecture is known; False calls the model's own forward for every sample.
         attention: ``"auto"`` (xformers where it is installed and can answer, else torch's own),
             ``"sdpa"`` or ``"xformers"``.
+        compile: compile the repeated parts of the network with torch.compile, when they first run.
+        channels_last: keep convolution weights with the channels innermost.
+        cuda_graphs: replay recorded launches; for batches too small to keep a GPU busy.
+
+    The last three are True, False or ``"auto"``: what is worth it on such a device by
+    ``docs/benchmarks.md``, so far off; ``model.engine.execution`` says what was chosen. They change
+    scores by rounding alone, as ``batch_size`` does.
 
     Returns:
         A :class:`Denoiser` in evaluation mode with frozen weights.
 
     Raises:
-        UsageError: no such source, or a kind of model that is not supported.
+        UsageError: no such source, a kind of model that is not supported, or a switch that cannot
+            be on here.
         IntegrityError: damaged weight files, or weights that are not finite.
     """
-    how: dict[str, Any] = {"batch_size": batch_size, "share": share, "attention": attention}
+    execution = Execution(attention, compile, channels_last, cuda_graphs)
+    how: dict[str, Any] = {"batch_size": batch_size, "share": share, "execution": execution}
     if hasattr(source, "unet") and hasattr(source, "text_encoder"):
         if revision is not None:
             raise UsageError("load: revision applies to hub ids, not to a pipeline in memory")
@@ -65,6 +78,8 @@ def load(
     name = str(source)
     directory, revision = resolve_directory(name, revision)
     unet, text = open_unet(directory, dtype, device), open_text(directory, dtype, device)
+    if execution.on("channels_last", device):
+        unet.to(memory_format=torch.channels_last)
     return Denoiser(
         unet=unet,
         text=text,
@@ -136,6 +151,13 @@ def _from_pipeline(
         raise UsageError(
             f"load: the pipeline is {has_dtype} on {has_device}, asked for {wants_dtype} on"
             f" {wants_device}; move it first with pipe.to(...)"
+        )
+    wished = how["execution"].channels_last
+    if wished != "auto" and wished != is_channels_last(pipe.unet):
+        layout = "channels_last" if wished else "contiguous_format"
+        raise UsageError(
+            f"load: channels_last={wished}, but the pipeline's weights are laid out"
+            f" otherwise; change them first with pipe.unet.to(memory_format=torch.{layout})"
         )
     text: TextSide | TextSideXL = TextSide(pipe.tokenizer, _frozen(pipe.text_encoder))
     if getattr(pipe, "text_encoder_2", None) is not None:

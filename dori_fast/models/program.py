@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dori_fast.models import joins, stages
-from dori_fast.models.attention import Attention, sdpa
+from dori_fast.models.attention import sdpa
+from dori_fast.models.graphs import Graphs
+from dori_fast.models.parts import Parts
 from dori_fast.models.stages import Observe, Run
 from dori_fast.models.state import State, TextPart, TimeBiases, Timestep, added_conditions
 
@@ -69,13 +71,14 @@ class Program:
     def __init__(
         self,
         unet: Any,
-        attention: Attention = sdpa,
+        parts: Parts | None = None,
         picture_size: tuple[int, int] = (0, 0),
+        graphs: Graphs | None = None,
         observe: Observe | None = None,
     ) -> None:
         self._unet = unet
-        self._observe = observe
-        self._attention = attention
+        self._parts = parts or Parts(sdpa)
+        self._graphs, self._observe = graphs, observe
         self._picture_size = picture_size
         self._text_in_time = unet.config.addition_embed_type == "text_time"
         self._attentions: list[Any] = []
@@ -134,16 +137,23 @@ class Program:
         self, state: State, text: TextPart | None, timestep: Timestep, start: int, stop: int
     ) -> State:
         """Stages ``start`` to ``stop - 1``."""
+
+        def run(state: State, text: TextPart | None, biases: TimeBiases | None) -> State:
+            for stage in self._stages[start:stop]:
+                given = stage.takes(text, biases)
+                if self.recompute and torch.is_grad_enabled():
+                    state = checkpoint(
+                        stage.run, state, given, use_reentrant=False, preserve_rng_state=False
+                    )
+                else:
+                    state = stage.run(state, given)
+            return state
+
         biases = self._biases(text, timestep)
-        for stage in self._stages[start:stop]:
-            given = stage.takes(text, biases)
-            if self.recompute and torch.is_grad_enabled():
-                state = checkpoint(
-                    stage.run, state, given, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                state = stage.run(state, given)
-        return state
+        with self._parts.running():
+            if self._graphs is None or stop < len(self._stages):
+                return run(state, text, biases)
+            return self._graphs.run((start, stop), run, state, text, biases)
 
     def text_part(self, text: Tensor, pooled: Tensor | None) -> TextPart:
         """What texts [P, T, D] (and, in SDXL, pooled embeddings [P, E]) contribute."""
@@ -239,13 +249,13 @@ class Program:
             self._resnet(resnet)
             return
         self._resnets.append(resnet)
-        self._add(stages.join_parts(resnet))
+        self._add(stages.join_parts(resnet, self._parts))
 
     def _resnet(self, resnet: Any) -> None:
         if self._text_in_time:
             self._text_comes_in()
         self._resnets.append(resnet)
-        self._add(stages.resnet(resnet))
+        self._add(stages.resnet(resnet, self._parts))
 
     def _text_comes_in(self) -> None:
         self._first = self._first or len(self._stages)
@@ -254,16 +264,16 @@ class Program:
         if not getattr(block, "has_cross_attention", False):
             return
         transformer = block.attentions[index]
-        self._add(stages.enter(transformer))
+        self._add(stages.enter(transformer, self._parts))
         for layer in transformer.transformer_blocks:
-            self._add(stages.self_attention(layer, self._attention))
-            self._add(stages.query(layer))
+            self._add(stages.self_attention(layer, self._parts))
+            self._add(stages.query(layer, self._parts))
             self._text_comes_in()
             self.cross.append(len(self._stages))
-            cross = stages.cross_attention(layer.attn2, self._attention)
+            cross = stages.cross_attention(layer.attn2, self._parts)
             number = len(self._attentions)
             self._add(cross, cross=number)
-            self._add(stages.feed_forward(layer, self._observe), forward=number)
+            self._add(stages.feed_forward(layer, self._parts, self._observe), forward=number)
             self._attentions.append(layer.attn2)
             self._forwards.append(layer.ff)
-        self._add(stages.leave(transformer))
+        self._add(stages.leave(transformer, self._parts))

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dori_fast.models import joins
-from dori_fast.models.attention import Attention
+from dori_fast.models.parts import Parts
 from dori_fast.models.state import Pruned, State, TimeBiases
 
 Run = Callable[[State, Any], State]
@@ -20,17 +19,9 @@ Observe = Callable[[Tensor], Tensor]
 """What is wanted of activations [N, *]: a tensor with the same samples in front."""
 
 
-def resnet(module: Any) -> Run:
+def resnet(module: Any, parts: Parts) -> Run:
     """A residual block on a picture [N, C, H, W]."""
-
-    def run(state: State, biases: TimeBiases) -> State:
-        x = state.x
-        h = joins.conv_with_bias(module.conv1, module.nonlinearity(module.norm1(x)), biases[module])
-        h = module.conv2(module.nonlinearity(module.norm2(h)))
-        shortcut = x if module.conv_shortcut is None else module.conv_shortcut(x)
-        return State(h + shortcut, state.kept)
-
-    return run
+    return lambda state, biases: State(parts.residual(module, state.x, biases[module]), state.kept)
 
 
 def concatenate_skip(state: State, _: Any) -> State:
@@ -39,13 +30,13 @@ def concatenate_skip(state: State, _: Any) -> State:
     return State(torch.cat([state.x, skip], dim=1), state.kept)
 
 
-def join_parts(module: Any) -> Run:
+def join_parts(module: Any, parts: Parts) -> Run:
     """A residual block whose skip connection was convolved apart."""
 
     def run(state: State, biases: TimeBiases) -> State:
         shortcut_part, state = state.pop()
         conv_part, state = state.pop()
-        h = joins.join(module, state.x, conv_part, shortcut_part, biases[module])
+        h = parts.join(module, state.x, conv_part, shortcut_part, biases[module])
         return State(h, state.kept)
 
     return run
@@ -63,74 +54,53 @@ def upsample(upsampler: Any) -> Run:
     return run
 
 
-def enter(transformer: Any) -> Run:
+def enter(transformer: Any, parts: Parts) -> Run:
     """From a picture [N, C, H, W] to tokens [N, HW, C], the picture kept as the residual."""
-
-    def run(state: State, _: Any) -> State:
-        h = transformer.norm(state.x)
-        if transformer.use_linear_projection:
-            return state.push(transformer.proj_in(h.flatten(2).transpose(1, 2)))
-        return state.push(transformer.proj_in(h).flatten(2).transpose(1, 2))
-
-    return run
+    return lambda state, _: state.push(parts.enter(transformer, state.x))
 
 
-def leave(transformer: Any) -> Run:
+def leave(transformer: Any, parts: Parts) -> Run:
     """From tokens [N, HW, C] back to a picture, the residual added."""
 
     def run(state: State, _: Any) -> State:
-        residual, state = state.pop()
-        n, channels = residual.shape[0], state.x.shape[-1]
-        # contiguous, as diffusers has it: the forward derivative of a group norm needs it
-        if transformer.use_linear_projection:
-            h = transformer.proj_out(state.x).transpose(1, 2).reshape(residual.shape).contiguous()
-        else:
-            h = state.x.transpose(1, 2).reshape(n, channels, *residual.shape[2:]).contiguous()
-            h = transformer.proj_out(h)
-        return State(h + residual, state.kept)
+        picture, rest = state.pop()
+        return State(parts.leave(transformer, state.x, picture), rest.kept)
 
     return run
 
 
-def self_attention(layer: Any, attention: Attention) -> Run:
+def self_attention(layer: Any, parts: Parts) -> Run:
     """Self-attention on tokens [N, HW, C], with its norm and residual."""
-    module = layer.attn1
-
-    def run(state: State, _: Any) -> State:
-        h = layer.norm1(state.x)
-        h = _attend(module, attention, module.to_q(h), module.to_k(h), module.to_v(h))
-        return State(h + state.x, state.kept)
-
-    return run
+    return lambda state, _: State(parts.self_attention(layer, parts.attention, state.x), state.kept)
 
 
-def query(layer: Any) -> Run:
+def query(layer: Any, parts: Parts) -> Run:
     """Queries of the cross-attention; the text is not looked at yet."""
-    return lambda state, _: state.push(layer.attn2.to_q(layer.norm2(state.x)))
+    return lambda state, _: state.push(parts.query(layer, state.x))
 
 
-def cross_attention(module: Any, attention: Attention) -> Run:
+def cross_attention(module: Any, parts: Parts) -> Run:
     """From queries [N, HW, C] with the tokens kept below them, to tokens."""
 
     def run(state: State, keys_values: tuple[Tensor, Tensor]) -> State:
         tokens, rest = state.pop()
-        return State(_attend(module, attention, state.x, *keys_values) + tokens, rest.kept)
+        attended = parts.attend(module, parts.attention, state.x, *keys_values)
+        return State(attended + tokens, rest.kept)
 
     return run
 
 
-def feed_forward(layer: Any, observe: Observe | None = None) -> Run:
+def feed_forward(layer: Any, parts: Parts, observe: Observe | None = None) -> Run:
     """The feed-forward part of a transformer layer, with its norm and residual.
 
     What ``observe`` makes of the inputs [N, HW, 4C] of the second linear layer is put aside.
     """
 
     def run(state: State, pruned: Pruned | None) -> State:
-        h = layer.norm3(state.x)
         if pruned is None and observe is None:
-            return State(layer.ff(h) + state.x, state.kept)
+            return State(parts.feed_forward(layer, state.x), state.kept)
         first, dropout, second = layer.ff.net
-        h = dropout(first(h))
+        h = dropout(first(layer.norm3(state.x)))
         if observe is not None:
             state = state.with_aside(observe(h))
         h = second(h) if pruned is None else _pruned_linear(second, h, pruned)
@@ -149,9 +119,3 @@ def _pruned_linear(second: Any, h: Tensor, pruned: Pruned) -> Tensor:
         F.linear(h[n : n + 1], weights[row], second.bias) for n, row in enumerate(pruned.rows)
     ]
     return torch.cat(outputs)
-
-
-def _attend(module: Any, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Multi-head attention of queries [N, Q, C] to keys and values [N, K, C], projected out."""
-    query, key, value = (x.unflatten(-1, (module.heads, -1)) for x in (query, key, value))
-    return module.to_out[0](attention(query, key, value).flatten(2))

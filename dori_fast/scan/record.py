@@ -38,6 +38,7 @@ class RunRecord(BaseModel):
 
     ``identity`` is everything that a row's result depends on, and ``run_hash`` its sha256. The
     rest says where things came from and how it went, and may change when a run is resumed.
+    ``execution`` is how the network was run, which changes scores by rounding alone.
     ``threshold`` is the score above which rows are flagged, in a calibrated scan.
     """
 
@@ -49,6 +50,7 @@ class RunRecord(BaseModel):
     input_path: str | None
     model: dict[str, Any]
     batch_size: int
+    execution: dict[str, Any] = {}
     versions: dict[str, str]
     state: Literal["running", "interrupted", "done", "over_budget"] = "running"
     counts: Counts = Field(default_factory=Counts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -152,6 +152,7 @@ def scan(
             input_path=str(prompts) if isinstance(prompts, str | Path) else None,
             model=described,
             batch_size=model.batch_size,
+            execution=asdict(model.engine.execution),
             versions=library_versions(),
             threshold=decision.threshold if decision else None,
         )

@@ -146,3 +146,23 @@ def test_an_internal_error_shows_its_traceback_on_request(
     assert "ZeroDivisionError" in error_line(done.err) and "Traceback" not in done.err
     assert "--debug" in error_line(done.err)
     assert "Traceback" in cli(*arguments, "--debug").err
+
+
+def test_how_the_network_runs_is_chosen_recorded_or_refused(
+    cli: Any, tiny: str, prompts: Path, tmp_path: Path
+) -> None:
+    arguments = ("scan", prompts, "--out", tmp_path / "run", "--model", tiny, "--device", "cpu")
+    done = cli(*arguments, "--channels-last", "off", "--compile", "off")
+    assert done.code == 0, done.err
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["execution"]
+    assert recorded == {
+        "attention": "sdpa",
+        "compile": False,
+        "channels_last": False,
+        "cuda_graphs": False,
+    }
+    done = cli(*arguments, "--cuda-graphs", "on")
+    assert done.code == 2
+    assert "a cpu device has no CUDA graphs" in error_line(done.err)
+    done = cli(*arguments, "--compile", "perhaps")
+    assert done.code == 2 and "none of auto, on and off" in done.err

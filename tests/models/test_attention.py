@@ -26,7 +26,7 @@ def test_sdpa_is_attention():
 
 def test_on_a_cpu_auto_is_sdpa_and_xformers_is_refused_with_the_reason(tmp_path):
     model = df.load(save_tiny_sd(tmp_path), device="cpu")
-    assert model.engine.attention == "sdpa"
+    assert model.engine.execution.attention == "sdpa"
     with pytest.raises(UsageError, match="'xformers' is unavailable: xformers"):
         df.load(tmp_path, device="cpu", attention="xformers")
     with pytest.raises(UsageError, match="one of auto, sdpa, xformers"):
@@ -34,7 +34,10 @@ def test_on_a_cpu_auto_is_sdpa_and_xformers_is_refused_with_the_reason(tmp_path)
 
 
 def test_without_sharing_the_models_own_attention_runs(tmp_path):
-    assert df.load(save_tiny_sd(tmp_path), device="cpu", share=False).engine.attention == "own"
+    assert (
+        df.load(save_tiny_sd(tmp_path), device="cpu", share=False).engine.execution.attention
+        == "own"
+    )
 
 
 def test_an_installed_xformers_that_answers_is_used(monkeypatch):

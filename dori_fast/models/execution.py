@@ -1,0 +1,90 @@
+"""How a network is run: switches that change speed and rounding, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from dori_fast.errors import UsageError
+
+Switch = bool | Literal["auto"]
+
+# What "auto" switches on, by the rows in benchmarks/results. On a CPU channels_last gains too
+# little for a directory and its pipeline, whose layout is its owner's, to differ in the last bits,
+# and compiling takes minutes before the first score. GPUs are not measured.
+_WORTH_IT: dict[str, set[str]] = {"cpu": set(), "cuda": set()}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The switches of :func:`dori_fast.load`, as wished or as resolved.
+
+    Attributes:
+        attention: "auto", "sdpa" or "xformers"; "own" where the model's own runs.
+        compile: compile the repeated parts (residual blocks, parts of transformer layers).
+        channels_last: keep pictures and convolution weights with the channels innermost.
+        cuda_graphs: record the launches of a batch once and replay them.
+    """
+
+    attention: str = "auto"
+    compile: Switch = "auto"
+    channels_last: Switch = "auto"
+    cuda_graphs: Switch = "auto"
+
+    def on(self, name: str, device: torch.device, refusal: str | None = None) -> bool:
+        """Whether the switch ``name`` is on.
+
+        Args:
+            name: an attribute other than attention.
+            device: where the network is.
+            refusal: why it cannot be on for this network, if it cannot.
+
+        Raises:
+            UsageError: no such value, or True where that cannot be.
+        """
+        wanted = getattr(self, name)
+        if wanted not in ("auto", True, False):
+            raise UsageError(f"load: {name} must be 'auto', True or False, got {wanted!r}")
+        if wanted == "auto":
+            return refusal is None and name in _WORTH_IT.get(device.type, ())
+        if wanted:
+            refusal = refusal or _REFUSALS[name](device)
+            if refusal is not None:
+                raise UsageError(f"load: {name}=True is impossible here: {refusal}")
+        return bool(wanted)
+
+
+def _why_not_compile(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        found = importlib.util.find_spec("triton") is not None
+        return None if found else "torch.compile needs triton, which is not installed"
+    if device.type != "cpu":
+        return f"torch.compile is not supported on {device.type}"
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        return "torch.compile needs a C++ compiler, and none is found (set CXX)"
+    return None
+
+
+def _why_not_cuda_graphs(device: torch.device) -> str | None:
+    return None if device.type == "cuda" else f"a {device.type} device has no CUDA graphs"
+
+
+_REFUSALS: dict[str, Callable[[torch.device], str | None]] = {
+    "compile": _why_not_compile,
+    "channels_last": lambda device: None,
+    "cuda_graphs": _why_not_cuda_graphs,
+}
+
+
+def is_channels_last(unet: Any) -> bool:
+    """Whether a UNet's convolution weights have their channels innermost."""
+    weight: torch.Tensor = unet.conv_in.weight
+    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
