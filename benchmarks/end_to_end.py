@@ -178,11 +178,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help=f"of {', '.join((*_WAYS, *_SWITCHES))}; switches: all of the last that run here",
     )
-    parser.add_argument("--batch-size", type=int, default="auto", help="UNet samples at a time")
+    parser.add_argument("--batch-size", type=int, help="UNet samples at a time; the model's own")
     parser.add_argument("--no-write", action="store_true", help="leave the results alone")
     parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder of the CSV")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("float16" if options.device == "cuda" else "float32")
+    options.batch_size = options.batch_size or "auto"
     if "switches" in options.providers:
         options.providers += ["dori_fast", *_SWITCHES]
         if options.device != "cuda":

@@ -87,32 +87,42 @@ def run(program, latents, text, timestep=961):
     return program.suffix(state, program.text_part(text, None), timestep)
 
 
+def one_block_unet():
+    """Few kinds of part, since each is compiled."""
+    return small_unet(
+        torch.float64,
+        sample_size=8,
+        block_out_channels=(16,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+    )
+
+
 @pytest.mark.slow
-def test_compiled_parts_are_exact():
-    unet = small_unet(torch.float64, layers_per_block=1)
-    side = unet.config.sample_size
-    latents = torch.randn(2, 4, side, side, dtype=torch.float64)
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_compiled_parts_are_exact(differentiated):
+    unet = one_block_unet()
+    latents = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     text = torch.randn(2, 7, 24, dtype=torch.float64)
-    expected = run(Program(unet), latents, text)
-    compiled = Program(unet, Parts(sdpa, compiled=True))
-    assert (run(compiled, latents, text) - expected).norm() <= 1e-12 * expected.norm()
+    plain, compiled = Program(unet), Program(unet, Parts(sdpa, compiled=True))
+
+    def results(program, timestep):
+        given = text.clone().requires_grad_(differentiated)
+        output = run(program, latents, given, timestep)
+        if not differentiated:
+            return [output]
+        return [output, *torch.autograd.grad(output.square().sum(), given)]
+
+    def compare(timestep):
+        pairs = zip(results(compiled, timestep), results(plain, timestep), strict=True)
+        for actual, expected in pairs:
+            assert (actual - expected).norm() <= 1e-12 * expected.norm()
+
+    compare(961)
     # another timestep needs no other code
     with torch.compiler.set_stance("fail_on_recompile"):
-        other = run(compiled, latents, text, 21)
-    expected = run(Program(unet), latents, text, 21)
-    assert (other - expected).norm() <= 1e-12 * expected.norm()
-
-
-@pytest.mark.slow
-def test_a_compiled_model_has_the_same_gradients(tiny):
-    found = []
-    for on in (False, True):
-        model = df.load(tiny, device="cpu", dtype="float64", compile=on, batch_size=3)
-        assert model.engine.execution.compile is on
-        embeddings = model.encode(PROMPTS).embeddings.clone().requires_grad_()
-        model.epsilon(model.condition(embeddings), model.noise([0]), 961).square().sum().backward()
-        found.append(embeddings.grad)
-    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+        compare(21)
 
 
 @pytest.mark.gpu
