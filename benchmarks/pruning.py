@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import dori_fast as df
 from benchmarks import harness
 from dori_fast.evaluate import clopper_pearson
-from dori_fast.evaluate.replication import Replication, replication
+from dori_fast.evaluate.replications import Replication, replication
 from dori_fast.evaluate.similarity import similarity
 from dori_fast.prune import NeMo, NeuronMask, Wanda, WeightMask
 from dori_fast.report.grid import Group, picture_grid

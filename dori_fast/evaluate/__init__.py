@@ -1,12 +1,28 @@
 """Judging: how well scores separate, how alike pictures are, what comes back; with intervals."""
 
-from dori_fast.evaluate.copies import CopySimilarity, SmallPictures
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from dori_fast.evaluate.detection import auc, roc, tpr_at_fpr
 from dori_fast.evaluate.paired import PairedTest, mcnemar
 from dori_fast.evaluate.rates import Interval, clopper_pearson
-from dori_fast.evaluate.replication import Replication, replication
 from dori_fast.evaluate.similarity import similarity
-from dori_fast.evaluate.sscd import SSCD
+
+if TYPE_CHECKING:
+    from dori_fast.evaluate.copies import CopySimilarity, SmallPictures
+    from dori_fast.evaluate.replications import Replication, replication
+    from dori_fast.evaluate.sscd import SSCD
+
+# those that need torch: a scan's command line must answer before it is loaded
+_LATER = {
+    "CopySimilarity": "copies",
+    "Replication": "replications",
+    "SSCD": "sscd",
+    "SmallPictures": "copies",
+    "replication": "replications",
+}
 
 __all__ = [
     "SSCD",
@@ -23,3 +39,9 @@ __all__ = [
     "similarity",
     "tpr_at_fpr",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"dori_fast.evaluate.{_LATER[name]}"), name)
+    raise AttributeError(f"module 'dori_fast.evaluate' has no attribute {name!r}")
