@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 from typing import TypeVar
 
 import torch
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt; seconds are wall time."""
+    """One prompt; seconds are CPU time of one thread, which other processes do not stretch."""
 
     prompt: str
     candidates: int
@@ -51,8 +51,8 @@ class Row:
 
 
 def _timed(run: Callable[[], T]) -> tuple[T, float]:
-    began = perf_counter()
-    return run(), perf_counter() - began
+    began = process_time()
+    return run(), process_time() - began
 
 
 def compare(model: df.Denoiser, statistics: NeuronStatistics, prompt: str, ours_first: bool) -> Row:
