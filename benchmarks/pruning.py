@@ -173,8 +173,9 @@ def page(summaries: dict[str, dict[str, Any]], setting: dict[str, Any]) -> str:
             "",
             f"NeMo searches all value layers with threshold {nemo['threshold']:g} and lets theta"
             f" fall towards {nemo['theta_end']:g}; with the paper's layers (down and mid blocks),"
-            " 0.428 and 1 it hides few of these pictures: the memory of this small model lies in the up"
-            " blocks too, and spreads over a fifth of the value neurons where Stable Diffusion's"
+            " 0.428 and 1 it hides few of these pictures: the memory of this small model lies in"
+            " the up blocks too, and spreads over a fifth of the value neurons where Stable"
+            " Diffusion's"
             f" sits in a handful. Wanda marks {100 * wanda['sparsity']:g} % of each row per step,"
             f" over {wanda['steps']} steps.",
             "",
