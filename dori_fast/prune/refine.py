@@ -18,7 +18,7 @@ Score = Callable[[list[frozenset[Item]], Sequence[int]], Sequence[float]]
 """From blocked sets, and the numbers of the groups that they differ by, to their scores."""
 
 # a test is speculated on if it will be of use with this probability
-_WORTH = 0.5
+_WORTH = 0.6
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,23 @@
+"""Pages about quality say what the committed figures say."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks import nemo, pruning
+
+
+def test_the_pruning_page_is_drawn_from_its_figures():
+    document = json.loads(pruning.RESULTS.read_text(encoding="utf-8"))
+    assert pruning.page(document["results"], document["setting"]) == pruning.PAGE.read_text(
+        encoding="utf-8"
+    )
+    assert document["methods"]["wanda"] == pruning.WANDA.config()
+
+
+def test_nemos_comparison_found_the_same_neurons_for_every_prompt():
+    document = json.loads(nemo.RESULTS.read_text(encoding="utf-8"))
+    rows, summary = document["rows"], document["summary"]
+    assert summary["same_decisions"] == summary["prompts"] == len(rows) > 0
+    ratios = [row["evaluations_released"] / row["evaluations"] for row in rows]
+    assert min(ratios) >= summary["released_over_ours_evaluations"]["least"] - 0.01
