@@ -30,7 +30,9 @@ from dori_fast.models import Denoiser, TextCondition
 from dori_fast.models.probes import prediction
 from dori_fast.ops import EmbeddingState, add_noise, diffusion_loss, embedding_step
 
-OBJECTIVES = ("epsilon", "prediction")
+OBJECTIVES = ("epsilon", "min-snr", "prediction")
+SNR_CAP = 5.0
+"""Gamma of Hang et al."""
 
 
 class Dori:
@@ -40,9 +42,12 @@ class Dori:
         steps: optimiser steps per problem.
         lr: learning rate of Adam.
         batch: draws of (noise, timestep) per step and problem.
-        objective: ``"epsilon"``, the paper's; or ``"prediction"``, the squared error of what the
-            network itself answers. They differ for networks that answer v or the sample: in the
-            error of epsilon that of the sample counts SNR(t) times, almost only at little noise.
+        objective: ``"epsilon"``, the paper's; ``"prediction"``, the squared error of what the
+            network itself answers; or ``"min-snr"``, between them. In the error of epsilon that of
+            the sample counts SNR(t) = a / (1 - a) times, a the cumulative alpha at t, so that a
+            network which answers the sample is asked about little noise almost alone; with
+            ``"min-snr"`` it counts min(SNR(t), 5) times (Hang et al., "Efficient Diffusion Training
+            via Min-SNR Weighting Strategy", ICCV 2023, arXiv 2303.09556).
         seed: of all random streams, together with the problems' ids.
         checkpoints: keep the embeddings after so many steps too; 0 keeps the start.
         stop: asked every ``check_every`` steps which problems may stop before their budget is used
@@ -230,13 +235,20 @@ class _Run:
     ) -> Tensor:
         """Losses [A] of A problems on draws of noise [A, B, *] and timesteps [A, B]."""
         model = self.model
-        x_t = add_noise(x_0, noise, model.alphas_cumprod[timesteps].to(model.device))
-        if self.attack.objective == "epsilon":
-            answer, target = model.epsilon(condition, x_t, timesteps), noise
-        else:
+        alpha_bar = model.alphas_cumprod[timesteps].to(model.device)
+        x_t = add_noise(x_0, noise, alpha_bar)
+        if self.attack.objective == "prediction":
             answer = prediction(model, condition, x_t, timesteps)
             target = model.schedule.target(x_0, noise, timesteps)
-        return diffusion_loss(answer, target.to(answer.dtype))
+        else:
+            answer, target = model.epsilon(condition, x_t, timesteps), noise
+        target = target.to(answer.dtype)
+        if self.attack.objective == "min-snr":
+            # the error of epsilon has SNR times that of the sample already
+            weight = (SNR_CAP * (1 - alpha_bar) / alpha_bar).clamp(max=1)
+            root = weight.sqrt().to(answer.dtype)[..., None, None, None]
+            answer, target = root * answer, root * target
+        return diffusion_loss(answer, target)
 
     def _ask_who_stops(self, step: int) -> None:
         stop, every = self.attack.stop, self.attack.check_every

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from dori_fast.cli.attack import attack
 from dori_fast.cli.bench import bench
 from dori_fast.cli.calibrate import calibrate
 from dori_fast.cli.doctor import doctor
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(scan)
 app.command()(calibrate)
 app.command()(prune)
+app.command()(attack)
 app.command()(bench)
 app.command()(doctor)
 app.command()(ls)

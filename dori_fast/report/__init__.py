@@ -1,6 +1,7 @@
 """Figures and pages, drawn from result files only."""
 
+from dori_fast.report.attack import draw_attack
 from dori_fast.report.grid import picture_grid
 from dori_fast.report.prune import draw_prune
 
-__all__ = ["draw_prune", "picture_grid"]
+__all__ = ["draw_attack", "draw_prune", "picture_grid"]

@@ -120,7 +120,9 @@ def prune(
             out=Path(out),
             method=method.config(),
             columns=_NEMO if nemo else _WANDA,
-            compute=lambda found: _compute(model, method, found),
+            compute=lambda rows, places: _compute(
+                model, method, [rows.prompts[i] or "" for i in places]
+            ),
             limit=limit,
             resume=resume,
             on_progress=on_progress,
@@ -156,7 +158,9 @@ def save_pictures(
     write_durably(result.run.out / PICTURES, lambda file: save_file(pictures, file))
 
 
-def _compute(model: Denoiser, method: NeMo | Wanda, prompts: Sequence[str]) -> list[dict[str, Any]]:
+def _compute(
+    model: Denoiser, method: NeMo | Wanda, prompts: Sequence[str]
+) -> list[dict[str, Any] | str]:
     if isinstance(method, NeMo):
         found = [method.search(model, prompt) for prompt in prompts]
         return [{**asdict(search), "memorized": search.memorized} for search in found]
