@@ -104,7 +104,8 @@ def page(results: dict[str, Any]) -> str:
         "# Retrieval: what an attack brings back from a pruned model",
         "",
         f"Made by `python -m benchmarks.retrieval` on the embedded model: {budget} steps of"
-        f" `Dori(objective={attack['objective']!r})` from the {attack['start']}, lr"
+        f" `Dori(objective={attack['objective']!r}, snr_cap={attack['snr_cap']})` from the"
+        f" {attack['start']}, lr"
         f" {attack['lr']:g}, {attack['batch']} draws a step; pictures by {how['steps']} DDIM steps,"
         f" guidance {how['guidance']:g}; {setting['seeds']['memorized']} seeds, controls"
         f" {setting['seeds']['controls']}. A picture is a copy above similarity {THRESHOLD:g},"

@@ -49,6 +49,7 @@ def attack(
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.1,
     draws: Annotated[int, typer.Option(help="Draws of noise and timestep per step.")] = 8,
     objective: Annotated[str, typer.Option(help="epsilon, min-snr or prediction.")] = "epsilon",
+    snr_cap: Annotated[float, typer.Option(help="min-snr: largest weight of a noise level.")] = 5.0,
     start: Annotated[
         Literal["prompt", "gaussian"], typer.Option(help="Where embeddings start.")
     ] = "prompt",
@@ -79,7 +80,7 @@ def attack(
         from dori_fast.scan.read import open_prompts
 
         open_prompts(prompts, column)
-        method = Dori(attack_steps, lr, draws, objective=objective)
+        method = Dori(attack_steps, lr, draws, objective=objective, snr_cap=snr_cap)
         chosen = None if masks is None else read_masks(masks)
         result = run_attack(
             load(model, revision=revision, dtype=dtype, device=device),

@@ -83,8 +83,9 @@ def test_it_is_the_plain_loop(directory, images, batch, kind):
     assert result.evaluations.tolist() == [5 * batch] * 3
 
 
+@pytest.mark.parametrize("cap", [1.0, 5.0])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_weights_of_min_snr(directory, images, kind):
+def test_weights_of_min_snr(directory, images, kind, cap):
     """Against the weights that Hang et al. give for the error of each kind of answer."""
     model = df.load(directory, device="cpu", dtype="float64", batch_size=8)
     model.schedule.prediction_type = kind
@@ -92,8 +93,8 @@ def test_weights_of_min_snr(directory, images, kind):
     timesteps, noise = (x[0] for x in draws.take([0]))
     a = model.alphas_cumprod[timesteps]
     snr = a / (1 - a)
-    weight = snr.clamp(max=5) / {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[kind]
-    assert 0 < (snr < 5).sum() < 8
+    weight = snr.clamp(max=cap) / {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[kind]
+    assert 0 < (snr < cap).sum() < 8
     a = a.view(-1, 1, 1, 1)
     x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
     text = model.encode(PROMPTS[:1]).embeddings
@@ -105,7 +106,7 @@ def test_weights_of_min_snr(directory, images, kind):
         "sample": x_0.expand_as(noise),
     }[kind]
     expected = (weight.view(-1, 1, 1, 1) * (answer - target) ** 2).mean()
-    result = Dori(steps=1, objective="min-snr").run(model, images[:1], PROMPTS[:1])
+    result = Dori(steps=1, objective="min-snr", snr_cap=cap).run(model, images[:1], PROMPTS[:1])
     torch.testing.assert_close(result.losses[0, 0], expected, rtol=1e-9, atol=0)
 
 
@@ -281,6 +282,7 @@ def test_slopes_that_overflow_are_left_out(model, images):
         ({"steps": 0}, "at least 1"),
         ({"batch": 0}, "at least 1"),
         ({"objective": "velocity"}, "objective must be one of epsilon, min-snr"),
+        ({"snr_cap": 0.0}, "snr_cap must be above 0"),
         ({"steps": 5, "checkpoints": [6]}, "checkpoints must be 0..5"),
     ],
 )
