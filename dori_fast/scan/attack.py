@@ -20,15 +20,13 @@ from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.scan.durable import write_durably
 from dori_fast.scan.each import EachResult, run_each
 from dori_fast.scan.originals import Originals, open_originals
-from dori_fast.scan.prune import MASKS
+from dori_fast.scan.prune import EMBEDDINGS, MASKS
 from dori_fast.scan.read import open_prompts, prompts_on_disk
 from dori_fast.scan.rows import Rows
 from dori_fast.scan.run_directory import Resume
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser
-
-EMBEDDINGS = "embeddings.safetensors"
 
 _COLUMNS = pa.schema(
     {
