@@ -34,7 +34,7 @@ HOW: dict[str, Any] = {"steps": 20, "guidance": 4.0}
 NEMO = NeMo(layers="all", threshold=0.2, theta_end=0.25)
 WANDA = Wanda(0.3, both_halves=False, joint=False)
 START, BUDGET = "prompt", 50
-OBJECTIVE: dict[str, Any] = {"objective": "min-snr", "snr_cap": 1.0}
+ATTACK: dict[str, Any] = {"objective": "min-snr", "snr_cap": 1.0, "lr": 0.03}
 CURVE = (0, 1, 10, 25, 50, 100, 150)
 # duplication of what counts as memorized, pictures of each set at most
 OFTEN, AT_MOST = 4, {"memorized": 21, "control": 23, "composition": 14}
@@ -125,7 +125,7 @@ class Study:
         rows = list(range(0, len(pictures), EVERY if arm.curve else 1))
         images = np.stack([pictures[row].image for row in rows])
         prompts, view = [pictures[row].prompt for row in rows], self.view(arm.model, rows)
-        attack = Dori(steps=arm.steps[-1], **OBJECTIVE, checkpoints=arm.steps)
+        attack = Dori(steps=arm.steps[-1], **ATTACK, checkpoints=arm.steps)
         began = process_time()
         ids = [f"{arm.pictures} {row}" for row in rows]
         found = attack.run(view, images, prompts, start=START, ids=ids)
@@ -145,7 +145,7 @@ class Study:
         """What was run, as plain JSON."""
         nemo = {key: value for key, value in NEMO.config().items() if key != "statistics"}
         return {
-            "attack": {**Dori(**OBJECTIVE).config(), "start": START, "steps": BUDGET},
+            "attack": {**Dori(**ATTACK).config(), "start": START, "steps": BUDGET},
             "budget": BUDGET,
             "seeds": {"memorized": SEEDS, "controls": CONTROL_SEEDS, "curve": CURVE_SEEDS},
             "chosen_on_every": EVERY,
