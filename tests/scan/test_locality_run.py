@@ -62,6 +62,12 @@ def test_masks_are_those_of_the_embeddings(model: Any, runs: Path) -> None:
         assert read_masks(runs / f"{name}_t").sha256() == stack(alone).sha256()
 
 
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_an_embedding_is_localised_as_its_prompt_is(model: Any, method: Any) -> None:
+    prompts = method.localize(model, MEMORIZED)
+    assert method.localize(model, model.encode(MEMORIZED)).sha256() == prompts.sha256()
+
+
 def test_everything_is_compared(model: Any, runs: Path) -> None:
     triggers, baselines = ([runs / f"{name}_{kind}" for name in METHODS] for kind in ("t", "m"))
     found = compared(model, runs, triggers=triggers, baselines=baselines)
