@@ -30,7 +30,7 @@ from dori_fast.models import Denoiser, TextCondition
 from dori_fast.models.probes import prediction
 from dori_fast.ops import EmbeddingState, add_noise, diffusion_loss, embedding_step
 
-OBJECTIVES = ("epsilon", "prediction")
+OBJECTIVES = ("epsilon", "min-snr", "prediction")
 
 
 class Dori:
@@ -40,9 +40,13 @@ class Dori:
         steps: optimiser steps per problem.
         lr: learning rate of Adam.
         batch: draws of (noise, timestep) per step and problem.
-        objective: ``"epsilon"``, the paper's; or ``"prediction"``, the squared error of what the
-            network itself answers. They differ for networks that answer v or the sample: in the
-            error of epsilon that of the sample counts SNR(t) times, almost only at little noise.
+        objective: ``"epsilon"``, the paper's; ``"prediction"``, the squared error of what the
+            network itself answers; or ``"min-snr"``, between them. In the error of epsilon that of
+            the sample counts SNR(t) = a / (1 - a) times, a the cumulative alpha at t, so that a
+            network which answers the sample is asked about little noise almost alone; with
+            ``"min-snr"`` it counts min(SNR(t), snr_cap) times (Hang et al., "Efficient Diffusion
+            Training via Min-SNR Weighting Strategy", ICCV 2023, arXiv 2303.09556).
+        snr_cap: their gamma, 5 by default as theirs is; for ``"min-snr"`` alone.
         seed: of all random streams, together with the problems' ids.
         checkpoints: keep the embeddings after so many steps too; 0 keeps the start.
         stop: asked every ``check_every`` steps which problems may stop before their budget is used
@@ -61,6 +65,7 @@ class Dori:
         batch: int = 8,
         *,
         objective: str = "epsilon",
+        snr_cap: float = 5.0,
         seed: int = 0,
         checkpoints: Sequence[int] = (),
         stop: Stop | None = None,
@@ -73,10 +78,12 @@ class Dori:
             raise UsageError(
                 f"attack: objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}"
             )
+        if not snr_cap > 0:
+            raise UsageError(f"attack: snr_cap must be above 0, got {snr_cap}")
         if not all(0 <= step <= steps for step in checkpoints):
             raise UsageError(f"attack: checkpoints must be 0..{steps}, got {list(checkpoints)}")
         self.steps, self.lr, self.batch = steps, float(lr), batch
-        self.objective, self.seed = objective, seed
+        self.objective, self.snr_cap, self.seed = objective, float(snr_cap), seed
         self.checkpoints = tuple(sorted(set(checkpoints)))
         self.stop, self.check_every, self.recompute = stop, check_every, recompute
 
@@ -88,6 +95,7 @@ class Dori:
             "lr": self.lr,
             "batch": self.batch,
             "objective": self.objective,
+            "snr_cap": self.snr_cap if self.objective == "min-snr" else None,
             "seed": self.seed,
             "stop": None if self.stop is None else repr(self.stop),
             "check_every": None if self.stop is None else self.check_every,
@@ -230,13 +238,20 @@ class _Run:
     ) -> Tensor:
         """Losses [A] of A problems on draws of noise [A, B, *] and timesteps [A, B]."""
         model = self.model
-        x_t = add_noise(x_0, noise, model.alphas_cumprod[timesteps].to(model.device))
-        if self.attack.objective == "epsilon":
-            answer, target = model.epsilon(condition, x_t, timesteps), noise
-        else:
+        alpha_bar = model.alphas_cumprod[timesteps].to(model.device)
+        x_t = add_noise(x_0, noise, alpha_bar)
+        if self.attack.objective == "prediction":
             answer = prediction(model, condition, x_t, timesteps)
             target = model.schedule.target(x_0, noise, timesteps)
-        return diffusion_loss(answer, target.to(answer.dtype))
+        else:
+            answer, target = model.epsilon(condition, x_t, timesteps), noise
+        target = target.to(answer.dtype)
+        if self.attack.objective == "min-snr":
+            # the error of epsilon has SNR times that of the sample already
+            weight = (self.attack.snr_cap * (1 - alpha_bar) / alpha_bar).clamp(max=1)
+            root = weight.sqrt().to(answer.dtype)[..., None, None, None]
+            answer, target = root * answer, root * target
+        return diffusion_loss(answer, target)
 
     def _ask_who_stops(self, step: int) -> None:
         stop, every = self.attack.stop, self.attack.check_every

@@ -61,6 +61,10 @@ def prune(
             help="wanda: both halves of guidance count, as released, or the prompts' own alone.",
         ),
     ] = True,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(help="Run directory of an attack: localise its embeddings, row by row."),
+    ] = None,
     limit: Limit = None,
     pictures: Annotated[
         int, typer.Option(help="Draw so many prompts before and after pruning.", min=0)
@@ -108,6 +112,7 @@ def prune(
             prompts,
             out=out,
             method=chosen,
+            embeddings=embeddings,
             column=column,
             limit=limit,
             resume=resume,

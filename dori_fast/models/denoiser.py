@@ -47,6 +47,7 @@ class Denoiser:
     Attributes:
         schedule: noise schedule, prediction type and the DDIM update.
         engine: what runs the UNet; it knows the evaluations so far and what it shares.
+        picture_size: (H, W) of the pictures that it draws.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Denoiser:
         self._load_vae, self._load_hashes = vae, hashes
         self._origin = origin
         self.schedule = Schedule(scheduler_config)
+        self.picture_size = picture_size
         self.engine = Engine(unet, batch_size, share, execution or Execution(), picture_size)
         self._masks: Masks | None = None
         self._shared: OrderedDict[tuple[tuple[int, ...], int], SharedLatents] = OrderedDict()

@@ -84,8 +84,8 @@ class NeMo:
             raise UsageError(f"nemo: theta_end must be in 0..5, got {theta_end}")
         self.theta_end, self._layers, self._width = float(theta_end), layers, width
 
-    def localize(self, model: Denoiser, prompts: Sequence[str]) -> NeuronMask:
-        """One mask per prompt, M = P; that of a prompt that is not memorized blocks nothing.
+    def localize(self, model: Denoiser, prompts: Sequence[str] | TextCondition) -> NeuronMask:
+        """One mask per prompt or embedding, M = P; where nothing is memorized it blocks nothing.
 
         Raises:
             UsageError: no prompts, layers that the model or the statistics lack, or an
@@ -93,6 +93,9 @@ class NeMo:
         """
         if not prompts:
             raise UsageError("nemo: no prompts")
+        if isinstance(prompts, TextCondition):
+            each = [prompts[i : i + 1] for i in range(len(prompts))]
+            return stack([self.search(model, one).mask for one in each])
         return stack([self.search(model, prompt).mask for prompt in prompts])
 
     def statistics(self, model: Denoiser) -> NeuronStatistics:
@@ -135,8 +138,8 @@ class NeMo:
         return chosen
 
     @torch.no_grad()
-    def search(self, model: Denoiser, prompt: str) -> Search:
-        """Find the neurons of one prompt.
+    def search(self, model: Denoiser, prompt: str | TextCondition) -> Search:
+        """Find the neurons of one prompt, or of one embedding, whose name is then empty.
 
         Raises:
             UsageError: as :meth:`localize`.
@@ -149,14 +152,15 @@ class NeMo:
         busy = _SEEDS if model.device.type == "cpu" else model.batch_size
         return self._width or max(1, busy // seeds)
 
-    def _search(self, model: Denoiser, prompt: str) -> Search:
+    def _search(self, model: Denoiser, prompt: str | TextCondition) -> Search:
         layers, before = self.layers(model), model.engine.evaluations
-        condition = model.encode([prompt])
+        condition = model.encode([prompt]) if isinstance(prompt, str) else prompt
+        name = prompt if isinstance(prompt, str) else ""
         noise, timestep = self._noise(model)
         shared = model.share(noise, timestep)
         delta = model.epsilon_shared(condition, shared)[0] - shared.latents
         alike = _most_alike(delta)
-        found = Search(prompt, layers, _widths(model, layers), float(alike.max()))
+        found = Search(name, layers, _widths(model, layers), float(alike.max()))
         kept = (alike > self.threshold).nonzero()[:, 0].tolist()
         if kept:
             scorer = self._scorer(model, condition, shared, delta, kept, layers)

@@ -131,13 +131,13 @@ class Wanda:
         """The layers that are pruned, in the order in which the network runs them."""
         return list(self._weights(model))
 
-    def localize(self, model: Denoiser, prompts: Sequence[str]) -> WeightMask:
+    def localize(self, model: Denoiser, prompts: Sequence[str] | TextCondition) -> WeightMask:
         """The weights to prune; see :meth:`run`."""
         return self.run(model, prompts).mask
 
     @torch.no_grad()
-    def run(self, model: Denoiser, prompts: Sequence[str]) -> WandaResult:
-        """Find the weights to prune for P prompts.
+    def run(self, model: Denoiser, prompts: Sequence[str] | TextCondition) -> WandaResult:
+        """Find the weights to prune for P prompts, or P embeddings.
 
         Memory does not grow with P, but for the masks themselves if each prompt has its own.
 
@@ -192,12 +192,14 @@ class Wanda:
         return [_times(1 / len(self.base), energies) for energies in total], start
 
     def _targets(
-        self, model: Denoiser, prompts: Sequence[str], start: _Seen | None
+        self, model: Denoiser, prompts: Sequence[str] | TextCondition, start: _Seen | None
     ) -> Iterator[list[Energies]]:
         """Sums of squares of prompts, as many at a time as fill a batch."""
         at_once = max(1, model.batch_size // len(self.seeds))
         for i in range(0, len(prompts), at_once):
-            yield self._target(model, model.encode(prompts[i : i + at_once]), start)
+            part = prompts[i : i + at_once]
+            condition = part if isinstance(part, TextCondition) else model.encode(part)
+            yield self._target(model, condition, start)
 
     def _walk(self, model: Denoiser, observed: Callable[[Tensor, int], _Seen]) -> list[_Seen]:
         """What is observed at each step along a run from the noise of the seeds."""

@@ -82,7 +82,7 @@ def _bars(
             color=("#a0aec0", "#2b6cb0")[i + 2 - len(counts)],
             ecolor="#4a5568",
         )
-    axis.set_yticks(places + 0.4 - height / 2, [_short(name) for name in layers])
+    axis.set_yticks(places + 0.4 - height / 2, [short_name(name) for name in layers])
     axis.invert_yaxis()
     axis.set_xlabel(f"{unit}, median and middle half")
     axis.set_title(title, fontsize=10)
@@ -92,7 +92,7 @@ def _bars(
     pyplot.close(figure)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """``down_blocks.0.attentions.1.transformer_blocks.0.attn2`` as ``down 0.1``."""
     parts = name.split(".")
     numbers = [part for part in parts[:4] if part.isdigit()]

@@ -5,7 +5,7 @@ The same run directory as a scan's, with shards of a few rows: a kill costs at m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -24,8 +24,9 @@ from dori_fast.scan.signals import interruptible
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser
 
-Compute = Callable[[list[str]], list[dict[str, Any]]]
-"""From prompts to the result columns of each."""
+Compute = Callable[[Rows, Sequence[int]], list[dict[str, Any] | str]]
+"""From some rows, and the places of those with a prompt, to the result columns of each of these;
+or to ``"code: message"`` for one that is to be quarantined after all."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def run_each(
         out: the run directory, made if need be.
         method: everything else that the results depend on, as plain JSON.
         columns: the result columns; null where a row is quarantined.
-        compute: called with at most ``at_once`` prompts.
+        compute: called with at most ``at_once`` rows.
         at_once: rows per shard.
         limit: read only the first rows.
         resume: as in a scan.
@@ -143,15 +144,19 @@ def _passed(schema: pa.Schema, columns: pa.Schema) -> list[str]:
 
 def _table(rows: Rows, compute: Compute, schema: pa.Schema, columns: pa.Schema) -> pa.Table:
     places = [i for i, prompt in enumerate(rows.prompts) if prompt is not None]
-    found = compute([rows.prompts[i] or "" for i in places]) if places else []
+    found = compute(rows, places) if places else []
     results: dict[str, list[Any]] = {name: [None] * len(rows) for name in columns.names}
+    errors = list(rows.errors)
     for place, result in zip(places, found, strict=True):
+        if isinstance(result, str):
+            errors[place] = result
+            continue
         for name in columns.names:
             results[name][place] = result[name]
     results["row_id"] = list(range(rows.first, rows.first + len(rows)))
     results["prompt"] = rows.prompts
-    results["error"] = list(rows.errors)
-    results["status"] = ["ok" if error is None else "quarantined" for error in rows.errors]
+    results["error"] = errors
+    results["status"] = ["ok" if error is None else "quarantined" for error in errors]
     passed = dict(zip(_passed(rows.extra.schema, columns), rows.extra.columns, strict=True))
     arrays = [passed.get(f.name, results.get(f.name)) for f in schema]
     return pa.Table.from_arrays(

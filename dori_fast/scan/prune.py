@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from dori_fast.errors import UsageError
 from dori_fast.ops import pack_mask, unpack_mask
@@ -18,13 +18,14 @@ from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMas
 from dori_fast.prune.nemo_csv import write_nemo_csv
 from dori_fast.scan.durable import write_durably
 from dori_fast.scan.each import EachResult, run_each
-from dori_fast.scan.read import open_prompts, prompts_on_disk
+from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
 from dori_fast.scan.run_directory import Resume
 
 if TYPE_CHECKING:
-    from dori_fast.models import Denoiser
+    from dori_fast.models import Denoiser, TextCondition
 
 MASKS, TABLE, PICTURES = "masks.safetensors", "nemo.csv", "pictures.safetensors"
+EMBEDDINGS = "embeddings.safetensors"
 
 _LISTS = pa.list_(pa.list_(pa.int32()))
 _NEMO = pa.schema(
@@ -85,6 +86,7 @@ def prune(
     *,
     out: str | Path,
     method: NeMo | Wanda,
+    embeddings: str | Path | None = None,
     column: str | None = None,
     limit: int | None = None,
     resume: Resume = "auto",
@@ -99,6 +101,8 @@ def prune(
             and NeMo's neurons in the released code's format in ``nemo.csv``.
         method: NeMo, or Wanda with ``joint=False`` (a joint mask is one computation over all
             prompts: call its ``localize``).
+        embeddings: run directory of an attack on the same prompts: each row's adversarial embedding
+            is localised instead of its prompt. Rows that were not attacked are quarantined.
         column: the prompt column; found by itself if it has a usual name.
         limit: read only the first rows.
         resume: as in a scan.
@@ -112,15 +116,22 @@ def prune(
     if isinstance(method, Wanda) and method.joint:
         raise UsageError("prune: a joint mask has no rows of its own — use Wanda(joint=False)")
     layers = tuple(method.layers(model))
+    found = None if embeddings is None else read_embeddings(embeddings)
+    config = method.config()
+    if found is not None:
+        config["embeddings"] = file_sha256(Path(embeddings or "") / EMBEDDINGS)
     with prompts_on_disk(prompts) as path:
         run = run_each(
             model,
             open_prompts(path, column),
             path,
             out=Path(out),
-            method=method.config(),
+            method=config,
             columns=_NEMO if nemo else _WANDA,
-            compute=lambda found: _compute(model, method, found),
+            compute=lambda rows, places: [
+                _compute(model, method, rows.prompts[i] or "", rows.first + i, found)
+                for i in places
+            ],
             limit=limit,
             resume=resume,
             on_progress=on_progress,
@@ -156,18 +167,38 @@ def save_pictures(
     write_durably(result.run.out / PICTURES, lambda file: save_file(pictures, file))
 
 
-def _compute(model: Denoiser, method: NeMo | Wanda, prompts: Sequence[str]) -> list[dict[str, Any]]:
+def read_embeddings(run: str | Path) -> dict[int, torch.Tensor]:
+    """The embeddings [T, D] that an attack's run directory holds, by row.
+
+    Raises:
+        UsageError: the directory holds no finished attack.
+    """
+    path = Path(run) / EMBEDDINGS
+    if not path.exists():
+        raise UsageError(f"{path}: no such file — give the run directory of a finished attack")
+    saved = load_file(path)
+    rows = saved["row_id"].tolist()
+    return dict(zip(rows, torch.from_numpy(saved["embeddings"]), strict=True))
+
+
+def _compute(
+    model: Denoiser,
+    method: NeMo | Wanda,
+    prompt: str,
+    row: int,
+    embeddings: dict[int, torch.Tensor] | None,
+) -> dict[str, Any] | str:
+    wanted: str | TextCondition = prompt
+    if embeddings is not None:
+        if row not in embeddings:
+            return "embedding: the attack has none for this row"
+        wanted = model.condition(embeddings[row][None])
     if isinstance(method, NeMo):
-        found = [method.search(model, prompt) for prompt in prompts]
-        return [{**asdict(search), "memorized": search.memorized} for search in found]
-    results = [method.run(model, [prompt]) for prompt in prompts]
-    return [
-        {
-            "pruned": [pack_mask(mask[0]).numpy().tobytes() for mask in r.mask.pruned.values()],
-            "evaluations": r.evaluations,
-        }
-        for r in results
-    ]
+        search = method.search(model, wanted)
+        return {**asdict(search), "memorized": search.memorized}
+    result = method.run(model, [wanted] if isinstance(wanted, str) else wanted)
+    packed = [pack_mask(mask[0]).numpy().tobytes() for mask in result.mask.pruned.values()]
+    return {"pruned": packed, "evaluations": result.evaluations}
 
 
 def _masks(

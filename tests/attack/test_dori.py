@@ -83,6 +83,33 @@ def test_it_is_the_plain_loop(directory, images, batch, kind):
     assert result.evaluations.tolist() == [5 * batch] * 3
 
 
+@pytest.mark.parametrize("cap", [1.0, 5.0])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_weights_of_min_snr(directory, images, kind, cap):
+    """Against the weights that Hang et al. give for the error of each kind of answer."""
+    model = df.load(directory, device="cpu", dtype="float64", batch_size=8)
+    model.schedule.prediction_type = kind
+    x_0, draws = model.latents(images[:1]), Draws(model, [0], 0, 8)
+    timesteps, noise = (x[0] for x in draws.take([0]))
+    a = model.alphas_cumprod[timesteps]
+    snr = a / (1 - a)
+    weight = snr.clamp(max=cap) / {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[kind]
+    assert 0 < (snr < cap).sum() < 8
+    a = a.view(-1, 1, 1, 1)
+    x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
+    text = model.encode(PROMPTS[:1]).embeddings
+    with torch.no_grad():
+        answer = model.unet(x_t, timesteps, text.expand(8, -1, -1)).sample
+    target = {
+        "epsilon": noise,
+        "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x_0,
+        "sample": x_0.expand_as(noise),
+    }[kind]
+    expected = (weight.view(-1, 1, 1, 1) * (answer - target) ** 2).mean()
+    result = Dori(steps=1, objective="min-snr", snr_cap=cap).run(model, images[:1], PROMPTS[:1])
+    torch.testing.assert_close(result.losses[0, 0], expected, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("start", ["prompt", "gaussian"])
 def test_an_answer_depends_on_no_neighbour(model, images, start):
     attack = Dori(steps=4, batch=4)
@@ -254,7 +281,8 @@ def test_slopes_that_overflow_are_left_out(model, images):
     [
         ({"steps": 0}, "at least 1"),
         ({"batch": 0}, "at least 1"),
-        ({"objective": "velocity"}, "objective must be one of epsilon, prediction"),
+        ({"objective": "velocity"}, "objective must be one of epsilon, min-snr"),
+        ({"snr_cap": 0.0}, "snr_cap must be above 0"),
         ({"steps": 5, "checkpoints": [6]}, "checkpoints must be 0..5"),
     ],
 )
