@@ -175,7 +175,8 @@ DISCUSSION = """## How to read this
 - **How the setting was chosen.** In trials on every {every} picture with 3 seeds: caps of 5 and 1,
   learning rates of 0.1 (the paper's) and 0.05, judged after 25 and 50 steps on the pruned models.
   At 0.05 the controls passed 0.10 between 25 and 50 steps; a lower rate was taken. The column
-  "without those chosen on" leaves the trials' pictures out; all controls had been seen once, under NeMo's masks at 0.1.
+  "without those chosen on" leaves the trials' pictures out; all controls had been seen once,
+  under NeMo's masks at 0.1.
 - **Pruning.** NeMo's threshold leaves about the paper's share of copies from the prompts; the
   stronger one of [pruning](pruning.md) leaves half of that.
 """
