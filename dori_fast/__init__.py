@@ -12,12 +12,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dori_fast import attack, demo, detect, errors, evaluate, ops, prune
+    from dori_fast import attack, demo, detect, errors, evaluate, finetune, ops, prune
     from dori_fast._backend import backends
     from dori_fast.models import Denoiser, load
     from dori_fast.scan import scan
 
-_MODULES = ("attack", "demo", "detect", "errors", "evaluate", "models", "ops", "prune", "scan")
+_MODULES = (
+    "attack",
+    "demo",
+    "detect",
+    "errors",
+    "evaluate",
+    "finetune",
+    "models",
+    "ops",
+    "prune",
+    "scan",
+)
 _NAMES = {
     "Denoiser": "dori_fast.models",
     "backends": "dori_fast._backend",
@@ -32,6 +43,7 @@ __all__ = [
     "detect",
     "errors",
     "evaluate",
+    "finetune",
     "load",
     "ops",
     "prune",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
-from dori_fast.models import images
+from dori_fast.models import images, saving
 from dori_fast.models.architecture import require_denoiser
 from dori_fast.models.encoders import TextSide, TextSideXL
 from dori_fast.models.engine import Engine
@@ -67,8 +68,7 @@ class Denoiser:
         execution: Execution | None = None,
     ) -> None:
         require_denoiser(unet, text)
-        self.unet = unet
-        self._text = text
+        self.unet, self._text = unet, text
         self.device, self.dtype = device, dtype
         self._load_vae, self._load_hashes = vae, hashes
         self._origin = origin
@@ -76,7 +76,7 @@ class Denoiser:
         self.picture_size = picture_size
         self.engine = Engine(unet, batch_size, share, execution or Execution(), picture_size)
         self._masks: Masks | None = None
-        self._shared: OrderedDict[tuple[tuple[int, ...], int], SharedLatents] = OrderedDict()
+        self._shared: OrderedDict[tuple[Any, ...], SharedLatents] = OrderedDict()
 
     @property
     def batch_size(self) -> int:
@@ -259,7 +259,7 @@ class Denoiser:
 
     def share_noise(self, seeds: Sequence[int], timestep: int) -> SharedLatents:
         """The initial noise of S seeds, shared by all prompts; kept for the next call."""
-        key = (tuple(seeds), timestep)
+        key = (self.engine.generation, tuple(seeds), timestep)
         if key not in self._shared:
             self._shared[key] = self.share(self.noise(seeds), timestep)
         self._shared.move_to_end(key)
@@ -341,3 +341,7 @@ class Denoiser:
     def latents(self, pictures: Tensor) -> Tensor:
         """The clean latents [N, C, h, w] of images, uint8 [N, H, W, 3] (posterior mean, scaled)."""
         return images.encode(self.vae, pictures, self.device, self.dtype)
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write a diffusers directory; see :func:`dori_fast.models.saving.save_pretrained`."""
+        saving.save_pretrained(self, directory)

@@ -54,7 +54,7 @@ class TextSideXL:
     ) -> None:
         self.tokenizer, self.tokenizer_2 = tokenizers
         self.text_encoder, self.text_encoder_2 = encoders
-        self._zero_for_empty = zero_for_empty
+        self.zero_for_empty = zero_for_empty
 
     @property
     def width(self) -> int:
@@ -88,7 +88,7 @@ class TextSideXL:
     def empty(self, batch: int) -> TextCondition:
         """The condition of no prompt: SDXL's base model takes zeros for it."""
         empty = self.encode([""], batch)
-        if self._zero_for_empty:
+        if self.zero_for_empty:
             empty.unique.zero_()
             if empty.pooled is not None:
                 empty.pooled.zero_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ class Engine:
 
     Attributes:
         evaluations: UNet sample evaluations so far, padding left out.
+        generation: how often the weights have changed; what was computed before is of no use.
         not_shared: why work is not shared between samples, or None if it is.
         execution: how it is run, nothing left to "auto".
     """
@@ -50,7 +52,7 @@ class Engine:
         picture_size: tuple[int, int],
     ) -> None:
         self.unet = unet
-        self.evaluations = 0
+        self.evaluations, self.generation = 0, 0
         self.not_shared = refusal(unet) if share else "switched off"
         name, self._kernel = choose(execution.attention, unet.device, unet.dtype)
         whole = self.not_shared and f"the network is called whole ({self.not_shared})"
@@ -93,6 +95,12 @@ class Engine:
     def second_linears(self) -> dict[str, nn.Module]:
         """The second linear layer of each feed-forward by name, in the same order."""
         return self._known_program().second_linears
+
+    def weights_changed(self) -> None:
+        """Forget what was computed with the old weights; call it whenever they are written to."""
+        self.generation += 1
+        if self._program is not None:
+            self._program.weights_changed()
 
     @contextmanager
     def recomputing(self, on: bool = True) -> Iterator[None]:
@@ -238,18 +246,29 @@ class Engine:
         if program is None:
             if samples.masks is not None:
                 raise UsageError(f"masks: the layers are not known ({self.not_shared})")
-            time, rows = torch.as_tensor(shared.timestep_of(which)), text.to(unique.device)
+            rows = text.to(unique.device)
             pooled = None if samples.pooled is None else samples.pooled[rows]
-            return self.unet(
-                shared.latents[which.to(unique.device)],
-                time.to(unique.device),
-                unique[rows],
-                added_cond_kwargs=added_conditions(pooled, self._picture_size),
-                return_dict=False,
-            )[0]
+            latents = shared.latents[which.to(unique.device)]
+            return self.plain(latents, shared.timestep_of(which), unique[rows], pooled)
         state = self._prefix(program, shared, which)
         part = self._text_part(program, samples, text)
         return program.suffix(state, part, shared.timestep_of(which), shared.layer)
+
+    def plain(
+        self, latents: Tensor, timestep: Timestep, text: Tensor, pooled: Tensor | None = None
+    ) -> Tensor:
+        """The model's own forward on N samples, each with its own text [N, T, D]: [N, C, H, W].
+
+        Nothing is shared or padded, and whatever requires gradients gets them, weights included.
+        """
+        output: Tensor = self.unet(
+            latents,
+            torch.as_tensor(timestep).to(latents.device),
+            text,
+            added_cond_kwargs=added_conditions(pooled, self._picture_size),
+            return_dict=False,
+        )[0]
+        return output
 
     @torch.no_grad()
     def _prefix(self, program: Program, shared: SharedLatents, which: Tensor) -> State:
@@ -278,6 +297,13 @@ class Engine:
     def check_mask(self, mask: NeuronMask | WeightMask) -> None:
         """Refuse a mask whose layers or widths are not this UNet's."""
         check_mask(self._known_program(), mask)
+
+    def copy(self) -> Engine:
+        """An engine of the same settings on its own copy of the UNet."""
+        unet = copy.deepcopy(self.unet)
+        share = self.not_shared is None
+        attention = self.attention if share else "auto"
+        return Engine(unet, self.batch_size, share, attention, self._picture_size)
 
     def _differentiable(self) -> Program:
         """The program with an attention that has a forward derivative."""

@@ -114,6 +114,10 @@ class Program:
         """The output, and what was put aside of each feed-forward, the last one first."""
         return self._run(state, text, timestep, self._place(start), len(self._stages))
 
+    def weights_changed(self) -> None:
+        """Forget the time biases, which were computed with the old weights."""
+        self._kept_biases.clear()
+
     def _place(self, start: int) -> int:
         return self.cross[start] if start else self._first
 

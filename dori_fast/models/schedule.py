@@ -17,6 +17,7 @@ class Schedule:
     Attributes:
         prediction_type: what the network predicts: epsilon, v_prediction or sample.
         alphas_cumprod: float64 [1000], cumulative alphas.
+        sampler: diffusers' DDIM scheduler of this schedule.
     """
 
     def __init__(self, scheduler_config: dict[str, Any]) -> None:
@@ -24,20 +25,20 @@ class Schedule:
 
         # the config's own keys keep their meaning, whichever sampler wrote them; thresholding and
         # clipping are samplers' options that the plain DDIM update does not have
-        self._ddim = DDIMScheduler.from_config(
+        self.sampler = DDIMScheduler.from_config(
             {**scheduler_config, "clip_sample": False, "thresholding": False}
         )
-        self.prediction_type: str = self._ddim.config.prediction_type
+        self.prediction_type: str = self.sampler.config.prediction_type
         if self.prediction_type not in KINDS:
             raise UsageError(
                 f"load: prediction_type {self.prediction_type!r} is not one of {', '.join(KINDS)}"
             )
-        self.alphas_cumprod: Tensor = self._ddim.alphas_cumprod.double()
+        self.alphas_cumprod: Tensor = self.sampler.alphas_cumprod.double()
 
     def timesteps(self, steps: int) -> list[int]:
         """The DDIM timesteps of a run of ``steps`` steps, noisiest first."""
-        self._ddim.set_timesteps(steps)
-        return [int(t) for t in self._ddim.timesteps]
+        self.sampler.set_timesteps(steps)
+        return [int(t) for t in self.sampler.timesteps]
 
     def alpha_bar(self, timestep: int) -> float:
         """Cumulative alpha at a timestep; a negative one means the end of the chain.
@@ -45,7 +46,7 @@ class Schedule:
         For several at once, index ``alphas_cumprod``.
         """
         if timestep < 0:
-            return float(self._ddim.final_alpha_cumprod)
+            return float(self.sampler.final_alpha_cumprod)
         return float(self.alphas_cumprod[timestep])
 
     def epsilon(self, output: Tensor, x_t: Tensor, timestep: Timestep) -> Tensor:

@@ -26,7 +26,7 @@ def peers_norms(model, prompt, latents, steps, guidance=7.5):
     uncond, text = model.text_encoder(tokens["input_ids"])[0].split(1)
     n = latents.shape[0]
     embeddings = torch.cat([uncond.repeat(n, 1, 1), text.repeat(n, 1, 1)])
-    scheduler = DDIMScheduler.from_config(model.schedule._ddim.config)
+    scheduler = DDIMScheduler.from_config(model.schedule.sampler.config)
     scheduler.set_timesteps(50)
     norms = [[] for _ in range(n)]
     for t in scheduler.timesteps[:steps]:

@@ -33,7 +33,7 @@ def released_norms(model, prompts, seeds, steps, total_steps, guidance, both_hal
     One prompt and seed at a time, both halves of guidance in one batch, whose every token counts.
     """
     unet, squares, step, evaluations = model.unet, defaultdict(float), 0, 0
-    scheduler = DDIMScheduler.from_config(model.schedule._ddim.config)
+    scheduler = DDIMScheduler.from_config(model.schedule.sampler.config)
     scheduler.set_timesteps(total_steps)
 
     def record(name):
@@ -144,11 +144,11 @@ def test_a_memorized_prompt_of_the_demo_model():
 def test_other_predictions_walk_by_their_epsilon(model, prediction, monkeypatch):
     monkeypatch.setattr(model.schedule, "prediction_type", prediction)
     mask = df.prune.Wanda(**OPTIONS, joint=False).localize(model, PROMPTS[:2])
-    model.schedule._ddim.register_to_config(prediction_type=prediction)
+    model.schedule.sampler.register_to_config(prediction_type=prediction)
     try:
         assert_same(mask, 1, released_mask(model, PROMPTS[1:2], **OPTIONS))
     finally:
-        model.schedule._ddim.register_to_config(prediction_type="epsilon")
+        model.schedule.sampler.register_to_config(prediction_type="epsilon")
 
 
 def test_evaluations_with_base_prompts(model):

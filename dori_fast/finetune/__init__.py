@@ -1,0 +1,9 @@
+"""Fine-tuning: take memorized pictures out of the weights, and not only out of the prompts."""
+
+from dori_fast.finetune.adversarial import Adversarial
+from dori_fast.finetune.checkpoint import Checkpoint
+from dori_fast.finetune.progress import StepReport
+from dori_fast.finetune.surrogates import Surrogates, surrogates
+from dori_fast.finetune.triggers import Pool
+
+__all__ = ["Adversarial", "Checkpoint", "Pool", "StepReport", "Surrogates", "surrogates"]

@@ -1,0 +1,81 @@
+"""Where a fine-tuning run stands, as one file: tensors in safetensors, the rest as JSON in its
+header."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dori_fast.errors import IntegrityError, UsageError
+
+_FORMAT = "dori_fast.finetune/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A run after ``step`` steps.
+
+    Attributes:
+        step: steps done.
+        evaluations: UNet samples with a backward pass so far.
+        tensors: weights, moments, running average and triggers; they are the run's own, so keep
+            or save them before it goes on.
+        run: settings, and hashes of the model and of all pictures and prompts.
+    """
+
+    step: int
+    evaluations: int
+    tensors: Mapping[str, Tensor]
+    run: Mapping[str, Any]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file by one rename, so that a killed run leaves the old one or the new one."""
+        facts = {"step": self.step, "evaluations": self.evaluations, "run": self.run}
+        half = f"{os.fspath(path)}.tmp"
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        save_file(tensors, half, {"format": _FORMAT, "facts": json.dumps(facts)})
+        with open(half, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(half, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Checkpoint:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UsageError: no such file.
+            IntegrityError: damaged, or something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            raise UsageError(f"{path}: no such file") from None
+        except (SafetensorError, OSError) as error:
+            raise IntegrityError(f"{path}: not a readable safetensors file ({error})") from error
+        if metadata.get("format") != _FORMAT:
+            raise IntegrityError(f"{path}: not a checkpoint of fine-tuning")
+        facts = json.loads(metadata["facts"])
+        return Checkpoint(facts["step"], facts["evaluations"], tensors, facts["run"])
+
+    def require(self, run: Mapping[str, Any]) -> None:
+        """Refuse to go on with another run than this checkpoint's.
+
+        Raises:
+            UsageError: says what differs.
+        """
+        now = json.loads(json.dumps(run))
+        names = sorted({*now, *self.run})
+        changed = [name for name in names if now.get(name) != self.run.get(name)]
+        if changed:
+            raise UsageError(
+                f"finetune: the checkpoint is of another run; different are {', '.join(changed)}"
+            )

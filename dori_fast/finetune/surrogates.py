@@ -1,0 +1,112 @@
+"""Surrogates: what a memorized prompt may give instead of the memorized picture.
+
+Drawn from the original prompts by the pruned model (Kowalczuk et al., "Finding DoRI", section on
+adversarial fine-tuning): of the same content, but no copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+from dori_fast.models import Denoiser
+
+
+class CopyMeasure(Protocol):
+    """How alike pictures are; those of :mod:`dori_fast.evaluate` fit."""
+
+    threshold: float
+
+    def __call__(
+        self, drawn: NDArray[np.uint8], original: NDArray[np.uint8]
+    ) -> NDArray[np.float64]:
+        """Similarities [P, S] of uint8 [P, S, H, W, 3] to uint8 [P, H, W, 3]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Surrogates:
+    """K surrogates for each of P memorized pictures.
+
+    Attributes:
+        pictures: uint8 [P, K, H, W, 3].
+        own: int64 [P], how many different ones of its own a prompt has; 0 where all of them are
+            another prompt's.
+        similarity: float64 [P, S], of all S candidates to the memorized picture.
+    """
+
+    pictures: Tensor
+    own: NDArray[np.int64]
+    similarity: NDArray[np.float64]
+
+    def summary(self) -> dict[str, Any]:
+        """How many candidates were copies, as plain JSON."""
+        return {
+            "per_prompt": self.pictures.shape[1],
+            "candidates": self.similarity.shape[1],
+            "mean_similarity": float(self.similarity.mean()),
+            "prompts_without_their_own": int((self.own == 0).sum()),
+            "prompts_with_too_few": int((self.own < self.pictures.shape[1]).sum()),
+        }
+
+
+def surrogates(
+    pruned: Denoiser,
+    images: Tensor | NDArray[np.uint8],
+    prompts: Sequence[str],
+    *,
+    measure: CopyMeasure,
+    count: int = 4,
+    candidates: int | None = None,
+    steps: int = 50,
+    guidance: float = 7.5,
+) -> Surrogates:
+    """Draw surrogates of P memorized pictures with a pruned model.
+
+    The rule: of a prompt's candidates, in order of their seeds, those that are no copies are
+    taken until there are ``count``. A prompt that has too few repeats them in turn. One that has
+    none is given those of the next prompt that has some: what it draws then has another content,
+    but a surrogate that is a copy would train the memory back in.
+
+    Args:
+        pruned: a view with masks that hide the pictures, one for all or one for each prompt.
+        images: uint8 [P, H, W, 3], the memorized pictures.
+        prompts: their P prompts.
+        measure: of copying, such as ``df.evaluate.SmallPictures()``; above its threshold a
+            candidate is a copy.
+        count: surrogates K per prompt.
+        candidates: seeds per prompt (0, 1, ...), 2 K if not given.
+        steps: DDIM steps.
+        guidance: scale of classifier-free guidance.
+
+    Raises:
+        UsageError: numbers do not fit, or all candidates of all prompts are copies.
+    """
+    originals = np.asarray(images)
+    seeds = 2 * count if candidates is None else candidates
+    if len(originals) != len(prompts) or len(prompts) == 0:
+        raise UsageError(
+            f"surrogates: {len(originals)} images, {len(prompts)} prompts; needs one for each"
+        )
+    if not 1 <= count <= seeds:
+        raise UsageError(f"surrogates: count must be 1..candidates ({seeds}), got {count}")
+    drawn = pruned.generate(pruned.encode(prompts), range(seeds), steps=steps, guidance=guidance)
+    similarity = measure(drawn.numpy(), originals)
+    good = [np.flatnonzero(row <= measure.threshold)[:count] for row in similarity]
+    if not any(map(len, good)):
+        raise UsageError(
+            "surrogates: every candidate of every prompt is a copy; prune more, or use more seeds"
+        )
+    pictures = []
+    for prompt in range(len(prompts)):
+        giver = next(p for p in np.roll(np.arange(len(prompts)), -prompt) if len(good[p]))
+        pictures.append(drawn[int(giver), np.resize(good[giver], count)])
+    own = np.array([len(rows) for rows in good])
+    return Surrogates(torch.stack(pictures), own, similarity)

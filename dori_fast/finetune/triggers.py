@@ -1,0 +1,122 @@
+"""The adversary's side: a pool of embeddings, sharpened against the current weights in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dori_fast.attack import AttackResult, Dori
+from dori_fast.attack.draws import stream
+from dori_fast.errors import UsageError
+from dori_fast.models import Denoiser
+
+STARTS = ("prompt", "gaussian", "retained")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Which triggers there are.
+
+    Attributes:
+        starts: where the triggers of each image begin, one for each entry: at its prompt's
+            embedding, at N(0, I), or at the embedding of a retained prompt drawn at random.
+        per_step: triggers that are attacked and trained on in each step.
+        restart_after: None begins every attack anew, as the paper does. A number of inner steps
+            makes attacks go on from where the last one stopped until they have had so many. That
+            is an approximation: what they go on from was found against older weights, and Adam's
+            moments begin anew; in exchange, a few inner steps do for many.
+    """
+
+    starts: tuple[str, ...] = ("prompt", "gaussian", "gaussian")
+    per_step: int = 8
+    restart_after: int | None = None
+
+    def __post_init__(self) -> None:
+        unknown = set(self.starts) - set(STARTS)
+        if unknown or not self.starts:
+            raise UsageError(f"finetune: starts must be of {', '.join(STARTS)}, got {self.starts}")
+        if self.per_step < 1 or (self.restart_after is not None and self.restart_after < 1):
+            raise UsageError("finetune: per_step and restart_after must be at least 1")
+
+
+class Triggers:
+    """The state of a pool of Q = P x starts triggers; trigger q is of image q mod P.
+
+    Attributes:
+        embeddings: [Q, T, D], where the triggers stand.
+        age: int64 [Q], inner steps since they began.
+        begun: int64 [Q], how often they began.
+    """
+
+    def __init__(self, pool: Pool, prompts: Tensor, retained: Tensor, seed: int) -> None:
+        """``prompts`` [P, T, D] and ``retained`` [R, T, D] are embeddings to begin at."""
+        self._pool, self._prompts, self._retained, self._seed = pool, prompts, retained, seed
+        count = len(prompts) * len(pool.starts)
+        self.embeddings = prompts.repeat(len(pool.starts), 1, 1)
+        self.age = torch.zeros(count, dtype=torch.int64)
+        self.begun = torch.zeros(count, dtype=torch.int64)
+
+    def chosen(self, step: int) -> Tensor:
+        """int64 [A], the triggers of a step: each has its turn before any has another one."""
+        count, size = len(self.age), self._pool.per_step
+        turns = -(-count // size)
+        generator = stream("turn", self._seed, step // turns)
+        return torch.randperm(count, generator=generator).split(size)[step % turns]
+
+    def images(self, rows: Tensor) -> Tensor:
+        """int64 [A], the images of triggers."""
+        return rows % len(self._prompts)
+
+    def sharpen(
+        self, attack: Dori, model: Denoiser, images: Tensor, rows: Tensor, step: int
+    ) -> AttackResult:
+        """Attack ``model`` from where the triggers stand, and move them to what is found.
+
+        Args:
+            attack: the inner attack.
+            model: the current model; its weights must not require gradients.
+            images: uint8 [P, H, W, 3], the memorized ones.
+            rows: int64 [A], the triggers.
+            step: of the outer loop, so that every step has draws of its own.
+        """
+        limit = self._pool.restart_after
+        for row in rows.tolist():
+            age = int(self.age[row])
+            if age == 0 or limit is None or age >= limit:
+                self.embeddings[row] = self._beginning(row)
+                self.age[row] = 0
+                self.begun[row] += 1
+        names = [f"{row}:{step}" for row in rows.tolist()]
+        at = rows.to(self.embeddings.device)
+        found = attack.run(model, images[self.images(rows)], self.embeddings[at], ids=names)
+        self.embeddings[at] = found.embeddings
+        self.age[rows] += attack.steps
+        return found
+
+    def _beginning(self, row: int) -> Tensor:
+        kind = self._pool.starts[row // len(self._prompts)]
+        generator = stream("beginning", self._seed, f"{row}:{int(self.begun[row])}")
+        if kind == "prompt":
+            return self._prompts[row % len(self._prompts)]
+        if kind == "retained":
+            which = torch.randint(len(self._retained), (), generator=generator)
+            return self._retained[int(which)]
+        drawn = torch.randn(self.embeddings.shape[1:], generator=generator)
+        return drawn.to(self.embeddings)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state."""
+        return {"embeddings": self.embeddings, "age": self.age, "begun": self.begun}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take up a state."""
+        self.embeddings = tensors["embeddings"].to(self.embeddings, copy=True)
+        self.age, self.begun = tensors["age"].clone(), tensors["begun"].clone()
+
+
+def embeddings_of(model: Denoiser, prompts: Sequence[str]) -> Tensor:
+    """Embeddings [P, T, D] of prompts, in model dtype."""
+    return model.encode(prompts).embeddings.detach()
