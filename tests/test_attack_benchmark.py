@@ -17,7 +17,7 @@ def test_it_checks_times_and_records(tmp_path, capsys):
     assert "float64: embeddings" in said and "times the peers'" in said
     with next(tmp_path.glob("*.csv")).open(newline="") as file:
         rows = {row["provider"]: row for row in csv.DictReader(file)}
-    assert set(rows) == {"eager", "dori_fast"}
+    assert set(rows) == {"eager", "one_by_one", "dori_fast"}
     assert all(row["shape"] == "demo:2x1x2" and float(row["p50"]) > 0 for row in rows.values())
 
 
