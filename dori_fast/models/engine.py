@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -300,10 +301,11 @@ class Engine:
 
     def copy(self) -> Engine:
         """An engine of the same settings on its own copy of the UNet."""
+        share, execution = self.not_shared is None, self.execution
+        if not share:
+            execution = replace(execution, attention="auto")
         unet = copy.deepcopy(self.unet)
-        share = self.not_shared is None
-        attention = self.attention if share else "auto"
-        return Engine(unet, self.batch_size, share, attention, self._picture_size)
+        return Engine(unet, self.batch_size, share, execution, self._picture_size)
 
     def _differentiable(self) -> Program:
         """The program with an attention that has a forward derivative."""

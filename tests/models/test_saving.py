@@ -94,5 +94,8 @@ def test_a_copy_has_weights_of_its_own(model):
 def test_a_copy_keeps_how_it_was_loaded(directory):
     whole = own_copy(df.load(directory, device="cpu", batch_size=3, share=False))
     assert whole.batch_size == 3 and whole.engine.not_shared is not None
-    shared = own_copy(df.load(directory, device="cpu", batch_size=5))
+    model = df.load(directory, device="cpu", batch_size=5, channels_last=True)
+    shared = own_copy(model)
     assert shared.batch_size == 5 and shared.engine.not_shared is None
+    assert shared.engine.execution == model.engine.execution
+    assert shared.engine.execution.channels_last
