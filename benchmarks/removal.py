@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from dori_fast.evaluate.replication import replication
 from numpy.typing import NDArray
 
 import dori_fast as df
@@ -28,7 +27,7 @@ from benchmarks import harness
 from benchmarks.pruning import HOW, OFTEN, WANDA
 from dori_fast.attack import Dori
 from dori_fast.demo.recipe.scenes import OBJECTS, caption, sample_scene
-from dori_fast.evaluate import SmallPictures
+from dori_fast.evaluate import SmallPictures, replication
 from dori_fast.finetune import Adversarial, Checkpoint, Pool, StepReport, Surrogates, surrogates
 from dori_fast.models.probes import prediction
 from dori_fast.ops import add_noise, diffusion_loss
