@@ -109,6 +109,7 @@ class Dori:
         *,
         start: str = "prompt",
         ids: Sequence[int | str] | None = None,
+        adam: EmbeddingState | None = None,
     ) -> AttackResult:
         """Optimise an embedding for each of P images.
 
@@ -122,6 +123,8 @@ class Dori:
                 tensor [P, T, D]. May be None with ``start="gaussian"``.
             start: ``"prompt"``, the prompts' embeddings; or ``"gaussian"``, N(0, I).
             ids: the problems' names in the random streams; 0..P-1 if not given.
+            adam: moments to begin with, such as those of the result whose embeddings are the
+                starts; left as they are. None begins without.
 
         Returns:
             An :class:`AttackResult`.
@@ -143,7 +146,7 @@ class Dori:
             raise UsageError(f"attack: {len(latents)} images but {len(names)} ids")
         params, pooled = starting_points(model, start, prompts, names, self.seed)
         with model.engine.recomputing(self.recompute):
-            return _Run(self, model, latents, params, pooled, names).result()
+            return _Run(self, model, latents, params, pooled, names, adam).result()
 
 
 class _Run:
@@ -157,10 +160,13 @@ class _Run:
         params: Tensor,
         pooled: Tensor | None,
         ids: Sequence[int | str],
+        adam: EmbeddingState | None,
     ) -> None:
         self.attack, self.model, self.latents, self.pooled = attack, model, latents, pooled
         self.params = params.requires_grad_()
-        self.adam = EmbeddingState.zeros_like(params)
+        fresh = EmbeddingState.zeros_like(params)
+        self.adam = fresh if adam is None else adam.take(torch.arange(len(adam.step)))
+        self.begun = self.adam.step.clone()
         self.draws = Draws(model, ids, attack.seed, attack.batch)
         count = len(latents)
         self.going = torch.arange(count)
@@ -190,7 +196,8 @@ class _Run:
             embeddings=found,
             pooled=self.pooled,
             losses=self.losses,
-            steps=self.adam.step,
+            steps=self.adam.step - self.begun,
+            adam=self.adam,
             evaluations=self.attempts * self.attack.batch,
             checkpoints=kept,
             config=self.attack.config(),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.ops import EmbeddingState
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class AttackResult:
         pooled: [P, E], the pooled embeddings that went with them (SDXL), else None.
         losses: [steps, P], each step's loss before its update; NaN once a problem has stopped.
         steps: int64 [P], updates that each problem got.
+        adam: the optimiser's moments, to go on with.
         evaluations: int64 [P], UNet samples that each problem evaluated, forward and backward.
         checkpoints: embeddings [P, T, D] after so many steps, as asked for; those of a problem
             that had stopped are its last.
@@ -30,6 +32,7 @@ class AttackResult:
     pooled: Tensor | None
     losses: Tensor
     steps: Tensor
+    adam: EmbeddingState
     evaluations: Tensor
     checkpoints: dict[int, Tensor]
     config: dict[str, Any]

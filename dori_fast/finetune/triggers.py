@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from dori_fast.attack import AttackResult, Dori
 from dori_fast.attack.draws import stream
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
+from dori_fast.ops import EmbeddingState
 
 STARTS = ("prompt", "gaussian", "retained")
 
@@ -25,9 +26,9 @@ class Pool:
             embedding, at N(0, I), or at the embedding of a retained prompt drawn at random.
         per_step: triggers that are attacked and trained on in each step.
         restart_after: None begins every attack anew, as the paper does. A number of inner steps
-            makes attacks go on from where the last one stopped until they have had so many. That
-            is an approximation: what they go on from was found against older weights, and Adam's
-            moments begin anew; in exchange, a few inner steps do for many.
+            makes attacks go on from where the last one stopped, Adam's moments included, until
+            they have had so many. That is an approximation, since what they go on from was found
+            against older weights; in exchange, a few inner steps do for many.
     """
 
     starts: tuple[str, ...] = ("prompt", "gaussian", "gaussian")
@@ -47,6 +48,7 @@ class Triggers:
 
     Attributes:
         embeddings: [Q, T, D], where the triggers stand.
+        adam: their moments.
         age: int64 [Q], inner steps since they began.
         begun: int64 [Q], how often they began.
     """
@@ -56,6 +58,7 @@ class Triggers:
         self._pool, self._prompts, self._retained, self._seed = pool, prompts, retained, seed
         count = len(prompts) * len(pool.starts)
         self.embeddings = prompts.repeat(len(pool.starts), 1, 1)
+        self.adam = EmbeddingState.zeros_like(self.embeddings)
         self.age = torch.zeros(count, dtype=torch.int64)
         self.begun = torch.zeros(count, dtype=torch.int64)
 
@@ -87,12 +90,22 @@ class Triggers:
             age = int(self.age[row])
             if age == 0 or limit is None or age >= limit:
                 self.embeddings[row] = self._beginning(row)
+                for moments in self._moments().values():
+                    moments[row] = 0
                 self.age[row] = 0
                 self.begun[row] += 1
         names = [f"{row}:{step}" for row in rows.tolist()]
         at = rows.to(self.embeddings.device)
-        found = attack.run(model, images[self.images(rows)], self.embeddings[at], ids=names)
+        found = attack.run(
+            model,
+            images[self.images(rows)],
+            self.embeddings[at],
+            ids=names,
+            adam=self.adam.take(at),
+        )
         self.embeddings[at] = found.embeddings
+        for name, moments in self._moments().items():
+            moments[at] = getattr(found.adam, name)
         self.age[rows] += attack.steps
         return found
 
@@ -107,14 +120,18 @@ class Triggers:
         drawn = torch.randn(self.embeddings.shape[1:], generator=generator)
         return drawn.to(self.embeddings)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The whole state."""
-        return {"embeddings": self.embeddings, "age": self.age, "begun": self.begun}
+    def _moments(self) -> dict[str, Tensor]:
+        return vars(self.adam)
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state; it is written to by the next step."""
+        own = {"embeddings": self.embeddings, "age": self.age, "begun": self.begun}
+        return own | self._moments()
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up a state."""
-        self.embeddings = tensors["embeddings"].to(self.embeddings, copy=True)
-        self.age, self.begun = tensors["age"].clone(), tensors["begun"].clone()
+        for name, own in self.tensors().items():
+            own.copy_(tensors[name])
 
 
 def embeddings_of(model: Denoiser, prompts: Sequence[str]) -> Tensor:

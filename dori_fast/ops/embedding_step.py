@@ -75,6 +75,11 @@ class EmbeddingState:
             step=torch.zeros(params.shape[0], dtype=torch.int64, device=params.device),
         )
 
+    def take(self, rows: Tensor) -> EmbeddingState:
+        """Return a copy of the state of some problems: int64 indices [A]."""
+        rows = rows.to(self.step.device)
+        return EmbeddingState(self.exp_avg[rows], self.exp_avg_sq[rows], self.step[rows])
+
 
 def _check_params(params: Tensor) -> None:
     op = "embedding_step"

@@ -161,6 +161,34 @@ def test_checkpoints_are_those_of_shorter_attacks(model, images):
         long.condition(model, 3)
 
 
+def test_an_attack_goes_on_where_another_stopped(model, images):
+    """With its moments, which are left as they were."""
+    first = Dori(steps=3, batch=4).run(model, images[:1], PROMPTS[:1], ids=["first"])
+    moments = first.adam.exp_avg.clone()
+    onward = Dori(steps=2, batch=4)
+    found = onward.run(model, images[:1], first.embeddings, ids=["next"], adam=first.adam)
+    assert found.steps.tolist() == [2] and found.adam.step.tolist() == [5]
+    assert torch.equal(first.adam.exp_avg, moments) and first.adam.step.tolist() == [3]
+    anew = onward.run(model, images[:1], first.embeddings, ids=["next"])
+    assert not torch.equal(anew.embeddings, found.embeddings)
+
+    embedding = model.encode(PROMPTS[:1]).embeddings.clone().requires_grad_()
+    adam, x_0 = torch.optim.Adam([embedding], lr=0.1), model.latents(images[:1])
+    for name, steps in (("first", 3), ("next", 2)):
+        draws = Draws(model, [name], 0, 4)
+        for _ in range(steps):
+            timesteps, noise = (x[0] for x in draws.take([0]))
+            a = model.alphas_cumprod[timesteps].view(-1, 1, 1, 1).to(x_0)
+            x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
+            eps = model.unet(x_t, timesteps, embedding.expand(4, -1, -1)).sample
+            adam.zero_grad()
+            F.mse_loss(eps, noise).backward()
+            adam.step()
+    # Adam makes a step of the sign of slopes that are nothing but rounding
+    close = (embedding - found.embeddings).abs() < 1e-3
+    assert close.float().mean() > 0.99
+
+
 def test_a_problem_that_stops_leaves_the_others_as_they_are(model, images):
     whole = Dori(steps=6, batch=4, checkpoints=[2]).run(model, images, PROMPTS)
     asked = []

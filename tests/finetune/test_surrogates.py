@@ -98,6 +98,7 @@ def test_where_triggers_begin_and_go_on(model):
         for step in range(3):
             found.append(triggers.sharpen(attack, model, images, rows, step))
             assert triggers.age[rows].tolist() == [ages[step]] * 3
+            assert triggers.adam.step[rows].tolist() == [ages[step]] * 3
         first, second, third = (x.checkpoints[0] for x in found)
         assert torch.equal(first[0], triggers._prompts[1])
         gaussian = torch.randn(77, 32, generator=stream("beginning", 0, "4:0"))
