@@ -192,6 +192,9 @@ def _check(
             f"finetune: {len(images)} images, {len(prompts)} prompts, surrogates of"
             f" {len(pictures)}; needs as many of each"
         )
+    sizes = {tuple(images.shape[1:]), tuple(pictures.shape[2:]), *(x.shape for _, x in retained)}
+    if len(sizes) > 1:
+        raise UsageError(f"finetune: pictures of different sizes, {sorted(sizes)}; resize them")
     if not retained:
         raise UsageError("finetune: no retained pairs; without them the model forgets everything")
 

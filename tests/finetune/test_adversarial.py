@@ -319,6 +319,9 @@ def test_inputs_are_checked(model, directory, tmp_path):
         run(model, IMAGES, PROMPTS[:2], **given)
     with pytest.raises(UsageError, match="no retained pairs"):
         run(model, IMAGES, PROMPTS, surrogates=SURROGATES, retained=[])
+    other = [("a dog", RETAINED[0][1][:8])]
+    with pytest.raises(UsageError, match="pictures of different sizes"):
+        run(model, IMAGES, PROMPTS, surrogates=SURROGATES, retained=other)
     layer = model.layers[0]
     width = model.unet.get_submodule(layer).to_v.out_features
     view = model.masked(NeuronMask({layer: torch.zeros(1, width)}))
