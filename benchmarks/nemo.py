@@ -98,10 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.nemo", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--limit", type=int, help="photographs to search, by default all")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-write", action="store_true", help="leave the results alone")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     model = df.load("demo", device="cpu")
     clean = [prompt for prompt, _ in df.demo.pairs("ordinary")]
     statistics = NeuronStatistics.collect(model, clean)
@@ -125,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
             [row.evaluations_speculative / row.evaluations_one_by_one for row in rows]
         ),
         "released_over_ours_seconds": _spread([row.seconds_released / row.seconds for row in rows]),
-        "threads": options.threads,
+        "threads": 1,
         "command": "python -m benchmarks.nemo",
     }
     print(json.dumps(summary, indent=1))

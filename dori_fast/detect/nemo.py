@@ -23,7 +23,7 @@ from torch import Tensor
 from dori_fast.detect.detector import SeededDetector, seed_list
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
-from dori_fast.ops import ms_ssim
+from dori_fast.ops import largest_per_map, ms_ssim
 
 THRESHOLD = 0.428
 """The paper's: mean plus one standard deviation over 50,000 prompts of LAION, on SD 1.4."""
@@ -70,22 +70,9 @@ class Nemo(SeededDetector):
             shared = model.share(noise.to(model.device, model.dtype), timesteps[1])
         else:
             shared = model.share_noise(self.seeds, timesteps[0])
-        pairs = torch.combinations(torch.arange(n, device=model.device))
 
         def largest(part: TextCondition, _: int) -> Tensor:
             delta = model.epsilon_shared(part, shared) - shared.latents
-            return largest_per_map(ms_ssim(delta), pairs)
+            return largest_per_map(ms_ssim(delta))
 
         return self.in_chunks(model, condition, largest)
-
-
-def largest_per_map(similarity: Tensor, pairs: Tensor) -> Tensor:
-    """[G, S]: the largest similarity of each map, from those of all pairs [G, S (S - 1) / 2].
-
-    ``pairs`` are the pairs' members, int64 [S (S - 1) / 2, 2].
-    """
-    n = int(pairs.max()) + 1
-    square = similarity.new_full((similarity.shape[0], n, n), -torch.inf)
-    square[:, pairs[:, 0], pairs[:, 1]] = similarity
-    square[:, pairs[:, 1], pairs[:, 0]] = similarity
-    return square.amax(dim=2)

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.errors import UsageError
+from dori_fast.models.tensor_file import read_tensors
 
 _FORMAT = "dori_fast.finetune/1"
 
@@ -53,16 +53,7 @@ class Checkpoint:
             UsageError: no such file.
             IntegrityError: damaged, or something else.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no such file") from None
-        except (SafetensorError, OSError) as error:
-            raise IntegrityError(f"{path}: not a readable safetensors file ({error})") from error
-        if metadata.get("format") != _FORMAT:
-            raise IntegrityError(f"{path}: not a checkpoint of fine-tuning")
+        tensors, metadata = read_tensors(path, _FORMAT, "a checkpoint of fine-tuning")
         facts = json.loads(metadata["facts"])
         return Checkpoint(facts["step"], facts["evaluations"], tensors, facts["run"])
 

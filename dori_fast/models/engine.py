@@ -93,6 +93,11 @@ class Engine:
         return self._known_program().names
 
     @property
+    def value_widths(self) -> dict[str, int]:
+        """Neurons of the value projection of every cross-attention, by its name."""
+        return self._known_program().value_widths
+
+    @property
     def second_linears(self) -> dict[str, nn.Module]:
         """The second linear layer of each feed-forward by name, in the same order."""
         return self._known_program().second_linears

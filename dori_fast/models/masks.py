@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.models.tensor_file import read_tensors
 from dori_fast.models.weights import tensors_sha256
 from dori_fast.ops import pack_mask, unpack_mask
 
@@ -275,15 +275,7 @@ def _metadata(kind: str, provenance: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{path}: not a readable safetensors file ({error})") from error
-    if (metadata.get("format"), metadata.get("kind")) != (_FORMAT, kind):
-        found = metadata.get("kind") or "something else"
-        raise IntegrityError(f"{path}: wanted a mask of {kind}, found {found}")
+    tensors, metadata = read_tensors(path, _FORMAT, f"a mask of {kind}")
+    if metadata.get("kind") != kind:
+        raise IntegrityError(f"{path}: wanted a mask of {kind}, found {metadata.get('kind')}")
     return tensors, metadata

@@ -4,7 +4,13 @@ from dori_fast.ops.activation_stats import ActivationStats, activation_stats
 from dori_fast.ops.diffusion_loss import add_noise, diffusion_loss
 from dori_fast.ops.embedding_step import EmbeddingState, embedding_step
 from dori_fast.ops.masked_linear import masked_linear
-from dori_fast.ops.ms_ssim import MsSsimSettings, ms_ssim, ms_ssim_pairs, ms_ssim_settings
+from dori_fast.ops.ms_ssim import (
+    MsSsimSettings,
+    largest_per_map,
+    ms_ssim,
+    ms_ssim_pairs,
+    ms_ssim_settings,
+)
 from dori_fast.ops.neuron_mask import NeuronIndices, neuron_mask, neuron_mask_, pack_indices
 from dori_fast.ops.noise_difference import (
     noise_cosine,
@@ -22,6 +28,7 @@ __all__ = [
     "add_noise",
     "diffusion_loss",
     "embedding_step",
+    "largest_per_map",
     "masked_linear",
     "ms_ssim",
     "ms_ssim_pairs",

@@ -17,6 +17,7 @@ versions of torchmetrics also count the borders at the last scale and give other
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ from dori_fast._library import define_op
 from dori_fast.reference import accumulate_dtype
 from dori_fast.reference.ms_ssim import ms_ssim_reference
 
-__all__ = ["MsSsimSettings", "ms_ssim", "ms_ssim_pairs", "ms_ssim_settings"]
+__all__ = ["MsSsimSettings", "largest_per_map", "ms_ssim", "ms_ssim_pairs", "ms_ssim_settings"]
 
 # The peer's; the exponents of all scales sum to about 1.
 _BETAS = (0.33, 0.33, 0.33)
@@ -255,3 +256,19 @@ def ms_ssim_pairs(
     seed = torch.arange(shape[1], device=second.device)
     pairs = torch.stack([seed, seed + shape[1]], 1)
     return _compute(torch.cat([first.expand(shape), second], 1), pairs, settings, rescale, backend)
+
+
+def largest_per_map(similarity: Tensor) -> Tensor:
+    """Return each map's largest similarity to another one of its group.
+
+    Args:
+        similarity: [G, S * (S - 1) / 2], of all pairs of S maps as `ms_ssim` gives them.
+
+    Returns:
+        [G, S], same dtype.
+    """
+    n = (1 + math.isqrt(1 + 8 * similarity.shape[1])) // 2
+    first, second = torch.triu_indices(n, n, 1, device=similarity.device)
+    square = similarity.new_full((similarity.shape[0], n, n), -torch.inf)
+    square[:, first, second] = square[:, second, first] = similarity
+    return square.amax(dim=2)

@@ -6,14 +6,14 @@ import os
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.errors import UsageError
 from dori_fast.models.applied import Applied, masked_layers, masked_parameters, unet_of
 from dori_fast.models.masks import NeuronMask, WeightMask
+from dori_fast.models.tensor_file import read_tensors
 
 _FORMAT = "dori_fast.pruned/1"
 
@@ -93,16 +93,7 @@ def load_pruned_(path: str | os.PathLike[str], target: Any) -> Applied:
         IntegrityError: another kind of file.
     """
     unet = unet_of(target)
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = (file.metadata() or {}).get("format")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{path}: not a readable safetensors file ({error})") from error
-    if found != _FORMAT:
-        raise IntegrityError(f"{path}: wanted a pruned checkpoint, found {found or 'another file'}")
+    tensors, _ = read_tensors(path, _FORMAT, "a pruned checkpoint")
     parameters = dict(unet.named_parameters())
     for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dori_fast.prune.scorer import Neuron
+from dori_fast.prune.scorer import Blocked, Neuron
 
 THETA_END = 1.0
 """Where the released code gives up."""
@@ -38,6 +38,14 @@ class Rung:
             if slots is None or slot in slots:
                 lists[layer].append(neuron)
         return lists
+
+    def blocked(self, slots: Collection[int]) -> Blocked:
+        """The neurons in the given slots; one that is listed twice is blocked once."""
+        return frozenset(self.neurons[slot] for slot in slots)
+
+    def layer(self, slots: Collection[int]) -> int:
+        """The first layer that the given slots lie in."""
+        return min(self.neurons[slot][0] for slot in slots)
 
     def layers(self) -> list[frozenset[int]]:
         """The slots of each layer that has any, the deepest layer first."""

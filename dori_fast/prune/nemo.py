@@ -30,10 +30,10 @@ from torch import Tensor
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition, stack
 from dori_fast.models.probes import value_magnitudes
-from dori_fast.ops import ms_ssim
+from dori_fast.ops import largest_per_map, ms_ssim
 from dori_fast.prune.ladder import THETA_END, Ladder, Rung
 from dori_fast.prune.refine import refine
-from dori_fast.prune.scorer import Neuron, Scorer
+from dori_fast.prune.scorer import Scorer
 from dori_fast.prune.search import Search
 from dori_fast.prune.statistics import NeuronStatistics
 
@@ -159,8 +159,10 @@ class NeMo:
         noise, timestep = self._noise(model)
         shared = model.share(noise, timestep)
         delta = model.epsilon_shared(condition, shared)[0] - shared.latents
-        alike = _most_alike(delta)
-        found = Search(name, layers, _widths(model, layers), float(alike.max()))
+        alike = largest_per_map(ms_ssim(delta[None]))[0]
+        found = Search(
+            name, layers, {n: model.engine.value_widths[n] for n in layers}, float(alike.max())
+        )
         kept = (alike > self.threshold).nonzero()[:, 0].tolist()
         if kept:
             scorer = self._scorer(model, condition, shared, delta, kept, layers)
@@ -206,22 +208,20 @@ class NeMo:
         threshold = similarity if similarity > self.threshold else self.threshold
         found.theta, found.k, found.threshold = rung.theta, rung.k, threshold
         found.initial, found.initial_similarity = rung.by_layer(), similarity
-        slots = frozenset(range(len(rung.neurons)))
 
-        def blocked(remaining: frozenset[int]) -> frozenset[Neuron]:
-            return frozenset(rung.neurons[slot] for slot in remaining)
-
-        for groups in (rung.layers(), None):
-            groups = rung.singles(slots) if groups is None else groups
-            firsts = [rung.neurons[min(group)][0] for group in groups]
+        def refined(slots: frozenset[int], groups: list[frozenset[int]]) -> frozenset[int]:
+            layers = [rung.layer(group) for group in groups]
 
             def score(trials: list[frozenset[int]], tested: Sequence[int]) -> list[float]:
-                first = min(firsts[i] for i in tested)  # noqa: B023
-                return scorer.scores([blocked(trial) for trial in trials], first)
+                first = min(layers[i] for i in tested)
+                return scorer.scores([rung.blocked(trial) for trial in trials], first)
 
-            slots = refine(slots, groups, score, threshold, scorer.width).blocked
+            return refine(slots, groups, score, threshold, scorer.width).blocked
+
+        slots = refined(frozenset(range(len(rung.neurons))), rung.layers())
+        slots = refined(slots, rung.singles(slots))
         found.refined = rung.by_layer(slots)
-        found.refined_similarity = scorer.known(blocked(slots))
+        found.refined_similarity = scorer.known(rung.blocked(slots))
 
     def _climb(self, scorer: Scorer, ladder: Ladder) -> tuple[Rung, float]:
         """The first rung that is not alike any more, or the last one; and its similarity."""
@@ -244,16 +244,3 @@ def _batches_of(model: Denoiser, samples: int) -> Iterator[None]:
         yield
     finally:
         model.batch_size = before
-
-
-def _most_alike(delta: Tensor) -> Tensor:
-    """For each of S noise differences its largest similarity to another one, [S]."""
-    n = len(delta)
-    first, second = torch.triu_indices(n, n, 1, device=delta.device)
-    square = torch.full((n, n), -torch.inf, device=delta.device)
-    square[first, second] = square[second, first] = ms_ssim(delta[None])[0].float()
-    return square.amax(1)
-
-
-def _widths(model: Denoiser, layers: Sequence[str]) -> dict[str, int]:
-    return {name: model.unet.get_submodule(name).to_v.out_features for name in layers}

@@ -44,10 +44,9 @@ class Scorer:
     ) -> None:
         self._model, self._condition, self._shared, self._delta = model, condition, shared, delta
         self._layers, self.width = layers, width
-        self._widths = {name: model.unet.get_submodule(name).to_v.out_features for name in layers}
+        self._widths = {name: model.engine.value_widths[name] for name in layers}
         self._known: dict[Blocked, float] = {}
         self._prefix: tuple[tuple[int, Blocked], SharedLatents] | None = None
-        self._asked: dict[int, int] = {}
         # with nothing blocked every noise difference is its own
         self._known[frozenset()] = 1.0
 

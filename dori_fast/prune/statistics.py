@@ -15,13 +15,13 @@ from importlib.resources import files
 from itertools import islice
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.probes import value_magnitudes
+from dori_fast.models.tensor_file import read_tensors
 from dori_fast.models.weights import tensors_sha256
 from dori_fast.ops import ActivationStats, activation_stats
 
@@ -110,16 +110,7 @@ class NeuronStatistics:
             UsageError: no such file.
             IntegrityError: it is something else, or damaged.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no such file") from None
-        except (SafetensorError, OSError) as error:
-            raise IntegrityError(f"{path}: not a readable safetensors file ({error})") from error
-        if metadata.pop("format", None) != _FORMAT:
-            raise IntegrityError(f"{path}: no neuron statistics (another kind of file)")
+        tensors, metadata = read_tensors(path, _FORMAT, "neuron statistics")
         names = [name.removeprefix("mean:") for name in tensors if name.startswith("mean:")]
         return NeuronStatistics(
             mean={name: tensors[f"mean:{name}"] for name in names},

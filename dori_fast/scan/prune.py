@@ -208,7 +208,7 @@ def _masks(
     if not rows:
         raise UsageError("prune: the input has no rows")
     if nemo:
-        widths = {name: model.unet.get_submodule(name).to_v.out_features for name in layers}
+        widths = {name: model.engine.value_widths[name] for name in layers}
         lists = [dict(zip(layers, row["refined"] or [], strict=False)) for row in rows]
         return NeuronMask.blocking(lists, widths)
     shapes = {name: tuple(model.unet.get_submodule(name).weight.shape) for name in layers}

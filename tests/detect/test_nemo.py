@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import dori_fast as df
-from dori_fast.detect.nemo import largest_per_map
 from dori_fast.errors import UsageError
 from dori_fast.reference.ms_ssim import ms_ssim_reference
 from tests.tiny_model import save_tiny_sd
@@ -57,13 +56,6 @@ def test_evaluations_and_independence_of_grouping(model):
     together = detector.score(model, PROMPTS)
     assert model.engine.evaluations - before == 4 * len(PROMPTS)
     assert torch.equal(together, torch.cat([detector.score(model, [p]) for p in PROMPTS]))
-
-
-def test_largest_per_map_by_hand():
-    pairs = torch.combinations(torch.arange(3))  # 01, 02, 12
-    assert largest_per_map(torch.tensor([[0.1, 0.9, 0.4]]), pairs).tolist() == [
-        pytest.approx([0.9, 0.4, 0.9])
-    ]
 
 
 def test_one_seed_has_no_pairs():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dori_fast.ops import ms_ssim, ms_ssim_pairs, ms_ssim_settings
+from dori_fast.ops import largest_per_map, ms_ssim, ms_ssim_pairs, ms_ssim_settings
 from dori_fast.testing import check_backend
 from tests.ops.contract import DEVICE, DTYPES, SPECS, backends_of
 
@@ -330,3 +330,9 @@ def test_drawn_shapes(size: tuple[int, ...], dtype: torch.dtype, seed: int) -> N
 @given(SIZES, st.sampled_from(DTYPES), st.integers(0, 2**31))
 def test_many_drawn_shapes(size: tuple[int, ...], dtype: torch.dtype, seed: int) -> None:
     check_drawn(size, dtype, seed)
+
+
+def test_largest_per_map_by_hand():
+    similarity = torch.tensor([[0.1, 0.9, 0.4]])  # of 01, 02, 12
+    assert largest_per_map(similarity).tolist() == [pytest.approx([0.9, 0.4, 0.9])]
+    assert largest_per_map(torch.zeros(0, 1)).shape == (0, 2)

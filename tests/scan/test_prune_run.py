@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from dori_fast.errors import IntegrityError, UsageError
@@ -117,4 +116,3 @@ def test_nothing_to_draw_and_nothing_to_prune(model: Any, tmp_path: Path) -> Non
         draw_prune(tmp_path)
     with pytest.raises(UsageError, match="the input has no rows"):
         found(model, write(tmp_path / "none.txt", ""), tmp_path / "run")
-    assert torch.is_grad_enabled()
