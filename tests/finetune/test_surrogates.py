@@ -137,5 +137,7 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     with pytest.raises(IntegrityError, match="not a readable"):
         Checkpoint.load(path)
     NeuronMask({"a": torch.ones(1, 2)}).save(path)
-    with pytest.raises(IntegrityError, match="wanted a checkpoint of fine-tuning, found dori_fast.mask"):
+    with pytest.raises(
+        IntegrityError, match="wanted a checkpoint of fine-tuning, found dori_fast.mask"
+    ):
         Checkpoint.load(path)
