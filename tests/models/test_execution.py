@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._inductor.config as inductor_config
 from diffusers import StableDiffusionPipeline
 
 import dori_fast as df
@@ -58,15 +59,16 @@ def test_derivatives_are_the_same_with_channels_last(tiny):
         torch.testing.assert_close(last, plain, rtol=1e-10, atol=1e-12)
 
 
-def test_what_cannot_be_is_refused_with_the_reason(tiny, monkeypatch):
+def test_what_cannot_be_is_refused_with_the_reason(tiny):
     with pytest.raises(UsageError, match="cuda_graphs=True is impossible here: a cpu device"):
         df.load(tiny, device="cpu", cuda_graphs=True)
     with pytest.raises(UsageError, match="compile=True .* called whole .switched off"):
         df.load(tiny, device="cpu", compile=True, share=False)
     with pytest.raises(UsageError, match="compile must be 'auto', True or False, got 'on'"):
         df.load(tiny, device="cpu", compile="on")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.raises(UsageError, match="needs a C\\+\\+ compiler"):
+    # Inductor's own patch: monkeypatch would delete the setting when it undoes the change.
+    no_compiler = inductor_config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with no_compiler, pytest.raises(UsageError, match="needs a C\\+\\+ compiler"):
         df.load(tiny, device="cpu", compile=True)
 
 
