@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     for dtype in _TOLERANCE:
-        check(dtype, min(4, options.problems), options.batch, options.device)
+        check(dtype, options.problems, options.batch, options.device)
     count = options.problems
     problems = Problems(count, options.steps, options.batch, "float32", options.device)
     timer = harness.timer_for(options.device, options.threads)

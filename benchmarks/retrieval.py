@@ -34,7 +34,7 @@ HOW: dict[str, Any] = {"steps": 20, "guidance": 4.0}
 NEMO = NeMo(layers="all", threshold=0.2, theta_end=0.25)
 WANDA = Wanda(0.3, both_halves=False, joint=False)
 START, BUDGET = "prompt", 50
-ATTACK: dict[str, Any] = {"objective": "min-snr", "snr_cap": 1.0, "lr": 0.03}
+ATTACK: dict[str, Any] = {"objective": "min-snr", "snr_cap": 1.0, "lr": 0.02}
 CURVE = (0, 1, 10, 25, 50, 100, 150)
 # duplication of what counts as memorized, pictures of each set at most
 OFTEN, AT_MOST = 4, {"memorized": 21, "control": 23, "composition": 14}
