@@ -24,8 +24,17 @@ FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # finetune's inner loop is the attack; the demo tells the whole story
 ALLOWED_SIDEWAYS = {("finetune", "attack")}
 ABOVE_ALL = {"demo"}
-# torch-only plumbing that every room may use; it imports no room but the ones below it
-PLUMBING = {"errors", "_backend", "_checks", "_extension", "_library", "_info", "testing"}
+# plumbing (torch at most) that every room may use; it imports no room but the ones below it
+PLUMBING = {
+    "errors",
+    "_backend",
+    "_checks",
+    "_extension",
+    "_info",
+    "_library",
+    "_text",
+    "testing",
+}
 # the third-party libraries that a room must not know
 FORBIDDEN = {
     "ops": {"diffusers", "transformers"},

@@ -14,6 +14,7 @@ from dori_fast.cli.exits import USAGE, print_error
 from dori_fast.cli.listing import ls
 from dori_fast.cli.locality import locality
 from dori_fast.cli.prune import prune
+from dori_fast.cli.report import report
 from dori_fast.cli.scan import scan
 
 __all__ = ["app", "main"]
@@ -32,6 +33,7 @@ app.command()(calibrate)
 app.command()(prune)
 app.command()(attack)
 app.command()(locality)
+app.command()(report)
 app.command()(bench)
 app.command()(doctor)
 app.command()(ls)
