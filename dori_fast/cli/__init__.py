@@ -9,6 +9,7 @@ import typer
 from dori_fast.cli.attack import attack
 from dori_fast.cli.bench import bench
 from dori_fast.cli.calibrate import calibrate
+from dori_fast.cli.demo import demo
 from dori_fast.cli.doctor import doctor
 from dori_fast.cli.exits import USAGE, print_error
 from dori_fast.cli.listing import ls
@@ -34,6 +35,7 @@ app.command()(prune)
 app.command()(attack)
 app.command()(locality)
 app.command()(report)
+app.command()(demo)
 app.command()(bench)
 app.command()(doctor)
 app.command()(ls)

@@ -50,27 +50,31 @@ def report(
         from dori_fast.scan.pictures import draw_top
         from dori_fast.scan.stored import open_run
 
-        stored = open_run(run)
-        _require_scan(stored, {"--label": label, "--positive": positive, "--pictures": pictures})
+        story = (run / "story.json").is_file()
+        stored = open_run(run / "scan" if story else run)
+        kind = "demo" if story else stored.kind
+        _require_scan(run, kind, {"--label": label, "--positive": positive, "--pictures": pictures})
         if pictures:
             from dori_fast.models import load
 
             loaded = load(model, revision=revision, dtype=dtype, device=device)
             draw_top(loaded, stored, pictures, range(seeds), steps=steps, guidance=guidance)
-        text = _page(stored, top, _labels(label, positive))
+        text = _page(run, kind, stored, top, _labels(label, positive))
         path = out or run / "report.html"
         write_durably(path, lambda file: _write(file, text))
-        status.say(f"{len(text.encode()) / 1e6:.1f} MB, {stored.kind}")
+        status.say(f"{len(text.encode()) / 1e6:.1f} MB, {kind}")
         print_result(str(path))
 
 
-def _page(stored: StoredRun, top: int, labels: Labels | None) -> str:
-    from dori_fast.report import attack_page, prune_page, scan_page
+def _page(run: Path, kind: str, stored: StoredRun, top: int, labels: Labels | None) -> str:
+    from dori_fast.report import attack_page, prune_page, scan_page, story_page
     from dori_fast.scan.pictures import read_pictures
 
-    if stored.kind == "scan":
-        return scan_page(stored, top=top, labels=labels, drawn=read_pictures(stored.root))
-    return (prune_page if stored.kind == "prune" else attack_page)(stored)
+    if kind == "demo":
+        return story_page(run, stored)
+    if kind == "scan":
+        return scan_page(stored, top=top, labels=labels, drawn=read_pictures(run))
+    return (prune_page if kind == "prune" else attack_page)(stored)
 
 
 def _labels(column: str | None, positive: list[str] | None) -> Labels | None:
@@ -86,12 +90,12 @@ def _labels(column: str | None, positive: list[str] | None) -> Labels | None:
     return Labels(column, frozenset(value.strip().lower() for value in positive))
 
 
-def _require_scan(stored: StoredRun, options: dict[str, object]) -> None:
+def _require_scan(run: Path, kind: str, options: dict[str, object]) -> None:
     from dori_fast.errors import UsageError
 
     given = [name for name, value in options.items() if value]
-    if stored.kind != "scan" and given:
-        raise UsageError(f"report: {given[0]} is for scans; {stored.root} is of {stored.kind}")
+    if kind != "scan" and given:
+        raise UsageError(f"report: {given[0]} is for scans; {run} is of dori-fast {kind}")
 
 
 def _write(path: Path, text: str) -> None:

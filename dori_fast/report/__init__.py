@@ -10,6 +10,7 @@ from dori_fast.report.grid import picture_grid
 from dori_fast.report.locality import draw_locality
 from dori_fast.report.prune_page import prune_page
 from dori_fast.report.scan import Labels, scan_page
+from dori_fast.report.story import story_page
 
 if TYPE_CHECKING:
     from dori_fast.report.prune import draw_prune
@@ -23,6 +24,7 @@ __all__ = [
     "picture_grid",
     "prune_page",
     "scan_page",
+    "story_page",
 ]
 
 

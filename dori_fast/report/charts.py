@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 # pixels of a figure per pixel of the page
 DENSITY = 2.0
 MEMORIZED, OTHER, LINE = "#c05621", "#2b6cb0", "#4a5568"
+Points = Mapping[int, tuple[float, float, float]]
 _COLOURS = (OTHER, MEMORIZED)
 _SIZE = (6.4, 3.2)
 
@@ -54,8 +55,10 @@ def roc_curve(false: NDArray[np.float64], true: NDArray[np.float64]) -> bytes:
     return _png(figure)
 
 
-def budget_curves(curves: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> bytes:
-    """Share of copies by attack steps: a panel a model, a line a set of pictures, intervals shaded.
+def budget_curves(
+    curves: Mapping[str, Mapping[str, Mapping[int, tuple[float, float, float]]]],
+) -> bytes:
+    """Share of copies by attack steps: a panel a model, a line a set, intervals shaded.
 
     Args:
         curves: ``[value, low, high]`` by steps, by set ("memorized", "control"), by model.

@@ -87,6 +87,12 @@ def scan_page(
     return page(f"Scan {file_name(run)}", *parts, footer="Made by dori-fast report.")
 
 
+def scan_summary(run: Run, labels: Labels, top: int = 10) -> list[Html]:
+    """How the scores lie, how well they separate, and the first rows; for a page of more."""
+    seen, threshold = _Seen(run, top, labels), run.facts["threshold"]
+    return [*_scores(seen, threshold), *_detection(seen, labels, threshold), _top(seen, labels, {})]
+
+
 @dataclass
 class _Seen:
     """What one pass over the rows keeps."""
