@@ -43,7 +43,9 @@ def document(text: str) -> str:
         note(text),
         tiles([(text, text)]),
         facts([(text, text)]),
-        section(text, table((text, "b"), [(text, pictures(image, text))], right=(text,))),
+        section(
+            text, table((text, "the other column"), [(text, pictures(image, text))], right=(text,))
+        ),
         footer=text,
     )
 
