@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 # read by the OpenMP runtime when torch loads it: threads that spin while they wait make a busy
 # machine many times slower
@@ -16,6 +17,9 @@ if not HAS_CUDA:
     # Read by Triton when it decorates a kernel: its kernels then run on CPU tensors.
     os.environ["TRITON_INTERPRET"] = "1"
 
+_BROWSERS = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, _BROWSERS)), None)
+
 _OPTIONAL = ("slow", "nightly")
 _LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
@@ -28,6 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _reason(item: pytest.Item) -> str | None:
     if item.get_closest_marker("gpu") and not HAS_CUDA:
         return "gpu (no CUDA device)"
+    if item.get_closest_marker("chromium") and CHROMIUM is None:
+        return "chromium (none installed; Debian: apt-get install chromium-headless-shell)"
     for marker in _OPTIONAL:
         if item.get_closest_marker(marker) and not item.config.getoption(f"--run-{marker}"):
             return f"{marker} (run with --run-{marker})"

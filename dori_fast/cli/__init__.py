@@ -9,11 +9,13 @@ import typer
 from dori_fast.cli.attack import attack
 from dori_fast.cli.bench import bench
 from dori_fast.cli.calibrate import calibrate
+from dori_fast.cli.demo import demo
 from dori_fast.cli.doctor import doctor
 from dori_fast.cli.exits import USAGE, print_error
 from dori_fast.cli.listing import ls
 from dori_fast.cli.locality import locality
 from dori_fast.cli.prune import prune
+from dori_fast.cli.report import report
 from dori_fast.cli.scan import scan
 
 __all__ = ["app", "main"]
@@ -32,6 +34,8 @@ app.command()(calibrate)
 app.command()(prune)
 app.command()(attack)
 app.command()(locality)
+app.command()(report)
+app.command()(demo)
 app.command()(bench)
 app.command()(doctor)
 app.command()(ls)

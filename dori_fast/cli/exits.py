@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dori_fast.cli.terminal import harmless
+from dori_fast._text import harmless
 
 INTERNAL, USAGE, OVER_BUDGET, INTEGRITY, RESUMABLE = 1, 2, 3, 4, 75
 

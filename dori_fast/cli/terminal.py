@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from shutil import get_terminal_size
 from time import monotonic
 from typing import TYPE_CHECKING, TextIO
+
+from dori_fast._text import harmless
 
 if TYPE_CHECKING:
     from dori_fast.scan import Progress
@@ -20,25 +21,8 @@ _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
 }
-_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-# joiners belong to emoji and to Persian and Indic words, and move no text around
-_JOINERS = "\u200c\u200d"
 _LOG_SECONDS = 10.0
 _CLEAR = "\r\x1b[K"
-
-
-def harmless(text: str) -> str:
-    """Text with control, direction and format characters (ANSI, bidi, ...) spelled out."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    if unicodedata.category(character) not in _UNSAFE or character in _JOINERS:
-        return character
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def print_result(text: str) -> None:

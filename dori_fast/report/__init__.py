@@ -1,8 +1,37 @@
 """Figures and pages, drawn from result files only."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from dori_fast.report.attack import draw_attack
+from dori_fast.report.attack_page import attack_page
 from dori_fast.report.grid import picture_grid
 from dori_fast.report.locality import draw_locality
-from dori_fast.report.prune import draw_prune
+from dori_fast.report.prune_page import prune_page
+from dori_fast.report.scan import Labels, scan_page
+from dori_fast.report.story import story_page
 
-__all__ = ["draw_attack", "draw_locality", "draw_prune", "picture_grid"]
+if TYPE_CHECKING:
+    from dori_fast.report.prune import draw_prune
+
+__all__ = [
+    "Labels",
+    "attack_page",
+    "draw_attack",
+    "draw_locality",
+    "draw_prune",
+    "picture_grid",
+    "prune_page",
+    "scan_page",
+    "story_page",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # masks need torch, pages do not
+    if name == "draw_prune":
+        from dori_fast.report.prune import draw_prune
+
+        return draw_prune
+    raise AttributeError(f"module 'dori_fast.report' has no attribute {name!r}")

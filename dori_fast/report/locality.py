@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dori_fast.errors import UsageError
-from dori_fast.report.prune import short_name
+from dori_fast.report.names import short_name
 
 FIGURE = "locality.png"
 _COLOURS = {"found": "#c05621", "memorized": "#2b6cb0", "starts": "#a0aec0", "ordinary": "#4a5568"}

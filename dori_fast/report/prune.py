@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.report.grid import Group, picture_grid
-
-LAYERS, GRID = "layers.png", "pictures.png"
+from dori_fast.report.names import short_name
+from dori_fast.report.prune_page import GRID, LAYERS
 
 
 def draw_prune(run: str | Path) -> list[Path]:
@@ -90,13 +90,6 @@ def _bars(
         axis.legend()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
-
-
-def short_name(name: str) -> str:
-    """``down_blocks.0.attentions.1.transformer_blocks.0.attn2`` as ``down 0.1``."""
-    parts = name.split(".")
-    numbers = [part for part in parts[:4] if part.isdigit()]
-    return f"{parts[0].split('_')[0]} {'.'.join(numbers)}"
 
 
 def _draw_pictures(

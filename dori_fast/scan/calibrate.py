@@ -126,6 +126,15 @@ class Decision:
         """What decisions depend on besides the scores, as plain JSON."""
         return {"calibration": self._sha256, "rate": self.rate}
 
+    def facts(self) -> dict[str, Any]:
+        """What a run record says about them."""
+        seen = self.observed
+        return {
+            "threshold": self.threshold,
+            "observed": (seen.value, seen.low, seen.high),
+            "clean_prompts": len(self.calibration.scores),
+        }
+
     def columns(self, scores: list[float | None], stopped: list[bool]) -> dict[str, list[Any]]:
         """``p_value`` and ``flagged`` of scores, None where there is none.
 

@@ -39,7 +39,8 @@ class RunRecord(BaseModel):
     ``identity`` is everything that a row's result depends on, and ``run_hash`` its sha256. The
     rest says where things came from and how it went, and may change when a run is resumed.
     ``execution`` is how the network was run, which changes scores by rounding alone.
-    ``threshold`` is the score above which rows are flagged, in a calibrated scan.
+    ``threshold`` is the score above which rows are flagged, in a calibrated scan; ``observed`` the
+    share of the ``clean_prompts`` above it with its 95 % interval, [value, low, high].
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -55,6 +56,8 @@ class RunRecord(BaseModel):
     state: Literal["running", "interrupted", "done", "over_budget"] = "running"
     counts: Counts = Field(default_factory=Counts)
     threshold: float | None = None
+    observed: tuple[float, float, float] | None = None
+    clean_prompts: int | None = None
     started: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float = 0.0
 

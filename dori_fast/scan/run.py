@@ -154,7 +154,7 @@ def scan(
             batch_size=model.batch_size,
             execution=asdict(model.engine.execution),
             versions=library_versions(),
-            threshold=decision.threshold if decision else None,
+            **(decision.facts() if decision else {}),
         )
         schema = shard_schema(reader.schema, decided=decision is not None)
         with interruptible() as interrupts, RunDirectory(Path(out), record, schema, resume) as run:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dori_fast._text import harmless
 from dori_fast.cli import terminal
-from dori_fast.cli.terminal import Status, format_table, harmless
+from dori_fast.cli.terminal import Status, format_table
 from dori_fast.scan import Progress
 
 

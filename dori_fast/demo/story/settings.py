@@ -1,0 +1,55 @@
+"""What the story runs, and at which size; a place for every figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dori_fast.attack import Dori
+from dori_fast.demo.recipe.finetuned import HIDING, HOW
+from dori_fast.evaluate import SmallPictures
+from dori_fast.prune import NeMo, Wanda
+
+# NeMo's threshold leaves about the paper's share of copies; see benchmarks/retrieval.py
+NEMO = NeMo(layers="all", threshold=0.2, theta_end=0.25)
+METHODS: dict[str, NeMo | Wanda] = {"nemo": NEMO, "wanda": HIDING}
+# of benchmarks/retrieval.py: brings photographs back before it injects pictures never seen
+ATTACK: dict[str, Any] = {"objective": "min-snr", "snr_cap": 1.0, "lr": 0.03}
+# a whole number of evaluations for the default size: 12 pictures of 4 seeds, 6 problems of 8 draws
+BATCH = 48
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The story's size.
+
+    Attributes:
+        pictures: memorized photographs, the first ones.
+        controls: pictures that the model never saw, attacked at the same budget.
+        seeds: images drawn from each prompt or embedding.
+        steps: of the attack, after which it is judged; 0 is the prompt.
+        prompts: rows of the sample prompts to scan; all if None.
+    """
+
+    pictures: int = 12
+    controls: int = 12
+    seeds: int = 4
+    steps: tuple[int, ...] = (0, 10, 25, 50)
+    prompts: int | None = None
+
+    def attack(self) -> Dori:
+        """The attack on every model and every picture."""
+        return Dori(max(1, *self.steps), **ATTACK, checkpoints=self.steps)
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the results depend on besides the model, as plain JSON."""
+        nemo = {name: x for name, x in NEMO.config().items() if name != "statistics"}
+        return {
+            **vars(self),
+            "steps": list(self.steps),
+            "attack": self.attack().config(),
+            "nemo": nemo,
+            "wanda": HIDING.config(),
+            "generation": HOW,
+            "threshold": SmallPictures().threshold,
+        }

@@ -1,0 +1,88 @@
+"""Run directories read back: of a scan, a localisation or an attack, finished or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.scan.record import RunRecord
+from dori_fast.scan.shard import check_shard
+
+Kind = Literal["scan", "prune", "attack"]
+
+# a column that only rows of this kind have
+_TELLING: dict[str, Kind] = {
+    "similarity_before": "attack",
+    "refined": "prune",
+    "pruned": "prune",
+    "score": "scan",
+}
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run that was read back; its shards have been checked.
+
+    Attributes:
+        root: the run directory.
+        kind: what was run.
+        record: its run.json.
+        shards: the committed ones, in row order.
+        columns: of the rows, in order.
+    """
+
+    root: Path
+    kind: Kind
+    record: RunRecord
+    shards: tuple[Path, ...]
+    columns: tuple[str, ...]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The record as plain JSON."""
+        return self.record.model_dump(mode="json")
+
+    def tables(self, *columns: str) -> Iterator[pa.Table]:
+        """The rows in order, of the named columns or of all, one shard in memory."""
+        for shard in self.shards:
+            yield pq.read_table(shard, columns=list(columns) or None, partitioning=None)
+
+
+def open_run(root: str | Path) -> StoredRun:
+    """Read a run directory back.
+
+    Raises:
+        UsageError: no run directory, or one without rows.
+        IntegrityError: the record or a shard is damaged, or does not belong there.
+    """
+    root = Path(root)
+    if not (root / "run.json").is_file():
+        raise UsageError(
+            f"{root}: no run directory (it has no run.json) — give the --out of dori-fast scan,"
+            " prune or attack"
+        )
+    record = RunRecord.read(root / "run.json")
+    shards = tuple(sorted((root / "shards").glob("part-*.parquet")))
+    if not shards:
+        raise UsageError(f"{root}: the run has no rows yet — run its command again to continue it")
+    schema = _schema(shards[0])
+    kind = next((kind for name, kind in _TELLING.items() if name in schema.names), None)
+    if kind is None:
+        raise IntegrityError(f"{shards[0]}: not the rows of a scan, localisation or attack")
+    for shard in shards:
+        index = int(shard.stem.removeprefix("part-"))
+        check_shard(shard, record.run_hash, index * int(record.identity["shard_size"]), schema)
+    return StoredRun(root, kind, record, shards, tuple(schema.names))
+
+
+def _schema(shard: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(shard)
+    except (OSError, pa.ArrowException) as error:
+        raise IntegrityError(f"{shard}: no readable shard — run the same command again") from error
