@@ -20,8 +20,9 @@ import torch
 
 import dori_fast as df
 from benchmarks import harness
-from benchmarks.retrieval import HOW, NEMO, OFTEN, WANDA
 from dori_fast.attack import Dori
+from dori_fast.demo.recipe.finetuned import HIDING, HOW, reproduced
+from dori_fast.demo.story.settings import NEMO
 from dori_fast.report import draw_locality
 from dori_fast.scan.attack import Judging, attack
 from dori_fast.scan.locality import locality
@@ -39,8 +40,8 @@ def study(work: Path, starts: int, prompts: int, method: Dori) -> dict[str, Any]
     """Attack, localise, compare; ``locality.json`` and ``locality.png`` are left in ``work``."""
     work.mkdir(parents=True, exist_ok=True)
     model = df.load("demo", device="cpu")
-    often = [p for p in df.demo.pictures("memorized") if p.duplication >= OFTEN]
-    photograph, memorized = often[0], often[:prompts]
+    memorized = reproduced()[:prompts]
+    photograph = memorized[0]
     repeated, usual, clean = (work / f"{name}.txt" for name in ("repeated", "memorized", "clean"))
     repeated.write_text(f"{photograph.prompt}\n" * starts, encoding="utf-8")
     usual.write_text("".join(f"{p.prompt}\n" for p in memorized), encoding="utf-8")
@@ -57,7 +58,7 @@ def study(work: Path, starts: int, prompts: int, method: Dori) -> dict[str, Any]
         judging=Judging(seeds=4, **HOW),
     )
     triggers, baselines = [], []
-    for name, how in (("nemo", NEMO), ("wanda", WANDA)):
+    for name, how in (("nemo", NEMO), ("wanda", HIDING)):
         triggers.append(work / f"{name}-triggers")
         baselines.append(work / f"{name}-prompts")
         prune(model, repeated, out=triggers[-1], method=how, embeddings=attacked)

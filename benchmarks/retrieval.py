@@ -26,18 +26,15 @@ from numpy.typing import NDArray
 import dori_fast as df
 from benchmarks import retrieval_page
 from dori_fast.attack import Dori
+from dori_fast.demo.recipe.finetuned import HIDING, HOW, reproduced
+from dori_fast.demo.story.settings import ATTACK, NEMO
 from dori_fast.evaluate import replication
 from dori_fast.models import NeuronMask, WeightMask
-from dori_fast.prune import NeMo, Wanda
 
-HOW: dict[str, Any] = {"steps": 20, "guidance": 4.0}
-NEMO = NeMo(layers="all", threshold=0.2, theta_end=0.25)
-WANDA = Wanda(0.3, both_halves=False, joint=False)
 START, BUDGET = "prompt", 50
-ATTACK: dict[str, Any] = {"objective": "min-snr", "snr_cap": 1.0, "lr": 0.02}
 CURVE = (0, 1, 10, 25, 50, 100, 150)
-# duplication of what counts as memorized, pictures of each set at most
-OFTEN, AT_MOST = 4, {"memorized": 21, "control": 23, "composition": 14}
+# pictures of each set at most
+AT_MOST = {"memorized": 21, "control": 23, "composition": 14}
 SEEDS, CONTROL_SEEDS, CURVE_SEEDS, SHOWN = 10, 5, 3, 2
 # every so-manieth picture has a curve; those served to choose start and objective, too
 EVERY = 3
@@ -90,8 +87,7 @@ class Study:
     def __init__(self, work: Path) -> None:
         self.work, self.model = work, df.load("demo", device="cpu")
         work.mkdir(parents=True, exist_ok=True)
-        often = [p for p in df.demo.pictures("memorized") if p.duplication >= OFTEN]
-        pictures = {"memorized": often}
+        pictures = {"memorized": reproduced()}
         for kind in ("control", "composition"):
             pictures[kind] = [p for p in df.demo.pictures("held_out") if p.kind == kind]
         self.pictures = {name: of[: AT_MOST[name]] for name, of in pictures.items()}
@@ -101,7 +97,7 @@ class Study:
         path = self.work / f"{method}.safetensors"
         if not path.exists():
             prompts = [p.prompt for p in self.pictures["memorized"]]
-            (NEMO if method == "nemo" else WANDA).localize(self.model, prompts).save(path)
+            (NEMO if method == "nemo" else HIDING).localize(self.model, prompts).save(path)
         return NeuronMask.load(path) if method == "nemo" else WeightMask.load(path)
 
     def view(self, model: str, rows: Sequence[int]) -> df.Denoiser:
@@ -151,7 +147,7 @@ class Study:
             "chosen_on_every": EVERY,
             "generation": HOW,
             "nemo": nemo,
-            "wanda": WANDA.config(),
+            "wanda": HIDING.config(),
         }
 
 

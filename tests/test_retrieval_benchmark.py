@@ -38,7 +38,7 @@ def test_an_arm_is_computed_once(study, monkeypatch):
     monkeypatch.setattr(retrieval, "BUDGET", 2)
     monkeypatch.setitem(study.pictures, "control", study.pictures["control"][:2])
     arm = retrieval.Arm("control", "wanda", False)
-    retrieval.WANDA.localize(study.model, [study.pictures["memorized"][0].prompt]).save(
+    retrieval.HIDING.localize(study.model, [study.pictures["memorized"][0].prompt]).save(
         study.work / "wanda.safetensors"
     )
     first = study.run(arm)

@@ -14,7 +14,7 @@ from dori_fast.prune import NeMo, Wanda
 NEMO = NeMo(layers="all", threshold=0.2, theta_end=0.25)
 METHODS: dict[str, NeMo | Wanda] = {"nemo": NEMO, "wanda": HIDING}
 # of benchmarks/retrieval.py: brings photographs back before it injects pictures never seen
-ATTACK: dict[str, Any] = {"objective": "min-snr", "snr_cap": 1.0, "lr": 0.03}
+ATTACK: dict[str, Any] = {"objective": "min-snr", "snr_cap": 1.0, "lr": 0.02}
 # a whole number of evaluations for the default size: 12 pictures of 4 seeds, 6 problems of 8 draws
 BATCH = 48
 
