@@ -15,7 +15,7 @@ PACKAGE = ROOT / "dori_fast"
 FLOORS = [
     {"cli"},
     {"report", "scan", "integrations"},
-    {"detect", "prune", "attack", "finetune", "evaluate"},
+    {"detect", "prune", "attack", "mitigate", "finetune", "evaluate"},
     {"models"},
     {"ops"},
     {"reference", "triton_kernels"},
