@@ -1,4 +1,4 @@
-"""The attack on tokens against a plain loop with one-hot vectors, and its problems' independence."""
+"""The attack on tokens against a plain loop with one-hot vectors; independence of its problems."""
 
 from __future__ import annotations
 
