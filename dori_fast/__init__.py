@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dori_fast import attack, demo, detect, errors, evaluate, finetune, ops, prune
+    from dori_fast import attack, demo, detect, errors, evaluate, finetune, mitigate, ops, prune
     from dori_fast._backend import backends
     from dori_fast.models import Denoiser, load
     from dori_fast.scan import scan
@@ -24,6 +24,7 @@ _MODULES = (
     "errors",
     "evaluate",
     "finetune",
+    "mitigate",
     "models",
     "ops",
     "prune",
@@ -45,6 +46,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "load",
+    "mitigate",
     "ops",
     "prune",
     "scan",

@@ -17,7 +17,7 @@ FLOORS = [
     # the demo tells the whole story
     {"demo"},
     {"report", "scan", "integrations"},
-    {"detect", "prune", "attack", "finetune", "evaluate"},
+    {"detect", "prune", "attack", "mitigate", "finetune", "evaluate"},
     {"models"},
     {"ops"},
     {"reference", "triton_kernels"},

@@ -38,6 +38,12 @@ class TextSide:
         (unique,) = _in_batches(self.text_encoder, tokens, batch, lambda out: (out[0],))
         return _condition(tokens, unique, tokens.index, None)
 
+    @staticmethod
+    def hidden(encoder: Any, ids: Tensor, tokenizer: Any) -> Tensor:
+        """The last hidden states [B, T, D] of token ids [B, T], differentiable."""
+        states: Tensor = _call(encoder, ids, int(tokenizer.pad_token_id))[0]
+        return states
+
     def empty(self, batch: int) -> TextCondition:
         """The condition of the empty prompt."""
         return self.encode([""], batch)
@@ -120,11 +126,16 @@ def _in_batches(
     """
     # one row more than there is, so that no prompts at all still give tensors of the right width
     ids = tokens.ids if len(tokens.ids) else torch.full((1, tokens.context), tokens.pad_id)
-    use_mask = getattr(encoder.config, "use_attention_mask", False)
     chunks = []
     for chunk in ids.split(batch):
         padded = pad_rows(chunk, batch).to(encoder.device)
-        # SD 1.x and 2.x attend to the padding; only models that say so mask it
-        mask = (padded != tokens.pad_id).long() if use_mask else None
-        chunks.append(pick(encoder(padded, attention_mask=mask, output_hidden_states=True)))
+        chunks.append(pick(_call(encoder, padded, tokens.pad_id)))
     return [torch.cat(pieces)[: len(tokens.ids)] for pieces in zip(*chunks, strict=True)]
+
+
+def _call(encoder: Any, ids: Tensor, pad_id: int) -> Any:
+    """The encoder on token ids [B, T]."""
+    # SD 1.x and 2.x attend to the padding; only models that say so mask it
+    use_mask = getattr(encoder.config, "use_attention_mask", False)
+    mask = (ids != pad_id).long() if use_mask else None
+    return encoder(ids, attention_mask=mask, output_hidden_states=True)

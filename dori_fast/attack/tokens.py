@@ -1,0 +1,192 @@
+"""Adversarial tokens before the prompt: a weaker adversary, who can only type.
+
+Zhang et al., "To Generate or Not? Safety-Driven Unlearned Diffusion Models Are Still Easy To
+Generate Unsafe Images ... For Now" (UnlearnDiffAtk, ECCV 2024, arXiv 2310.11868), for the loss that
+:class:`dori_fast.attack.Dori` lowers over embeddings. Each of K tokens before the prompt is a point
+u of the simplex over the vocabulary, at first its centre. A step draws a token from each u, takes
+the loss of the prompt behind those tokens, and gives u the slope that the drawn one-hot vector has
+(straight through, each entry clipped to -1..1):
+
+    u <- project(Adam(u, clip(E dL/de) + weight_decay u)),
+
+E the encoder's token embeddings [V, D] and e those of the drawn tokens; the likeliest tokens are
+the answer. Released code (OPTML-Group/Diffusion-MU-Attack at 0eea64d): Adam at rate 0.01, weight
+decay 0.1, K = 5 for nudity and 3 for styles and objects, up to 40 steps at each of 50 timesteps in
+turn with one draw of noise. Here timesteps and noises are those of the embedding attack instead, so
+that both have the same draws and budget, and marks are no tokens to choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dori_fast.attack.draws import stream
+from dori_fast.attack.progression import Progression, wide_dtype
+from dori_fast.attack.result import TokensResult
+from dori_fast.attack.settings import Settings, problems_of
+from dori_fast.attack.simplex import draw, project
+from dori_fast.attack.stopping import Stop
+from dori_fast.errors import UsageError
+from dori_fast.models import Denoiser
+from dori_fast.models.prefix import PrefixedPrompts
+from dori_fast.ops import EmbeddingState, embedding_step
+
+
+class Tokens(Settings):
+    """The attack, on any number of images at once; SD 1.x and 2.x.
+
+    Args:
+        tokens: K, the tokens before each prompt.
+        weight_decay: of Adam, added to the slope.
+
+    The other arguments are those of :class:`dori_fast.attack.settings.Settings`. Checkpoints are
+    tokens.
+    """
+
+    name = "tokens"
+
+    def __init__(
+        self,
+        steps: int = 50,
+        lr: float = 0.01,
+        batch: int = 8,
+        *,
+        tokens: int = 5,
+        weight_decay: float = 0.1,
+        objective: str = "epsilon",
+        snr_cap: float = 5.0,
+        seed: int = 0,
+        checkpoints: Sequence[int] = (),
+        stop: Stop | None = None,
+        check_every: int = 10,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(
+            steps,
+            lr,
+            batch,
+            objective=objective,
+            snr_cap=snr_cap,
+            seed=seed,
+            checkpoints=checkpoints,
+            stop=stop,
+            check_every=check_every,
+            recompute=recompute,
+        )
+        if tokens < 1 or not weight_decay >= 0:
+            raise UsageError("attack: tokens must be at least 1, weight_decay 0 or more")
+        self.tokens, self.weight_decay = tokens, float(weight_decay)
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the answers depend on besides the model and the problems, as JSON."""
+        return {**super().config(), "tokens": self.tokens, "weight_decay": self.weight_decay}
+
+    def run(
+        self,
+        model: Denoiser,
+        images: Tensor | NDArray[np.uint8],
+        prompts: Sequence[str],
+        *,
+        ids: Sequence[int | str] | None = None,
+    ) -> TokensResult:
+        """Find K tokens to put before each of P prompts.
+
+        A problem's answer depends on (model, image, prompt, seed, id) and on the evaluation's
+        batch shape (``model.batch_size``) alone: not on the other problems, nor on P.
+
+        Args:
+            model: the denoiser, plain or a masked view with one mask for all problems or one each.
+            images: uint8 [P, H, W, 3], of the model's own size.
+            prompts: P prompts, the images' own or any others; ``""`` for none.
+            ids: the problems' names in the random streams; 0..P-1 if not given.
+
+        Raises:
+            UsageError: numbers or sizes do not fit, or an SDXL model.
+        """
+        latents, names = problems_of(model, images, ids)
+        if len(prompts) != len(names):
+            raise UsageError(f"attack: {len(names)} images but {len(prompts)} prompts")
+        prefixed = PrefixedPrompts(model, prompts, self.tokens)
+        found = _Choices(self, model, latents, names, prefixed)
+        found.run()
+        ids_of = {step: prefixed.ids(tokens) for step, tokens in found.kept.items()}
+        best = found.current()
+        return TokensResult(
+            tokens=best,
+            ids=prefixed.ids(best),
+            losses=found.losses,
+            steps=found.adam.step,
+            evaluations=found.evaluations,
+            checkpoints=ids_of,
+            config=self.config(),
+        )
+
+
+class _Choices(Progression):
+    """Points of the simplex [P, K, V] on their way."""
+
+    def __init__(
+        self,
+        attack: Tokens,
+        model: Denoiser,
+        latents: Tensor,
+        ids: Sequence[int | str],
+        prefixed: PrefixedPrompts,
+    ) -> None:
+        super().__init__(attack, model, latents, ids)
+        self.prefixed, self.weight_decay = prefixed, attack.weight_decay
+        self.shape, wide = (len(ids), attack.tokens), wide_dtype(model)
+        self.streams = [stream("tokens", attack.seed, problem) for problem in ids]
+        centre = prefixed.allowed.to(wide) / prefixed.allowed.sum()
+        self.choices = centre.expand(*self.shape, -1).clone()
+        self.adam = EmbeddingState.zeros_like(self.choices)
+        like = model.unconditional.unique
+        self.leaf = like.new_zeros(self.shape[0], *like.shape[1:], dtype=wide).requires_grad_()
+
+    def update(self, step: int) -> None:
+        rows, k = self.going.to(self.model.device), self.shape[1]
+        uniform = torch.stack(
+            [
+                torch.rand(k, generator=self.streams[row], dtype=torch.float64)
+                for row in self.going.tolist()
+            ]
+        )
+        tokens = draw(self.choices[rows], uniform.to(self.choices.device))
+        encoded, slots = self.prefixed.encode(self.going, tokens)
+        with torch.no_grad():
+            self.leaf[rows] = encoded.to(self.leaf.dtype)
+        finite = self.descend(step, self.leaf, None)
+        slope = torch.zeros_like(self.choices)
+        slope[rows] = self._through_the_encoder(encoded, slots, rows)
+        finite &= slope.isfinite().flatten(1).all(1)
+        moves = self.active & finite
+        grad = slope.clamp(-1, 1) + self.weight_decay * self.choices
+        embedding_step(self.choices, grad, self.adam, lr=self.attack.lr, active=moves)
+        nearest = project(self.choices.masked_fill(~self.prefixed.allowed, -torch.inf))
+        self.choices = torch.where(moves[:, None, None], nearest, self.choices)
+
+    def _through_the_encoder(self, encoded: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
+        """Slopes [A, K, V] of the one-hot choices, from those of the embeddings."""
+        assert self.leaf.grad is not None  # noqa: S101
+        outer = self.leaf.grad[rows]
+        # brought to a size that float16 holds by a power of two, which is taken out again
+        exponent = torch.frexp(outer.flatten(1).abs().amax(1)).exponent
+        factor = torch.ldexp(torch.ones_like(outer[:, 0, 0]), -exponent)[:, None, None]
+        (inner,) = torch.autograd.grad(encoded, slots, (outer * factor).to(encoded.dtype))
+        # problem by problem: a product's rounding may depend on its size
+        each = [problem @ self.prefixed.table.T for problem in inner]
+        return torch.stack(each).to(factor.dtype) / factor
+
+    def current(self) -> Tensor:
+        """The likeliest tokens int64 [P, K] on the CPU."""
+        return self.choices.argmax(-1).cpu()
+
+    @torch.no_grad()
+    def embeddings(self) -> Tensor:
+        return self.prefixed.encode(self.going, self.current()[self.going])[0]

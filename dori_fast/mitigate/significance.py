@@ -1,0 +1,95 @@
+"""Which tokens make a prompt memorized: Wen et al., ICLR 2024 (openreview 84n3UwkH7b), section 4.
+
+    significance_i = mean over tracked steps of || dF / dy_i ||_2
+
+with F as in :mod:`dori_fast.mitigate.magnitude`, at the current latents of each step, and y_i the
+text encoder's output at position i. The released code (YuxinWenRick/diffusion_memorization at
+c8fe471, `get_text_cond_grad`) divides by twice the number of images as well, and swaps the two
+halves of guidance, which reverses the trajectory between tracked steps; neither is done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+from dori_fast.mitigate.magnitude import magnitude
+from dori_fast.models import Denoiser, TextCondition
+
+
+def token_significance(
+    model: Denoiser,
+    prompts: Sequence[str],
+    seeds: int | Sequence[int] = 4,
+    steps: int = 1,
+    *,
+    total_steps: int = 50,
+    guidance: float = 7.5,
+) -> Tensor:
+    """The significance of every position of P >= 1 prompts.
+
+    Args:
+        model: the denoiser.
+        prompts: P prompts.
+        seeds: how many noises (seeds 0, 1, ...), or their seeds.
+        steps: tracked denoising steps, from the noisiest.
+        total_steps: length of the DDIM schedule that they are the first of.
+        guidance: guidance scale of the trajectory between tracked steps.
+
+    Returns:
+        [P, T] on the CPU, float32 (float64 for a float64 model): begin mark, tokens, end mark and
+        padding, as :func:`dori_fast.models.text.tokenize` places them.
+
+    Raises:
+        UsageError: no prompts or seeds, or steps out of range.
+    """
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+    if len(prompts) == 0 or not chosen:
+        raise UsageError("significance: needs 1 or more prompts and seeds")
+    if not 1 <= steps <= total_steps <= 1000:
+        raise UsageError(
+            f"significance: steps must be 1..total_steps and total_steps at most 1000, got {steps}"
+            f" of {total_steps}"
+        )
+    condition = model.encode(prompts).one_row_each()
+    wide = torch.float64 if model.dtype == torch.float64 else torch.float32
+    embeddings = condition.unique.detach().to(wide)
+    timesteps, empty = model.timesteps(total_steps), model.unconditional_for(condition)
+    latents = model.noise(chosen).expand(len(condition), len(chosen), *model.latent_shape)
+    found = embeddings.new_zeros(embeddings.shape[:2])
+    for i, t in enumerate(timesteps[:steps]):
+        with torch.no_grad():
+            if i == 0:
+                uncond = model.epsilon_uncond(condition, model.share_noise(chosen, t))
+                uncond = uncond.expand(latents.shape)
+            else:
+                uncond = model.epsilon(empty, latents, t)
+        slope = _slope(model, embeddings, condition.pooled, latents, uncond, t)
+        found += slope.norm(dim=-1)
+        if i + 1 < steps:
+            with torch.no_grad():
+                cond = model.epsilon(condition, latents, t)
+                guided = uncond + guidance * (cond - uncond)
+                moved = model.schedule.step(guided, latents, t, timesteps[i + 1])
+                latents = moved.to(model.dtype)
+    return (found / steps).cpu()
+
+
+def _slope(
+    model: Denoiser,
+    embeddings: Tensor,
+    pooled: Tensor | None,
+    latents: Tensor,
+    uncond: Tensor,
+    timestep: int,
+) -> Tensor:
+    """dF/dy [P, T, D] at latents [P, S, C, H, W], with unconditional predictions of that shape."""
+
+    def predict(part: TextCondition, some: slice, seeds: slice) -> tuple[Tensor, Tensor]:
+        return model.epsilon(part, latents[some, seeds], timestep), uncond[some, seeds]
+
+    rows = torch.arange(len(embeddings))
+    return magnitude(model, embeddings, pooled, rows, latents.shape[1], predict)[1]

@@ -1,0 +1,159 @@
+"""Wen et al.'s mitigation at inference, ICLR 2024 (openreview 84n3UwkH7b), section 5.
+
+Before drawing, the prompt's embedding y is moved until the text no longer steers the first step
+unusually hard: with F(y) as in :mod:`dori_fast.mitigate.magnitude`, at the noisiest timestep and on
+the noise that is then drawn from,
+
+    repeat at most `iterations` times: stop if F(y) <= target; else y <- AdamW(y, dF/dy).
+
+Released code (YuxinWenRick/diffusion_memorization at c8fe471): AdamW at rate 0.05 with its default
+weight decay 0.01, 10 iterations, 4 images, the first token's slope set to zero (so it decays
+still). `target` is 3 in its README; peers took 1 to 5 on SD 1.4. As F is of all S noises at once, a
+target means sqrt(S / S') times as much with S seeds as with S'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+from dori_fast.mitigate.magnitude import magnitude
+from dori_fast.models import Denoiser, TextCondition
+from dori_fast.ops import EmbeddingState, embedding_step
+
+_WEIGHT_DECAY = 0.01
+
+
+@dataclass(frozen=True)
+class Mitigated:
+    """Embeddings of P prompts after mitigation.
+
+    Attributes:
+        embeddings: [P, T, D] on the model's device, float32 (float64 for a float64 model).
+        pooled: [P, E], the prompts' pooled embeddings (SDXL), unchanged; else None.
+        losses: [iterations, P], F before each update; NaN once a prompt has stopped.
+        steps: int64 [P], updates that each prompt got.
+        reached: bool [P], whether F was seen at or below the target. The last update is not
+            looked at any more, as in the released code.
+        evaluations: int64 [P], UNet samples of each prompt, forward and backward; the S
+            unconditional ones, shared by all prompts, are not among them.
+        seeds: the noises that were looked at: draw from these.
+    """
+
+    embeddings: Tensor
+    pooled: Tensor | None
+    losses: Tensor
+    steps: Tensor
+    reached: Tensor
+    evaluations: Tensor
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+    def condition(self, model: Denoiser) -> TextCondition:
+        """The embeddings as conditions to generate from."""
+        return model.condition(self.embeddings, self.pooled)
+
+
+class Wen:
+    """The mitigation, for any number of prompts at once.
+
+    Args:
+        target: F at which a prompt is left alone.
+        lr: learning rate of AdamW.
+        iterations: updates at most.
+        seeds: how many noises (seeds 0, 1, ...), or their seeds; pictures are to be drawn from the
+            same.
+        total_steps: length of the DDIM schedule whose first timestep is looked at.
+
+    Raises:
+        UsageError: a number out of range.
+    """
+
+    name = "wen"
+
+    def __init__(
+        self,
+        target: float = 3.0,
+        lr: float = 0.05,
+        iterations: int = 10,
+        seeds: int | Sequence[int] = 4,
+        *,
+        total_steps: int = 50,
+    ) -> None:
+        self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+        if iterations < 1 or not self.seeds or not 1 <= total_steps <= 1000:
+            raise UsageError(
+                "mitigate: iterations and seeds must be at least 1, total_steps 1..1000"
+            )
+        if not target >= 0 or not lr > 0:
+            raise UsageError("mitigate: target must be 0 or more and lr above 0")
+        self.target, self.lr, self.iterations = float(target), float(lr), iterations
+        self.total_steps = total_steps
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the answers depend on besides the model and the prompts, as JSON."""
+        return {
+            "name": self.name,
+            "target": self.target,
+            "lr": self.lr,
+            "iterations": self.iterations,
+            "seeds": list(self.seeds),
+            "total_steps": self.total_steps,
+        }
+
+    def run(self, model: Denoiser, prompts: Sequence[str]) -> Mitigated:
+        """Move the embeddings of P >= 1 prompts; each finds what it finds alone, to the bit.
+
+        Raises:
+            UsageError: no prompts, or as in :meth:`Denoiser.encode`.
+        """
+        if len(prompts) == 0:
+            raise UsageError("mitigate: no prompts")
+        condition = model.encode(prompts).one_row_each()
+        pooled, count = condition.pooled, len(condition)
+        wide = torch.float64 if model.dtype == torch.float64 else torch.float32
+        params = condition.unique.detach().to(wide).clone()
+        adam = EmbeddingState.zeros_like(params)
+        shared = model.share_noise(self.seeds, model.timesteps(self.total_steps)[0])
+        with torch.no_grad():
+            uncond = model.epsilon_uncond(condition, shared)
+        losses = params.new_full((self.iterations, count), torch.nan)
+        going, looked = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+        reached = torch.zeros(count, dtype=torch.bool)
+
+        def predict(part: TextCondition, some: slice, seeds: slice) -> tuple[Tensor, Tensor]:
+            which = torch.arange(len(shared))[seeds]
+            noises = shared if len(which) == len(shared) else shared.take(which)
+            own = uncond[seeds] if uncond.ndim == 4 else uncond[going[some]][:, seeds]
+            return model.epsilon_shared(part, noises), own
+
+        for i in range(self.iterations):
+            norm, slope = magnitude(model, params, pooled, going, len(self.seeds), predict)
+            losses[i, going] = norm
+            looked[going] += 1
+            done = (norm <= self.target).cpu()
+            reached[going[done]] = True
+            grad, active = torch.zeros_like(params), torch.zeros(count, dtype=torch.bool)
+            grad[going], active[going[~done]] = slope, True
+            finite = grad.isfinite().flatten(1).all(1)
+            grad[:, 0] = 0
+            embedding_step(
+                params,
+                grad,
+                adam,
+                lr=self.lr,
+                active=active.to(params.device) & finite,
+                weight_decay=_WEIGHT_DECAY,
+            )
+            going = going[~done]
+            if len(going) == 0:
+                break
+        evaluations = looked * len(self.seeds)
+        return Mitigated(params, pooled, losses, adam.step, reached, evaluations, self.seeds)
