@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import dori_fast as df
@@ -27,10 +26,8 @@ from benchmarks import harness
 from benchmarks.pruning import HOW, OFTEN, WANDA
 from dori_fast.attack import Dori
 from dori_fast.demo.recipe.scenes import OBJECTS, caption, sample_scene
-from dori_fast.evaluate import SmallPictures, replication
+from dori_fast.evaluate import SmallPictures, held_out_loss, replication
 from dori_fast.finetune import Adversarial, Checkpoint, Pool, StepReport, Surrogates, surrogates
-from dori_fast.models.probes import prediction
-from dori_fast.ops import add_noise, diffusion_loss
 
 RESULTS = harness.RESULTS / "quality" / "removal.json"
 # seeds of the generations and draws of the attacks that no training step has seen
@@ -124,18 +121,10 @@ def copies(
     }
 
 
-@torch.no_grad()
-def held_out_loss(model: df.Denoiser) -> float:
-    """Mean squared error of what the network answers, on pairs that were never trained on."""
+def loss_of(model: df.Denoiser) -> float:
+    """Mean loss on pairs that were never trained on."""
     pairs = held_out("composition")
-    x_0, condition = model.latents(torch.from_numpy(pairs.images)), model.encode(pairs.prompts)
-    generator = torch.Generator().manual_seed(5)
-    shape = (len(pairs.prompts), DRAWS)
-    timesteps = torch.randint(len(model.alphas_cumprod), shape, generator=generator)
-    noise = torch.randn(*shape, *model.latent_shape, generator=generator)
-    x_t = add_noise(x_0, noise, model.alphas_cumprod[timesteps])
-    answer = prediction(model, condition, x_t, timesteps)
-    return float(diffusion_loss(answer, model.schedule.target(x_0, noise, timesteps)).mean())
+    return float(held_out_loss(model, pairs.images, pairs.prompts, draws=DRAWS, seed=5).mean())
 
 
 def under_attack(
@@ -177,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
         "fine_tuning": method.config(),
         "prompts": {},
         "attacks": [],
-        "held_out_loss": {"original": held_out_loss(model), "fine-tuned": held_out_loss(fixed)},
+        "held_out_loss": {"original": loss_of(model), "fine-tuned": loss_of(fixed)},
     }
     for name, view in {"original": model, "wanda": hidden, "fine-tuned": fixed}.items():
         at_prompts = copies(view, view.encode(chosen.prompts), chosen.images, options.seeds)

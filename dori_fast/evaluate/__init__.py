@@ -6,34 +6,48 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from dori_fast.evaluate.detection import auc, roc, tpr_at_fpr
+from dori_fast.evaluate.features import FeatureExtractor, GridHistograms
+from dori_fast.evaluate.kid import KernelDistance, kernel_distance
 from dori_fast.evaluate.paired import PairedTest, mcnemar
 from dori_fast.evaluate.rates import Interval, clopper_pearson
 from dori_fast.evaluate.similarity import similarity
 
 if TYPE_CHECKING:
     from dori_fast.evaluate.copies import CopySimilarity, SmallPictures
+    from dori_fast.evaluate.denoising import held_out_loss
+    from dori_fast.evaluate.quality_kept import Quality, quality
     from dori_fast.evaluate.replications import Replication, replication
     from dori_fast.evaluate.sscd import SSCD
 
 # those that need torch: a scan's command line must answer before it is loaded
 _LATER = {
     "CopySimilarity": "copies",
+    "Quality": "quality_kept",
+    "quality": "quality_kept",
     "Replication": "replications",
     "SSCD": "sscd",
     "SmallPictures": "copies",
+    "held_out_loss": "denoising",
     "replication": "replications",
 }
 
 __all__ = [
     "SSCD",
     "CopySimilarity",
+    "FeatureExtractor",
+    "GridHistograms",
     "Interval",
+    "KernelDistance",
     "PairedTest",
+    "Quality",
     "Replication",
     "SmallPictures",
     "auc",
     "clopper_pearson",
+    "held_out_loss",
+    "kernel_distance",
     "mcnemar",
+    "quality",
     "replication",
     "roc",
     "similarity",

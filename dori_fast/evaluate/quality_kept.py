@@ -1,0 +1,187 @@
+"""What a changed model keeps of the original's quality, on real pairs that neither was trained on.
+
+Alignment with the prompt is not measured by an image-text model here, since none fits small
+pictures: what is told is how alike the two models' pictures of one prompt and seed are, and how
+alike pictures and the pair's real picture are. FID is left out: it needs an Inception network, and
+is biased for few pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+from dori_fast.evaluate.copies import CopySimilarity, SmallPictures
+from dori_fast.evaluate.denoising import held_out_loss
+from dori_fast.evaluate.features import FeatureExtractor, GridHistograms
+from dori_fast.evaluate.kid import KernelDistance, kernel_distance
+from dori_fast.evaluate.rates import Interval
+from dori_fast.models import Denoiser
+
+PerPrompt = NDArray[np.float64]
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A changed model (first) beside the original (second), by prompt.
+
+    Attributes:
+        distance: between all pictures of the two, paired by prompt and seed.
+        same_seed: float64 [P], mean similarity of their pictures of one seed.
+        to_pair: float64 [P] of each, mean similarity to the pair's picture.
+        diversity: float64 [P] of each, mean distance of features between two seeds; NaN for one.
+        loss: float64 [P] of each, held-out loss.
+        confidence: of the intervals.
+        config: seeds, steps, guidance, draws, measure and features.
+    """
+
+    distance: KernelDistance
+    same_seed: PerPrompt
+    to_pair: tuple[PerPrompt, PerPrompt]
+    diversity: tuple[PerPrompt, PerPrompt]
+    loss: tuple[PerPrompt, PerPrompt]
+    confidence: float
+    config: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON: means over prompts as [value, low, high], bootstrapped over prompts.
+
+        ``change`` is the changed model's less the original's, prompt by prompt.
+        """
+
+        def both(values: tuple[PerPrompt, PerPrompt]) -> dict[str, Any]:
+            changed, original = values
+            parts = {"changed": changed, "original": original, "change": changed - original}
+            return {name: self._mean(part) for name, part in parts.items()}
+
+        return {
+            **self.config,
+            "confidence": self.confidence,
+            "distance": asdict(self.distance),
+            "same_seed_similarity": self._mean(self.same_seed),
+            "similarity_to_pair": both(self.to_pair),
+            "diversity": both(self.diversity),
+            "held_out_loss": both(self.loss),
+        }
+
+    def _mean(self, values: PerPrompt) -> list[float] | None:
+        if np.isnan(values).any():
+            return None
+        found = bootstrap_mean(values, self.confidence)
+        return [found.value, found.low, found.high]
+
+
+def bootstrap_mean(values: PerPrompt, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of float [P] with its percentile bootstrap interval (Efron & Tibshirani, 1993, ch. 13).
+
+    Raises:
+        UsageError: no values.
+    """
+    if len(values) == 0:
+        raise UsageError("bootstrap_mean: no values")
+    random = np.random.default_rng(seed)
+    means = values[random.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def seed_diversity(features: NDArray[np.float64]) -> PerPrompt:
+    """Mean L2 distance between the features of two seeds, float64 [P] from [P, S, D]; NaN if S = 1.
+
+    Divided by the root of D, so that it is a root mean square over features.
+    """
+    first, second = np.triu_indices(features.shape[1], 1)
+    if len(first) == 0:
+        return np.full(len(features), np.nan)
+    gaps = features[:, first] - features[:, second]
+    return np.asarray(np.sqrt((gaps**2).mean(-1)).mean(1))
+
+
+def quality(
+    model: Denoiser,
+    original: Denoiser,
+    images: Tensor | NDArray[np.uint8],
+    prompts: Sequence[str],
+    *,
+    seeds: int | Sequence[int] = 4,
+    steps: int = 50,
+    guidance: float = 7.5,
+    features: FeatureExtractor | None = None,
+    measure: CopySimilarity | None = None,
+    draws: int = 20,
+    draw_seed: int = 0,
+    confidence: float = 0.95,
+) -> Quality:
+    """Compare a changed model with the original on held-out pairs.
+
+    Args:
+        model: the changed one; a view with one mask each needs as many masks as prompts.
+        original: the one that it was made from.
+        images: uint8 [P, H, W, 3], real pictures that neither was trained on.
+        prompts: their P prompts.
+        seeds: how many (0, 1, ...), or the seeds themselves, S of them.
+        steps: DDIM steps.
+        guidance: scale of classifier-free guidance.
+        features: space of distance and diversity; histograms for small pictures if not given.
+        measure: of similarity; the descriptor for small pictures if not given.
+        draws: of timestep and noise per pair for the loss.
+        draw_seed: theirs, and of the subsets of the distance.
+        confidence: of the intervals.
+
+    Raises:
+        UsageError: not one image per prompt, no seeds, or fewer than two pictures in all.
+    """
+    originals = np.asarray(images)
+    if len(originals) != len(prompts) or len(prompts) == 0:
+        raise UsageError(
+            f"quality: {len(originals)} images, {len(prompts)} prompts; needs one for each"
+        )
+    drawn_from = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+    if not drawn_from:
+        raise UsageError("quality: needs at least one seed")
+    features = GridHistograms() if features is None else features
+    measure = SmallPictures() if measure is None else measure
+    drawn = [_draw(m, prompts, drawn_from, steps, guidance) for m in (model, original)]
+    found = [features(pictures.reshape(-1, *pictures.shape[2:])) for pictures in drawn]
+    by_prompt = [f.reshape(len(prompts), len(drawn_from), -1) for f in found]
+    same = [measure(drawn[0][:, [s]], drawn[1][:, s])[:, 0] for s in range(len(drawn_from))]
+    to_pair = [measure(pictures, originals).mean(1) for pictures in drawn]
+    losses = [
+        held_out_loss(m, originals, prompts, draws=draws, seed=draw_seed) for m in (model, original)
+    ]
+    return Quality(
+        distance=kernel_distance(*found, paired=True, seed=draw_seed),
+        same_seed=np.mean(same, axis=0),
+        to_pair=(to_pair[0], to_pair[1]),
+        diversity=(seed_diversity(by_prompt[0]), seed_diversity(by_prompt[1])),
+        loss=(losses[0], losses[1]),
+        confidence=confidence,
+        config={
+            "prompts": len(prompts),
+            "seeds": list(drawn_from),
+            "steps": steps,
+            "guidance": guidance,
+            "draws": draws,
+            "draw_seed": draw_seed,
+            "measure": measure.config(),
+            "features": features.config(),
+        },
+    )
+
+
+def _draw(
+    model: Denoiser, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float
+) -> NDArray[np.uint8]:
+    """uint8 [P, S, H, W, 3], as many prompts at a time as fill a batch."""
+    condition = model.encode(prompts)
+    parts = torch.arange(len(prompts)).split(max(1, model.batch_size // len(seeds)))
+    pictures = [model.generate(condition[p], seeds, steps=steps, guidance=guidance) for p in parts]
+    return np.concatenate([p.numpy() for p in pictures])
