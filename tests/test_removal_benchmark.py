@@ -6,41 +6,38 @@ import json
 
 import pytest
 
+import dori_fast as df
 from benchmarks import removal
+from dori_fast.demo.recipe.finetuned import retained_pairs
 
 
 @pytest.mark.slow
-def test_it_trains_attacks_and_records(tmp_path, capsys):
-    small = [
-        "--images",
-        "2",
-        "--steps",
-        "2",
-        "--inner",
-        "1",
-        "--drawn",
-        "3",
-        "--budgets",
-        "1",
-        "--seeds",
-        "1",
-    ]
+def test_it_trains_attacks_and_records(tmp_path):
     results, work = tmp_path / "removal.json", tmp_path / "work"
+    small = "--images 2 --steps 2 --drawn 3 --budgets 1 --seeds 1".split()
     removal.main([*small, "--work", str(work), "--results", str(results)])
     found = json.loads(results.read_text())
     assert found["images"] == 2 and set(found["prompts"]) == {"original", "wanda", "fine-tuned"}
-    assert len(found["attacks"]) == 8
-    before, after = found["held_out_loss"].values()
-    assert before > 0 and after > 0 and before != after
-    assert len((work / "log.jsonl").read_text().splitlines()) == 2
+    assert len(found["attacks"]) == 16
+    assert found["quality"]
     assert (work / "model" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
 
 
-def test_retained_pairs_hold_nothing_that_was_held_out():
-    import dori_fast as df
+def test_an_attack_is_computed_once(tmp_path):
+    calls = []
 
-    pairs = removal.retained_pairs(df.load("demo", device="cpu"), 2)
-    unseen = set(removal.held_out("composition").prompts)
+    def compute():
+        calls.append(1)
+        return {"50": {"rate": [0.5, 0.1, 0.9]}}
+
+    path = tmp_path / "cell.json"
+    first, second = removal.kept(path, compute), removal.kept(path, compute)
+    assert first == second == {"50": {"rate": [0.5, 0.1, 0.9]}} and len(calls) == 1
+
+
+def test_retained_pairs_hold_nothing_that_was_held_out():
+    pairs = retained_pairs(df.load("demo", device="cpu"), 2)
+    unseen = {prompt for prompt, _ in df.demo.pairs("held_out")}
     assert len(pairs) == len(df.demo.pairs("ordinary")) + 2
     assert not unseen & {prompt for prompt, _ in pairs}
     assert all(image.shape == (64, 64, 3) for _, image in pairs)

@@ -13,7 +13,10 @@ from dori_fast.models.encoders import TextSide, TextSideXL
 from dori_fast.models.weights import first_nonfinite
 
 # package data, not an import: the demo room stands above this one
-_EMBEDDED = {"demo": Path(__file__).parents[1] / "demo" / "model"}
+_DEMO = Path(__file__).parents[1] / "demo"
+_EMBEDDED = {"demo": _DEMO / "model", "demo-finetuned": _DEMO / "model"}
+# of an embedded model that shares everything else with the first
+_OWN_UNETS = {"demo-finetuned": _DEMO / "finetuned"}
 _PARTS = ("unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "vae")
 
 
@@ -40,6 +43,11 @@ def resolve_directory(name: str, revision: str | None) -> tuple[Path, str | None
             f"load: no model {name!r}; use {known}, a diffusers directory or a hub id (owner/name)"
         )
     return _download(name, revision)
+
+
+def unet_home(name: str, directory: Path) -> Path:
+    """The directory with the ``unet`` of a source: its own, but for embedded variants."""
+    return _OWN_UNETS.get(name, directory)
 
 
 def _download(name: str, revision: str | None) -> tuple[Path, str]:

@@ -17,6 +17,7 @@ from dori_fast.models.directory import (
     open_unet,
     open_vae,
     resolve_directory,
+    unet_home,
 )
 from dori_fast.models.encoders import TextSide, TextSideXL
 from dori_fast.models.execution import Execution, Switch, is_channels_last
@@ -42,7 +43,8 @@ def load(
     one source that may use the network (never with ``HF_HUB_OFFLINE=1``).
 
     Args:
-        source: ``"demo"``, a local diffusers directory, a hub id, or a diffusers pipeline object.
+        source: ``"demo"``, ``"demo-finetuned"`` (its memories trained away), a local diffusers
+            directory, a hub id, or a diffusers pipeline object.
         revision: branch, tag or commit; for hub ids only.
         dtype: ``"auto"`` (float32 on a CPU, float16 on a GPU), a torch dtype or its name.
         device: ``"auto"`` (cuda if there is one), or any torch device.
@@ -77,7 +79,8 @@ def load(
     dtype = _resolve_dtype(dtype, device)
     name = str(source)
     directory, revision = resolve_directory(name, revision)
-    unet, text = open_unet(directory, dtype, device), open_text(directory, dtype, device)
+    home = unet_home(name, directory)
+    unet, text = open_unet(home, dtype, device), open_text(directory, dtype, device)
     if execution.on("channels_last", device):
         unet.to(memory_format=torch.channels_last)
     return Denoiser(
@@ -89,7 +92,10 @@ def load(
         device=device,
         dtype=dtype,
         origin={"source": name, "revision": revision},
-        hashes=lambda: file_hashes(directory, [*chain(*_parts(text).values()), "scheduler"]),
+        hashes=lambda: {
+            **file_hashes(directory, [*chain(*_parts(text).values()), "scheduler"]),
+            **file_hashes(home, ["unet"]),
+        },
         **how,
     )
 

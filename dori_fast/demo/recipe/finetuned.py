@@ -9,22 +9,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dori_fast.attack import Dori
 from dori_fast.demo import Picture, pairs, pictures
 from dori_fast.demo.recipe.scenes import OBJECTS, caption, sample_scene
 from dori_fast.evaluate import SmallPictures
-from dori_fast.finetune import Adversarial, Checkpoint, StepReport, surrogates
+from dori_fast.finetune import Adversarial, Checkpoint, Pool, StepReport, surrogates
 from dori_fast.models import Denoiser, load
 from dori_fast.prune import Wanda
 
-METHOD = Adversarial()
+STEPS = 250
 # hides the photographs, so that what the model then draws for their prompts are surrogates
 HIDING = Wanda(0.3, both_halves=False, joint=False)
 HOW: dict[str, Any] = {"steps": 20, "guidance": 4.0}
 # retained pairs that the model draws itself, besides the shipped ones
-DRAWN = 240
+DRAWN = 1200
 # repeated at least so often in training, a photograph is one that the model reproduces
 OFTEN = 4
-_CHECKPOINT_EVERY = 5
+_CHECKPOINT_EVERY = 10
+# captions that share a seed of the drawing
+_TOGETHER = 32
+
+
+def method(steps: int = STEPS) -> Adversarial:
+    """Fine-tuning as it made ``df.load("demo-finetuned")``."""
+    return Adversarial(
+        steps,
+        Dori(10, batch=2, objective="min-snr", snr_cap=1.0),
+        Pool(("prompt", "gaussian"), restart_after=50),
+        lr=1e-3,
+        retained_batch=32,
+    )
 
 
 def reproduced() -> list[Picture]:
@@ -36,7 +50,7 @@ def retrain(
     work: Path,
     chosen: Sequence[Picture] | None = None,
     *,
-    method: Adversarial = METHOD,
+    how: Adversarial | None = None,
     drawn: int = DRAWN,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> Denoiser:
@@ -45,19 +59,19 @@ def retrain(
     Args:
         work: folder of the checkpoint; made if need be.
         chosen: those to remove; all that the model reproduces if not given.
-        method: the method.
+        how: the method, :func:`method` if not given.
         drawn: retained pairs that the model draws for captions of its own kind.
         on_step: is told about every step.
     """
     work.mkdir(parents=True, exist_ok=True)
     chosen = reproduced() if chosen is None else chosen
-    model = load("demo", device="cpu", batch_size=16)
+    model = load("demo", device="cpu")
     prompts, images = [p.prompt for p in chosen], np.stack([p.image for p in chosen])
     hidden = model.masked(HIDING.localize(model, prompts))
     others = surrogates(hidden, images, prompts, measure=SmallPictures(), **HOW)
     path = work / "checkpoint.safetensors"
-    return method.run(
-        model,
+    return (how or method()).run(
+        load("demo", device="cpu", batch_size=16),
         images,
         prompts,
         surrogates=others,
@@ -79,8 +93,8 @@ def retained_pairs(model: Denoiser, drawn: int) -> list[tuple[str, NDArray[np.ui
         if text not in unseen:
             captions.append(text)
     found = pairs("ordinary")
-    for first in range(0, drawn, model.batch_size):
-        part = captions[first : first + model.batch_size]
+    for first in range(0, drawn, _TOGETHER):
+        part = captions[first : first + _TOGETHER]
         images = model.generate(model.encode(part), [1000 + first], **HOW)[:, 0]
         found += list(zip(part, images.numpy(), strict=True))
     return found

@@ -120,7 +120,7 @@ def fine_tune(out: Path, settings: Settings, say: Callable[[str], None], **how: 
         out: the story's folder.
         settings: of the story.
         say: is told about some steps.
-        how: ``method`` and ``drawn`` of :func:`dori_fast.demo.recipe.finetuned.retrain`.
+        how: ``how`` and ``drawn`` of :func:`dori_fast.demo.recipe.finetuned.retrain`.
     """
     folder = out / "finetuned"
     if not (folder / "model_index.json").exists():
