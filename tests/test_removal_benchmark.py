@@ -14,7 +14,7 @@ from dori_fast.demo.recipe.finetuned import retained_pairs
 @pytest.mark.slow
 def test_it_trains_attacks_and_records(tmp_path):
     results, work = tmp_path / "removal.json", tmp_path / "work"
-    small = "--images 2 --steps 2 --drawn 3 --budgets 1 --seeds 1".split()
+    small = ["--images", "2", "--steps", "2", "--drawn", "3", "--budgets", "1", "--seeds", "1"]
     removal.main([*small, "--work", str(work), "--results", str(results)])
     found = json.loads(results.read_text())
     assert found["images"] == 2 and set(found["prompts"]) == {"original", "wanda", "fine-tuned"}
