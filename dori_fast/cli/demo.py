@@ -22,10 +22,10 @@ def demo(
         int | None, typer.Option(help="Scan only the first of the sample prompts.", min=1)
     ] = None,
     finetuned: Annotated[
-        str | None, typer.Option(help="A fine-tuned model: a diffusers directory.")
-    ] = None,
+        str, typer.Option(help="The fine-tuned model: the shipped one, or a diffusers directory.")
+    ] = "demo-finetuned",
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Fine-tune the model here; takes many minutes.")
+        bool, typer.Option("--retrain", help="Fine-tune the model here instead; takes many minutes.")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -42,7 +42,7 @@ def demo(
         page = tell(
             out,
             settings=Settings(pictures, controls, seeds, steps, prompts),
-            finetuned=None if finetuned is None else partial(load, finetuned, batch_size=BATCH),
+            finetuned=None if retrain else partial(load, finetuned, batch_size=BATCH),
             retrain=retrain,
             say=status.say,
         )

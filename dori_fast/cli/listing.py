@@ -36,8 +36,13 @@ def _models() -> _Listing:
         state, where = "installed", str(dori_fast.demo.path())
     except IntegrityError as error:
         state, where = "missing", str(error)
-    rows = [("demo", state, where), ("<directory>", "", "any diffusers Stable Diffusion 1.x")]
-    return ("model", "state", "where"), [*rows, ("<owner>/<name>", "", "the same, from the hub")]
+    rows = [
+        ("demo", state, where),
+        ("demo-finetuned", state, "the same, its memories trained away"),
+        ("<directory>", "", "any diffusers Stable Diffusion 1.x"),
+        ("<owner>/<name>", "", "the same, from the hub"),
+    ]
+    return ("model", "state", "where"), rows
 
 
 def _detectors() -> _Listing:
