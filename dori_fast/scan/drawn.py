@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,7 +18,6 @@ from dori_fast.errors import IntegrityError
 from dori_fast.finetune import Surrogates
 from dori_fast.models.tensor_file import read_tensors
 from dori_fast.scan.durable import write_durably
-from dori_fast.scan.errors import StorageError
 
 SURROGATES, RETAINED = "surrogates.safetensors", "retained.safetensors"
 Pairs = list[tuple[str, NDArray[np.uint8]]]
@@ -72,19 +70,8 @@ def _kept(
         tensors, prompts = draw()
         owned = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         header = {"format": _FORMAT, "run": run_hash, "prompts": json.dumps(prompts)}
-        save(path, lambda file: save_file(owned, file, header))
+        write_durably(path, lambda file: save_file(owned, file, header))
     tensors, header = read_tensors(path, _FORMAT, "what a fine-tuning run has drawn")
     if header["run"] != run_hash:
         raise IntegrityError(f"{path}: drawn by another run — use another --out")
     return tensors, json.loads(header["prompts"])
-
-
-def save(path: Path, write: Callable[[Path], None]) -> None:
-    """:func:`write_durably` with safetensors, which reports a full disk in its own way."""
-    try:
-        write_durably(path, write)
-    except SafetensorError as error:
-        raise StorageError(
-            f"{path} could not be written ({error}) — free some space and run the same command"
-            " again"
-        ) from error

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from dori_fast.scan.errors import StorageError
 
 TEMPORARY = ".tmp"
@@ -83,7 +85,14 @@ def disk_refusals(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        raise StorageError(
-            f"{path} could not be written ({error.strerror}); what was finished before is intact"
-            " — free some space and run the same command again"
-        ) from error
+        raise _refused(path, error.strerror) from error
+    except SafetensorError as error:
+        # what it raises instead of OSError; the reason is in the text alone
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, reason: object) -> StorageError:
+    return StorageError(
+        f"{path} could not be written ({reason}); what was finished before is intact"
+        " — free some space and run the same command again"
+    )

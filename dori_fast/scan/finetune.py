@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from dori_fast.errors import UsageError
 from dori_fast.evaluate import CopySimilarity, SmallPictures
 from dori_fast.finetune import Adversarial, Checkpoint, StepReport, Surrogates, surrogates
+from dori_fast.finetune.adversarial import check_model
 from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.scan.attack import masked_rows
-from dori_fast.scan.drawn import Drawn, Pairs, kept_pairs, kept_surrogates, save
+from dori_fast.scan.drawn import Drawn, Pairs, kept_pairs, kept_surrogates
 from dori_fast.scan.durable import write_durably, write_folder_durably
 from dori_fast.scan.pictured import Pictured, read_pictured
 from dori_fast.scan.record import (
@@ -140,6 +141,7 @@ def fine_tune(
     """
     if checkpoint_every < 1:
         raise UsageError(f"finetune: checkpoint_every must be at least 1, got {checkpoint_every}")
+    check_model(model)
     began, say = perf_counter(), on_stage or (lambda text: None)
     drawing, size = drawing or Drawing(), model.picture_size
     memorized = read_pictured(
@@ -269,7 +271,7 @@ class _Run:
             if due:
                 # only now, so that the file of figures is never behind the checkpoint
                 scalars.sync()
-                save(path, due.pop().save)
+                write_durably(path, due.pop().save)
             if on_step is not None:
                 on_step(report)
             interrupts.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import torch
 from PIL import Image
 
 import dori_fast as df
+from dori_fast.cli.finetune import finetune
+from dori_fast.finetune import Adversarial
 from dori_fast.models import NeuronMask
 from tests.cli.test_process import start
 
@@ -106,6 +109,19 @@ def test_settings_reach_the_method(cli: Any, inputs: list[str | Path], tmp_path:
 
     plain = cli(*inputs, "--out", tmp_path / "plain", "--without-attack")
     assert plain.code == 0 and "prompt loss" in plain.out and "trigger loss" not in plain.out
+
+
+def test_defaults_are_the_methods() -> None:
+    given = {name: p.default for name, p in inspect.signature(finetune).parameters.items()}
+    how = Adversarial().config()
+    attack, pool = how["attack"], how["pool"]
+    assert pool["starts"] == ["prompt", "gaussian"] and given["starts"] is None
+    for name in ("steps", "lr", "draws", "retained_batch", "ema", "seed"):
+        assert given[name] == how[name], name
+    for name, key in (("inner_steps", "steps"), ("inner_batch", "batch"), ("inner_lr", "lr")):
+        assert given[name] == attack[key], name
+    assert given["objective"] == attack["objective"]
+    assert given["restart_after"] == pool["restart_after"]
 
 
 def test_usage_errors(cli: Any, inputs: list[str | Path], tmp_path: Path) -> None:

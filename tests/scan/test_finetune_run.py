@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,9 +20,9 @@ import dori_fast
 from dori_fast.attack import Dori
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import SmallPictures
-from dori_fast.finetune import Adversarial, Pool, StepReport, surrogates
+from dori_fast.finetune import Adversarial, Checkpoint, Pool, StepReport, surrogates
 from dori_fast.models import NeuronMask
-from dori_fast.scan import ScanInterrupted
+from dori_fast.scan import ScanInterrupted, StorageError
 from dori_fast.scan.drawn import Drawn
 from dori_fast.scan.finetune import Drawing, FineTuned, fine_tune
 from dori_fast.scan.scalars import Scalars
@@ -131,16 +132,16 @@ def test_it_is_the_method_on_surrogates_under_each_rows_mask(place: Place) -> No
         assert torch.equal(found, expected)
 
 
-# between two checkpoints, at one, and before the first
-@pytest.mark.parametrize("step", [5, 4, 1])
-def test_an_interrupted_run_goes_on(place: Place, step: int) -> None:
+# between two checkpoints, at one, before the first, and between the last and the result
+@pytest.mark.parametrize(("step", "left"), [(5, 3), (4, 3), (1, 7), (7, 0)])
+def test_an_interrupted_run_goes_on(place: Place, step: int, left: int) -> None:
     name = f"stopped {step}"
     with pytest.raises(ScanInterrupted):
         place.run(name, on_step=stop_after(step))
     assert place.state(name) == "interrupted" and not (place.root / name / "model").exists()
     assert len(place.lines(name)[0].splitlines()) == step
     again = place.run(name)
-    assert again.steps == 7 - step // 2 * 2
+    assert again.steps == left
     assert place.weights(name) == place.weights("whole")
     assert place.lines(name) == place.lines("whole") and place.state(name) == "done"
 
@@ -215,6 +216,45 @@ def test_rows_are_needed(fresh: Place) -> None:
         fresh.run("run")
     with pytest.raises(UsageError, match="checkpoint_every"):
         fresh.run("run", checkpoint_every=0)
+
+
+def test_a_model_that_cannot_be_trained_is_refused_at_once(
+    fresh: Place, tiny_directory: Path
+) -> None:
+    fresh.model = dori_fast.load(tiny_directory, device="cpu", dtype="bfloat16")
+    with pytest.raises(UsageError, match="load it with dtype='float32'"):
+        fresh.run("run")
+    assert not (fresh.root / "run").exists()
+
+
+def test_other_threads_are_refused_by_name(fresh: Place) -> None:
+    with pytest.raises(ScanInterrupted):
+        fresh.run("run", on_step=stop_after(2))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        with pytest.raises(IntegrityError, match=f"threads: {before} then, {before + 1} now"):
+            fresh.run("run")
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_full_disk_costs_no_checkpoint(fresh: Place) -> None:
+    """The limit on the size of files stands for it; the checkpoint's writer has its own error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(report: StepReport) -> None:
+        if report.step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    try:
+        with pytest.raises(StorageError, match=r"checkpoint\.safetensors could not be written"):
+            fresh.run("run", on_step=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Checkpoint.load(fresh.root / "run" / "checkpoint.safetensors").step == 2
+    assert fresh.run("run").steps == 5
+    assert not list((fresh.root / "run").glob(".*.tmp"))
 
 
 def test_scalars_are_cut_back(tmp_path: Path) -> None:
