@@ -26,6 +26,7 @@ from dori_fast.scan import ScanInterrupted, StorageError
 from dori_fast.scan.drawn import Drawn
 from dori_fast.scan.finetune import Drawing, FineTuned, fine_tune
 from dori_fast.scan.scalars import Scalars
+from dori_fast.scan.stored import open_run
 from tests.scan.inputs import csv_text, write
 
 ROWS = [["a cup", "0.png"], ["a cat", "none.png"], ["a dog", "2.png"], ["the mat", "3.png"]]
@@ -106,6 +107,8 @@ def test_what_a_run_leaves(place: Place) -> None:
     assert record["state"] == "done"
     assert record["counts"] == {"rows": 4, "ok": 3, "quarantined": 1}
     assert not list(folder.glob(".*.tmp"))
+    with pytest.raises(UsageError, match=r"its figures are in scalars\.jsonl"):
+        open_run(folder)
     tuned = dori_fast.load(folder / "model", device="cpu")
     found = torch.cat([p.flatten() for p in tuned.unet.parameters()])
     original = torch.cat([p.flatten() for p in place.model.unet.parameters()])
