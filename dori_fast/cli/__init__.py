@@ -12,6 +12,7 @@ from dori_fast.cli.calibrate import calibrate
 from dori_fast.cli.demo import demo
 from dori_fast.cli.doctor import doctor
 from dori_fast.cli.exits import USAGE, print_error
+from dori_fast.cli.finetune import finetune
 from dori_fast.cli.listing import ls
 from dori_fast.cli.locality import locality
 from dori_fast.cli.prune import prune
@@ -33,6 +34,7 @@ app.command()(scan)
 app.command()(calibrate)
 app.command()(prune)
 app.command()(attack)
+app.command()(finetune)
 app.command()(locality)
 app.command()(report)
 app.command()(demo)

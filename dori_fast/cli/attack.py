@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-import dori_fast
 from dori_fast.cli.exits import Debug, reported
 from dori_fast.cli.options import (
     AsJson,
@@ -20,6 +19,7 @@ from dori_fast.cli.options import (
     Resume,
     Revision,
 )
+from dori_fast.cli.sources import demo_pictures
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def attack(
         result = run_attack(
             load(model, revision=revision, dtype=dtype, device=device),
             prompts,
-            _demo_pictures() if images == "demo" else images,
+            demo_pictures() if images == "demo" else images,
             out=out,
             method=method,
             start=start,
@@ -104,11 +104,6 @@ def attack(
             draw_attack(out, result.threshold)
         status.say(f"{result.run.done:,} rows attacked in {result.run.seconds:.1f} s; see {out}")
         print_result(_as_json(result, rows) if as_json else _as_table(result, rows))
-
-
-def _demo_pictures() -> dict[str, Any]:
-    demo = dori_fast.demo
-    return {p.prompt: p.image for split in demo.SPLITS for p in demo.pictures(split)}
 
 
 def _copies(similarity: list[float] | None, threshold: float) -> str:

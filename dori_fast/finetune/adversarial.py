@@ -178,15 +178,20 @@ class Adversarial:
         return run.finished()
 
 
-def _check(
-    model: Denoiser, images: Tensor, prompts: Sequence[str], pictures: Tensor, retained: Pairs
-) -> None:
+def check_model(model: Denoiser) -> None:
+    """Raises UsageError if the method cannot train such a model."""
     if model.masks is not None:
         raise UsageError("finetune: pass the model itself; its pruned view makes the surrogates")
     if model.dtype not in (torch.float32, torch.float64):
         raise UsageError(f"finetune: the model is {model.dtype}; load it with dtype='float32'")
     if model.unconditional.pooled is not None:
         raise UsageError("finetune: SDXL models are not supported yet")
+
+
+def _check(
+    model: Denoiser, images: Tensor, prompts: Sequence[str], pictures: Tensor, retained: Pairs
+) -> None:
+    check_model(model)
     if not len(images) == len(prompts) == len(pictures) or len(images) == 0:
         raise UsageError(
             f"finetune: {len(images)} images, {len(prompts)} prompts, surrogates of"

@@ -92,6 +92,27 @@ def read_masks(path: str | Path) -> NeuronMask | WeightMask:
         return WeightMask.load(file)
 
 
+def masked_rows(
+    model: Denoiser,
+    masks: NeuronMask | WeightMask,
+    ids: Sequence[int],
+    command: str,
+    remedy: str = "",
+) -> Denoiser:
+    """A view for rows of an input, each under its own mask, or all under the only one.
+
+    Raises:
+        UsageError: the input has more rows than there are masks.
+    """
+    count = len(masks)
+    if max(ids) >= count > 1:
+        raise UsageError(
+            f"{command}: {count} masks, but the input has a row {max(ids)} — give the prompts that"
+            f" the masks are of{remedy}"
+        )
+    return model.masked(masks.take([i % count for i in ids]))
+
+
 def attack(
     model: Denoiser,
     prompts: str | Path | Iterable[object],
@@ -212,13 +233,9 @@ class _Problems:
     def _view(self, ids: Sequence[int]) -> Denoiser:
         if self.masks is None:
             return self.model
-        count = len(self.masks)
-        if max(ids) >= count > 1 and not self.in_turn:
-            raise UsageError(
-                f"attack: {count} masks, but the input has a row {max(ids)} — give the prompts that"
-                " the masks are of, or --in-turn for controls"
-            )
-        return self.model.masked(self.masks.take([i % count for i in ids]))
+        if self.in_turn:
+            return self.model.masked(self.masks.take([i % len(self.masks) for i in ids]))
+        return masked_rows(self.model, self.masks, ids, "attack", ", or --in-turn for controls")
 
 
 def _save_embeddings(model: Denoiser, run: EachResult, path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from dori_fast.scan.errors import StorageError
 
@@ -37,6 +40,25 @@ def write_durably(path: Path, write: Callable[[Path], None]) -> None:
         sync_directory(path.parent)
 
 
+def write_folder_durably(path: Path, write: Callable[[Path], None]) -> None:
+    """As :func:`write_durably`, for a folder that is not there yet.
+
+    Raises:
+        StorageError: the disk refused; what was written is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    with disk_refusals(path):
+        try:
+            write(temporary)
+            for entry in [temporary, *temporary.rglob("*")]:
+                _sync(entry, os.O_RDONLY)
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_directory(path.parent)
+
+
 def sync_file(path: Path) -> None:
     """Force a file's content to the disk."""
     _sync(path, os.O_RDONLY)
@@ -63,7 +85,14 @@ def disk_refusals(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        raise StorageError(
-            f"{path} could not be written ({error.strerror}); finished shards are intact"
-            " — free some space and run the same command again"
-        ) from error
+        raise _refused(path, error.strerror) from error
+    except SafetensorError as error:
+        # what it raises instead of OSError; the reason is in the text alone
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, reason: object) -> StorageError:
+    return StorageError(
+        f"{path} could not be written ({reason}); what was finished before is intact"
+        " — free some space and run the same command again"
+    )

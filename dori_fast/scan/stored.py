@@ -68,6 +68,8 @@ def open_run(root: str | Path) -> StoredRun:
             " prune or attack"
         )
     record = RunRecord.read(root / "run.json")
+    if "fine_tuning" in record.identity:
+        raise UsageError(f"{root}: fine-tuning has no rows — its figures are in scalars.jsonl")
     shards = tuple(sorted((root / "shards").glob("part-*.parquet")))
     if not shards:
         raise UsageError(f"{root}: the run has no rows yet — run its command again to continue it")

@@ -1,0 +1,181 @@
+"""dori-fast finetune."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dori_fast.cli.exits import Debug, reported
+from dori_fast.cli.options import AsJson, Column, Device, Limit, ModelSource, Resume, Revision
+from dori_fast.cli.sources import demo_pictures
+from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
+
+if TYPE_CHECKING:
+    from dori_fast.finetune import StepReport
+    from dori_fast.scan.finetune import FineTuned
+
+_SHOWN = ("prompt_loss", "trigger_loss", "retained_loss", "attack_first", "attack_last")
+
+
+def finetune(
+    prompts: Annotated[Path, typer.Option(help="Memorized prompts; .csv, .jsonl, .parquet.")],
+    images: Annotated[
+        str, typer.Option(help="Folder of their pictures; or demo: its own, by prompt.")
+    ],
+    masks: Annotated[
+        Path, typer.Option(help="That hide them: run of dori-fast prune, or a mask file.")
+    ],
+    retained: Annotated[
+        str, typer.Option(help="Prompts and pictures to keep; or demo: the embedded model's.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder of the run; made if need be.")],
+    image_column: Annotated[
+        str, typer.Option(help="Column of file names, relative to the folder.")
+    ] = "image",
+    retained_images: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures to keep, if not their file's own.")
+    ] = None,
+    drawn: Annotated[
+        int, typer.Option(help="--retained demo: pairs drawn besides the shipped ones.", min=0)
+    ] = 240,
+    model: ModelSource = "demo",
+    revision: Revision = None,
+    column: Column = None,
+    steps: Annotated[int, typer.Option(help="Updates of the weights.")] = 110,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 6e-4,
+    inner_steps: Annotated[int, typer.Option(help="Attack steps before each update.")] = 8,
+    inner_batch: Annotated[int, typer.Option(help="Draws per attack step.")] = 2,
+    inner_lr: Annotated[float, typer.Option(help="Learning rate of the attack.")] = 0.1,
+    objective: Annotated[
+        str, typer.Option(help="The attack's: epsilon, min-snr or prediction.")
+    ] = "prediction",
+    snr_cap: Annotated[float, typer.Option(help="min-snr: largest weight of a noise level.")] = 5.0,
+    starts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where triggers begin, one each: prompt, gaussian, retained; repeat, or commas."
+            " [default: prompt,gaussian]"
+        ),
+    ] = None,
+    restart_after: Annotated[
+        int, typer.Option(help="Attack steps until a trigger begins anew; 0: always.", min=0)
+    ] = 48,
+    without_attack: Annotated[
+        bool, typer.Option("--without-attack", help="Plain fine-tuning on surrogates.")
+    ] = False,
+    draws: Annotated[int, typer.Option(help="Surrogates per trigger and prompt in a step.")] = 2,
+    retained_batch: Annotated[int, typer.Option(help="Retained pairs per step.")] = 16,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of an average of the weights, then the result.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    surrogates: Annotated[int, typer.Option(help="Surrogates per prompt.")] = 4,
+    draw_steps: Annotated[int, typer.Option(help="DDIM steps of the surrogates.", min=1)] = 50,
+    guidance: Annotated[float, typer.Option(help="Their guidance scale.")] = 7.5,
+    checkpoint_every: Annotated[
+        int, typer.Option(help="Steps that an interruption costs at most.", min=1)
+    ] = 25,
+    limit: Limit = None,
+    device: Device = "auto",
+    resume: Resume = "auto",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train memorized pictures out of a copy of the model.
+
+    Surrogates are drawn once under the masks. Writes model/, a diffusers directory, and the
+    figures of every step to scalars.jsonl. An interrupted run is continued by the same command.
+    """
+    quiet_libraries()
+    with reported(debug), Status() as status:
+        from dori_fast.attack import Dori
+        from dori_fast.finetune import Adversarial, Pool
+        from dori_fast.models import load
+        from dori_fast.scan.attack import read_masks
+        from dori_fast.scan.drawn import Drawn
+        from dori_fast.scan.finetune import Drawing, fine_tune
+        from dori_fast.scan.read import open_prompts
+
+        open_prompts(prompts, column)
+        inner = Dori(
+            inner_steps, inner_lr, inner_batch, objective=objective, snr_cap=snr_cap, seed=seed
+        )
+        method = Adversarial(
+            steps,
+            None if without_attack else inner,
+            Pool(_listed(starts) or ("prompt", "gaussian"), restart_after=restart_after or None),
+            lr=lr,
+            draws=draws,
+            retained_batch=retained_batch,
+            ema=ema,
+            seed=seed,
+        )
+        hiding = read_masks(masks)
+        opened = load(model, revision=revision, dtype="fp32", device=device)
+
+        def demo_pairs() -> list[tuple[str, Any]]:
+            from dori_fast.demo.recipe.finetuned import retained_pairs
+
+            return retained_pairs(opened, drawn)
+
+        result = fine_tune(
+            opened,
+            prompts,
+            demo_pictures() if images == "demo" else images,
+            out=out,
+            method=method,
+            masks=hiding,
+            retained=Drawn({"demo": drawn}, demo_pairs) if retained == "demo" else retained,
+            retained_images=retained_images,
+            drawing=Drawing(surrogates, draw_steps, guidance),
+            column=column,
+            image_column=image_column,
+            limit=limit,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            on_stage=status.say,
+            on_step=lambda report: status.line(_line(report)),
+        )
+        status.say(
+            f"{result.steps:,} steps in {result.seconds:.1f} s, {result.quarantined:,} rows"
+            f" quarantined; see {out / 'model'}"
+        )
+        print_result(_as_json(result) if as_json else _as_table(result))
+
+
+def _listed(values: list[str] | None) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values or [] for part in value.split(","))
+
+
+def _line(report: StepReport) -> str:
+    figures = {name: getattr(report, name) for name in _SHOWN}
+    told = [f"{n.replace('_', ' ')} {x:.3f}" for n, x in figures.items() if x is not None]
+    return ", ".join([f"step {report.step:,} of {report.steps:,}", *told])
+
+
+def _as_table(result: FineTuned) -> str:
+    scalars = result.scalars()
+    cells = [
+        (name.replace("_", " "), f"{scalars[0][name]:.4f}", f"{scalars[-1][name]:.4f}")
+        for name in _SHOWN
+        if scalars[0][name] is not None
+    ]
+    cells += [
+        (name, "", f"{count:,}")
+        for name, count in (
+            ("memorized pictures", result.memorized),
+            ("without a surrogate of their own", result.surrogates["prompts_without_their_own"]),
+            ("retained pairs", result.retained),
+            ("rows quarantined", result.quarantined),
+        )
+    ]
+    return format_table(("figure", "first step", "last"), cells)
+
+
+def _as_json(result: FineTuned) -> str:
+    found = {**asdict(result), "out": str(result.out), "last": result.scalars()[-1]}
+    return json.dumps(found)

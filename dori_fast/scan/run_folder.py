@@ -1,0 +1,134 @@
+"""The folder of a run: one writer, and a record that a resume must agree with."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from filelock import FileLock, Timeout
+
+from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.scan.durable import TEMPORARY, sync_directory, write_durably
+from dori_fast.scan.record import RunRecord, differences
+
+Resume = Literal["auto", "never", "must"]
+
+_log = logging.getLogger("dori_fast.scan")
+
+
+class RunFolder:
+    """A folder that is open for writing.
+
+    Use it as a context manager: entering takes the lock, compares an earlier run's record with
+    this one, and sweeps up what a crash left.
+
+    Raises (on entering):
+        UsageError: another process writes here, there is no run to resume (``resume="must"``) or
+            there is one already (``"never"``), or the folder cannot be written.
+        IntegrityError: the run that is here was made with another configuration, model or input.
+    """
+
+    def __init__(self, root: Path, record: RunRecord, resume: Resume = "auto") -> None:
+        self.root = root
+        self.record = record
+        self._resume = resume
+        self._lock = FileLock(root / ".lock", timeout=0)
+
+    def __enter__(self) -> Self:
+        try:
+            self._make()
+            sync_directory(self.root)
+            self._take_lock()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(
+                f"{self.root}: cannot be written ({reason}) — use another --out"
+            ) from error
+        try:
+            self._join_earlier_run()
+            self._sweep()
+            self.save_record()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def save_record(self) -> None:
+        """Write run.json, atomically."""
+        text = self.record.model_dump_json(indent=2)
+        write_durably(self._record_path, lambda path: _write_text(path, text))
+
+    def _make(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def _has_results(self) -> bool:
+        """Whether a run has been here, even if its record is gone."""
+        return False
+
+    def _sweep(self) -> None:
+        for stale in self.root.glob(f".*{TEMPORARY}"):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+
+    @property
+    def _record_path(self) -> Path:
+        return self.root / "run.json"
+
+    def _take_lock(self) -> None:
+        owner = self.root / ".owner"
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"{self.root}: another run writes here ({_owner(owner)})"
+                " — wait for it, stop it, or use another --out"
+            ) from None
+        owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+
+    def _join_earlier_run(self) -> None:
+        here = self._record_path.exists()
+        if self._resume == "must" and not here:
+            raise UsageError(f"{self.root}: no run to resume — check --out, or drop --resume must")
+        if self._resume == "never" and (here or self._has_results()):
+            raise UsageError(
+                f"{self.root}: holds a run — use another --out, or drop --resume never"
+            )
+        if not here:
+            return
+        earlier = RunRecord.read(self._record_path)
+        if earlier.run_hash != self.record.run_hash:
+            changed = differences(earlier.identity, self.record.identity)
+            raise IntegrityError(
+                f"{self.root}: holds a run with another configuration ({changed})"
+                " — use another --out, or the earlier settings"
+            )
+        for name, now in self.record.versions.items():
+            then = earlier.versions.get(name, "absent")
+            if then != now:
+                _log.warning("%s: begun with %s %s, resumed with %s", self.root, name, then, now)
+        self.record.started, self.record.seconds = earlier.started, earlier.seconds
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text())
+        return f"pid {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its owner has not signed yet"
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text + "\n")
