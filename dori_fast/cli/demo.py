@@ -25,7 +25,7 @@ def demo(
         str, typer.Option(help="The fine-tuned model: the shipped one, or a diffusers directory.")
     ] = "demo-finetuned",
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Fine-tune the model here instead; takes many minutes.")
+        bool, typer.Option("--retrain", help="Fine-tune it here instead; takes many minutes.")
     ] = False,
     debug: Debug = False,
 ) -> None:

@@ -36,7 +36,7 @@ def _models() -> _Listing:
         state, where = "installed", str(dori_fast.demo.path())
     except IntegrityError as error:
         state, where = "missing", str(error)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("demo", state, where),
         ("demo-finetuned", state, "the same, its memories trained away"),
         ("<directory>", "", "any diffusers Stable Diffusion 1.x"),
