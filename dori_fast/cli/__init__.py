@@ -8,6 +8,7 @@ import typer
 
 from dori_fast.cli.attack import attack
 from dori_fast.cli.bench import bench
+from dori_fast.cli.benchmark_mitigations import benchmark_mitigations
 from dori_fast.cli.calibrate import calibrate
 from dori_fast.cli.demo import demo
 from dori_fast.cli.doctor import doctor
@@ -38,6 +39,7 @@ app.command()(finetune)
 app.command()(locality)
 app.command()(report)
 app.command()(demo)
+app.command("benchmark-mitigations")(benchmark_mitigations)
 app.command()(bench)
 app.command()(doctor)
 app.command()(ls)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,45 @@ def budget_curves(
         axis.legend(fontsize=8, loc="upper left")
     axes[0].set_ylabel("share of images that are copies")
     axes[0].set_ylim(-0.02, 1.02)
+    return _png(figure)
+
+
+def mitigation_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Share of copies by budget, a panel an attack, and the quality kept.
+
+    Args:
+        rows: a leaderboard's: ``mitigation``; ``attacks`` by name, set ("memorized", "control"),
+            budget and ``images``, [value, low, high]; ``quality`` with ``same_seed_similarity``.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    attacks = list(rows[0]["attacks"])
+    figure = Figure(figsize=(4.2 * (len(attacks) + 1), 3.8), layout="constrained")
+    *panels, bars = figure.subplots(1, len(attacks) + 1)
+    colours = [colormaps["tab10"](i % 10) for i in range(len(rows))]
+    for axis, attack in zip(panels, attacks, strict=True):
+        for row, colour in zip(rows, colours, strict=True):
+            for which, points in row["attacks"][attack].items():
+                places = np.arange(len(points))
+                value, low, high = np.array([point["images"] for point in points.values()]).T
+                known = which == "memorized"
+                label = row["mitigation"] if known else None
+                axis.plot(places, value, "o-" if known else "x--", color=colour, label=label)
+                axis.fill_between(places, low, high, color=colour, alpha=0.08, linewidth=0)
+                axis.set_xticks(places, list(points))
+        axis.set(title=f"from {attack}", xlabel="attack steps", ylim=(-0.02, 1.02))
+        axis.grid(alpha=0.3)
+    panels[0].set_ylabel("share of images that are copies")
+    panels[0].legend(fontsize=7, title="controls dashed", title_fontsize=7)
+    value, low, high = np.array([row["quality"]["same_seed_similarity"] for row in rows]).T
+    places = np.arange(len(rows))
+    # rounding alone may put the mean of equal values outside of its interval
+    error = np.maximum((value - low, high - value), 0)
+    bars.barh(places, value, xerr=error, color=colours)
+    bars.set_yticks(places, [row["mitigation"] for row in rows], fontsize=8)
+    bars.invert_yaxis()
+    bars.set(title="quality", xlabel="similarity to the unmitigated model's pictures")
     return _png(figure)
 
 

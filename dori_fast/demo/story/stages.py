@@ -148,7 +148,7 @@ def same_or_new(path: Path, record: Mapping[str, Any]) -> None:
             raise IntegrityError(f"{path}: damaged — use another --out") from error
         if there != record:
             raise IntegrityError(
-                f"{path.parent}: holds another story ({differences(there, record)})"
+                f"{path.parent}: holds results of another setting ({differences(there, record)})"
                 " — use another --out, or the earlier settings"
             )
     text = json.dumps(record, indent=1) + "\n"
