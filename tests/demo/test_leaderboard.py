@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import sys
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -11,12 +13,15 @@ import numpy as np
 import pytest
 
 import dori_fast as df
+from dori_fast.cli import main
 from dori_fast.demo import leaderboard
 from dori_fast.demo.leaderboard import Settings, mitigations, run
+from dori_fast.demo.leaderboard.cells import Cells
 from dori_fast.demo.leaderboard.foreign import read_rows
 from dori_fast.demo.leaderboard.table import document, markdown, row
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import clopper_pearson
+from dori_fast.models import NeuronMask
 from dori_fast.report.charts import mitigation_curves
 
 SMALL = Settings(pictures=1, controls=1, held_out=2, seeds=1, budgets=(0, 1))
@@ -30,14 +35,15 @@ QUALITY = {
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return df.load("demo", device="cpu", batch_size=8)
+    return df.load("demo", device="cpu", batch_size=4)
 
 
 def outsider(model: Any, prompts: Any, images: Any) -> Any:
     """Switches one neuron off, for everybody."""
     layer = model.layers[0]
     assert len(prompts) == len(images) and images.dtype == np.uint8
-    return leaderboard.in_turn(model, df.models.NeuronMask.blocking(model, {layer: [0]}))
+    width = model.unet.get_submodule(layer).to_v.out_features
+    return leaderboard.in_turn(model, NeuronMask.blocking([{layer: [0]}], {layer: width}))
 
 
 def known_row(name: str, memorized: list[list[float]]) -> Any:
@@ -142,33 +148,84 @@ def test_bad_rows_of_others_are_refused(board, tmp_path, spoil, reason):
         read_rows(path, board, NUMBERS, ())
 
 
-def test_cells_are_computed_once(model, tmp_path):
-    chosen = {"none": mitigations.get("none"), "outsider": outsider}
+def test_cells_are_computed_once(model, tmp_path, monkeypatch, capsys):
+    chosen = {name: mitigations.get(name) for name in ("none", "wanda")}
     lines: list[str] = []
     board = run(tmp_path, chosen, settings=SMALL, model=model, say=lines.append)
     assert len(lines) == 2 * (1 + 4 + 1)
     assert {r["mitigation"] for r in board["rows"]} == set(chosen)
     assert json.loads((tmp_path / "leaderboard.json").read_text()) == board
     assert all((tmp_path / f"leaderboard.{kind}").stat().st_size for kind in ("md", "png"))
-    none = next(r for r in board["rows"] if r["mitigation"] == "none")
+    none, wanda = (next(r for r in board["rows"] if r["mitigation"] == n) for n in chosen)
+    assert none["attacks"]["prompt"]["memorized"]["0"]["images"][0] == 1
     assert none["quality"]["held_out_loss"]["change"] == [0.0, 0.0, 0.0]
+    assert wanda["quality"]["held_out_loss"]["change"][0] != 0
 
     def never(*args: Any) -> Any:
         raise AssertionError("run again")
 
+    finished = dict.fromkeys(chosen, never)
+    assert run(tmp_path, finished, settings=SMALL, model=model) == board
+    # of an outsider's row one cell lacks, which is computed, and no other
+    skipped = shutil.ignore_patterns("model.json", "prompt-control.npz")
+    shutil.copytree(tmp_path / "cells" / "none", tmp_path / "cells" / "outsider", ignore=skipped)
     lines.clear()
-    assert run(tmp_path, dict.fromkeys(chosen, never), settings=SMALL, model=model) == board
-    # the cell that lacks is computed, and no other
-    (tmp_path / "cells" / "none" / "prompt-control.npz").unlink()
-    again = run(
-        tmp_path, {**chosen, "outsider": never}, settings=SMALL, model=model, say=lines.append
+    more = {**finished, "outsider": outsider}
+    again = run(tmp_path, more, settings=SMALL, model=model, say=lines.append)
+    assert [line.split(":")[0] for line in lines] == ["outsider"] * 2
+    assert (
+        len(again["rows"]) == 3
+        and [r for r in again["rows"] if r["mitigation"] in chosen] == (board["rows"])
     )
-    assert again == board and len(lines) == 2
-    (tmp_path / "cells" / "none" / "prompt-control.npz").unlink()
-    with pytest.raises(IntegrityError, match="another setting"):
-        run(tmp_path, {"none": outsider}, settings=SMALL, model=model)
     with pytest.raises(IntegrityError, match="seeds: 1 then, 2 now"):
         run(tmp_path, chosen, settings=Settings(1, 1, 2, 2, (0, 1)), model=model)
+    # the command, on the finished folder
+    size = [
+        "--pictures",
+        "1",
+        "--controls",
+        "1",
+        "--held-out",
+        "2",
+        "--seeds",
+        "1",
+        "--budgets",
+        "0,1",
+    ]
+    command = ["benchmark-mitigations", "--out", str(tmp_path), "--mitigations", "none,wanda"]
+    monkeypatch.setattr(sys, "argv", ["dori-fast", *command, *size])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code and capsys.readouterr().out == f"{tmp_path / 'leaderboard.md'}\n"
+    assert json.loads((tmp_path / "leaderboard.json").read_text()) == board
+
+
+def test_another_model_in_the_folder_is_refused(model, tmp_path):
+    cells = [
+        Cells(tmp_path, "one", mitigation, model, SMALL, lambda line: None)
+        for mitigation in (mitigations.get("none"), outsider)
+    ]
+    assert cells[0].view(1) is model
+    with pytest.raises(IntegrityError, match="another setting"):
+        _ = cells[1].view
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--budgets", "0,ten"], "whole numbers"),
+        (["--mitigations", "prayer"], "no mitigation 'prayer'"),
+        (["--mitigations", "none,finetuned"], "give --finetuned"),
+        (["--mitigations", "none", "--finetuned", "somewhere"], "name it in --mitigations"),
+    ],
+)
+def test_bad_options(options, reason, tmp_path, monkeypatch, capsys):
+    command = ["benchmark-mitigations", "--out", str(tmp_path / "out"), *options]
+    monkeypatch.setattr(sys, "argv", ["dori-fast", *command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_mask_for_each_prompt_is_given_in_turn(model):
