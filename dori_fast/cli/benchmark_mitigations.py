@@ -41,7 +41,6 @@ def benchmark_mitigations(
     quiet_libraries()
     with reported(debug), Status() as status:
         from dori_fast.demo.leaderboard import FINETUNED, Settings, fixed, get, names, run
-        from dori_fast.demo.story import BATCH
         from dori_fast.models import load
 
         known = [*(name for name in names() if name != FINETUNED), FINETUNED]
@@ -51,16 +50,17 @@ def benchmark_mitigations(
         if finetuned is None and mitigations is None:
             status.say("finetuned is left out: no --finetuned DIR")
             chosen = [name for name in known if name != FINETUNED]
+        settings = Settings(pictures, controls, held_out, seeds, _numbers(budgets))
         began = perf_counter()
         run(
             out,
             {
-                name: fixed(partial(load, str(finetuned), batch_size=BATCH))
+                name: fixed(partial(load, str(finetuned), batch_size=settings.batch_size))
                 if name == FINETUNED
                 else get(name)
                 for name in chosen
             },
-            settings=Settings(pictures, controls, held_out, seeds, _numbers(budgets)),
+            settings=settings,
             add=add or (),
             say=lambda line: status.say(f"[{perf_counter() - began:5.0f} s] {line}"),
         )

@@ -271,6 +271,10 @@ def test_what_is_no_model_is_refused(model):
             mitigations.mitigated("bad", lambda *_, m=made: m, model, ["a key"], images)(1)
 
 
+def test_small_sets_do_not_fill_a_large_batch():
+    assert Settings().batch_size == 48 and SMALL.batch_size == 8
+
+
 @pytest.mark.parametrize(
     "size", [{"pictures": 99}, {"held_out": 1}, {"seeds": 0}, {"budgets": (5, 0)}, {"budgets": ()}]
 )

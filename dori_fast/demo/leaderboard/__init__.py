@@ -24,7 +24,6 @@ from dori_fast.demo.leaderboard.mitigations import (
 )
 from dori_fast.demo.leaderboard.settings import Settings
 from dori_fast.demo.leaderboard.table import SCHEMA, Row, document, markdown, row
-from dori_fast.demo.story.settings import BATCH
 from dori_fast.demo.story.stages import same_or_new
 from dori_fast.errors import UsageError
 from dori_fast.evaluate import SmallPictures
@@ -85,7 +84,7 @@ def run(
         check_name(name)
     if not mitigations:
         raise UsageError("leaderboard: no mitigations")
-    model = load("demo", batch_size=BATCH) if model is None else model
+    model = load("demo", batch_size=settings.batch_size) if model is None else model
     setting, identity = settings.config(), model_identity(model.describe())
     # before the hours of work: the rows of others are refused at once
     foreign: list[Row] = []

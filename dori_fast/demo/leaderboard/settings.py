@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dori_fast.attack import Dori
 from dori_fast.demo import Picture, pictures
 from dori_fast.demo.recipe.finetuned import HOW, reproduced
-from dori_fast.demo.story.settings import ATTACK
+from dori_fast.demo.story.settings import ATTACK, BATCH
 from dori_fast.errors import UsageError
 from dori_fast.evaluate import SmallPictures
 
@@ -67,6 +67,11 @@ class Settings:
     def attack(self, name: str) -> Dori:
         """An attack, with a checkpoint at every budget."""
         return Dori(max(1, *self.budgets), **ATTACKS[name], checkpoints=self.budgets)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples at a time: the story's, or fewer where a set is smaller; for 8 draws at least."""
+        return min(BATCH, max(8, self.images("memorized"), self.images("control")))
 
     def images(self, which: str) -> int:
         """How many images a rate of a set is over."""
