@@ -18,6 +18,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dori_fast.demo import pairs
@@ -70,7 +71,9 @@ class _Moved(Denoiser):
         self._plain, self._method = model, method
 
     def encode(self, prompts: Sequence[str]) -> TextCondition:
-        return self._method.run(self._plain, prompts).condition(self._plain)
+        # needed also where whoever asks needs no gradient
+        with torch.enable_grad():
+            return self._method.run(self._plain, prompts).condition(self._plain)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "mitigation": self._method.config()}
