@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import nemo, pruning
+from benchmarks import nemo, pruning, retrieval, retrieval_page
 
 
 def test_the_pruning_page_is_drawn_from_its_figures():
@@ -21,3 +21,11 @@ def test_nemos_comparison_found_the_same_neurons_for_every_prompt():
     assert summary["same_decisions"] == summary["prompts"] == len(rows) > 0
     ratios = [row["evaluations_released"] / row["evaluations"] for row in rows]
     assert min(ratios) >= summary["released_over_ours_evaluations"]["least"] - 0.01
+
+
+def test_the_retrieval_page_is_drawn_from_its_figures():
+    document = json.loads(retrieval_page.RESULTS.read_text(encoding="utf-8"))
+    assert retrieval_page.page(document) == retrieval_page.PAGE.read_text(encoding="utf-8")
+    attack = document["setting"]["attack"]
+    assert {name: attack[name] for name in retrieval.ATTACK} == retrieval.ATTACK
+    assert set(document["verdict"]) == {f"{a.pictures}-{a.model}" for a in retrieval.ARMS}
