@@ -31,8 +31,8 @@ from dori_fast.scan.prune import prune
 ROOT = Path(__file__).parents[1]
 RESULTS = harness.RESULTS / "quality" / "locality.json"
 FIGURE = ROOT / "docs" / "locality.png"
-# Adam's paper rate: from N(0, I) a trigger has far to go
-ATTACK = Dori(objective="min-snr", snr_cap=1.0)
+# from N(0, I) a trigger has far to go, and the weaker objectives do not arrive in 50 steps
+ATTACK = Dori(objective="prediction")
 STARTS, PROMPTS = 12, 12
 
 

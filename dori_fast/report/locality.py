@@ -73,4 +73,5 @@ def _bars(axis: Any, layers: Mapping[str, Mapping[str, Any]], title: str, unit: 
     axis.invert_yaxis()
     axis.set_xlabel(unit)
     axis.set_title(title, fontsize=10)
-    axis.legend(fontsize=8)
+    # below the bars, which may reach anywhere within the axes
+    axis.legend(fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
