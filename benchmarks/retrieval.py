@@ -3,8 +3,9 @@
 Photographs that the model reproduces are drawn from their prompts by the model, by its pruned
 versions (a mask for each prompt), and from the embeddings that the attack finds on each of them.
 The controls are pictures that no training step saw, attacked at the same budget on the same models,
-each under the mask of one memorized prompt. Every arm is kept in `--work`: an interrupted run goes
-on there; begin with an empty folder after a change.
+each under the mask of one memorized prompt. Then triggers of one photograph are compared, by
+`benchmarks.locality`. Every arm is kept in `--work`: an interrupted run goes on there; begin with
+an empty folder after a change.
 
     python -m benchmarks.retrieval
 """
@@ -24,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 import dori_fast as df
-from benchmarks import retrieval_page
+from benchmarks import locality, retrieval_page
 from dori_fast.attack import Dori
 from dori_fast.demo.recipe.finetuned import HIDING, HOW, reproduced
 from dori_fast.demo.story.settings import ATTACK, NEMO
@@ -170,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(arm.name, flush=True)
     images = {name: np.stack([p.image for p in of]) for name, of in study.pictures.items()}
     retrieval_page.write(results, study.setting(), images)
-    return 0
+    return locality.main(["--work", str(options.work / "locality")])
 
 
 if __name__ == "__main__":

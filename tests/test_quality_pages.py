@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import nemo, pruning, retrieval, retrieval_page
+from benchmarks import locality, nemo, pruning, retrieval, retrieval_page
 
 
 def test_the_pruning_page_is_drawn_from_its_figures():
@@ -29,3 +29,9 @@ def test_the_retrieval_page_is_drawn_from_its_figures():
     attack = document["setting"]["attack"]
     assert {name: attack[name] for name in retrieval.ATTACK} == retrieval.ATTACK
     assert set(document["verdict"]) == {f"{a.pictures}-{a.model}" for a in retrieval.ARMS}
+
+
+def test_the_locality_page_is_drawn_from_its_figures():
+    document = json.loads(locality.RESULTS.read_text(encoding="utf-8"))
+    assert locality.page(document) == locality.PAGE.read_text(encoding="utf-8")
+    assert document["attack"] == locality.ATTACK.config()
