@@ -112,10 +112,11 @@ def page(results: dict[str, Any]) -> str:
                 values = [layer[group][key] for layer in layers.values()]
                 means.append(np.mean([v for v in values if v is not None]))
             lines.append(f"| {method}, {told} | {means[0]:.2f} | {means[1]:.2f} |")
-    lines += ["", f"![By layer](./{FIGURE.name})", "", DISCUSSION]
+    lines += ["", f"![By layer](./{FIGURE.name})", "", PANELS, "", DISCUSSION]
     return "\n".join(lines)
 
 
+PANELS = f'"found" are the triggers; the last two panels are of {" and ".join(METHODS)}.'
 DISCUSSION = """\
 Memorization would be local if triggers of one photograph lay together, or if the same
 neurons or weights were found for each of them. "memorized" compares prompts of different
