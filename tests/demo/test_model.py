@@ -21,13 +21,12 @@ def pipeline() -> Iterator[object]:
         yield open_pipeline(demo.path())
 
 
-def test_everything_shipped_is_under_16_megabytes() -> None:
-    size = sum(
-        p.stat().st_size
-        for p in demo.ROOT.rglob("*")
-        if p.is_file() and "__pycache__" not in p.parts
-    )
-    assert 10e6 < size < 16e6
+def test_the_model_is_under_16_megabytes_and_its_fine_tuned_unet_under_8() -> None:
+    sizes = {True: 0, False: 0}
+    for path in demo.ROOT.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            sizes["finetuned" in path.relative_to(demo.ROOT).parts] += path.stat().st_size
+    assert 10e6 < sizes[False] < 16e6 and 4e6 < sizes[True] < 8e6
 
 
 def test_layout_is_that_of_stable_diffusion_1(pipeline: diffusers.StableDiffusionPipeline) -> None:
