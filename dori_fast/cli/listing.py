@@ -38,7 +38,7 @@ def _models() -> _Listing:
         state, where = "missing", str(error)
     rows: list[tuple[str, ...]] = [
         ("demo", state, where),
-        ("demo-finetuned", state, "the same, its memories trained away"),
+        ("demo-finetuned", state, "the same after adversarial fine-tuning"),
         ("<directory>", "", "any diffusers Stable Diffusion 1.x"),
         ("<owner>/<name>", "", "the same, from the hub"),
     ]

@@ -43,7 +43,7 @@ def load(
     one source that may use the network (never with ``HF_HUB_OFFLINE=1``).
 
     Args:
-        source: ``"demo"``, ``"demo-finetuned"`` (its memories trained away), a local diffusers
+        source: ``"demo"``, ``"demo-finetuned"`` (the same, fine-tuned), a local diffusers
             directory, a hub id, or a diffusers pipeline object.
         revision: branch, tag or commit; for hub ids only.
         dtype: ``"auto"`` (float32 on a CPU, float16 on a GPU), a torch dtype or its name.
