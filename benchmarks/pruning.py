@@ -21,20 +21,19 @@ from numpy.typing import NDArray
 
 import dori_fast as df
 from benchmarks import harness
+from dori_fast.demo.recipe.finetuned import HIDING, HOW, reproduced
 from dori_fast.evaluate import clopper_pearson
 from dori_fast.evaluate.replications import Replication, replication
 from dori_fast.evaluate.similarity import similarity
-from dori_fast.prune import NeMo, NeuronMask, Wanda, WeightMask
+from dori_fast.prune import NeMo, NeuronMask, WeightMask
 from dori_fast.report.grid import Group, picture_grid
 
 ROOT = Path(__file__).parents[1]
 RESULTS = harness.RESULTS / "quality" / "pruning.json"
 PAGE, PICTURE = ROOT / "docs" / "pruning.md", ROOT / "docs" / "pruning.png"
-OFTEN, SHOWN = 4, 8
-HOW: dict[str, Any] = {"steps": 20, "guidance": 4.0}
+SHOWN = 8
 # what worked on the embedded model: its memory spreads over all layers, and its scores are higher
 NEMO = NeMo(layers="all", threshold=0.15, theta_end=0.0)
-WANDA = Wanda(0.3, both_halves=False, joint=False)
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ordinary-seeds", type=int, default=4)
     options = parser.parse_args(arguments)
     model = df.load("demo", device="cpu")
-    chosen = [p for p in df.demo.pictures("memorized") if p.duplication >= OFTEN]
+    chosen = reproduced()
     prompts, originals = [p.prompt for p in chosen], np.stack([p.image for p in chosen])
     ordinary = [prompt for prompt, _ in df.demo.pairs("ordinary")]
     held_out = [p.prompt for p in df.demo.pictures("held_out") if p.kind == "composition"]
@@ -102,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         return Found(name, copies, similarity(drawn, usual), size, n)
 
     found = [measure("unpruned", model, model, 0.0, 0.0)]
-    for method in (NEMO, WANDA):
+    for method in (NEMO, HIDING):
         before = model.engine.evaluations
         masks = method.localize(model, prompts)
         spent = (model.engine.evaluations - before) / len(prompts)
@@ -125,7 +124,7 @@ def record(
     summaries = {f.name: f.summary() for f in found}
     setting = {"prompts": len(prompts), "ordinary": others, "ordinary_between_seeds": apart}
     methods = {"nemo": {k: v for k, v in NEMO.config().items() if k != "statistics"}}
-    methods["wanda"] = WANDA.config()
+    methods["wanda"] = HIDING.config()
     document = {"setting": setting, "methods": methods, "results": summaries}
     RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(summaries, setting), encoding="utf-8")
@@ -139,7 +138,7 @@ def record(
 def page(summaries: dict[str, dict[str, Any]], setting: dict[str, Any]) -> str:
     """The Markdown page."""
     seeds = len(summaries["unpruned"]["seeds"])
-    nemo, wanda = NEMO.config(), WANDA.config()
+    nemo, wanda = NEMO.config(), HIDING.config()
     lines = [
         "# Pruning the embedded model",
         "",

@@ -12,7 +12,7 @@ def test_the_pruning_page_is_drawn_from_its_figures():
     assert pruning.page(document["results"], document["setting"]) == pruning.PAGE.read_text(
         encoding="utf-8"
     )
-    assert document["methods"]["wanda"] == pruning.WANDA.config()
+    assert document["methods"]["wanda"] == pruning.HIDING.config()
 
 
 def test_nemos_comparison_found_the_same_neurons_for_every_prompt():
