@@ -3,8 +3,10 @@
 The photographs that the model reproduces were trained away as `dori_fast.demo.recipe.finetuned`
 says. The pruned and the fine-tuned model are attacked from the prompts and from Gaussian starts,
 with draws and seeds that training never saw, beside never-trained pictures at the same budgets;
-`prediction` is the stronger attack, which injects what the model never saw as well. Quality is
-compared on held-out pairs. Every attack is kept in `--work`: an interrupted run goes on there.
+`prediction` is the stronger attack, which injects what the model never saw as well. What it finds
+on the pruned model is tried on the fine-tuned one too: a model that only misleads attacks on itself
+would still draw the pictures from there. Quality is compared on held-out pairs. Every attack is
+kept in `--work`: an interrupted run goes on there.
 
     python -m benchmarks.removal --work removal --finetuned DIR
 """
@@ -22,13 +24,12 @@ import numpy as np
 import torch
 
 import dori_fast as df
-from benchmarks import harness
+from benchmarks import removal_page
 from dori_fast.attack import Dori
 from dori_fast.demo.recipe.finetuned import DRAWN, HIDING, HOW, STEPS, method, reproduced, retrain
 from dori_fast.demo.story.settings import ATTACK
 from dori_fast.evaluate import quality, replication
 
-RESULTS = harness.RESULTS / "quality" / "removal.json"
 # seeds of the generations and draws of the attacks that no training step has seen
 FIRST_SEED, ATTACK_SEED = 100, 4242
 ATTACKS: dict[str, dict[str, Any]] = {"min-snr": ATTACK, "prediction": {"objective": "prediction"}}
@@ -69,13 +70,18 @@ def under_attack(
     start: str,
     budgets: Sequence[int],
     seeds: int,
+    replay: df.Denoiser | None = None,
 ) -> dict[str, Any]:
-    """Copies after fresh attacks, by number of steps."""
+    """Copies after fresh attacks, by number of steps; and what ``replay`` draws from the same."""
     attack = Dori(max(budgets), **how, seed=ATTACK_SEED, checkpoints=budgets)
     prompts = [p.prompt for p in at]
     ids = [f"fresh {i}" for i in range(len(at))]
     found = attack.run(view, images_of(at), prompts, start=start, ids=ids)
-    return {str(n): copies(view, found.condition(view, n), at, seeds) for n in budgets}
+    after = {str(n): copies(view, found.condition(view, n), at, seeds) for n in budgets}
+    if replay is not None:
+        for n in budgets:
+            after[str(n)]["replayed"] = copies(replay, found.condition(replay, n), at, seeds)
+    return after
 
 
 def kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -104,6 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     controls, unseen = held_out("control")[: options.images], held_out("composition")
     document: dict[str, Any] = {
         "images": len(chosen),
+        "seeds": options.seeds,
         "fine_tuning": tuned.config(),
         "attack": ATTACK,
         "prompts": {
@@ -116,22 +123,28 @@ def main(arguments: list[str] | None = None) -> None:
         "attacks": [],
     }
     print(json.dumps(document["prompts"]), json.dumps(document["quality"]), flush=True)
-    attacked = (
-        ("fine-tuned", fixed, "memorized", chosen),
-        ("fine-tuned", fixed, "control", controls),
-        ("wanda", hidden, "memorized", chosen),
-        ("original", model, "control", controls),
+    # what hides gives in at the attack's own budget; larger ones are for what should hold
+    before = [n for n in options.budgets if n <= 50]
+    attacked: tuple[tuple[str, df.Denoiser, str, list[df.demo.Picture], list[int]], ...] = (
+        ("fine-tuned", fixed, "memorized", chosen, options.budgets),
+        ("fine-tuned", fixed, "control", controls, options.budgets),
+        ("wanda", hidden, "memorized", chosen, before),
+        ("original", model, "control", controls, before),
     )
-    for name, view, pictures, at in attacked:
+    for name, view, pictures, at, budgets in attacked:
+        replay = fixed if name == "wanda" else None
         for objective, how in ATTACKS.items():
             for start in STARTS:
                 what = f"{name}-{pictures}-{objective}-{start}"
-                attack = partial(under_attack, view, at, how, start, options.budgets, options.seeds)
+                attack = partial(under_attack, view, at, how, start, budgets, options.seeds, replay)
                 found = kept(options.work / f"{what}.json", attack)
                 row = {"model": name, "pictures": pictures, "objective": objective}
                 document["attacks"].append({**row, "start": start, "after": found})
                 print(what, {n: found[n]["rate"] for n in found}, flush=True)
     options.results.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if options.results == removal_page.RESULTS:
+        removal_page.PAGE.write_text(removal_page.page(document), encoding="utf-8")
+        removal_page.CURVE.write_bytes(removal_page.curve(document["attacks"]))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -146,7 +159,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--drawn", type=int, default=DRAWN, help="retained pairs it draws itself")
     parser.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 150])
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=removal_page.RESULTS)
     return parser.parse_args(arguments)
 
 

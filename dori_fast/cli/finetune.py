@@ -68,7 +68,14 @@ def finetune(
         bool, typer.Option("--without-attack", help="Plain fine-tuning on surrogates.")
     ] = False,
     draws: Annotated[int, typer.Option(help="Surrogates per trigger and prompt in a step.")] = 2,
+    redirect: Annotated[
+        float, typer.Option(help="Weight of noised memorized pictures that lead to surrogates.")
+    ] = 0.0,
     retained_batch: Annotated[int, typer.Option(help="Retained pairs per step.")] = 16,
+    retained_weight: Annotated[float, typer.Option(help="Of their loss.")] = 1.0,
+    distil: Annotated[
+        bool, typer.Option("--distil", help="They keep the original model's answers.")
+    ] = False,
     ema: Annotated[
         float | None, typer.Option(help="Decay of an average of the weights, then the result.")
     ] = None,
@@ -110,7 +117,10 @@ def finetune(
             Pool(_listed(starts) or ("prompt", "gaussian"), restart_after=restart_after or None),
             lr=lr,
             draws=draws,
+            redirect=redirect,
             retained_batch=retained_batch,
+            retained_weight=retained_weight,
+            distil=distil,
             ema=ema,
             seed=seed,
         )

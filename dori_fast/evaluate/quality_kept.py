@@ -35,6 +35,8 @@ class Quality:
 
     Attributes:
         distance: between all pictures of the two, paired by prompt and seed.
+        distance_to_pairs: of each one's pictures from the pairs' real ones; few real pictures say
+            how the two compare rather than how good they are.
         same_seed: float64 [P], mean similarity of their pictures of one seed.
         to_pair: float64 [P] of each, mean similarity to the pair's picture.
         diversity: float64 [P] of each, mean distance of features between two seeds; NaN for one.
@@ -44,6 +46,7 @@ class Quality:
     """
 
     distance: KernelDistance
+    distance_to_pairs: tuple[KernelDistance, KernelDistance]
     same_seed: PerPrompt
     to_pair: tuple[PerPrompt, PerPrompt]
     diversity: tuple[PerPrompt, PerPrompt]
@@ -66,6 +69,10 @@ class Quality:
             **self.config,
             "confidence": self.confidence,
             "distance": asdict(self.distance),
+            "distance_to_pairs": {
+                name: asdict(found)
+                for name, found in zip(("changed", "original"), self.distance_to_pairs, strict=True)
+            },
             "same_seed_similarity": self._mean(self.same_seed),
             "similarity_to_pair": both(self.to_pair),
             "diversity": both(self.diversity),
@@ -152,6 +159,8 @@ def quality(
     drawn = [_draw(m, prompts, drawn_from, steps, guidance) for m in (model, original)]
     found = [features(pictures.reshape(-1, *pictures.shape[2:])) for pictures in drawn]
     by_prompt = [f.reshape(len(prompts), len(drawn_from), -1) for f in found]
+    real = features(originals)
+    to_real = [kernel_distance(f, real, seed=draw_seed) for f in found]
     same = [measure(drawn[0][:, [s]], drawn[1][:, s])[:, 0] for s in range(len(drawn_from))]
     to_pair = [measure(pictures, originals).mean(1) for pictures in drawn]
     losses = [
@@ -159,6 +168,7 @@ def quality(
     ]
     return Quality(
         distance=kernel_distance(*found, paired=True, seed=draw_seed),
+        distance_to_pairs=(to_real[0], to_real[1]),
         same_seed=np.mean(same, axis=0),
         to_pair=(to_pair[0], to_pair[1]),
         diversity=(seed_diversity(by_prompt[0]), seed_diversity(by_prompt[1])),

@@ -17,14 +17,21 @@ class Group:
     """N samples whose mean loss counts with one weight.
 
     Attributes:
-        x_0: [N, C, H, W] clean latents.
+        x_0: [N, C, H, W] clean latents, which the network shall come to.
         text: [N, T, D] embeddings.
         weight: of their mean loss.
+        seen: [N, C, H, W] clean latents that are noised instead of ``x_0``, or None.
+        first: least timestep that is drawn; where ``seen`` is given, one that leaves it noise
+            enough to be taken for ``x_0``.
+        teacher: whose answers are the targets instead of the schedule's, or None.
     """
 
     x_0: Tensor
     text: Tensor
     weight: float
+    seen: Tensor | None = None
+    first: int = 0
+    teacher: Denoiser | None = None
 
 
 def backward(
@@ -41,7 +48,9 @@ def backward(
 
     where f is the network and target what it was trained to answer, be it epsilon, v or the
     sample; the square is a mean over a latent's numbers. Each sample has one timestep, uniform
-    over the schedule, and one noise, drawn on the CPU in float32.
+    over the schedule from its group's first one, and one noise, drawn on the CPU in float32. A
+    group's ``seen`` is noised in place of x_0 by adding to the noise what is between the two, so
+    that x_t is that of ``seen`` and its target that of x_0.
 
     Args:
         model: whose weights require gradients.
@@ -59,29 +68,36 @@ def backward(
     rates = [group.weight / count for group, count in zip(groups.values(), counts, strict=True)]
     shares = torch.tensor(rates, dtype=x_0.dtype).repeat_interleave(torch.tensor(counts))
     shares = shares.to(x_0.device)
-    timesteps = torch.randint(len(model.alphas_cumprod), (len(x_0),), generator=generator)
+    last = len(model.alphas_cumprod)
+    drawn = [
+        torch.randint(group.first, last, (len(group.x_0),), generator=generator)
+        for group in groups.values()
+    ]
+    timesteps = torch.cat(drawn)
     noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+    for group, own, part in zip(groups.values(), drawn, noise.split(counts), strict=True):
+        if group.seen is not None:
+            alpha_bar = model.alphas_cumprod[own].to(x_0).view(-1, 1, 1, 1)
+            part += (alpha_bar / (1 - alpha_bar)).sqrt() * (group.seen - group.x_0)
+    draws = timesteps.unsqueeze(1)
+    x_t = add_noise(x_0, noise.unsqueeze(1), model.alphas_cumprod[draws].to(x_0)).squeeze(1)
+    target = model.schedule.target(x_0, noise.unsqueeze(1), draws)
+    of_group = torch.arange(len(x_0)).split(counts)
+
+    def answer(network: Denoiser, rows: Tensor) -> Tensor:
+        with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
+            found = network.engine.plain(x_t[rows], timesteps[rows], text[rows])
+        return found.unsqueeze(1).to(x_0.dtype)
+
+    for group, own in zip(groups.values(), of_group, strict=True):
+        if group.teacher is not None:
+            with torch.no_grad():
+                for rows in own.split(at_once):
+                    target[rows] = answer(group.teacher, rows)
     losses = []
     for rows in torch.arange(len(x_0)).split(at_once):
-        loss = _loss(model, x_0[rows], text[rows], timesteps[rows], noise[rows], autocast)
+        loss = diffusion_loss(answer(model, rows), target[rows])
         (loss * shares[rows]).sum().backward()
         losses.append(loss.detach())
     parts = torch.cat(losses).split(counts)
     return {name: part.mean() for name, part in zip(groups, parts, strict=True)}
-
-
-def _loss(
-    model: Denoiser,
-    x_0: Tensor,
-    text: Tensor,
-    timesteps: Tensor,
-    noise: Tensor,
-    autocast: torch.dtype | None,
-) -> Tensor:
-    """Losses [N] of N samples, one draw each."""
-    noise, draws = noise.unsqueeze(1), timesteps.unsqueeze(1)
-    alpha_bar = model.alphas_cumprod[draws].to(x_0.device)
-    x_t = add_noise(x_0, noise, alpha_bar).squeeze(1)
-    with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
-        answer = model.engine.plain(x_t, timesteps, text).unsqueeze(1)
-    return diffusion_loss(answer.to(x_0.dtype), model.schedule.target(x_0, noise, draws))

@@ -16,6 +16,8 @@ class StepReport:
         lr: learning rate.
         trigger_loss: of surrogates under the triggers; None without an adversary.
         prompt_loss: of surrogates under the memorized prompts; None if they are left out.
+        redirected_loss: of noised memorized pictures that shall lead to surrogates under the
+            triggers; None if that has no weight.
         retained_loss: of retained pairs; None if they have no weight.
         attack_first: mean loss of the inner attack's first step; None without an adversary.
         attack_last: mean loss of its last one. Both are of the memorized pictures: they should
@@ -29,6 +31,7 @@ class StepReport:
     lr: float
     trigger_loss: float | None
     prompt_loss: float | None
+    redirected_loss: float | None
     retained_loss: float | None
     attack_first: float | None
     attack_last: float | None

@@ -137,7 +137,10 @@ def test_figures_are_those_of_the_drawn_pictures(model):
     found = quality(model, model, IMAGES, PROMPTS, **HOW)
     drawn = model.generate(model.encode(PROMPTS), range(3), steps=3, guidance=2.0).numpy()
     np.testing.assert_allclose(found.to_pair[0], similarity(drawn, IMAGES[:, None]).mean(1))
-    features = GridHistograms()(drawn.reshape(9, 16, 16, 3)).reshape(3, 3, -1)
+    flat = GridHistograms()(drawn.reshape(9, 16, 16, 3))
+    to_real = kernel_distance(flat, GridHistograms()(IMAGES))
+    assert found.distance_to_pairs == (to_real, to_real)
+    features = flat.reshape(3, 3, -1)
     for p in range(3):
         gaps = [
             np.linalg.norm(features[p, i] - features[p, j]) / math.sqrt(features.shape[-1])

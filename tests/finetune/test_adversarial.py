@@ -14,53 +14,20 @@ import dori_fast as df
 from dori_fast.attack import Dori
 from dori_fast.attack.draws import stream
 from dori_fast.errors import UsageError
-from dori_fast.finetune import Adversarial, Checkpoint, Pool
+from dori_fast.finetune import Checkpoint, Pool
 from dori_fast.finetune.batches import Group, backward
 from dori_fast.models import NeuronMask
 from dori_fast.models.saving import own_copy
-from tests.tiny_model import save_tiny_sd
+from tests.finetune.material import (
+    IMAGES,
+    PROMPTS,
+    RETAINED,
+    SURROGATES,
+    train,
+    tuning,
+    weights,
+)
 from tests.tiny_sdxl import save_tiny_sdxl
-
-PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return df.load(directory, device="cpu", batch_size=8)
-
-
-def pictures(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (*shape, 16, 16, 3), dtype=torch.uint8, generator=generator)
-
-
-IMAGES, SURROGATES = pictures(3), pictures(3, 2, seed=1)
-RETAINED = [(f"a {i}", picture.numpy()) for i, picture in enumerate(pictures(5, seed=2))]
-
-
-def tuning(**changes):
-    settings = {
-        "steps": 4,
-        "attack": Dori(steps=2, batch=2),
-        "pool": Pool(("prompt", "gaussian", "retained"), per_step=4, restart_after=4),
-        "lr": 1e-3,
-        "warmup": 2,
-        "retained_batch": 3,
-    }
-    return Adversarial(**(settings | changes))
-
-
-def train(method, model, **options):
-    return method.run(model, IMAGES, PROMPTS, surrogates=SURROGATES, retained=RETAINED, **options)
-
-
-def weights(model):
-    return torch.cat([p.flatten() for p in model.unet.parameters()]).clone()
 
 
 def test_the_original_stays_as_it_is(model):
