@@ -34,10 +34,13 @@ def method(steps: int = STEPS) -> Adversarial:
     """Fine-tuning as it made ``df.load("demo-finetuned")``."""
     return Adversarial(
         steps,
-        Dori(10, batch=2, objective="min-snr", snr_cap=1.0),
-        Pool(("prompt", "gaussian"), restart_after=50),
-        lr=1e-3,
+        Dori(10, batch=2, objective="prediction"),
+        Pool(("prompt", "gaussian"), restart_after=60),
+        lr=1.5e-3,
+        redirect=1.0,
         retained_batch=32,
+        retained_weight=4.0,
+        distil=True,
     )
 
 
