@@ -1,4 +1,4 @@
-"""Attention with its forward derivative, at the sizes of Stable Diffusion and the embedded model."""
+"""Attention with its forward derivative, at the sizes of the networks that need it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dori_fast import ops
 
 
 def _inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    """Of (B, H, Tq, Tk, D): q, k, v, tq, tk and tv as a network has them, slices of [B, T, H, D]."""
+    """Of (B, H, Tq, Tk, D): q, k, v, tq, tk and tv, laid out [B, T, H, D] as a network has them."""
     batch, heads, queries, keys, width = shape
     numbers = randn((batch, 2 * queries + 4 * keys, heads, width), dtype, device)
     lengths = (queries, keys, keys) * 2
@@ -58,7 +58,7 @@ def _cross_traffic(shape: Shape, element: int) -> int:
     return batch * heads * width * (4 * queries + 2 * keys) * element
 
 
-# The embedded model's, then Stable Diffusion's and SDXL's, with as many heads as one thread can take.
+# The embedded model's; Stable Diffusion's and SDXL's, with few heads where one thread takes long.
 _SELF = (
     (16, 2, 256, 256, 24),
     (16, 2, 64, 64, 48),
