@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import cases_attack, cases_noise, cases_prune, cases_stats
+from benchmarks import cases_attack, cases_attention, cases_noise, cases_prune, cases_stats
 from benchmarks.case import DTYPES, BenchCase, Inputs, Shape, goals, randn
 from dori_fast import ops
 
@@ -155,6 +155,7 @@ CASES = (
     ),
     *cases_noise.CASES,
     *cases_attack.CASES,
+    *cases_attention.CASES,
     *cases_prune.CASES,
     *cases_stats.CASES,
 )

@@ -19,9 +19,10 @@ from benchmarks.harness import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
-KERNELS = ("cuda", "triton", "cpp")  # the first that is there is the one that "auto" takes
+# the first that is there is the one that "auto" takes
+KERNELS = ("cuda", "triton", "cpp", "reference")
 OURS = (*KERNELS, "dori_fast")
-_PROVIDERS = ("eager", "compile", "cpp", "triton", "cuda")
+_PROVIDERS = ("eager", "compile", "reference", "cpp", "triton", "cuda")
 _SHORT = ("float32", "float16", "bfloat16")
 
 
@@ -199,7 +200,7 @@ _PREFACE = (
     "row are timed in turn in one process, after each result was compared with a float64 oracle.",
     "",
     "- `eager` is what the papers' code does; the speed-up is that of the kernel that `auto` takes",
-    "  (`cuda`, else `triton`, `cpp` on a CPU) over it.",
+    "  (`cuda`, else `triton`; on a CPU `cpp`, else `reference`) over it.",
     "- With one thread the unit is CPU time, which other processes hardly change; with more, and",
     "  on GPUs, it is time by the clock.",
     "- 100 % of the roofline is as fast as copying as many bytes as the op must move, or as a",

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dori_fast import attack, demo, detect, errors, evaluate, finetune, mitigate, ops, prune
+    from dori_fast import (
+        attack,
+        demo,
+        detect,
+        errors,
+        evaluate,
+        finetune,
+        functional,
+        mitigate,
+        ops,
+        prune,
+    )
     from dori_fast._backend import backends
     from dori_fast.models import Denoiser, load
     from dori_fast.scan import scan
@@ -24,6 +35,7 @@ _MODULES = (
     "errors",
     "evaluate",
     "finetune",
+    "functional",
     "mitigate",
     "models",
     "ops",
@@ -45,6 +57,7 @@ __all__ = [
     "errors",
     "evaluate",
     "finetune",
+    "functional",
     "load",
     "mitigate",
     "ops",

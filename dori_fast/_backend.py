@@ -22,6 +22,10 @@ BACKENDS: tuple[Backend, ...] = ("auto", "reference", "cpp", "triton", "cuda")
 _DEFAULT = os.environ.get("DORI_BACKEND", "auto")
 # Triton reads this when a kernel is decorated, so it cannot change afterwards.
 _INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+_NO_KERNEL = {
+    "cpp": "it has no kernel in C++; the reference serves CPU tensors",
+    "cuda": "it has no kernel in CUDA C++; Triton's serves CUDA tensors",
+}
 _NO_EXTENSION = f"the compiled extension is missing: {_extension.REASON}"
 
 
@@ -42,7 +46,7 @@ def why_not(op: FusedOp, backend: str, device: str) -> str | None:
         return _NO_EXTENSION
     if needed not in op.compiled_for:
         if any(needed in other.compiled_for for other in OPS.values()):
-            return "it has no kernel in CUDA C++; Triton's serves CUDA tensors"
+            return _NO_KERNEL[backend]
         return "the extension was built without CUDA kernels (DORI_WITH_CUDA=ON needs nvcc)"
     return None
 

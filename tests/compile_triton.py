@@ -67,6 +67,8 @@ def report(case: Any, capability: int) -> dict[str, Any]:
     return {
         "name": case.name,
         "vector_loads": case.vector_loads,
+        "most_registers": case.most_registers,
+        "most_shared": case.most_shared,
         "registers": used["REG"],
         "spills": used["STACK"],
         # what a launch asks for; the assembler knows only what it reserves itself

@@ -19,6 +19,8 @@ FLOORS = [
     {"report", "scan", "integrations"},
     {"detect", "prune", "attack", "mitigate", "finetune", "evaluate"},
     {"models"},
+    # other tools' signatures over the operators
+    {"functional"},
     {"ops"},
     {"reference", "triton_kernels"},
 ]

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import harness, run
 from benchmarks.cases import CASES
+from tests.ops.contract import NOT_IN_CPP
 
 FACTS = {
     "op": "noise_difference",
@@ -93,7 +94,9 @@ def test_a_wrong_provider_is_not_timed() -> None:
 def test_every_case_compares_equal_things(case: object, dtype: torch.dtype) -> None:
     shape = (3, *case.shapes[0][1:])
     inputs = case.make(shape, dtype, "cpu")
-    run.check(case, {"eager": case.eager, "cpp": lambda *x: case.ours("cpp", *x)}, inputs)
+    calls = run.providers(case, "cpu", with_compile=False)
+    assert set(calls) == {"eager", "reference" if case.op in NOT_IN_CPP else "cpp"}
+    run.check(case, calls, inputs)
     assert case.traffic(shape, dtype.itemsize) > 0 and case.flops(shape) > 0
 
 

@@ -52,8 +52,8 @@ def test_triton_kernels_compile_without_spills_and_load_vectors(
     _, cases = compiled
     for case in cases:
         assert case["spills"] == 0, case
-        assert case["registers"] <= MOST_REGISTERS, case
-        assert case["shared"] <= 48 * 1024, case
+        assert case["registers"] <= case["most_registers"], case
+        assert case["shared"] <= case["most_shared"], case
         if case["vector_loads"]:
             assert case["widest_load"] == 16, case
     assert any(not case["vector_loads"] for case in cases)

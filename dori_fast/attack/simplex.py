@@ -1,28 +1,9 @@
-"""Choices of tokens as points of a simplex: the nearest one, and a draw from one."""
+"""Choices of tokens as points of a simplex: a draw from one."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def project(points: Tensor) -> Tensor:
-    """The nearest points with entries in 0..1 that sum to 1, along the last dimension.
-
-    With tau such that the entries of max(x - tau, 0) sum to 1, that is what they are (Held, Wolfe
-    & Crowder, 1974; Duchi et al., ICML 2008); the upper bound of the capped simplex, 1, then holds
-    by itself. Found by sorting, exactly, where UnlearnDiffAtk's code bisects row by row.
-
-    Args:
-        points: [*, V] float32 or float64; entries of -inf get 0, at least one must be finite.
-    """
-    ordered = points.sort(dim=-1, descending=True).values.double()
-    rank = torch.arange(1, points.shape[-1] + 1, device=points.device)
-    excess = ordered.cumsum(-1) - 1
-    support = ordered * rank > excess
-    last = support.sum(-1, keepdim=True) - 1
-    tau = excess.gather(-1, last) / (last + 1)
-    return (points.double() - tau).clamp(min=0).to(points.dtype)
 
 
 def draw(weights: Tensor, uniform: Tensor) -> Tensor:

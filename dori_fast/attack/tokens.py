@@ -30,12 +30,13 @@ from dori_fast.attack.draws import stream
 from dori_fast.attack.progression import Progression, wide_dtype
 from dori_fast.attack.result import TokensResult
 from dori_fast.attack.settings import Settings, problems_of
-from dori_fast.attack.simplex import draw, project
+from dori_fast.attack.simplex import draw
 from dori_fast.attack.stopping import Stop
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.prefix import PrefixedPrompts
 from dori_fast.ops import EmbeddingState, embedding_step
+from dori_fast.ops.simplex import capped_simplex_project as project
 
 
 class Tokens(Settings):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dori_fast.errors import UsageError
 from dori_fast.models.architecture import refusal
-from dori_fast.models.attention import choose, math
+from dori_fast.models.attention import choose, forward_mode
 from dori_fast.models.batch_size import auto_batch_size
 from dori_fast.models.execution import Execution, is_channels_last
 from dori_fast.models.forward_mode import PlainGroupNorms
@@ -313,9 +313,9 @@ class Engine:
         return Engine(unet, self.batch_size, share, execution, self._picture_size)
 
     def _differentiable(self) -> Program:
-        """The program with an attention that has a forward derivative."""
+        """The program with an attention that takes tangents along."""
         self._known_program()
-        return Program(self.unet, Parts(math), self._picture_size)
+        return Program(self.unet, Parts(forward_mode), self._picture_size)
 
     def _known_program(self) -> Program:
         if self._program is None:

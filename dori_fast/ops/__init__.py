@@ -17,6 +17,7 @@ from dori_fast.ops.noise_difference import (
     noise_difference,
     noise_difference_step,
 )
+from dori_fast.ops.sdpa_jvp import sdpa_jvp
 from dori_fast.ops.wanda_mask import pack_mask, prune_, restore_, unpack_mask, wanda_mask
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "pack_mask",
     "prune_",
     "restore_",
+    "sdpa_jvp",
     "unpack_mask",
     "wanda_mask",
 ]

@@ -26,7 +26,8 @@ class OpSpec:
     device, generator)` the positional arguments of `dori::<name>`.
 
     Where terms of a sum may cancel, rounding is relative to the terms and not to what is left of
-    them: `uncancelled(*inputs)` then gives inputs of the same magnitudes whose terms all add up.
+    them: `uncancelled(*inputs)` then gives inputs of the same magnitudes whose terms all add up, or
+    `magnitudes(*inputs)`, where no inputs do that, the sums of the terms' magnitudes themselves.
     """
 
     name: str
@@ -35,6 +36,7 @@ class OpSpec:
     sizes: tuple[tuple[int, ...], ...]
     make_inputs: Callable[[tuple[int, ...], torch.dtype, str, torch.Generator], Inputs]
     uncancelled: Callable[..., Inputs] | None = None
+    magnitudes: Callable[..., Any] | None = None
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

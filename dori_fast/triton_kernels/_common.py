@@ -25,7 +25,9 @@ class CompileCase:
 
     `signature` gives each argument's type ("*bf16", "i64", or "constexpr"), `constexprs` the values
     of the latter, `aligned` the arguments known to be divisible by 16 (which launches find out by
-    themselves), and `vector_loads` whether 16-byte loads must come out.
+    themselves), and `vector_loads` whether 16-byte loads must come out. `most_registers` and
+    `most_shared` (bytes) let two blocks of 256 threads run on an SM at once; a kernel whose blocks
+    are smaller may have more.
     """
 
     name: str
@@ -36,6 +38,8 @@ class CompileCase:
     num_warps: int = 4
     vector_loads: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    most_registers: int = 128
+    most_shared: int = 48 * 1024
 
 
 def block_of(length: int, largest: int) -> int:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 import dori_fast as df
 from dori_fast.attack import Tokens
 from dori_fast.attack.draws import Draws, stream
-from dori_fast.attack.simplex import draw, project
+from dori_fast.attack.simplex import draw
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask
+from dori_fast.ops.simplex import capped_simplex_project as project
 from tests.tiny_model import save_tiny_sd
 from tests.tiny_sdxl import save_tiny_sdxl
 

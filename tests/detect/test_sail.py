@@ -8,6 +8,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 import dori_fast as df
 from dori_fast.errors import UsageError
+from dori_fast.models import engine
 from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat", "the in an on " * 30]
@@ -51,6 +52,39 @@ def test_scores_are_the_definitions(directory, kind):
     for p, prompt in enumerate(PROMPTS):
         expected = transcription(model, prompt, model.noise(range(2)), kind)
         torch.testing.assert_close(scores.per_seed[p], expected.float(), rtol=1e-5, atol=1e-8)
+
+
+def test_the_product_goes_through_the_operator_and_its_triton_kernel(directory, monkeypatch):
+    """Either gives what unfused attention gives."""
+    pytest.importorskip("triton")
+    from dori_fast.triton_kernels.sdpa_jvp import sdpa_jvp_triton
+
+    model = df.load(directory, device="cpu", dtype="float64", batch_size=2)
+    samples = model.samples(model.encode(PROMPTS[:2]), model.noise([0]), 961)
+    direction = torch.randn(2, *model.latent_shape, dtype=torch.float64)
+
+    def unfused(query, key, value):
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        weights = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
+        return (weights @ value).transpose(1, 2)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "forward_mode", unfused)
+        expected = model.engine.jvp(samples, direction)
+    found = model.engine.jvp(samples, direction)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    launched = []
+
+    def launch(*inputs):
+        launched.append(len(inputs))
+        return sdpa_jvp_triton(*inputs)
+
+    monkeypatch.setattr("dori_fast.triton_kernels.sdpa_jvp.sdpa_jvp_triton", launch)
+    monkeypatch.setattr("dori_fast._backend._DEFAULT", "triton")
+    found = model.engine.jvp(samples, direction)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    # self- and cross-attention of each transformer layer
+    assert len(launched) == 2 * len(model.engine.layers)
 
 
 def test_the_compatibility_mode_draws_once_for_all_prompts(directory):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import dori_fast as df
 from dori_fast.errors import UsageError
-from dori_fast.models.attention import choose, sdpa, why_not_xformers
+from dori_fast.models.attention import choose, forward_mode, sdpa, why_not_xformers
 from tests.tiny_model import save_tiny_sd
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -22,6 +22,27 @@ def test_sdpa_is_attention():
     q, k, v = (torch.randn(2, n, 3, 8, dtype=torch.float64) for n in (5, 7, 7))
     weights = (torch.einsum("nqhd,nkhd->nhqk", q, k) / 8**0.5).softmax(-1)
     torch.testing.assert_close(sdpa(q, k, v), torch.einsum("nhqk,nkhd->nqhd", weights, v))
+
+
+@pytest.mark.parametrize("moving", ["query", "all", "none"])
+def test_forward_mode_takes_tangents_along(moving):
+    q, k, v = (torch.randn(2, n, 3, 8, dtype=torch.float64) for n in (5, 7, 7))
+    directions = tuple(torch.randn_like(x) for x in (q, k, v))
+
+    def unfused(q, k, v):
+        weights = (torch.einsum("nqhd,nkhd->nhqk", q, k) / 8**0.5).softmax(-1)
+        return torch.einsum("nhqk,nkhd->nqhd", weights, v)
+
+    count = {"query": 1, "all": 3, "none": 0}[moving]
+    found, expected = (
+        torch.func.jvp(
+            lambda extra, *x, how=how: how(*x, *(q, k, v)[count:]) + extra,
+            (torch.zeros(5, 3, 8, dtype=torch.float64), *(q, k, v)[:count]),
+            (torch.ones(5, 3, 8, dtype=torch.float64), *directions[:count]),
+        )
+        for how in (forward_mode, unfused)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_on_a_cpu_auto_is_sdpa_and_xformers_is_refused_with_the_reason(tmp_path):

@@ -82,6 +82,14 @@ def noise_difference_step(backend: str) -> Call:
     return call, (torch.randn(2, 3, 4, 5), torch.randn(3, 4, 5), torch.randn(2, 3, 4, 5))
 
 
+def sdpa_jvp(backend: str) -> Call:
+    def call(q: Tensor, k: Tensor, v: Tensor, tq: Tensor) -> Tensor:
+        out, tangent = ops.sdpa_jvp(q * 2, k, v, tq, None, v, backend=backend)
+        return out + tangent
+
+    return call, tuple(torch.randn(2, 2, length, 8) for length in (3, 5, 5, 3))
+
+
 def wanda_mask(backend: str) -> Call:
     def call(weight: Tensor, norm: Tensor, base: Tensor) -> Tensor:
         mask = ops.wanda_mask(weight * 2, norm, 0.3, base_act_norm=base, backend=backend)
@@ -100,6 +108,7 @@ CALLS = {
     "ms_ssim": ms_ssim,
     "noise_cosine": noise_cosine,
     "noise_difference_step": noise_difference_step,
+    "sdpa_jvp": sdpa_jvp,
     "wanda_mask": wanda_mask,
 }
 
@@ -110,5 +119,6 @@ WITHOUT_GRADIENT = {
     "ms_ssim",
     "noise_cosine",
     "noise_difference_step",
+    "sdpa_jvp",
     "wanda_mask",
 }

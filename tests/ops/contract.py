@@ -14,6 +14,8 @@ SPECS = {spec.name: spec for spec in all_specs()}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # What is written in CUDA C++ too; GPUs run the Triton kernel of everything else.
 IN_CUDA = {"neuron_mask", "neuron_mask_", "noise_difference"}
+# Nearly all matrix products, which torch's own already are: a CPU takes the reference.
+NOT_IN_CPP = {"sdpa_jvp"}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 

@@ -1,0 +1,29 @@
+"""The nearest point of the capped simplex, exactly, for many rows at once; plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def capped_simplex_project(points: Tensor) -> Tensor:
+    """The nearest points with entries in 0..1 that sum to 1, along the last dimension.
+
+    With tau such that the entries of max(x - tau, 0) sum to 1, that is what they are (Held, Wolfe
+    & Crowder, 1974; Duchi et al., ICML 2008); the upper bound of the capped simplex, 1, then holds
+    by itself. Found by sorting, exactly, where UnlearnDiffAtk's code (Zhang et al., ECCV 2024,
+    arXiv 2310.11868) bisects row by row.
+
+    Args:
+        points: [*, V] float32 or float64; entries of -inf get 0, at least one must be finite.
+
+    Returns:
+        [*, V] in the dtype of points.
+    """
+    ordered = points.sort(dim=-1, descending=True).values.double()
+    rank = torch.arange(1, points.shape[-1] + 1, device=points.device)
+    excess = ordered.cumsum(-1) - 1
+    support = ordered * rank > excess
+    last = support.sum(-1, keepdim=True) - 1
+    tau = excess.gather(-1, last) / (last + 1)
+    return (points.double() - tau).clamp(min=0).to(points.dtype)
