@@ -25,13 +25,14 @@ import torch
 import dori_fast as df
 from benchmarks import harness, peers
 from benchmarks.end_to_end import PROMPTS
+from dori_fast.demo.recipe.finetuned import reproduced
 from dori_fast.evaluate import Interval
 from dori_fast.evaluate.futility import futility_bound
 from dori_fast.evaluate.rates import clopper_pearson
 from dori_fast.scan import Decision, calibrate
 
 RESULTS = harness.RESULTS / "quality" / "cascade.json"
-SEEDS, PEER_PROMPTS, MEMORIZED_SHARE, OFTEN = 4, 32, 0.01, 4
+SEEDS, PEER_PROMPTS, MEMORIZED_SHARE = 4, 32, 0.01
 _BEFORE = ("", "a ", "the ", "photo of ", "a picture of ", "one ", "my ", "old ", "new ", "best ")
 _AFTER = ("", " 2015", " #3", " | 10", " photo", " !", " ...", " .", " - 24", " ?")
 
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model = df.load("demo", device="cpu")
-    often = [p.prompt for p in df.demo.pictures("memorized") if p.duplication >= OFTEN]
+    often = [p.prompt for p in reproduced()]
     clean, memorized = halves(clean_captions()), halves(often)
     full = df.detect.Wen(seeds=SEEDS)
     with TemporaryDirectory() as folder:

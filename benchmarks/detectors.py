@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dori_fast as df
+from dori_fast.demo.recipe.finetuned import reproduced
 from dori_fast.evaluate import auc, roc, tpr_at_fpr
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quality" / "detectors.csv"
 PAGE, PICTURE = ROOT / "docs" / "detectors.md", ROOT / "docs" / "detectors_roc.png"
-OFTEN = 4
 DTYPES = ("fp64", "fp32", "fp16", "bf16")
 Scores = NDArray[np.float64]
 
@@ -144,7 +144,7 @@ def draw(scores: dict[str, Scores], positives: int) -> None:
 
 def main() -> None:
     """Measure, and write the CSV, the page and the picture."""
-    positives = [p.prompt for p in df.demo.pictures("memorized") if p.duplication >= OFTEN]
+    positives = [p.prompt for p in reproduced()]
     negatives = [p.prompt for p in df.demo.pictures("held_out")]
     found = {dtype: scores_of(dtype, positives, negatives) for dtype in DTYPES}
     rows = [

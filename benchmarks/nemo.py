@@ -26,10 +26,10 @@ import torch
 import dori_fast as df
 from benchmarks import harness
 from benchmarks.peers_nemo import PeerSearch
+from dori_fast.demo.recipe.finetuned import reproduced
 from dori_fast.prune import NeMo, NeuronStatistics
 
 RESULTS = harness.RESULTS / "quality" / "nemo.json"
-OFTEN = 4
 SPECULATIVE = 6
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     model = df.load("demo", device="cpu")
     clean = [prompt for prompt, _ in df.demo.pairs("ordinary")]
     statistics = NeuronStatistics.collect(model, clean)
-    prompts = [p.prompt for p in df.demo.pictures("memorized") if p.duplication >= OFTEN]
+    prompts = [p.prompt for p in reproduced()]
     rows = []
     for prompt, ours_first in zip(
         islice(prompts, options.limit), cycle((True, False)), strict=False

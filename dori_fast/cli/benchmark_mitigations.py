@@ -20,7 +20,8 @@ def benchmark_mitigations(
         str | None, typer.Option(help="Names, with commas between; all that are known if left out.")
     ] = None,
     finetuned: Annotated[
-        str | None, typer.Option(help="A fine-tuned model, as the mitigation finetuned.")
+        list[str] | None,
+        typer.Option(help="A fine-tuned model, as the row finetuned; or NAME=MODEL; repeat."),
     ] = None,
     pictures: Annotated[int, typer.Option(help="Memorized photographs.", min=1)] = 12,
     controls: Annotated[int, typer.Option(help="Pictures never seen, as controls.", min=1)] = 12,
@@ -40,23 +41,37 @@ def benchmark_mitigations(
     """
     quiet_libraries()
     with reported(debug), Status() as status:
-        from dori_fast.demo.leaderboard import FINETUNED, Settings, fixed, get, names, run
+        from dori_fast.demo.leaderboard import (
+            FINETUNED,
+            Settings,
+            check_name,
+            fixed,
+            get,
+            names,
+            run,
+        )
         from dori_fast.models import load
 
-        known = [*(name for name in names() if name != FINETUNED), FINETUNED]
-        chosen = known if mitigations is None else _words(mitigations)
-        if mitigations is not None and (finetuned is None) == (FINETUNED in chosen):
-            raise UsageError("finetuned: name it in --mitigations and give --finetuned, or neither")
-        if finetuned is None and mitigations is None:
-            status.say("finetuned is left out: no --finetuned DIR")
-            chosen = [name for name in known if name != FINETUNED]
+        changed = _named(finetuned or [], FINETUNED)
+        for name in changed:
+            check_name(name)
+        if mitigations is None:
+            if not changed:
+                status.say("finetuned is left out: no --finetuned MODEL")
+            chosen = [*(name for name in names() if name not in changed), *changed]
+        else:
+            chosen = _words(mitigations)
+            if set(changed) - set(chosen) or (FINETUNED in chosen and FINETUNED not in changed):
+                raise UsageError(
+                    "finetuned: name it in --mitigations and give --finetuned, or neither"
+                )
         settings = Settings(pictures, controls, held_out, seeds, _numbers(budgets))
         began = perf_counter()
         run(
             out,
             {
-                name: fixed(partial(load, str(finetuned), batch_size=settings.batch_size))
-                if name == FINETUNED
+                name: fixed(partial(load, changed[name], batch_size=settings.batch_size))
+                if name in changed
                 else get(name)
                 for name in chosen
             },
@@ -65,6 +80,15 @@ def benchmark_mitigations(
             say=lambda line: status.say(f"[{perf_counter() - began:5.0f} s] {line}"),
         )
         print_result(str(out / "leaderboard.md"))
+
+
+def _named(models: list[str], plain: str) -> dict[str, str]:
+    """Models by the name of their row."""
+    parts = [model.rpartition("=") for model in models]
+    found = {name or plain: model for name, _, model in parts}
+    if len(found) < len(models):
+        raise UsageError("finetuned: two models of one name — give NAME=MODEL for each")
+    return found
 
 
 def _words(text: str) -> list[str]:

@@ -218,6 +218,8 @@ def test_another_model_in_the_folder_is_refused(model, tmp_path):
         (["--mitigations", "prayer"], "no mitigation 'prayer'"),
         (["--mitigations", "none,finetuned"], "give --finetuned"),
         (["--mitigations", "none", "--finetuned", "somewhere"], "name it in --mitigations"),
+        (["--finetuned", "one", "--finetuned", "other"], "two models of one name"),
+        (["--finetuned", "An Other=one"], "a name is 1 to 40"),
     ],
 )
 def test_bad_options(options, reason, tmp_path, monkeypatch, capsys):

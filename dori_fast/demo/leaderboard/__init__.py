@@ -38,6 +38,7 @@ __all__ = [
     "Mitigation",
     "Settings",
     "View",
+    "check_name",
     "fixed",
     "get",
     "in_turn",
