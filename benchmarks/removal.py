@@ -1,7 +1,7 @@
 """Does fine-tuning remove, or only hide? On the embedded model, under attacks it never saw.
 
 The photographs that the model reproduces were trained away as `dori_fast.demo.recipe.finetuned`
-says. The pruned and the fine-tuned model are attacked from the prompts and from Gaussian starts,
+does it. The pruned and the fine-tuned model are attacked from the prompts and from Gaussian starts,
 with draws and seeds that training never saw, beside never-trained pictures at the same budgets;
 `prediction` is the stronger attack, which injects what the model never saw as well. What it finds
 on the pruned model is tried on the fine-tuned one too: a model that only misleads attacks on itself
@@ -26,9 +26,10 @@ import torch
 import dori_fast as df
 from benchmarks import removal_page
 from dori_fast.attack import Dori
-from dori_fast.demo.recipe.finetuned import DRAWN, HIDING, HOW, STEPS, method, reproduced, retrain
+from dori_fast.demo.recipe.finetuned import DRAWN, HIDING, HOW, reproduced, retrain
 from dori_fast.demo.story.settings import ATTACK
 from dori_fast.evaluate import quality, replication
+from dori_fast.finetune import Adversarial
 
 # seeds of the generations and draws of the attacks that no training step has seen
 FIRST_SEED, ATTACK_SEED = 100, 4242
@@ -96,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train if need be, attack, record."""
     options = parse(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
-    tuned = method(options.steps)
+    tuned = Adversarial(options.steps)
     torch.set_num_threads(1)
     model = df.load("demo", device="cpu")
     chosen = reproduced()[: options.images]
@@ -155,7 +156,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder of what was computed")
     parser.add_argument("--finetuned", help="a fine-tuned model; it is trained if not given")
     parser.add_argument("--images", type=int, help="of them so many; all if not given")
-    parser.add_argument("--steps", type=int, default=STEPS, help="updates of the weights")
+    parser.add_argument(
+        "--steps", type=int, default=Adversarial().steps, help="updates of the weights"
+    )
     parser.add_argument("--drawn", type=int, default=DRAWN, help="retained pairs it draws itself")
     parser.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 150])
     parser.add_argument("--seeds", type=int, default=4)

@@ -41,13 +41,13 @@ def finetune(
     ] = None,
     drawn: Annotated[
         int, typer.Option(help="--retained demo: pairs drawn besides the shipped ones.", min=0)
-    ] = 240,
+    ] = 1200,
     model: ModelSource = "demo",
     revision: Revision = None,
     column: Column = None,
-    steps: Annotated[int, typer.Option(help="Updates of the weights.")] = 110,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 6e-4,
-    inner_steps: Annotated[int, typer.Option(help="Attack steps before each update.")] = 8,
+    steps: Annotated[int, typer.Option(help="Updates of the weights.")] = 250,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1.5e-3,
+    inner_steps: Annotated[int, typer.Option(help="Attack steps before each update.")] = 10,
     inner_batch: Annotated[int, typer.Option(help="Draws per attack step.")] = 2,
     inner_lr: Annotated[float, typer.Option(help="Learning rate of the attack.")] = 0.1,
     objective: Annotated[
@@ -63,19 +63,22 @@ def finetune(
     ] = None,
     restart_after: Annotated[
         int, typer.Option(help="Attack steps until a trigger begins anew; 0: always.", min=0)
-    ] = 48,
+    ] = 60,
     without_attack: Annotated[
         bool, typer.Option("--without-attack", help="Plain fine-tuning on surrogates.")
     ] = False,
     draws: Annotated[int, typer.Option(help="Surrogates per trigger and prompt in a step.")] = 2,
     redirect: Annotated[
         float, typer.Option(help="Weight of noised memorized pictures that lead to surrogates.")
-    ] = 0.0,
-    retained_batch: Annotated[int, typer.Option(help="Retained pairs per step.")] = 16,
-    retained_weight: Annotated[float, typer.Option(help="Of their loss.")] = 1.0,
+    ] = 1.0,
+    retained_batch: Annotated[int, typer.Option(help="Retained pairs per step.")] = 32,
+    retained_weight: Annotated[float, typer.Option(help="Of their loss.")] = 4.0,
     distil: Annotated[
-        bool, typer.Option("--distil", help="They keep the original model's answers.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--distil/--no-distil", help="They keep the original model's answers, or are targets."
+        ),
+    ] = True,
     ema: Annotated[
         float | None, typer.Option(help="Decay of an average of the weights, then the result.")
     ] = None,

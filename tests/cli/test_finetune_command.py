@@ -116,7 +116,16 @@ def test_defaults_are_the_methods() -> None:
     how = Adversarial().config()
     attack, pool = how["attack"], how["pool"]
     assert pool["starts"] == ["prompt", "gaussian"] and given["starts"] is None
-    for name in ("steps", "lr", "draws", "retained_batch", "ema", "seed"):
+    for name in (
+        "steps",
+        "lr",
+        "draws",
+        "redirect",
+        "retained_batch",
+        "retained_weight",
+        "distil",
+        "ema",
+    ):
         assert given[name] == how[name], name
     for name, key in (("inner_steps", "steps"), ("inner_batch", "batch"), ("inner_lr", "lr")):
         assert given[name] == attack[key], name

@@ -26,7 +26,11 @@ def tuning(**changes):
         "pool": Pool(("prompt", "gaussian", "retained"), per_step=4, restart_after=4),
         "lr": 1e-3,
         "warmup": 2,
+        # the paper's losses, unless a test says otherwise
+        "redirect": 0.0,
         "retained_batch": 3,
+        "retained_weight": 1.0,
+        "distil": False,
     }
     return Adversarial(**(settings | changes))
 

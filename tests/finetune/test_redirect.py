@@ -80,5 +80,3 @@ def test_what_cannot_be_is_refused():
         Adversarial(redirect=-1.0)
     with pytest.raises(UsageError, match="redirect_from in"):
         Adversarial(redirect_from=1.0)
-    with pytest.raises(UsageError, match="under the triggers of an attack"):
-        Adversarial(attack=None, redirect=1.0)

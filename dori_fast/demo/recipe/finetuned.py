@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dori_fast.attack import Dori
 from dori_fast.demo import Picture, pairs, pictures
 from dori_fast.demo.recipe.scenes import OBJECTS, caption, sample_scene
 from dori_fast.evaluate import SmallPictures
-from dori_fast.finetune import Adversarial, Checkpoint, Pool, StepReport, surrogates
+from dori_fast.finetune import Adversarial, Checkpoint, StepReport, surrogates
 from dori_fast.models import Denoiser, load
 from dori_fast.prune import Wanda
 
-STEPS = 250
 # hides the photographs, so that what the model then draws for their prompts are surrogates
 HIDING = Wanda(0.3, both_halves=False, joint=False)
 HOW: dict[str, Any] = {"steps": 20, "guidance": 4.0}
@@ -28,20 +26,6 @@ OFTEN = 4
 _CHECKPOINT_EVERY = 10
 # captions that share a seed of the drawing
 _TOGETHER = 32
-
-
-def method(steps: int = STEPS) -> Adversarial:
-    """Fine-tuning as it made ``df.load("demo-finetuned")``."""
-    return Adversarial(
-        steps,
-        Dori(10, batch=2, objective="prediction"),
-        Pool(("prompt", "gaussian"), restart_after=60),
-        lr=1.5e-3,
-        redirect=1.0,
-        retained_batch=32,
-        retained_weight=4.0,
-        distil=True,
-    )
 
 
 def reproduced() -> list[Picture]:
@@ -62,7 +46,7 @@ def retrain(
     Args:
         work: folder of the checkpoint; made if need be.
         chosen: those to remove; all that the model reproduces if not given.
-        how: the method, :func:`method` if not given.
+        how: the method, ``Adversarial()`` if not given.
         drawn: retained pairs that the model draws for captions of its own kind.
         on_step: is told about every step.
     """
@@ -73,7 +57,7 @@ def retrain(
     hidden = model.masked(HIDING.localize(model, prompts))
     others = surrogates(hidden, images, prompts, measure=SmallPictures(), **HOW)
     path = work / "checkpoint.safetensors"
-    return (how or method()).run(
+    return (how or Adversarial()).run(
         load("demo", device="cpu", batch_size=16),
         images,
         prompts,
