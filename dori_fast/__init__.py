@@ -12,8 +12,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dori_fast import attack, demo, detect, errors, evaluate, finetune, mitigate, ops, prune
+    from dori_fast import (
+        attack,
+        demo,
+        detect,
+        errors,
+        evaluate,
+        finetune,
+        integrations,
+        mitigate,
+        ops,
+        prune,
+    )
     from dori_fast._backend import backends
+    from dori_fast.integrations import accelerate, restore
     from dori_fast.models import Denoiser, load
     from dori_fast.scan import scan
 
@@ -24,6 +36,7 @@ _MODULES = (
     "errors",
     "evaluate",
     "finetune",
+    "integrations",
     "mitigate",
     "models",
     "ops",
@@ -32,12 +45,15 @@ _MODULES = (
 )
 _NAMES = {
     "Denoiser": "dori_fast.models",
+    "accelerate": "dori_fast.integrations",
     "backends": "dori_fast._backend",
     "load": "dori_fast.models",
+    "restore": "dori_fast.integrations",
 }
 
 __all__ = [
     "Denoiser",
+    "accelerate",
     "attack",
     "backends",
     "demo",
@@ -45,10 +61,12 @@ __all__ = [
     "errors",
     "evaluate",
     "finetune",
+    "integrations",
     "load",
     "mitigate",
     "ops",
     "prune",
+    "restore",
     "scan",
 ]
 
