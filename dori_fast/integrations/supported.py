@@ -7,10 +7,7 @@ from typing import Any
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
 
-_REMEDY = (
-    "pass a StableDiffusionPipeline or StableDiffusionXLPipeline (SD 1.x, SD 2.x, SDXL), or open"
-    " the model with df.load"
-)
+_REMEDY = "pass a StableDiffusionPipeline or StableDiffusionXLPipeline (SD 1.x, SD 2.x, SDXL)"
 _TRANSFORMERS = (
     "it has a transformer in place of a UNet: its layers mix text and picture, so keys and values"
     " of the text change with every step"
