@@ -111,6 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     controls, unseen = held_out("control")[: options.images], held_out("composition")
     document: dict[str, Any] = {
         "images": len(chosen),
+        "controls": len(controls),
         "seeds": options.seeds,
         "fine_tuning": tuned.config(),
         "attack": ATTACK,

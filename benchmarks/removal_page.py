@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import fisher_exact
+
 from benchmarks import harness
 from dori_fast.report.charts import budget_curves
 
@@ -52,12 +54,39 @@ def page(results: Mapping[str, Any]) -> str:
         cells = [_rate(after[str(n)]["rate"]) if str(n) in after else "" for n in budgets]
         named = (row["model"], row["pictures"], f"`{row['objective']}`", row["start"])
         lines.append(f"| {' | '.join([*named, *cells])} |")
-    lines += ["", _replayed(results["attacks"], budgets), "", f"![By budget](./{CURVE.name})", ""]
+    lines += ["", _verdict(results), "", _replayed(results["attacks"], budgets)]
+    lines += ["", f"![By budget](./{CURVE.name})", ""]
     return "\n".join([*lines, *_quality(kept), "", DISCUSSION])
 
 
 def _rate(rate: Sequence[float]) -> str:
     return "{:.2f} [{:.2f}, {:.2f}]".format(*rate)
+
+
+def _verdict(results: Mapping[str, Any]) -> str:
+    """Where the fine-tuned model gives its photographs more often than controls."""
+    counts = [results[of] * results["seeds"] for of in ("images", "controls")]
+    rows = {
+        (row["objective"], row["start"], row["pictures"]): row["after"]
+        for row in results["attacks"]
+        if row["model"] == "fine-tuned"
+    }
+    above = []
+    for (objective, start, pictures), after in rows.items():
+        if pictures == "memorized":
+            control = rows[objective, start, "control"]
+            for n in after:
+                shares = (after[n]["rate"][0], control[n]["rate"][0])
+                hits = [round(k * share) for k, share in zip(counts, shares, strict=True)]
+                table = [[hit, k - hit] for k, hit in zip(counts, hits, strict=True)]
+                p = float(fisher_exact(table, alternative="greater").pvalue)
+                if p < 0.05:
+                    above.append(f"`{objective}` from {start} after {n} (p = {p:.2g})")
+    told = "; ".join(above) if above else "nowhere"
+    return (
+        "Where the fine-tuned model gives photographs more often than never-trained pictures"
+        f" (Fisher's exact test, one-sided, p < 0.05, images as if independent): {told}."
+    )
 
 
 def _replayed(attacks: Sequence[Mapping[str, Any]], budgets: Sequence[int]) -> str:

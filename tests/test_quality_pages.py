@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import locality, nemo, pruning, retrieval, retrieval_page
+from benchmarks import locality, nemo, pruning, removal_page, retrieval, retrieval_page
+from dori_fast.finetune import Adversarial
 
 
 def test_the_pruning_page_is_drawn_from_its_figures():
@@ -35,3 +36,10 @@ def test_the_locality_page_is_drawn_from_its_figures():
     document = json.loads(locality.RESULTS.read_text(encoding="utf-8"))
     assert locality.page(document) == locality.PAGE.read_text(encoding="utf-8")
     assert document["attack"] == locality.ATTACK.config()
+
+
+def test_the_removal_page_is_drawn_from_its_figures():
+    document = json.loads(removal_page.RESULTS.read_text(encoding="utf-8"))
+    assert removal_page.page(document) == removal_page.PAGE.read_text(encoding="utf-8")
+    assert document["fine_tuning"] == json.loads(json.dumps(Adversarial().config()))
+    assert removal_page.PAGE.read_text(encoding="utf-8").count("| fine-tuned | memorized |") == 4

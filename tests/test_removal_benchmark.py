@@ -7,7 +7,7 @@ import json
 import pytest
 
 import dori_fast as df
-from benchmarks import removal
+from benchmarks import removal, removal_page
 from dori_fast.demo.recipe.finetuned import retained_pairs
 
 
@@ -19,7 +19,7 @@ def test_it_trains_attacks_and_records(tmp_path):
     found = json.loads(results.read_text())
     assert found["images"] == 2 and set(found["prompts"]) == {"original", "wanda", "fine-tuned"}
     assert len(found["attacks"]) == 16
-    assert found["quality"]
+    assert removal_page.page(found).count("| fine-tuned | memorized |") == 4
     assert (work / "model" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
 
 
