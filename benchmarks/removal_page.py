@@ -23,9 +23,9 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# Removal: what an attack brings back from a fine-tuned model",
         "",
-        f"Made by `python -m benchmarks.removal` on the embedded model. Fine-tuned against"
-        f" {results['images']} photographs by {tuning['steps']} steps at learning rate"
-        f" {tuning['lr']:g}: triggers from {' and '.join(tuning['pool']['starts'])} starts,"
+        f"Made by `python -m benchmarks.removal` on the embedded model; attacked are"
+        f" {results['images']} photographs and {results['controls']} never-trained pictures."
+        f" Fine-tuned by {tuning['steps']} steps at learning rate {tuning['lr']:g}: triggers from {' and '.join(tuning['pool']['starts'])} starts,"
         f" {inner['steps']} inner steps of {inner['batch']} draws a turn"
         f" (`{inner['objective']}`, rate {inner['lr']:g}), begun anew after"
         f" {tuning['pool']['restart_after']}; weight {tuning['redirect']:g} of noised memorized"
@@ -54,7 +54,7 @@ def page(results: Mapping[str, Any]) -> str:
         cells = [_rate(after[str(n)]["rate"]) if str(n) in after else "" for n in budgets]
         named = (row["model"], row["pictures"], f"`{row['objective']}`", row["start"])
         lines.append(f"| {' | '.join([*named, *cells])} |")
-    lines += ["", _verdict(results), "", _replayed(results["attacks"], budgets)]
+    lines += ["", _verdict(results), "", _replayed(results["attacks"])]
     lines += ["", f"![By budget](./{CURVE.name})", ""]
     return "\n".join([*lines, *_quality(kept), "", DISCUSSION])
 
@@ -89,16 +89,18 @@ def _verdict(results: Mapping[str, Any]) -> str:
     )
 
 
-def _replayed(attacks: Sequence[Mapping[str, Any]], budgets: Sequence[int]) -> str:
+def _replayed(attacks: Sequence[Mapping[str, Any]]) -> str:
     """What the fine-tuned model draws from the triggers of the pruned one."""
-    found = []
-    for row in attacks:
-        for n in budgets:
-            rate = row["after"].get(str(n), {}).get("replayed")
-            if rate is not None:
-                how = f"`{row['objective']}`, from {row['start']}, {n} steps"
-                found.append(f"{_rate(rate['rate'])} ({how})")
-    return f"Triggers found on the pruned model, drawn by the fine-tuned one: {'; '.join(found)}."
+    found = [
+        after["replayed"]["rate"]
+        for row in attacks
+        for after in row["after"].values()
+        if "replayed" in after
+    ]
+    return (
+        "Of what the fine-tuned model draws from the triggers that were found on the pruned one, at"
+        f" most {_rate(max(found))} are copies ({len(found)} attacks and budgets)."
+    )
 
 
 def _quality(kept: Mapping[str, Any]) -> list[str]:
