@@ -25,7 +25,8 @@ def page(results: Mapping[str, Any]) -> str:
         "",
         f"Made by `python -m benchmarks.removal` on the embedded model; attacked are"
         f" {results['images']} photographs and {results['controls']} never-trained pictures."
-        f" Fine-tuned by {tuning['steps']} steps at learning rate {tuning['lr']:g}: triggers from {' and '.join(tuning['pool']['starts'])} starts,"
+        f" Fine-tuned by {tuning['steps']} steps at learning rate {tuning['lr']:g}: triggers"
+        f" from {' and '.join(tuning['pool']['starts'])} starts,"
         f" {inner['steps']} inner steps of {inner['batch']} draws a turn"
         f" (`{inner['objective']}`, rate {inner['lr']:g}), begun anew after"
         f" {tuning['pool']['restart_after']}; weight {tuning['redirect']:g} of noised memorized"
