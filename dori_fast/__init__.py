@@ -20,11 +20,13 @@ if TYPE_CHECKING:
         evaluate,
         finetune,
         functional,
+        integrations,
         mitigate,
         ops,
         prune,
     )
     from dori_fast._backend import backends
+    from dori_fast.integrations import accelerate, restore
     from dori_fast.models import Denoiser, load
     from dori_fast.scan import scan
 
@@ -36,6 +38,7 @@ _MODULES = (
     "evaluate",
     "finetune",
     "functional",
+    "integrations",
     "mitigate",
     "models",
     "ops",
@@ -44,12 +47,15 @@ _MODULES = (
 )
 _NAMES = {
     "Denoiser": "dori_fast.models",
+    "accelerate": "dori_fast.integrations",
     "backends": "dori_fast._backend",
     "load": "dori_fast.models",
+    "restore": "dori_fast.integrations",
 }
 
 __all__ = [
     "Denoiser",
+    "accelerate",
     "attack",
     "backends",
     "demo",
@@ -58,10 +64,12 @@ __all__ = [
     "evaluate",
     "finetune",
     "functional",
+    "integrations",
     "load",
     "mitigate",
     "ops",
     "prune",
+    "restore",
     "scan",
 ]
 

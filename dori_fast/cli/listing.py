@@ -47,8 +47,15 @@ def _models() -> _Listing:
 
 def _detectors() -> _Listing:
     from dori_fast import detect
+    from dori_fast.errors import UsageError
 
-    rows: list[tuple[str, ...]] = [(name, _first_line(detect.get(name))) for name in detect.names()]
+    rows: list[tuple[str, ...]] = []
+    for name in detect.names():
+        try:
+            rows.append((name, _first_line(detect.get(name))))
+        except UsageError as error:
+            # one broken package must not hide the others
+            rows.append((name, str(error)))
     return ("detector", "what"), rows
 
 

@@ -1,8 +1,9 @@
 """Memorization detectors, one file each. A third party adds one by an entry point.
 
 A detector is any object with ``name``, ``config()`` and ``scores(model, prompts, positions)``; see
-:class:`dori_fast.detect.detector.Detector`. Packages register theirs in the entry-point group
-``dori_fast.detectors``.
+:class:`dori_fast.detect.detector.Detector`. Packages register a class (or function) that makes one
+in the entry-point group ``dori_fast.detectors``; a scan calls it with ``seeds``, a number, and with
+``steps`` where another one than 1 is asked for. Built-in names cannot be taken.
 """
 
 from __future__ import annotations
@@ -45,15 +46,27 @@ def get(name: str, **options: Any) -> Detector:
     """Make a detector by name.
 
     Raises:
-        UsageError: no such detector, or options that it does not take.
+        UsageError: no such detector, one that cannot be loaded or that two packages claim, or
+            options that it does not take.
     """
-    kind = _BUILT_IN.get(name)
-    if kind is None:
-        found = [e for e in entry_points(group="dori_fast.detectors") if e.name == name]
-        if not found:
-            raise UsageError(f"no detector {name!r}; known are {', '.join(names())}")
-        kind = found[0].load()
+    kind = _BUILT_IN.get(name) or _installed(name)
     try:
         return kind(**options)
     except TypeError as error:
         raise UsageError(f"detector {name}: {error}") from error
+
+
+def _installed(name: str) -> Any:
+    found = [e for e in entry_points(group="dori_fast.detectors") if e.name == name]
+    if not found:
+        raise UsageError(f"no detector {name!r}; known are {', '.join(names())}")
+    if len({entry.value for entry in found}) > 1:
+        packages = ", ".join(sorted(entry.dist.name for entry in found if entry.dist))
+        raise UsageError(f"detector {name}: claimed by several packages ({packages}); remove one")
+    try:
+        return found[0].load()
+    except Exception as error:  # whatever a stranger's module does when it is imported
+        raise UsageError(
+            f"detector {name}: {found[0].value} cannot be loaded ({type(error).__name__}: {error})"
+            " — reinstall the package that it comes from"
+        ) from error

@@ -58,7 +58,8 @@ class Execution:
         return bool(wanted)
 
 
-def _why_not_compile(device: torch.device) -> str | None:
+def why_not_compile(device: torch.device) -> str | None:
+    """Why torch.compile cannot work on a device, or None if it can."""
     if device.type == "cuda":
         found = importlib.util.find_spec("triton") is not None
         return None if found else "torch.compile needs triton, which is not installed"
@@ -78,7 +79,7 @@ def _why_not_cuda_graphs(device: torch.device) -> str | None:
 
 
 _REFUSALS: dict[str, Callable[[torch.device], str | None]] = {
-    "compile": _why_not_compile,
+    "compile": why_not_compile,
     "channels_last": lambda device: None,
     "cuda_graphs": _why_not_cuda_graphs,
 }

@@ -46,13 +46,16 @@ class Parts:
 
     def running(self) -> AbstractContextManager[Any]:
         """The context to call the parts in: compiled ones never fall back to plain ones."""
-        if not self._compiled:
-            return nullcontext()
-        return torch._dynamo.config.patch(
-            recompile_limit=_MOST_KINDS,
-            accumulated_recompile_limit=_MOST_KINDS,
-            fail_on_recompile_limit_hit=True,
-        )
+        return never_falling_back() if self._compiled else nullcontext()
+
+
+def never_falling_back() -> AbstractContextManager[Any]:
+    """Within it, compiled code is compiled again for every kind of block, or fails."""
+    return torch._dynamo.config.patch(
+        recompile_limit=_MOST_KINDS,
+        accumulated_recompile_limit=_MOST_KINDS,
+        fail_on_recompile_limit_hit=True,
+    )
 
 
 def residual(module: Any, x: Tensor, bias: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 from dori_fast.models import NeuronMask, WeightMask, stack
 from dori_fast.models.applied import Applied, apply_
-from dori_fast.prune.export import load_pruned_, save_pruned, torch_prune_
+from dori_fast.prune.export import load_pruned_, save_pruned
 from dori_fast.prune.nemo import NeMo
+from dori_fast.prune.nemo_csv import read_nemo_csv, write_nemo_csv
 from dori_fast.prune.search import Search
 from dori_fast.prune.statistics import NeuronStatistics
+from dori_fast.prune.torch_masks import from_torch_prune, torch_prune_
 from dori_fast.prune.wanda import Wanda, WandaResult
 
 __all__ = [
@@ -18,8 +20,11 @@ __all__ = [
     "WandaResult",
     "WeightMask",
     "apply_",
+    "from_torch_prune",
     "load_pruned_",
+    "read_nemo_csv",
     "save_pruned",
     "stack",
     "torch_prune_",
+    "write_nemo_csv",
 ]

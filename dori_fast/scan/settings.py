@@ -50,7 +50,9 @@ def chosen_detector(detector: str | Detector, settings: Settings) -> Detector:
     from dori_fast import detect
 
     if isinstance(detector, str):
-        return detect.get(detector, seeds=settings.seeds, steps=settings.steps)
+        # most detectors look at one step and know no other number
+        steps = {} if settings.steps == STEPS else {"steps": settings.steps}
+        return detect.get(detector, seeds=settings.seeds, **steps)
     if (settings.seeds, settings.steps) != (SEEDS, STEPS):
         raise UsageError("a detector object has its own seeds and steps — set them there")
     return detector

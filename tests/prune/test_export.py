@@ -140,6 +140,53 @@ def test_torchs_pruning_takes_a_mask_over(model, unet, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_torchs_masks_come_back(model, unet, kind):
+    mask = random_mask(model, kind)
+    df.prune.torch_prune_(mask, unet)
+    found = df.prune.from_torch_prune(unet)
+    assert type(found) is type(mask)
+    assert found.layers == mask.layers[:2]
+    assert_runs_like_the_view(model, found, unet)
+    one, two = (m.scales if kind == "neurons" else m.pruned for m in (found, mask))
+    assert all(torch.equal(one[name], two[name]) for name in found.layers)
+
+
+def test_what_others_pruned_with_torch_is_read(model, unet):
+    values, linear = unet.get_submodule(model.layers[0]).to_v, unet.mid_block.attentions[0].proj_in
+    torch_prune.ln_structured(values, "weight", amount=0.25, n=2, dim=0)
+    rows = df.prune.from_torch_prune(unet)
+    width = values.out_features
+    assert len(rows.neurons()[model.layers[0]]) == round(width * 0.25)
+    # pruned twice: torch keeps one mask of both; single weights are no neurons any more
+    torch_prune.l1_unstructured(values, "weight", amount=0.5)
+    mask = df.prune.from_torch_prune(unet)
+    name = f"{model.layers[0]}.to_v"
+    assert isinstance(mask, WeightMask) and mask.layers == (name,)
+    assert torch.equal(mask.pruned[name][0], values.weight_mask == 0)
+    if isinstance(linear, torch.nn.Conv2d):
+        torch_prune.l1_unstructured(linear, "weight", amount=0.5)
+        with pytest.raises(UsageError, match="proj_in .Conv2d, weight. is pruned, and masks are"):
+            df.prune.from_torch_prune(unet)
+
+
+def test_torchs_masks_that_a_mask_cannot_say(model, unet):
+    with pytest.raises(UsageError, match="no layer is pruned by torch"):
+        df.prune.from_torch_prune(unet)
+    layer = next(iter(model.engine.second_linears))
+    linear = unet.get_submodule(layer)
+    torch_prune.custom_from_mask(linear, "bias", torch.zeros_like(linear.bias))
+    with pytest.raises(UsageError, match="pruned bias whose neuron keeps weights"):
+        df.prune.from_torch_prune(unet)
+    torch_prune.custom_from_mask(linear, "weight", torch.zeros_like(linear.weight))
+    with pytest.raises(UsageError, match="pruned bias, which a mask of weights cannot say"):
+        df.prune.from_torch_prune(unet)
+    torch_prune.remove(linear, "weight"), torch_prune.remove(linear, "bias")
+    torch_prune.custom_from_mask(linear, "weight", torch.full_like(linear.weight, 0.5))
+    with pytest.raises(UsageError, match="is scaled by its mask"):
+        df.prune.from_torch_prune(unet)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_holds_what_changed_and_is_read_by_anyone(model, unet, kind, tmp_path):
     mask, path = random_mask(model, kind), tmp_path / "pruned.safetensors"
     df.prune.save_pruned(mask, model.unet, path, method="a test")

@@ -1,0 +1,70 @@
+"""The attention kernel of a stock UNet, for the time of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from dori_fast.errors import UsageError
+from dori_fast.models.attention import why_not_xformers
+
+CHOICES = ("keep", "sdpa", "xformers")
+_STOCK = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "SlicedAttnProcessor")
+
+
+def foreign_processor(unet: Any) -> str | None:
+    """The first attention processor that is not one of diffusers' plain ones, in words, or None."""
+    from diffusers.models import attention_processor
+
+    stock = {getattr(attention_processor, name) for name in _STOCK}
+    stock.add(attention_processor.FusedAttnProcessor2_0)
+    for name, processor in unet.attn_processors.items():
+        if type(processor) not in stock:
+            return f"the attention processor unet.{name} ({type(processor).__name__})"
+    return None
+
+
+def check(choice: str, unet: Any) -> None:
+    """Refuse a kernel that cannot be had.
+
+    Raises:
+        UsageError: an unknown one, xformers where it cannot answer, or processors of the caller's
+            or fused projections, which another kernel would put out of use.
+    """
+    if choice not in CHOICES:
+        raise UsageError(f"accelerate: attention must be one of {', '.join(CHOICES)}: {choice!r}")
+    if choice == "keep":
+        return
+    reason = why_not_xformers(unet.device, unet.dtype) if choice == "xformers" else None
+    if reason is not None:
+        raise UsageError(f"accelerate: attention 'xformers' is unavailable: {reason}")
+    foreign = foreign_processor(unet)
+    if foreign is None and any(getattr(m, "fused_projections", False) for m in unet.modules()):
+        foreign = "the fused projections (pipe.unet.unfuse_qkv_projections() undoes them)"
+    if foreign is not None:
+        raise UsageError(
+            f"accelerate: attention={choice!r} would put {foreign} out of use; leave"
+            " attention='keep', or pipe.unet.set_default_attn_processor() first"
+        )
+
+
+@contextmanager
+def chosen(choice: str, unet: nn.Module) -> Iterator[None]:
+    """Within it, all attention layers use the kernel; the processors that were there come back."""
+    if choice == "keep":
+        yield
+        return
+    from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
+
+    network: Any = unet
+    check(choice, network)
+    before = network.attn_processors
+    kind = AttnProcessor2_0 if choice == "sdpa" else XFormersAttnProcessor
+    network.set_attn_processor(kind())
+    try:
+        yield
+    finally:
+        network.set_attn_processor(before)

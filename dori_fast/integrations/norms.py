@@ -1,0 +1,63 @@
+"""Wen's score of every image and step, from what the UNet answers within a pipeline.
+
+    norm = || eps_text - eps_uncond ||_2          (Wen et al., ICLR 2024, section 3.2)
+
+A network that answers v or the clean sample is brought to epsilon by a factor: the latents, the
+same on both sides, fall out of the difference. With a the cumulative alpha at the timestep,
+
+    v_prediction  eps_text - eps_uncond = sqrt(a) (v_text - v_uncond)
+    sample        eps_text - eps_uncond = -sqrt(a / (1 - a)) (x_text - x_uncond)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+from dori_fast.models.prediction import KINDS
+from dori_fast.ops import noise_difference
+
+
+class NoiseNorms:
+    """The norms of one call, left where they were computed until it ends."""
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+
+    def add(self, output: Tensor, timestep: Any) -> None:
+        """Take the UNet's answer [2 B, *], unconditional half first, at one timestep."""
+        without, text = output.detach().chunk(2)
+        norm = noise_difference(text[None], without)[0]
+        when = torch.as_tensor(timestep, device=norm.device).to(norm.dtype).reshape(1)
+        self._rows.append(torch.cat([norm, when]))
+
+    def finish(self, scheduler: Any) -> tuple[Tensor, Tensor]:
+        """Norms [steps, B] and timesteps [steps] on the host, copied at once.
+
+        Raises:
+            UsageError: a scheduler whose predictions cannot be brought to epsilon.
+        """
+        if not self._rows:
+            return torch.zeros(0, 0), torch.zeros(0)
+        table = torch.stack(self._rows).cpu()
+        norms, timesteps = table[:, :-1], table[:, -1]
+        return norms * _to_epsilon(scheduler, timesteps)[:, None].to(norms.dtype), timesteps
+
+
+def _to_epsilon(scheduler: Any, timesteps: Tensor) -> Tensor:
+    kind = getattr(scheduler.config, "prediction_type", "epsilon")
+    name = type(scheduler).__name__
+    if kind not in KINDS:
+        raise UsageError(f"noise_norms: {name} predicts {kind!r}; known are {', '.join(KINDS)}")
+    if kind == "epsilon":
+        return torch.ones(len(timesteps))
+    if not hasattr(scheduler, "alphas_cumprod") or (timesteps != timesteps.round()).any():
+        raise UsageError(
+            f"noise_norms: {name} runs at timesteps between those of training, where a {kind}"
+            " prediction has no known scale; take DDIMScheduler.from_config(pipe.scheduler.config)"
+        )
+    alpha_bar = scheduler.alphas_cumprod.cpu().double()[timesteps.long()]
+    return (alpha_bar if kind == "v_prediction" else alpha_bar / (1 - alpha_bar)).sqrt()

@@ -1,0 +1,175 @@
+"""``df.accelerate`` and ``df.restore``: a stock diffusers pipeline, faster, and as it was."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from dori_fast.errors import UsageError
+from dori_fast.integrations import attention as kernels
+from dori_fast.integrations import supported
+from dori_fast.integrations.keys_values import compiled_module
+from dori_fast.integrations.session import Report, Session, Settings
+from dori_fast.models.execution import Switch, why_not_compile
+
+_Pipe = TypeVar("_Pipe")
+_SESSION = "_dori_fast"
+
+
+def accelerate(
+    pipe: _Pipe,
+    *,
+    scan_steps: int | None = None,
+    kv_cache: Switch = "auto",
+    share: Switch = "auto",
+    attention: str = "keep",
+    compile: bool = False,
+) -> _Pipe:
+    """Make a Stable Diffusion pipeline of diffusers do no work twice, in place.
+
+    It keeps its type's name, its signature and its results. New are ``pipe.noise_norms``, float32
+    [steps, images] on the host: after a call with guidance, the norm ||eps_text - eps_uncond|| of
+    every image, in the order of the result, at every step (Wen et al., ICLR 2024, section 3.2); and
+    ``pipe.report``, a :class:`Report` of what the last call computed. As a context manager it is
+    restored at the end:
+
+    >>> with df.accelerate(pipe, scan_steps=1) as pipe:
+    ...     pipe(prompts)
+    ...     scores = pipe.noise_norms.mean(0)
+
+    Between calls nothing is left in the modules, so that adapters, processors, offloading and
+    dtypes may change there as ever (but for ``compile``).
+
+    Args:
+        pipe: a StableDiffusionPipeline or StableDiffusionXLPipeline.
+        scan_steps: end every call after that many runs of the UNet and give the latents reached,
+            without decoding them; a call that has fewer steps runs them all. None: the whole call.
+        kv_cache: project the keys and values of the text once per call. Bitwise equal. "auto"
+            leaves it off, with the reason in ``pipe.report.not_cached``, where something of the
+            caller's runs between the steps (a callback, a torch hook in the UNet), where the UNet
+            is compiled, and in inference mode.
+        share: evaluate rows of a UNet batch that are equal to the bit once: the unconditional
+            halves of prompts drawn from the same latents, in the first step. Smaller batches round
+            differently. "auto" does so with ``scan_steps``, unless processors or hooks of the
+            caller's may look across rows.
+        attention: "keep" the processors that are set; "sdpa" or "xformers" put diffusers' processor
+            of that kernel in their place for the time of each call. Equal up to rounding.
+        compile: compile the UNet's repeated blocks with torch.compile, when they first run, until
+            the pipeline is restored. Equal up to rounding; the cache is then off.
+
+    A switch that is True where it cannot be on is refused, here or by the call.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UsageError: a pipeline that cannot be accelerated or already is, or an option that cannot
+            be had; says what, why and what to do.
+    """
+    target: Any = pipe
+    if hasattr(target, _SESSION):
+        raise UsageError("accelerate: the pipeline is accelerated already; df.restore(pipe) first")
+    supported.check(target)
+    settings = Settings(scan_steps, kv_cache, share, attention, compile)
+    _check(settings, target)
+    compiled = _compile(target.unet) if compile else []
+    stock: Any = type(target)
+    setattr(target, _SESSION, Session(stock, settings, compiled))
+    target.__class__ = _accelerated(stock)
+    return pipe
+
+
+def restore(pipe: _Pipe) -> _Pipe:
+    """Undo :func:`accelerate`: the pipeline and its modules are what they were; the same object.
+
+    A pipeline that is not accelerated is left alone.
+
+    Raises:
+        UsageError: from within a call of the pipeline, say by a callback.
+    """
+    target: Any = pipe
+    session: Session | None = getattr(target, _SESSION, None)
+    if session is None:
+        return pipe
+    if session.running:
+        raise UsageError("restore: the pipeline is within a call; restore it when that has ended")
+    for module in session.compiled:
+        module.__dict__.pop("_compiled_call_impl", None)
+    target.__class__ = session.stock
+    delattr(target, _SESSION)
+    return pipe
+
+
+@functools.cache
+def _accelerated(stock: type) -> type:
+    """The class of an accelerated pipeline: a call is looked up in the class alone."""
+
+    @functools.wraps(stock.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, _SESSION).call(self, args, kwargs)
+
+    def report(self: Any) -> Report | None:
+        found: Report | None = getattr(self, _SESSION).report
+        return found
+
+    def noise_norms(self: Any) -> Tensor:
+        norms: Tensor = getattr(self, _SESSION).norms()
+        return norms
+
+    namespace = {
+        "__call__": call,
+        "__enter__": lambda self: self,
+        "__exit__": lambda self, *error: restore(self) and None,
+        "__module__": stock.__module__,
+        "__qualname__": stock.__qualname__,
+        "__doc__": stock.__doc__,
+        "report": property(report),
+        "noise_norms": property(noise_norms),
+    }
+    # the stock name, since a pipeline's file says what class it is
+    return type(stock.__name__, (stock,), namespace)
+
+
+def _check(settings: Settings, pipe: Any) -> None:
+    steps = settings.scan_steps
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise UsageError(f"accelerate: scan_steps must be 1 or more, or None, got {steps!r}")
+    if steps is not None and not supported.has_unconditional(pipe):
+        raise UsageError(
+            "accelerate: scan_steps needs an unconditional pass, and this UNet is distilled to work"
+            " without one (time_cond_proj_dim); leave scan_steps out"
+        )
+    for name in ("kv_cache", "share"):
+        if getattr(settings, name) not in ("auto", True, False):
+            value = getattr(settings, name)
+            raise UsageError(f"accelerate: {name} must be 'auto', True or False, got {value!r}")
+    kernels.check(settings.attention, pipe.unet)
+    if settings.compile:
+        _check_compile(settings, pipe.unet)
+
+
+def _check_compile(settings: Settings, unet: nn.Module) -> None:
+    reason = why_not_compile(getattr(unet, "device"))  # noqa: B009
+    compiled = compiled_module(unet)
+    if compiled is not None:
+        reason = f"{compiled} is compiled already"
+    elif settings.kv_cache is True:
+        reason = "compiled code does not keep keys and values; leave kv_cache out"
+    elif any(hasattr(block, "_hf_hook") for block in _inside(unet)):
+        reason = "weights are moved within the blocks (sequential CPU offload)"
+    if reason is not None:
+        raise UsageError(f"accelerate: compile=True is impossible here: {reason}")
+
+
+def _inside(unet: nn.Module) -> list[nn.Module]:
+    return [module for module in unet.modules() if module is not unet]
+
+
+def _compile(unet: Any) -> list[nn.Module]:
+    """Compile the blocks that diffusers says are repeated; they are compiled when first run."""
+    blocks = [m for m in unet.modules() if type(m).__name__ in unet._repeated_blocks]
+    for block in blocks:
+        block.compile()
+    return blocks

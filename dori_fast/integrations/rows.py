@@ -1,0 +1,97 @@
+"""Rows of a UNet batch that are the same to the bit, evaluated once.
+
+A row's answer depends on its latent, its text and its added conditions alone. The unconditional
+rows of several prompts drawn from the same latents are such rows, at the first step; after it the
+guided latents differ from prompt to prompt, and so do the unconditional predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# inputs of the UNet that may differ from row to row and are not looked at here
+_OTHERS = (
+    "class_labels",
+    "timestep_cond",
+    "attention_mask",
+    "encoder_attention_mask",
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Distinct:
+    """The distinct rows of the UNet's inputs, during one call of a pipeline."""
+
+    def __init__(self) -> None:
+        # as long as the previous step had equal rows, this one may
+        self.any_left = True
+        self._cut: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._back: Tensor | None = None
+
+    def cut(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None | tuple[Any, Any]:
+        """The arguments with distinct rows alone, or None if all are."""
+        self._back = None
+        if not self.any_left or any(kwargs.get(name) is not None for name in _OTHERS):
+            return None
+        sample, text = args[0], kwargs["encoder_hidden_states"]
+        added: Mapping[str, Tensor] = kwargs.get("added_cond_kwargs") or {}
+        inputs = {"sample": sample, "text": text, **added}
+        labels = torch.stack([_labels(x) for x in inputs.values()], 1)
+        groups, back = torch.unique(labels, dim=0, return_inverse=True)
+        self.any_left = len(groups) < len(sample)
+        if not self.any_left:
+            return None
+        rows = torch.arange(len(sample), device=sample.device)
+        # the first row of each group
+        first = torch.full((len(groups),), len(sample), device=sample.device)
+        first = first.scatter_reduce(0, back, rows, "amin")
+        # in the order of their first rows, so that a batch keeps its layout
+        order = first.argsort()
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        self._back, first = place[back], first[order]
+        kwargs = {**kwargs, "encoder_hidden_states": self._taken("text", text, first)}
+        if added:
+            kwargs["added_cond_kwargs"] = {n: self._taken(n, x, first) for n, x in added.items()}
+        return (sample[first], *args[1:]), kwargs
+
+    def expand(self, output: Tensor) -> Tensor:
+        """The answer of every row [B, *] from those of the distinct ones."""
+        return output if self._back is None else output[self._back]
+
+    def _taken(self, name: str, tensor: Tensor, rows: Tensor) -> Tensor:
+        """Rows of a tensor; the same object as long as neither changes."""
+        if name in self._cut:
+            seen, chosen, taken = self._cut[name]
+            if seen is tensor and torch.equal(chosen, rows):
+                return taken
+        taken = tensor[rows]
+        self._cut[name] = (tensor, rows, taken)
+        return taken
+
+
+def _labels(x: Tensor) -> Tensor:
+    """int64 [B]: equal numbers where the rows of x [B, *] are equal to the bit."""
+    bits = x.contiguous().view(_BITS[x.element_size()]).flatten(1)
+    return torch.unique(bits, dim=0, return_inverse=True)[1]
+
+
+def why_not(unet: nn.Module) -> str | None:
+    """Why rows cannot be taken as independent of each other, or None if they can."""
+    from dori_fast.integrations.attention import foreign_processor
+    from dori_fast.integrations.keys_values import hooked_module
+
+    foreign = foreign_processor(unet)
+    if foreign is not None:
+        return f"{foreign} may look at other rows of the batch"
+    hooked = hooked_module(unet)
+    if hooked is not None:
+        return f"{hooked} has a forward hook, which may look at other rows of the batch"
+    return None
