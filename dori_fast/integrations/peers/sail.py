@@ -1,8 +1,8 @@
 """SAIL: Jeon et al., "Understanding and Mitigating Memorization ... via Sharpness", ICML 2025.
 
-The released function stays in charge; what changes is how its UNet and its ``jvp`` answer while it
-detects. Within a step the value of the network is computed once, and its derivative takes from it
-what it needs; the run after the last step, whose answer is thrown away, does not take place.
+The released function stays in charge; while it detects, the run of the UNet after the last step,
+whose answer it throws away, does not take place. Its derivative still computes the network's value
+again: keeping the values of a whole run for the derivative costs a CPU more than they do.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dori_fast.integrations.peers.replay import Replay
 from dori_fast.integrations.peers.swap import Patch, Peer, Swap
 
 _REPOSITORY = "https://github.com/Dongjae0324/sharpness_memorization_diffusion at f4ee4b8"
@@ -29,24 +26,13 @@ _CALL = (
     " callback_on_step_end_tensor_inputs=['latents'], save_prefix='heatmap/test', args=None,"
     " **kwargs"
 )
-_JVP = "func, primals, tangents, *, strict=False, has_aux=False"
-
-
-class _Step:
-    """The detection that is going on, if any: what its step has computed."""
-
-    def __init__(self) -> None:
-        self.replay: Replay | None = None
-
-
-_now = _Step()
 
 
 def _make_call(released: Callable[..., Any], record: Patch, _: Any) -> Callable[..., Any]:
     @functools.wraps(released)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         # the released call has it last, after 22 others
-        what = kwargs.get("args")
+        what: Any = kwargs.get("args")
         if getattr(what, "exp_type", None) != "det":
             return released(self, *args, **kwargs)
         with _detecting(self.unet, what.hvp_sampling_num):
@@ -68,37 +54,16 @@ def _detecting(unet: Any, steps: int) -> Iterator[None]:
         if begun > steps:
             # the released loop returns before it looks at this
             return (args[0],)
-        _now.replay = Replay()
-        with _now.replay, sdpa_kernel(SDPBackend.MATH):
-            return network(*args, **kwargs)
+        return network(*args, **kwargs)
 
     unet.forward = forward
     try:
         yield
     finally:
-        _now.replay = None
         if had:
             unet.forward = network
         else:
             del unet.__dict__["forward"]
-
-
-def _make_jvp(released: Callable[..., Any], record: Patch, _: Any) -> Callable[..., Any]:
-    @functools.wraps(released)
-    def jvp(func: Any, primals: Any, tangents: Any, **options: Any) -> Any:
-        if _now.replay is None:
-            return released(func, primals, tangents, **options)
-        with (
-            forward_ad.dual_level(),
-            _now.replay,
-            sdpa_kernel(SDPBackend.MATH),
-            torch.no_grad(),
-        ):
-            duals = [forward_ad.make_dual(*pair) for pair in zip(primals, tangents, strict=True)]
-            value, derivative = forward_ad.unpack_dual(func(*duals))
-        return value, torch.zeros_like(value) if derivative is None else derivative
-
-    return jvp
 
 
 PEER = Peer(
@@ -110,13 +75,6 @@ PEER = Peer(
             _CALL,
             _make_call,
             "ran the UNet once more after the last step",
-        ),
-        Swap(
-            "local_model.pipe",
-            "jvp",
-            _JVP,
-            _make_jvp,
-            "computed the network's value again beside its derivative",
         ),
     ),
 )

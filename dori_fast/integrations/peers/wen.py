@@ -7,8 +7,9 @@ UNet answers. So they are the released ones to the bit, in the pipeline's dtype.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ _CALL = (
     " negative_prompt=None, num_images_per_prompt=1, eta=0.0, generator=None, latents=None,"
     " prompt_embeds=None, negative_prompt_embeds=None, output_type='pil', return_dict=True,"
     " callback=None, callback_steps=1, cross_attention_kwargs=None, track_noise_norm=False, lp=2"
+)
+_INIT = (
+    "self, vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor,"
+    " requires_safety_checker=True"
 )
 _KINDS = ("uncond_noise_norm", "text_noise_norm")
 
@@ -104,19 +109,33 @@ def _make_call(
         wanted = given["output_type"]
         given |= {"output_type": "latent", "track_noise_norm": False}
         norms, latents = _Norms(given["lp"], steps), None
-        with _instrumented(self.unet, norms, steps, given["callback"], record):
-            try:
-                latents = released(*bound.args, **bound.kwargs).images
-            except _Enough:
-                pass
+        watched = _instrumented(self.unet, norms, steps, given["callback"], record)
+        with suppress(_Enough), watched:
+            latents = released(*bound.args, **bound.kwargs).images
         return Pictures(lambda: _decode(self, latents, wanted, steps)), norms.finish()
 
     return call
 
 
-def _bind(released: Callable[..., Any], pipe: Any, args: Any, kwargs: Any) -> Any:
-    import inspect
+def _make_init(
+    released: Callable[..., Any], record: Patch, options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Today's diffusers asks that ``__init__`` names every component, this one too."""
 
+    @functools.wraps(released)
+    def init(self: Any, *args: Any, image_encoder: None = None, **kwargs: Any) -> None:
+        released(self, *args, **kwargs)
+
+    signature = inspect.signature(released)
+    component = inspect.Parameter(
+        "image_encoder", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None
+    )
+    parameters = [*signature.parameters.values(), component]
+    init.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return init
+
+
+def _bind(released: Callable[..., Any], pipe: Any, args: Any, kwargs: Any) -> Any:
     bound = inspect.signature(released).bind(pipe, *args, **kwargs)
     bound.apply_defaults()
     return bound
@@ -173,6 +192,13 @@ PEER = Peer(
             _CALL,
             _make_call,
             "decoded pictures that nobody looks at; waited for the device twice an image and step",
+        ),
+        Swap(
+            "local_sd_pipeline",
+            "LocalStableDiffusionPipeline.__init__",
+            _INIT,
+            _make_init,
+            "nothing; today's diffusers wants image_encoder named",
         ),
     ),
     {"scan_steps": None},
