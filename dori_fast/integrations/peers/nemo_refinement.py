@@ -73,6 +73,7 @@ def make_refinement(released: Callable[..., Any], record: Patch, _: Any) -> Call
             width = max(1, model.batch_size // len(latents))
             scorer = Scorer(model, text, shared, delta, list(layers(unet)), width)
             kept = _kept(input_indices, scorer, float(threshold))
+        record.evaluations += model.engine.evaluations
         print(f"Removed {sum(map(len, input_indices)) - sum(map(len, kept))} neurons.")
         print(f"Remaining neurons: {kept}")
         return kept

@@ -72,6 +72,8 @@ class Patch:
         repository: the released code that the swap was made for.
         swapped: each replaced function, ``module.target``, and what it did in vain.
         shims: names that were added to other libraries so that the peer's code imports.
+        evaluations: UNet samples that ran in parts of the UNet, not by its ``forward`` (NeMo's
+            refinement), so that hooks on it do not see them.
         notes: calls that were left to the released function, and why; appended as they come.
     """
 
@@ -79,6 +81,7 @@ class Patch:
     repository: str
     swapped: dict[str, str] = field(default_factory=dict)
     shims: list[str] = field(default_factory=list)
+    evaluations: int = 0
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
