@@ -144,7 +144,7 @@ def wen(folder: Path) -> dict[str, Any]:
 def nemo(folder: Path) -> dict[str, Any]:
     """Candidates and refinement of one prompt: the same lists of neurons."""
     pipe, seeds = base(), torch.arange(10) < 3
-    unet = sd_unet(16, 64, pipe.unet.config.cross_attention_dim, values=6)
+    unet = sd_unet(8, 64, pipe.unet.config.cross_attention_dim, values=6)
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="epsilon")
     parts = (pipe.tokenizer, pipe.text_encoder, unet, scheduler)
     records: list[Any] = []
@@ -165,7 +165,7 @@ def nemo(folder: Path) -> dict[str, Any]:
         def search() -> list[list[int]]:
             plain = differences(None)
             magnitudes = module.collect_activations([PROMPT], *parts, early_stopping=1)
-            blocked = [m.topk(4).indices.tolist() for m in magnitudes]
+            blocked = [m.topk(2).indices.tolist() for m in magnitudes]
             reached = similar(
                 plain, differences(blocked), reduction="none", kernel_size=11, betas=(0.33,) * 3
             ).max()
