@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         prune,
     )
     from dori_fast._backend import backends
-    from dori_fast.integrations import accelerate, restore
+    from dori_fast.integrations import accelerate, patch, restore, unpatch
     from dori_fast.models import Denoiser, load
     from dori_fast.scan import scan
 
@@ -50,7 +50,9 @@ _NAMES = {
     "accelerate": "dori_fast.integrations",
     "backends": "dori_fast._backend",
     "load": "dori_fast.models",
+    "patch": "dori_fast.integrations",
     "restore": "dori_fast.integrations",
+    "unpatch": "dori_fast.integrations",
 }
 
 __all__ = [
@@ -68,9 +70,11 @@ __all__ = [
     "load",
     "mitigate",
     "ops",
+    "patch",
     "prune",
     "restore",
     "scan",
+    "unpatch",
 ]
 
 

@@ -31,8 +31,8 @@ from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition, stack
 from dori_fast.models.probes import value_magnitudes
 from dori_fast.ops import largest_per_map, ms_ssim
+from dori_fast.prune.greedy import refined
 from dori_fast.prune.ladder import THETA_END, Ladder, Rung
-from dori_fast.prune.refine import refine
 from dori_fast.prune.scorer import Scorer
 from dori_fast.prune.search import Search
 from dori_fast.prune.statistics import NeuronStatistics
@@ -208,18 +208,7 @@ class NeMo:
         threshold = similarity if similarity > self.threshold else self.threshold
         found.theta, found.k, found.threshold = rung.theta, rung.k, threshold
         found.initial, found.initial_similarity = rung.by_layer(), similarity
-
-        def refined(slots: frozenset[int], groups: list[frozenset[int]]) -> frozenset[int]:
-            layers = [rung.layer(group) for group in groups]
-
-            def score(trials: list[frozenset[int]], tested: Sequence[int]) -> list[float]:
-                first = min(layers[i] for i in tested)
-                return scorer.scores([rung.blocked(trial) for trial in trials], first)
-
-            return refine(slots, groups, score, threshold, scorer.width).blocked
-
-        slots = refined(frozenset(range(len(rung.neurons))), rung.layers())
-        slots = refined(slots, rung.singles(slots))
+        slots = refined(rung, scorer, threshold)
         found.refined = rung.by_layer(slots)
         found.refined_similarity = scorer.known(rung.blocked(slots))
 

@@ -1,0 +1,242 @@
+"""Peers' released functions against the same after `df.patch`, interleaved in one process.
+
+    python -m benchmarks.drop_in --peers DIR
+
+DIR holds checkouts named wen, nemo and sail. Models are the embedded one (Wen) and random UNets in
+the layout of SD 1.x. What the released code needs on a CPU is set up here, for both sides alike:
+`Tensor.cuda` does nothing (NeMo), attention is the math path, which alone has a forward derivative
+(SAIL). Released functions are called with `df.patch`'s import shims in place where they no longer
+import (Wen). Seconds are CPU time of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import process_time
+from typing import Any
+from unittest.mock import patch as replaced
+
+import torch
+from torch import Tensor
+
+import dori_fast as df
+from benchmarks import harness
+
+RESULTS = harness.RESULTS / "quality" / "drop_in.json"
+PROMPT = "a photo of a key"
+ROUNDS = 3
+
+
+class Counter:
+    """UNet samples and CPU seconds of calls."""
+
+    def __init__(self, unet: Any) -> None:
+        self.samples, self._unet = 0, unet
+
+    def run(self, call: Callable[[], Any]) -> tuple[Any, int, float]:
+        # at the class, since a hook of the UNet's own is what the swap must not find
+        kind, before, began = type(self._unet), self.samples, 0.0
+        forward = kind.forward
+
+        def counted(unet: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+            self.samples += len(sample)
+            return forward(unet, sample, *args, **kwargs)
+
+        with replaced.object(kind, "forward", counted):
+            began = process_time()
+            result = call()
+        return result, self.samples - before, process_time() - began
+
+
+@contextmanager
+def checkout(folder: Path) -> Iterator[None]:
+    """Modules of a checkout are found first, as for a script that runs from it."""
+    sys.path.insert(0, str(folder))
+    known = set(sys.modules)
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - known:
+            if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+                del sys.modules[name]
+
+
+def compare(unet: Any, released: Callable[[], Any], ours: Callable[[], Any]) -> dict[str, Any]:
+    """Both in turn; results of the first round, samples, and the median ratio of seconds."""
+    ratios, counter = [], Counter(unet)
+    for _ in range(ROUNDS):
+        theirs = counter.run(released)
+        mine = counter.run(ours)
+        ratios.append(theirs[2] / mine[2])
+    return {
+        "released": theirs[0],
+        "ours": mine[0],
+        "released_samples": theirs[1],
+        "ours_samples": mine[1],
+        "released_over_ours_seconds": round(median(ratios), 2),
+    }
+
+
+def base() -> Any:
+    """The embedded model as a stock pipeline."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(df.demo.path())
+    pipe.text_encoder.requires_grad_(False)
+    return pipe
+
+
+def sd_unet(width: int, side: int, text: int, values: float = 1.0) -> Any:
+    """A random UNet with SD 1.x's blocks; `values` scales its cross-attentions' values."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=side,
+        block_out_channels=(width, width, 2 * width, 2 * width),
+        layers_per_block=2,
+        attention_head_dim=2,
+        cross_attention_dim=text,
+        norm_num_groups=8,
+    ).eval()
+    with torch.no_grad():
+        for name, module in unet.named_modules():
+            if name.endswith("attn2.to_v"):
+                module.weight.mul_(values)
+        if values != 1:
+            unet.conv_out.weight.mul_(20)
+    return unet
+
+
+def wen(folder: Path) -> dict[str, Any]:
+    """One prompt, four images, 50 steps, against its first step: equal to the bit."""
+    with checkout(folder):
+        df.patch("wen", scan_steps=1)
+        try:
+            kind = importlib.import_module("local_sd_pipeline").LocalStableDiffusionPipeline
+            pipe = kind(**base().components, requires_safety_checker=False)
+            pipe.set_progress_bar_config(disable=True)
+            swapped = kind.__call__
+
+            def norms(call: Callable[..., Any]) -> dict[str, list[list[float]]]:
+                torch.manual_seed(0)
+                found: dict[str, list[list[float]]] = call(
+                    pipe, PROMPT, num_images_per_prompt=4, track_noise_norm=True
+                )[1]
+                return found
+
+            row = compare(pipe.unet, lambda: norms(swapped.__wrapped__), lambda: norms(swapped))
+        finally:
+            df.unpatch("wen")
+    first = {k: [image[:1] for image in images] for k, images in row.pop("released").items()}
+    return {"peer": "wen", "same": first == row.pop("ours"), **row}
+
+
+def nemo(folder: Path) -> dict[str, Any]:
+    """Candidates and refinement of one prompt: the same lists of neurons."""
+    pipe, seeds = base(), torch.arange(10) < 3
+    unet = sd_unet(8, 64, pipe.unet.config.cross_attention_dim, values=6)
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="epsilon")
+    parts = (pipe.tokenizer, pipe.text_encoder, unet, scheduler)
+    records: list[Any] = []
+
+    def cuda(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return tensor
+
+    with checkout(folder), replaced.object(Tensor, "cuda", cuda):
+        module: Any = importlib.import_module("utils.activation_detection")
+        similar = module.multiscale_structural_similarity_index_measure
+
+        def differences(blocked: Any) -> Tensor:
+            found: Tensor = module.compute_noise_diff(
+                [PROMPT], *parts, blocked, 0, 1, 10, 0.0, seed_indices_to_return=seeds
+            )
+            return found
+
+        def search() -> list[list[int]]:
+            plain = differences(None)
+            magnitudes = module.collect_activations([PROMPT], *parts, early_stopping=1)
+            blocked = [m.topk(2).indices.tolist() for m in magnitudes]
+            reached = similar(
+                plain, differences(blocked), reduction="none", kernel_size=11, betas=(0.33,) * 3
+            ).max()
+            kept: list[list[int]] = module.neuron_refinement(
+                PROMPT, *parts, blocked, 0.0, threshold=reached + 0.02 * (1 - reached),
+                samples_per_prompt=10, seeds_to_look_at=seeds,
+            )  # fmt: skip
+            return kept
+
+        def ours() -> list[list[int]]:
+            records.append(df.patch("nemo"))
+            try:
+                return search()
+            finally:
+                df.unpatch("nemo")
+
+        row = compare(unet, search, ours)
+    row["ours_samples"] += records[-1].evaluations
+    return {"peer": "nemo", "same": row.pop("released") == row.pop("ours"), **row}
+
+
+def sail(folder: Path) -> dict[str, Any]:
+    """One prompt, one step: equal to the bit."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    parts = base().components
+    parts["unet"] = sd_unet(32, 32, parts["unet"].config.cross_attention_dim)
+    how = Namespace(sd_ver=1, exp_type="det", hvp_sampling_num=1)
+    with checkout(folder), sdpa_kernel(SDPBackend.MATH):
+        df.patch("sail")
+        try:
+            kind = importlib.import_module("local_model.pipe").LocalStableDiffusionPipeline
+            pipe = kind(**parts, requires_safety_checker=False)
+            pipe.set_progress_bar_config(disable=True)
+            swapped = kind.__call__
+
+            def score(call: Callable[..., Any]) -> list[float]:
+                torch.manual_seed(42)
+                found: list[float] = call(pipe, PROMPT, args=how).tolist()
+                return found
+
+            row = compare(pipe.unet, lambda: score(swapped.__wrapped__), lambda: score(swapped))
+        finally:
+            df.unpatch("sail")
+    return {"peer": "sail", "same": row.pop("released") == row.pop("ours"), **row}
+
+
+RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {"wen": wen, "nemo": nemo, "sail": sail}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, compare, record."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.drop_in", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--peers", type=Path, required=True, help="folder of the checkouts")
+    parser.add_argument("--only", choices=sorted(RUNS), help="one of them")
+    parser.add_argument("--no-write", action="store_true", help="leave the results alone")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    rows = []
+    for name, run in RUNS.items():
+        if options.only in (None, name):
+            rows.append(run(options.peers / name))
+            print(json.dumps(rows[-1]), flush=True)
+    if not options.no_write:
+        command = "python -m benchmarks.drop_in --peers DIR"
+        text = json.dumps({"command": command, "threads": 1, "rows": rows}, indent=1)
+        Path(RESULTS).write_text(text + "\n", encoding="utf-8")
+    return 0 if all(row["same"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

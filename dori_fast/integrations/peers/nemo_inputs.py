@@ -1,0 +1,46 @@
+"""What the released NeMo code does before it runs the UNet, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def layers(unet: Any) -> dict[str, Any]:
+    """The seven cross-attentions of the released code, by name."""
+    names = [f"down_blocks.{block}.attentions.{i}" for block in range(3) for i in range(2)]
+    return {
+        f"{name}.transformer_blocks.0.attn2": unet.get_submodule(name).transformer_blocks[0].attn2
+        for name in [*names, "mid_block.attentions.0"]
+    }
+
+
+def autocast(unet: Any) -> Any:
+    """The released code's precision; it does nothing on a CPU."""
+    return torch.autocast("cuda", torch.float16, enabled=unet.device.type == "cuda")
+
+
+def draw(prompts: int, unet: Any, seed: int) -> Tensor:
+    """Initial latents [N, C, 64, 64] of torch's own generator, seeded and left as released."""
+    shape = (prompts, unet.config.in_channels, 64, 64)
+    return torch.randn(shape, generator=torch.manual_seed(seed))
+
+
+def encode(prompts: Sequence[str], tokenizer: Any, text_encoder: Any) -> Tensor:
+    """Embeddings [P, T, D]; the released code encodes a copy for each seed."""
+    ids = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    embeddings: Tensor = text_encoder(ids.to(text_encoder.device))[0]
+    return embeddings
+
+
+def on(index: Any, like: Tensor) -> Any:
+    return index.to(like.device) if isinstance(index, Tensor) else index
