@@ -276,7 +276,7 @@ def test_what_is_no_model_is_refused(model):
 
 
 def test_small_sets_do_not_fill_a_large_batch():
-    assert Settings().batch_size == 48 and SMALL.batch_size == 8
+    assert Settings().batch_size == 32 and SMALL.batch_size == 8
 
 
 @pytest.mark.parametrize(
