@@ -14,8 +14,8 @@ from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
 def demo(
     out: Annotated[Path, typer.Option(help="The folder of all results; made if need be.")],
-    pictures: Annotated[int, typer.Option(help="Memorized photographs.", min=1)] = 8,
-    controls: Annotated[int, typer.Option(help="Pictures never seen, as controls.", min=1)] = 8,
+    pictures: Annotated[int, typer.Option(help="Memorized photographs.", min=1)] = 6,
+    controls: Annotated[int, typer.Option(help="Pictures never seen, as controls.", min=1)] = 6,
     seeds: Annotated[int, typer.Option(help="Images drawn from each embedding.", min=1)] = 4,
     attack_steps: Annotated[int, typer.Option(help="The attack's budget.", min=1)] = 50,
     prompts: Annotated[

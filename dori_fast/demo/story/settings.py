@@ -15,8 +15,8 @@ NEMO = NeMo(layers="all", threshold=0.2, theta_end=0.25)
 METHODS: dict[str, NeMo | Wanda] = {"nemo": NEMO, "wanda": HIDING}
 # of benchmarks/retrieval.py: brings photographs back before it injects pictures never seen
 ATTACK: dict[str, Any] = {"objective": "min-snr", "snr_cap": 1.0, "lr": 0.02}
-# a whole number of evaluations for the default size: 8 pictures of 4 seeds, 4 problems of 8 draws
-BATCH = 32
+# a whole number of evaluations for the default size: 6 pictures of 4 seeds, 3 problems of 8 draws
+BATCH = 24
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Settings:
         prompts: rows of the sample prompts to scan; all if None.
     """
 
-    pictures: int = 8
-    controls: int = 8
+    pictures: int = 6
+    controls: int = 6
     seeds: int = 4
     steps: tuple[int, ...] = (0, 10, 25, 50)
     prompts: int | None = None
