@@ -19,7 +19,7 @@ scan: $(VENV)/installed
 	$(VENV)/bin/dori-fast scan dori_fast/demo/sample_prompts.csv --out $(OUT)
 
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest --numprocesses logical --dist loadfile
+	$(VENV)/bin/python -m pytest --numprocesses logical --dist loadfile --durations 12
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info dori_fast/*.so

@@ -20,6 +20,7 @@ from dori_fast.demo.leaderboard import Settings, mitigations, run
 from dori_fast.demo.leaderboard.cells import Cells
 from dori_fast.demo.leaderboard.foreign import read_rows
 from dori_fast.demo.leaderboard.table import document, markdown, row
+from dori_fast.demo.story import BATCH
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import clopper_pearson
 from dori_fast.models import NeuronMask
@@ -276,7 +277,7 @@ def test_what_is_no_model_is_refused(model):
 
 
 def test_small_sets_do_not_fill_a_large_batch():
-    assert Settings().batch_size == 32 and SMALL.batch_size == 8
+    assert Settings().batch_size == BATCH and SMALL.batch_size == 8
 
 
 @pytest.mark.parametrize(
