@@ -113,7 +113,7 @@ def _reasons(unavailable: dict[str, str]) -> str:
 
 def _ops() -> Iterator[Finding]:
     import dori_fast
-    from dori_fast.cli.self_test import self_test
+    from dori_fast.ops.self_test import self_test
 
     for op, devices in dori_fast.backends().items():
         for device, answer in devices.items():

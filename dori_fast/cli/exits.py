@@ -39,7 +39,7 @@ def reported(debug: bool) -> Iterator[None]:
 
 def _explain(error: BaseException) -> tuple[int, str]:
     from dori_fast.errors import IntegrityError, UsageError
-    from dori_fast.scan.errors import StorageError
+    from dori_fast.scan.errors import StorageError, WorkerError
 
     if isinstance(error, KeyboardInterrupt):
         by = f" by {error}" if str(error) else ""
@@ -50,5 +50,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return USAGE, str(error)
     if isinstance(error, IntegrityError):
         return INTEGRITY, str(error)
+    if isinstance(error, WorkerError):
+        return INTERNAL, str(error)
     what = f"{type(error).__name__}: {error}"
     return INTERNAL, f"internal: {what} — run again with --debug and report the traceback"

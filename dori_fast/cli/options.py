@@ -32,6 +32,10 @@ Steps = Annotated[int, typer.Option(help="Denoising steps that are scored.")]
 BatchSize = Annotated[
     Any, typer.Option(parser=_auto_or_int, metavar="auto|N", help="UNet samples at a time.")
 ]
+Workers = Annotated[
+    Any,
+    typer.Option(parser=_auto_or_int, metavar="auto|N", help="Processes; auto: one for each GPU."),
+]
 Limit = Annotated[int | None, typer.Option(help="Read only the first rows.")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16, bf16 or fp64.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

@@ -25,6 +25,7 @@ from dori_fast.cli.options import (
     Revision,
     Seeds,
     Steps,
+    Workers,
 )
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
@@ -61,6 +62,15 @@ def scan(
         float | None,
         typer.Option(help="Stop early, keeping this share of the flagged, such as 0.99."),
     ] = None,
+    workers: Workers = 1,
+    watchdog: Annotated[
+        float | None,
+        typer.Option(help="Seconds of silence that end a worker; else by its pace, 300 or more."),
+    ] = None,
+    num_shards: Annotated[
+        int, typer.Option(help="Jobs that share the run, such as a Slurm array's.")
+    ] = 1,
+    shard_id: Annotated[int, typer.Option(help="Which of these jobs this is, from 0.")] = 0,
     top: Annotated[int, typer.Option(help="Most suspicious prompts to print.", min=0)] = 20,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -102,6 +112,10 @@ def scan(
             calibration=calibration,
             fpr=fpr,
             cascade=cascade,
+            workers=workers,
+            watchdog=watchdog,
+            num_shards=num_shards,
+            shard_id=shard_id,
             on_progress=status.progress,
         )
         status.say(_summary(result))

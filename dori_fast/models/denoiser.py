@@ -48,6 +48,7 @@ class Denoiser:
     Attributes:
         schedule: noise schedule, prediction type and the DDIM update.
         engine: what runs the UNet; it knows the evaluations so far and what it shares.
+        recipe: arguments of :func:`dori_fast.load`, if files say all; see ``models.recipe``.
         picture_size: (H, W) of the pictures that it draws.
     """
 
@@ -66,12 +67,13 @@ class Denoiser:
         hashes: Callable[[], dict[str, str]],
         share: bool = True,
         execution: Execution | None = None,
+        recipe: dict[str, Any] | None = None,
     ) -> None:
         require_denoiser(unet, text)
         self.unet, self._text = unet, text
         self.device, self.dtype = device, dtype
         self._load_vae, self._load_hashes = vae, hashes
-        self._origin = origin
+        self._origin, self.recipe = origin, recipe
         self.schedule = Schedule(scheduler_config)
         self.picture_size = picture_size
         self.engine = Engine(unet, batch_size, share, execution or Execution(), picture_size)

@@ -96,6 +96,17 @@ def load(
             **file_hashes(directory, [*chain(*_parts(text).values()), "scheduler"]),
             **file_hashes(home, ["unet"]),
         },
+        recipe={
+            "source": name,
+            "revision": revision,
+            "dtype": dtype,
+            "device": device,
+            "share": share,
+            "attention": attention,
+            "compile": compile,
+            "channels_last": channels_last,
+            "cuda_graphs": cuda_graphs,
+        },
         **how,
     )
 

@@ -44,7 +44,7 @@ def own_copy(model: Denoiser) -> Denoiser:
     """
     own = copy.copy(model)
     own.engine = model.engine.copy()
-    own.unet = own.engine.unet
+    own.unet, own.recipe = own.engine.unet, None
     own._shared, own._load_vae = OrderedDict(), lambda: model.vae
     own._origin = {**model._origin, "source": f"weights changed after {model._origin['source']}"}
     own.__dict__.pop("_hashes", None)

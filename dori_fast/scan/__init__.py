@@ -7,9 +7,10 @@ import types
 from typing import Any
 
 from dori_fast.scan.calibrate import CalibrationRecord, Decision, calibrate
-from dori_fast.scan.errors import ScanInterrupted, StorageError
+from dori_fast.scan.errors import ScanInterrupted, StorageError, WorkerError
+from dori_fast.scan.progress import Progress
 from dori_fast.scan.result import ScanResult
-from dori_fast.scan.run import Progress, scan
+from dori_fast.scan.run import scan
 
 __all__ = [
     "CalibrationRecord",
@@ -18,6 +19,7 @@ __all__ = [
     "ScanInterrupted",
     "ScanResult",
     "StorageError",
+    "WorkerError",
     "calibrate",
     "scan",
 ]

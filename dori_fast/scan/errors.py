@@ -9,6 +9,10 @@ class StorageError(DoriError):
     """The disk refused a write (full, quota, input/output error); what is committed is intact."""
 
 
+class WorkerError(DoriError):
+    """Worker processes kept dying or hanging; what is committed is intact."""
+
+
 class ScanInterrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM arrived; the open shard was dropped and the run can be resumed.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -44,6 +44,24 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickled by itself, the slice of a table carries the buffers of the whole table
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.extra.schema) as writer:
+            writer.write_table(self.extra)
+        extra = sink.getvalue().to_pybytes()
+        return _unpickled, (self.first, self.prompts, self.errors, extra, self.fraction)
+
+
+def _unpickled(
+    first: int,
+    prompts: list[str | None],
+    errors: list[str | None],
+    extra: bytes,
+    fraction: float,
+) -> Rows:
+    return Rows(first, prompts, errors, pa.ipc.open_stream(extra).read_all(), fraction)
 
 
 class Reader(Protocol):

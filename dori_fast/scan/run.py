@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from dori_fast.errors import UsageError
 from dori_fast.evaluate.futility import futility_bound
 from dori_fast.scan.ahead import read_ahead
 from dori_fast.scan.calibrate import CalibrationRecord, Decision
+from dori_fast.scan.engine import Engine, InProcess, Work
+from dori_fast.scan.ledger import Ledger
+from dori_fast.scan.part import Part
+from dori_fast.scan.progress import Meter, Progress
 from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
 from dori_fast.scan.record import (
     Counts,
@@ -21,9 +24,9 @@ from dori_fast.scan.record import (
     make_identity,
 )
 from dori_fast.scan.result import ScanResult
-from dori_fast.scan.rows import Reader, Rows
+from dori_fast.scan.rows import Reader
 from dori_fast.scan.run_directory import Resume, RunDirectory
-from dori_fast.scan.score import score_rows, shard_schema
+from dori_fast.scan.score import shard_schema
 from dori_fast.scan.settings import (
     FPR,
     SEEDS,
@@ -39,30 +42,6 @@ from dori_fast.scan.signals import Interrupts, interruptible
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a scan is.
-
-    Attributes:
-        rows: rows of the input that are done, those of earlier calls included.
-        quarantined: those of them that are quarantined, up to the last finished shard.
-        scored: rows done by this call.
-        seconds: time of this call.
-        remaining: estimated seconds to the end, None as long as nothing has been scored.
-    """
-
-    rows: int
-    quarantined: int
-    scored: int
-    seconds: float
-    remaining: float | None
-
-    @property
-    def rate(self) -> float:
-        """Rows per second of this call."""
-        return self.scored / self.seconds if self.seconds > 0 else 0.0
 
 
 def scan(
@@ -82,6 +61,10 @@ def scan(
     calibration: str | Path | CalibrationRecord | None = None,
     fpr: float = FPR,
     cascade: float | None = None,
+    workers: int | Literal["auto"] = 1,
+    watchdog: float | None = None,
+    num_shards: int = 1,
+    shard_id: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ScanResult:
     """Score every prompt of an input into a run directory, in constant memory.
@@ -111,15 +94,27 @@ def scan(
             flag, keeping at least this share of those that it would (needs a calibration with
             memorized prompts). Kept rows have the full test's score; given-up ones the mean over
             the seeds that they got, no ``p_value``, and are not ``flagged``.
+        workers: processes that score; each loads the model by itself, so it must have been loaded
+            from files. On GPUs they take turns; "auto" is one for each of them, and one on a CPU,
+            where each has its share of this process's threads. Rows are those of one process, to
+            the bit where threads and kind of device are the same.
+        watchdog: seconds after which a silent worker is killed; by default ten times the median
+            block of rows, and at least 300.
+        num_shards: jobs that share the run, each with the same ``num_shards``; a call without it
+            afterwards checks that all is there and writes run.json.
+        shard_id: this job: it does the shards whose index leaves this remainder.
         on_progress: called about once a second.
 
     Raises:
-        UsageError: wrong arguments, unusable input or output, or another writer.
+        UsageError: wrong arguments, unusable input or output, another writer, or a model or
+            detector that other processes cannot have.
         IntegrityError: ``out`` holds a run with another configuration, model or input, or the
             calibration is another model's or detector's.
         StorageError: the disk refused a write; the same call continues later.
         ScanInterrupted: SIGINT or SIGTERM; the same call continues later.
+        WorkerError: workers kept dying; what is committed is intact.
     """
+    part = Part(shard_id, num_shards)
     settings = checked(
         "scan",
         seeds=seeds,
@@ -129,6 +124,8 @@ def scan(
         resume=resume,
         max_errors=max_errors,
         shard_size=shard_size,
+        workers=workers,
+        watchdog=watchdog,
     )
     chosen = chosen_detector(detector, settings)
     with prompts_on_disk(prompts) as path, batch_size_of(model, settings):
@@ -157,98 +154,73 @@ def scan(
             **(decision.facts() if decision else {}),
         )
         schema = shard_schema(reader.schema, decided=decision is not None)
-        with interruptible() as interrupts, RunDirectory(Path(out), record, schema, resume) as run:
-            work = _Work(model, chosen, decision, run, interrupts, on_progress)
-            return work.finish(reader, settings)
+        engine = _engine(model, Work(chosen, decision, record.run_hash), settings)
+        with (
+            interruptible() as interrupts,
+            RunDirectory(Path(out), record, schema, resume, part) as run,
+        ):
+            return _finish(run, reader, settings, engine, decision, interrupts, on_progress)
 
 
-class _Work:
-    """One call of :func:`scan` on an open run directory."""
+def _finish(
+    run: RunDirectory,
+    reader: Reader,
+    settings: Settings,
+    engine: Engine,
+    decision: Decision | None,
+    interrupts: Interrupts,
+    on_progress: Callable[[Progress], None] | None,
+) -> ScanResult:
+    """Do what is not committed yet and close the books."""
+    with read_ahead(limited(reader, settings)) as chunks:
+        ledger = Ledger(run, chunks)
+        meter, earlier = Meter(ledger, on_progress), run.record.seconds
 
-    def __init__(
-        self,
-        model: Denoiser,
-        detector: Detector,
-        decision: Decision | None,
-        run: RunDirectory,
-        interrupts: Interrupts,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self._model, self._detector, self._decision, self._run = model, detector, decision, run
-        self._interrupts, self._on_progress = interrupts, on_progress
-        self._counts, self._evaluations = Counts(), model.engine.evaluations
-        self._scored, self._began, self._skipped = 0, perf_counter(), 0.0
+        def show(open_rows: int) -> None:
+            interrupts.check()
+            meter.show(open_rows)
 
-    def finish(self, reader: Reader, settings: Settings) -> ScanResult:
-        """Do what is not committed yet and close the books."""
-        run, earlier = self._run, self._run.record.seconds
         try:
-            shards = 0
-            with read_ahead(limited(reader, settings)) as chunks:
-                for index, rows in enumerate(chunks):
-                    self._one_shard(index, rows)
-                    shards += 1
-            over = _over_budget(self._counts, settings.max_errors)
+            engine.finish(ledger, show)
+            over = _over_budget(ledger.counts, settings.max_errors)
             state: Literal["done", "over_budget"] = "over_budget" if over else "done"
             run.record.state = state
         except BaseException:
             run.record.state = "interrupted"
             # a signal inside a library's callback may come back as that library's own error
-            self._interrupts.check()
+            interrupts.check()
             raise
         finally:
-            seconds = perf_counter() - self._began
-            run.record.counts, run.record.seconds = self._counts, earlier + seconds
+            seconds = meter.seconds
+            run.record.counts, run.record.seconds = ledger.counts, earlier + seconds
             # halved if memory ran out
-            run.record.batch_size = self._model.batch_size
+            run.record.batch_size = engine.batch_size
             run.save_record()
-        paths = [run.path(i) for i in range(shards)]
-        return ScanResult(
-            run.root,
-            paths,
-            run.record.run_hash,
-            self._counts,
-            self._scored,
-            seconds,
-            state,
-            self._decision,
-            self._model.engine.evaluations - self._evaluations,
-        )
+    return ScanResult(
+        out=run.root,
+        shards=[run.path(index) for index in ledger.shards],
+        run_hash=run.record.run_hash,
+        counts=ledger.counts,
+        scored=ledger.scored,
+        seconds=seconds,
+        state=state,
+        decision=decision,
+        evaluations=engine.evaluations,
+    )
 
-    def _one_shard(self, index: int, rows: Rows) -> None:
-        self._interrupts.check()
-        footer = self._run.committed.get(index)
-        if footer is not None and footer.rows != len(rows):
-            self._run.discard(index, f"shard {index} has {footer.rows} rows, not {len(rows)}")
-            footer = None
-        if footer is None:
-            table = score_rows(
-                self._model,
-                self._detector,
-                rows,
-                lambda done: self._report(rows, done),
-                self._decision,
-            )
-            self._interrupts.check()
-            footer = self._run.commit(index, table)
-            self._scored += len(rows)
-        else:
-            self._skipped = rows.fraction
-        self._counts.rows += footer.rows
-        self._counts.quarantined += footer.quarantined
-        self._counts.ok += footer.rows - footer.quarantined
 
-    def _report(self, rows: Rows, done: int) -> None:
-        self._interrupts.check()
-        if self._on_progress is None:
-            return
-        seconds = perf_counter() - self._began
-        scored = self._scored + done
-        position = self._counts.rows + done
-        read = rows.fraction * position / (rows.first + len(rows))
-        share = read - self._skipped
-        remaining = seconds * (1 - read) / share if share > 0 else None
-        self._on_progress(Progress(position, self._counts.quarantined, scored, seconds, remaining))
+def _engine(model: Denoiser, work: Work, settings: Settings) -> Engine:
+    count = settings.workers
+    if count == "auto":
+        import torch
+
+        count = torch.cuda.device_count() if model.device.type == "cuda" else 1
+    if count == 1:
+        return InProcess(model, work)
+    # importing the scan needs no torch
+    from dori_fast.scan.workers import Workers
+
+    return Workers(model, work, count, settings.watchdog)
 
 
 def _decision(

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from dori_fast.errors import IntegrityError
 from dori_fast.scan.durable import TEMPORARY, sync_directory
+from dori_fast.scan.part import Part
 from dori_fast.scan.record import RunRecord
 from dori_fast.scan.run_folder import Resume, RunFolder
 from dori_fast.scan.shard import Footer, as_stored, check_shard, commit_shard
@@ -22,13 +23,18 @@ _log = logging.getLogger("dori_fast.scan")
 class RunDirectory(RunFolder):
     """A run directory that is open for writing: a run folder with shards.
 
-    Entering also checks every committed shard (``committed``).
+    Entering also checks every committed shard (``committed``), of its part alone.
     """
 
     def __init__(
-        self, root: Path, record: RunRecord, schema: pa.Schema, resume: Resume = "auto"
+        self,
+        root: Path,
+        record: RunRecord,
+        schema: pa.Schema,
+        resume: Resume = "auto",
+        part: Part | None = None,
     ) -> None:
-        super().__init__(root, record, resume)
+        super().__init__(root, record, resume, part)
         self.committed: dict[int, Footer] = {}
         self._schema = as_stored(schema)
         self._shards = root / "shards"
@@ -36,6 +42,11 @@ class RunDirectory(RunFolder):
     def path(self, index: int) -> Path:
         """The final path of shard ``index``."""
         return self._shards / f"part-{index:05d}.parquet"
+
+    def drop_unfinished(self, index: int) -> None:
+        """Remove what a dead writer of shard ``index`` left of it, short of its final name."""
+        for stale in self._shards.glob(f".{self.path(index).name}.*{TEMPORARY}"):
+            stale.unlink(missing_ok=True)
 
     def commit(self, index: int, table: pa.Table) -> Footer:
         """Make shard ``index`` durable; StorageError if the disk refuses."""
@@ -61,11 +72,16 @@ class RunDirectory(RunFolder):
     def _sweep(self) -> None:
         super()._sweep()
         for stale in self._shards.glob(f".*{TEMPORARY}"):
-            stale.unlink()
+            index = _shard_index(stale.name.removeprefix(".").split(".")[0] + ".parquet")
+            if self.part.whole or (index is not None and self.part.has(index)):
+                stale.unlink()
         for path in sorted(self._shards.iterdir()):
-            index = _shard_index(path)
+            index = _shard_index(path.name)
             if index is None:
-                _log.warning("%s: not a shard, left alone", path)
+                if not path.name.endswith(TEMPORARY):
+                    _log.warning("%s: not a shard, left alone", path)
+                continue
+            if not self.part.has(index):
                 continue
             try:
                 self.committed[index] = check_shard(
@@ -86,9 +102,9 @@ class RunDirectory(RunFolder):
         _log.warning("%s; moved to %s, its rows are computed again", reason, target)
 
 
-def _shard_index(path: Path) -> int | None:
-    number = path.name.removeprefix("part-").removesuffix(".parquet")
-    if path.name != f"part-{number}.parquet" or not (number.isascii() and number.isdigit()):
+def _shard_index(name: str) -> int | None:
+    number = name.removeprefix("part-").removesuffix(".parquet")
+    if name != f"part-{number}.parquet" or not (number.isascii() and number.isdigit()):
         return None
     index = int(number)
     return index if number == f"{index:05d}" else None

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import shutil
-import socket
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from filelock import FileLock, Timeout
-
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.scan.durable import TEMPORARY, sync_directory, write_durably
+from dori_fast.scan.part import Part
 from dori_fast.scan.record import RunRecord, differences
+from dori_fast.scan.run_lock import RunLock
 
 Resume = Literal["auto", "never", "must"]
 
@@ -26,7 +23,8 @@ class RunFolder:
     """A folder that is open for writing.
 
     Use it as a context manager: entering takes the lock, compares an earlier run's record with
-    this one, and sweeps up what a crash left.
+    this one, and sweeps up what a crash left. One job of several (``part``) leaves alone what may
+    be another's.
 
     Raises (on entering):
         UsageError: another process writes here, there is no run to resume (``resume="must"``) or
@@ -34,26 +32,30 @@ class RunFolder:
         IntegrityError: the run that is here was made with another configuration, model or input.
     """
 
-    def __init__(self, root: Path, record: RunRecord, resume: Resume = "auto") -> None:
+    def __init__(
+        self, root: Path, record: RunRecord, resume: Resume = "auto", part: Part | None = None
+    ) -> None:
         self.root = root
         self.record = record
+        self.part = part or Part()
         self._resume = resume
-        self._lock = FileLock(root / ".lock", timeout=0)
+        self._lock = RunLock(root, self.part)
 
     def __enter__(self) -> Self:
         try:
             self._make()
             sync_directory(self.root)
-            self._take_lock()
+            self._lock.acquire()
         except OSError as error:
             reason = error.strerror or error
             raise UsageError(
                 f"{self.root}: cannot be written ({reason}) — use another --out"
             ) from error
         try:
-            self._join_earlier_run()
+            with self._lock.joining():
+                self._join_earlier_run()
+                self.save_record()
             self._sweep()
-            self.save_record()
         except BaseException:
             self._lock.release()
             raise
@@ -68,7 +70,12 @@ class RunFolder:
         self._lock.release()
 
     def save_record(self) -> None:
-        """Write run.json, atomically."""
+        """Write run.json, atomically; of several jobs, only the first to come writes it.
+
+        A whole run afterwards, which finds everything committed, closes the books.
+        """
+        if not self.part.whole and self._record_path.exists():
+            return
         text = self.record.model_dump_json(indent=2)
         write_durably(self._record_path, lambda path: _write_text(path, text))
 
@@ -80,23 +87,14 @@ class RunFolder:
         return False
 
     def _sweep(self) -> None:
+        if not self.part.whole:
+            return
         for stale in self.root.glob(f".*{TEMPORARY}"):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
     @property
     def _record_path(self) -> Path:
         return self.root / "run.json"
-
-    def _take_lock(self) -> None:
-        owner = self.root / ".owner"
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise UsageError(
-                f"{self.root}: another run writes here ({_owner(owner)})"
-                " — wait for it, stop it, or use another --out"
-            ) from None
-        owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
 
     def _join_earlier_run(self) -> None:
         here = self._record_path.exists()
@@ -120,14 +118,6 @@ class RunFolder:
             if then != now:
                 _log.warning("%s: begun with %s %s, resumed with %s", self.root, name, then, now)
         self.record.started, self.record.seconds = earlier.started, earlier.seconds
-
-
-def _owner(path: Path) -> str:
-    try:
-        owner = json.loads(path.read_text())
-        return f"pid {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its owner has not signed yet"
 
 
 def _write_text(path: Path, text: str) -> None:

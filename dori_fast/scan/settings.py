@@ -33,6 +33,8 @@ class Settings(BaseModel):
     resume: Resume = "auto"
     max_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     shard_size: Annotated[int, Field(ge=1)] = 2048
+    workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = 1
+    watchdog: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 def checked(command: str, **arguments: object) -> Settings:

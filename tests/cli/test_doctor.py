@@ -11,7 +11,7 @@ import torch
 
 import dori_fast
 from dori_fast._library import OPS
-from dori_fast.cli.self_test import self_test
+from dori_fast.ops.self_test import self_test
 
 # the package's attribute of that name is the command
 doctor_module = importlib.import_module("dori_fast.cli.doctor")

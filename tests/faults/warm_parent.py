@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import dori_fast
-from dori_fast.scan import durable, run, run_directory, shard
+from dori_fast.scan import durable, engine, shard
 from tests.faults.invariants import violations
 
 STARTING, SCORING, COMMITTING, BETWEEN = range(4)
@@ -93,7 +93,7 @@ class Lab:
         return {"code": code, "violations": violations(out, self.baseline, finished=True)}
 
     def _mark_states(self) -> None:
-        score, commit = run.score_rows, run_directory.RunDirectory.commit
+        score, commit = engine.score_rows, engine.commit_shard
 
         def marked_score(*args: Any) -> Any:
             self.board[0] = SCORING
@@ -105,8 +105,8 @@ class Lab:
             self.board[0] = BETWEEN
             return footer
 
-        run.score_rows = marked_score
-        run_directory.RunDirectory.commit = marked_commit
+        engine.score_rows = marked_score
+        engine.commit_shard = marked_commit
 
 
 _NO_REAP = os.WEXITED | os.WNOHANG | os.WNOWAIT
