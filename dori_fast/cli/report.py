@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import Device, Dtype, ModelSource, Revision
+from dori_fast.cli.options import Device, Dtype, ModelSource, Revision, UnetWeights, Variant
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def report(
     guidance: Annotated[float, typer.Option(help="Their guidance scale.")] = 7.5,
     model: ModelSource = "demo",
     revision: Revision = None,
+    variant: Variant = None,
+    unet_weights: UnetWeights = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     debug: Debug = False,
@@ -57,7 +59,14 @@ def report(
         if pictures:
             from dori_fast.models import load
 
-            loaded = load(model, revision=revision, dtype=dtype, device=device)
+            loaded = load(
+                model,
+                revision=revision,
+                variant=variant,
+                unet_weights=unet_weights,
+                dtype=dtype,
+                device=device,
+            )
             draw_top(loaded, stored, pictures, range(seeds), steps=steps, guidance=guidance)
         text = _page(run, kind, stored, top, _labels(label, positive))
         path = out or run / "report.html"

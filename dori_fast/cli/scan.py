@@ -25,6 +25,8 @@ from dori_fast.cli.options import (
     Revision,
     Seeds,
     Steps,
+    UnetWeights,
+    Variant,
 )
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
@@ -37,6 +39,8 @@ def scan(
     out: Annotated[Path, typer.Option(help="The run directory; made if need be.")],
     model: ModelSource = "demo",
     revision: Revision = None,
+    variant: Variant = None,
+    unet_weights: UnetWeights = None,
     column: Column = None,
     detector: DetectorName = "wen",
     seeds: Seeds = 4,
@@ -82,6 +86,8 @@ def scan(
             load(
                 model,
                 revision=revision,
+                variant=variant,
+                unet_weights=unet_weights,
                 dtype=dtype,
                 device=device,
                 compile=compile,
