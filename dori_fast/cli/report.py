@@ -68,7 +68,7 @@ def report(
                 device=device,
             )
             draw_top(loaded, stored, pictures, range(seeds), steps=steps, guidance=guidance)
-        text = _page(run, kind, stored, top, _labels(label, positive))
+        text = _page(run, kind, stored, top, read_labels(label, positive))
         path = out or run / "report.html"
         write_durably(path, lambda file: _write(file, text))
         status.say(f"{len(text.encode()) / 1e6:.1f} MB, {kind}")
@@ -86,13 +86,14 @@ def _page(run: Path, kind: str, stored: StoredRun, top: int, labels: Labels | No
     return (prune_page if kind == "prune" else attack_page)(stored)
 
 
-def _labels(column: str | None, positive: list[str] | None) -> Labels | None:
+def read_labels(column: str | None, positive: list[str] | None) -> Labels | None:
+    """The labels that --label and --positive name; None if they name none."""
     from dori_fast.errors import UsageError
     from dori_fast.report import Labels
 
     if column is None:
         if positive:
-            raise UsageError("report: --positive needs --label, the column that it is a value of")
+            raise UsageError("labels: --positive needs --label, the column that it is a value of")
         return None
     if not positive:
         return Labels(column)
