@@ -13,6 +13,7 @@ from dori_fast.cli.calibrate import calibrate
 from dori_fast.cli.demo import demo
 from dori_fast.cli.doctor import doctor
 from dori_fast.cli.exits import USAGE, print_error
+from dori_fast.cli.export import export
 from dori_fast.cli.finetune import finetune
 from dori_fast.cli.listing import ls
 from dori_fast.cli.locality import locality
@@ -38,6 +39,7 @@ app.command()(attack)
 app.command()(finetune)
 app.command()(locality)
 app.command()(report)
+app.command()(export)
 app.command()(demo)
 app.command("benchmark-mitigations")(benchmark_mitigations)
 app.command()(bench)

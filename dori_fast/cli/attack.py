@@ -18,6 +18,8 @@ from dori_fast.cli.options import (
     ModelSource,
     Resume,
     Revision,
+    UnetWeights,
+    Variant,
 )
 from dori_fast.cli.sources import demo_pictures
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
@@ -44,6 +46,8 @@ def attack(
     ] = False,
     model: ModelSource = "demo",
     revision: Revision = None,
+    variant: Variant = None,
+    unet_weights: UnetWeights = None,
     column: Column = None,
     attack_steps: Annotated[int, typer.Option(help="Optimiser steps: the budget.")] = 50,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.1,
@@ -83,7 +87,14 @@ def attack(
         method = Dori(attack_steps, lr, draws, objective=objective, snr_cap=snr_cap)
         chosen = None if masks is None else read_masks(masks)
         result = run_attack(
-            load(model, revision=revision, dtype=dtype, device=device),
+            load(
+                model,
+                revision=revision,
+                variant=variant,
+                unet_weights=unet_weights,
+                dtype=dtype,
+                device=device,
+            ),
             prompts,
             demo_pictures() if images == "demo" else images,
             out=out,

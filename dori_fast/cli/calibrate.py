@@ -24,6 +24,8 @@ from dori_fast.cli.options import (
     Revision,
     Seeds,
     Steps,
+    UnetWeights,
+    Variant,
 )
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
@@ -38,6 +40,8 @@ def calibrate(
     ] = None,
     model: ModelSource = "demo",
     revision: Revision = None,
+    variant: Variant = None,
+    unet_weights: UnetWeights = None,
     column: Column = None,
     detector: DetectorName = "wen",
     seeds: Seeds = 4,
@@ -68,6 +72,8 @@ def calibrate(
             load(
                 model,
                 revision=revision,
+                variant=variant,
+                unet_weights=unet_weights,
                 dtype=dtype,
                 device=device,
                 compile=compile,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Device, Dtype, ModelSource, Revision
+from dori_fast.cli.options import AsJson, Device, Dtype, ModelSource, Revision, UnetWeights, Variant
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 
@@ -30,6 +30,8 @@ def locality(
     ] = None,
     model: ModelSource = "demo",
     revision: Revision = None,
+    variant: Variant = None,
+    unet_weights: UnetWeights = None,
     limit: Annotated[int, typer.Option(help="Embeddings and prompts at most.", min=2)] = 100,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -48,7 +50,14 @@ def locality(
         from dori_fast.scan.locality import locality as compare
 
         found = compare(
-            load(model, revision=revision, dtype=dtype, device=device),
+            load(
+                model,
+                revision=revision,
+                variant=variant,
+                unet_weights=unet_weights,
+                dtype=dtype,
+                device=device,
+            ),
             attacked,
             memorized,
             ordinary,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -25,6 +26,10 @@ def _switch(text: str) -> bool | str:
 
 ModelSource = Annotated[str, typer.Option(help="demo, a diffusers directory or a hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+Variant = Annotated[str | None, typer.Option(help="Of the weight files, such as fp16.")]
+UnetWeights = Annotated[
+    Path | None, typer.Option(help="A safetensors file with some of the UNet's weights.")
+]
 Column = Annotated[str | None, typer.Option(help="The prompt column, if not found.")]
 DetectorName = Annotated[str, typer.Option(help="See dori-fast ls detectors.")]
 Seeds = Annotated[int, typer.Option(help="Noise seeds, shared by all prompts.")]

@@ -18,6 +18,8 @@ from dori_fast.cli.options import (
     ModelSource,
     Resume,
     Revision,
+    UnetWeights,
+    Variant,
 )
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
@@ -33,6 +35,8 @@ def prune(
     ),
     model: ModelSource = "demo",
     revision: Revision = None,
+    variant: Variant = None,
+    unet_weights: UnetWeights = None,
     column: Column = None,
     clean: Annotated[
         Path | None,
@@ -92,7 +96,14 @@ def prune(
         from dori_fast.scan.read import open_prompts
 
         open_prompts(prompts, column)
-        loaded = load(model, revision=revision, dtype=dtype, device=device)
+        loaded = load(
+            model,
+            revision=revision,
+            variant=variant,
+            unet_weights=unet_weights,
+            dtype=dtype,
+            device=device,
+        )
         chosen: NeMo | Wanda
         if method == "wanda":
             chosen = Wanda(sparsity, steps, both_halves=both_halves, joint=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import Device, Dtype, ModelSource, Revision
+from dori_fast.cli.options import Device, Dtype, ModelSource, Revision, UnetWeights, Variant
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def report(
     guidance: Annotated[float, typer.Option(help="Their guidance scale.")] = 7.5,
     model: ModelSource = "demo",
     revision: Revision = None,
+    variant: Variant = None,
+    unet_weights: UnetWeights = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     debug: Debug = False,
@@ -57,9 +59,16 @@ def report(
         if pictures:
             from dori_fast.models import load
 
-            loaded = load(model, revision=revision, dtype=dtype, device=device)
+            loaded = load(
+                model,
+                revision=revision,
+                variant=variant,
+                unet_weights=unet_weights,
+                dtype=dtype,
+                device=device,
+            )
             draw_top(loaded, stored, pictures, range(seeds), steps=steps, guidance=guidance)
-        text = _page(run, kind, stored, top, _labels(label, positive))
+        text = _page(run, kind, stored, top, read_labels(label, positive))
         path = out or run / "report.html"
         write_durably(path, lambda file: _write(file, text))
         status.say(f"{len(text.encode()) / 1e6:.1f} MB, {kind}")
@@ -77,13 +86,14 @@ def _page(run: Path, kind: str, stored: StoredRun, top: int, labels: Labels | No
     return (prune_page if kind == "prune" else attack_page)(stored)
 
 
-def _labels(column: str | None, positive: list[str] | None) -> Labels | None:
+def read_labels(column: str | None, positive: list[str] | None) -> Labels | None:
+    """The labels that --label and --positive name; None if they name none."""
     from dori_fast.errors import UsageError
     from dori_fast.report import Labels
 
     if column is None:
         if positive:
-            raise UsageError("report: --positive needs --label, the column that it is a value of")
+            raise UsageError("labels: --positive needs --label, the column that it is a value of")
         return None
     if not positive:
         return Labels(column)

@@ -25,6 +25,8 @@ from dori_fast.cli.options import (
     Revision,
     Seeds,
     Steps,
+    UnetWeights,
+    Variant,
     Workers,
 )
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
@@ -38,6 +40,8 @@ def scan(
     out: Annotated[Path, typer.Option(help="The run directory; made if need be.")],
     model: ModelSource = "demo",
     revision: Revision = None,
+    variant: Variant = None,
+    unet_weights: UnetWeights = None,
     column: Column = None,
     detector: DetectorName = "wen",
     seeds: Seeds = 4,
@@ -92,6 +96,8 @@ def scan(
             load(
                 model,
                 revision=revision,
+                variant=variant,
+                unet_weights=unet_weights,
                 dtype=dtype,
                 device=device,
                 compile=compile,

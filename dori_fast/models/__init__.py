@@ -3,6 +3,7 @@
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.loading import load
 from dori_fast.models.masks import NeuronMask, WeightMask, stack
+from dori_fast.models.partial import save_difference
 from dori_fast.models.recorder import StatsRecorder, linear_layers
 from dori_fast.models.samples import SharedLatents
 from dori_fast.models.text import TextCondition
@@ -16,5 +17,6 @@ __all__ = [
     "WeightMask",
     "linear_layers",
     "load",
+    "save_difference",
     "stack",
 ]

@@ -10,7 +10,7 @@ import torch
 
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models.encoders import TextSide, TextSideXL
-from dori_fast.models.weights import first_nonfinite
+from dori_fast.models.weights import first_nonfinite, variant_of
 
 # package data, not an import: the demo room stands above this one
 _DEMO = Path(__file__).parents[1] / "demo"
@@ -20,7 +20,9 @@ _OWN_UNETS = {"demo-finetuned": _DEMO / "finetuned"}
 _PARTS = ("unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "vae")
 
 
-def resolve_directory(name: str, revision: str | None) -> tuple[Path, str | None]:
+def resolve_directory(
+    name: str, revision: str | None, variant: str | None, local_files_only: bool
+) -> tuple[Path, str | None]:
     """The local diffusers directory of a source, and the commit when it came from a hub.
 
     Raises:
@@ -42,7 +44,7 @@ def resolve_directory(name: str, revision: str | None) -> tuple[Path, str | None
         raise UsageError(
             f"load: no model {name!r}; use {known}, a diffusers directory or a hub id (owner/name)"
         )
-    return _download(name, revision)
+    return _download(name, revision, variant, local_files_only)
 
 
 def unet_home(name: str, directory: Path) -> Path:
@@ -50,23 +52,33 @@ def unet_home(name: str, directory: Path) -> Path:
     return _OWN_UNETS.get(name, directory)
 
 
-def _download(name: str, revision: str | None) -> tuple[Path, str]:
+def _download(
+    name: str, revision: str | None, variant: str | None, local_files_only: bool
+) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["model_index.json"]
+    weights = [f".{variant}.", f".{variant}-*."] if variant else ["."]
     for part in _PARTS:
-        patterns += [f"{part}/*.json", f"{part}/*.txt", f"{part}/*.safetensors"]
+        patterns += [f"{part}/*.json", f"{part}/*.txt"]
+        patterns += [f"{part}/*{middle}safetensors" for middle in weights]
     try:
         directory = Path(
             snapshot_download(
                 name,
                 revision=revision,
                 allow_patterns=patterns,
-                ignore_patterns=["*.fp16.*", "*.non_ema.*"],
+                ignore_patterns=None if variant else ["*.fp16.*", "*.non_ema.*"],
+                local_files_only=local_files_only,
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if local_files_only:
+            raise UsageError(
+                f"load: {name!r} is not among the downloaded models; load it once without"
+                " local_files_only"
+            ) from error
         raise UsageError(
             f"load: {name!r} could not be fetched from the hub ({type(error).__name__}); check the"
             " name and the connection, or give a local directory"
@@ -75,7 +87,9 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     return directory, directory.name
 
 
-def open_unet(directory: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def open_unet(
+    directory: Path, dtype: torch.dtype, device: torch.device, variant: str | None
+) -> Any:
     """The frozen UNet.
 
     Raises:
@@ -89,20 +103,23 @@ def open_unet(directory: Path, dtype: torch.dtype, device: torch.device) -> Any:
         raise UsageError(
             f"load: {kind} is not supported; UNet2DConditionModel (SD 1.x, 2.x, XL) is"
         )
-    return _open_frozen(UNet2DConditionModel, directory, "unet", device, torch_dtype=dtype)
+    return _open_frozen(
+        UNet2DConditionModel, directory, "unet", device, torch_dtype=dtype, variant=variant
+    )
 
 
-def open_text(directory: Path, dtype: torch.dtype, device: torch.device) -> TextSide | TextSideXL:
+def open_text(
+    directory: Path, dtype: torch.dtype, device: torch.device, variant: str | None
+) -> TextSide | TextSideXL:
     """Tokenizer and frozen text encoder, or SDXL's two of each; raises as :func:`open_unet`."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    encoder = _open_frozen(CLIPTextModel, directory, "text_encoder", device, dtype=dtype)
+    how: dict[str, Any] = {"dtype": dtype, "variant": variant}
+    encoder = _open_frozen(CLIPTextModel, directory, "text_encoder", device, **how)
     tokenizer = _open_tokenizer(CLIPTokenizer, directory, "tokenizer")
     if not (directory / "text_encoder_2").is_dir():
         return TextSide(tokenizer, encoder)
-    second = _open_frozen(
-        CLIPTextModelWithProjection, directory, "text_encoder_2", device, dtype=dtype
-    )
+    second = _open_frozen(CLIPTextModelWithProjection, directory, "text_encoder_2", device, **how)
     tokenizers = tokenizer, _open_tokenizer(CLIPTokenizer, directory, "tokenizer_2")
     index = open_json(directory, "model_index.json")
     return TextSideXL(
@@ -110,11 +127,11 @@ def open_text(directory: Path, dtype: torch.dtype, device: torch.device) -> Text
     )
 
 
-def open_vae(directory: Path, dtype: torch.dtype) -> Any:
+def open_vae(directory: Path, dtype: torch.dtype, variant: str | None) -> Any:
     """The image autoencoder."""
     from diffusers import AutoencoderKL
 
-    return _open(AutoencoderKL, directory, "vae", torch_dtype=dtype)
+    return _open(AutoencoderKL, directory, "vae", torch_dtype=dtype, variant=variant)
 
 
 def open_json(directory: Path, name: str) -> dict[str, Any]:
@@ -136,7 +153,7 @@ def _open_frozen(
     kind: Any, directory: Path, part: str, device: torch.device, **options: Any
 ) -> Any:
     module = _open(kind, directory, part, **options)
-    bad = first_nonfinite(module)
+    bad = first_nonfinite(module.named_parameters())
     if bad is not None:
         raise IntegrityError(
             f"load: {directory / part} holds NaN or Inf in {bad}; get the weights again"
@@ -144,17 +161,23 @@ def _open_frozen(
     return module.to(device).eval().requires_grad_(False)
 
 
-def _open(kind: Any, directory: Path, part: str, **options: Any) -> Any:
+def _open(kind: Any, directory: Path, part: str, *, variant: str | None, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     folder = directory / part
-    if not any(folder.glob("*.safetensors")):
+    found = {variant_of(path) for path in folder.glob("*.safetensors")}
+    if found and variant not in found:
+        wanted, *there = (f"variant={name!r}" for name in (variant, *sorted(found, key=str)))
+        raise UsageError(f"load: {folder} has no weights of {wanted}; use {' or '.join(there)}")
+    if not found:
         raise UsageError(
             f"load: {folder} has no .safetensors weights (pickled weights are not read);"
             " convert them with diffusers' save_pretrained"
         )
     try:
-        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+        return kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, variant=variant, **options
+        )
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise IntegrityError(f"load: {folder} cannot be read: {reason}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -21,6 +22,7 @@ from dori_fast.models.directory import (
 )
 from dori_fast.models.encoders import TextSide, TextSideXL
 from dori_fast.models.execution import Execution, Switch, is_channels_last
+from dori_fast.models.partial import lay_over_
 from dori_fast.models.weights import file_hashes, tensors_sha256, text_sha256
 
 
@@ -28,6 +30,9 @@ def load(
     source: Any,
     *,
     revision: str | None = None,
+    variant: str | None = None,
+    local_files_only: bool = False,
+    unet_weights: str | os.PathLike[str] | None = None,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "auto",
     batch_size: int | str = "auto",
@@ -46,6 +51,10 @@ def load(
         source: ``"demo"``, ``"demo-finetuned"`` (the same, fine-tuned), a local diffusers
             directory, a hub id, or a diffusers pipeline object.
         revision: branch, tag or commit; for hub ids only.
+        variant: of the weight files, such as ``"fp16"``, as in diffusers; not the dtype.
+        local_files_only: take a hub id from what has been downloaded before.
+        unet_weights: a safetensors file with some of the UNet's weights under diffusers' names, put
+            in the place of the source's own; see :func:`dori_fast.models.partial.lay_over_`.
         dtype: ``"auto"`` (float32 on a CPU, float16 on a GPU), a torch dtype or its name.
         device: ``"auto"`` (cuda if there is one), or any torch device.
         batch_size: UNet samples per evaluation; ``"auto"`` depends on the model and the device.
@@ -67,20 +76,27 @@ def load(
     Raises:
         UsageError: no such source, a kind of model that is not supported, or a switch that cannot
             be on here.
-        IntegrityError: damaged weight files, or weights that are not finite.
+        IntegrityError: damaged weight files, weights that are not finite, or a file of
+            ``unet_weights`` that is not of this UNet.
     """
     execution = Execution(attention, compile, channels_last, cuda_graphs)
     how: dict[str, Any] = {"batch_size": batch_size, "share": share, "execution": execution}
     if hasattr(source, "unet") and hasattr(source, "text_encoder"):
-        if revision is not None:
-            raise UsageError("load: revision applies to hub ids, not to a pipeline in memory")
+        _refuse_for_pipelines(
+            revision=revision,
+            variant=variant,
+            local_files_only=local_files_only,
+            unet_weights=unet_weights,
+        )
         return _from_pipeline(source, dtype, device, **how)
     device = _resolve_device(device)
     dtype = _resolve_dtype(dtype, device)
     name = str(source)
-    directory, revision = resolve_directory(name, revision)
+    directory, revision = resolve_directory(name, revision, variant, local_files_only)
     home = unet_home(name, directory)
-    unet, text = open_unet(home, dtype, device), open_text(directory, dtype, device)
+    unet = open_unet(home, dtype, device, variant)
+    laid = {} if unet_weights is None else {"unet_weights": lay_over_(unet_weights, unet)}
+    text = open_text(directory, dtype, device, variant)
     if execution.on("channels_last", device):
         unet.to(memory_format=torch.channels_last)
     return Denoiser(
@@ -88,13 +104,14 @@ def load(
         text=text,
         scheduler_config=open_json(directory, "scheduler/scheduler_config.json"),
         picture_size=_picture_size(unet, open_json(directory, "vae/config.json")),
-        vae=lambda: open_vae(directory, dtype).to(device),
+        vae=lambda: open_vae(directory, dtype, variant).to(device),
         device=device,
         dtype=dtype,
         origin={"source": name, "revision": revision},
         hashes=lambda: {
-            **file_hashes(directory, [*chain(*_parts(text).values()), "scheduler"]),
-            **file_hashes(home, ["unet"]),
+            **file_hashes(directory, [*chain(*_parts(text).values()), "scheduler"], variant),
+            **file_hashes(home, ["unet"], variant),
+            **laid,
         },
         recipe={
             "source": name,
@@ -109,6 +126,14 @@ def load(
         },
         **how,
     )
+
+
+def _refuse_for_pipelines(**options: Any) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UsageError(
+            f"load: {given[0]} is for models that are read from files, not for a pipeline in memory"
+        )
 
 
 def _picture_size(unet: Any, vae_config: Mapping[str, Any]) -> tuple[int, int]:

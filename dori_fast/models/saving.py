@@ -57,7 +57,9 @@ def own_copy(model: Denoiser) -> Denoiser:
 
 
 def _is_unet_weights(name: str) -> bool:
-    return name == "unet" or (name.startswith("unet/") and name.endswith(".safetensors"))
+    return name in ("unet", "unet_weights") or (
+        name.startswith("unet/") and name.endswith(".safetensors")
+    )
 
 
 def _text_parts(text: Any) -> dict[str, Any]:

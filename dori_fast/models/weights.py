@@ -10,15 +10,25 @@ import torch
 from torch import Tensor
 
 
-def file_hashes(directory: Path, parts: Iterable[str]) -> dict[str, str]:
+def variant_of(weights: Path) -> str | None:
+    """``fp16`` of ``model.fp16.safetensors`` and of its shards, None of ``model.safetensors``."""
+    return weights.stem.partition(".")[2].partition("-")[0] or None
+
+
+def file_hashes(
+    directory: Path, parts: Iterable[str], variant: str | None = None
+) -> dict[str, str]:
     """sha256 of every file of the named parts, by path relative to ``directory``.
+
+    Of the weights only those of the variant, which are the ones that are read.
 
     Not of the weights alone: another tokenizer, configuration or noise schedule is another model.
     """
     hashes = {}
     for part in parts:
         for path in sorted((directory / part).iterdir()):
-            if path.suffix in (".safetensors", ".json", ".txt"):
+            weights = path.suffix == ".safetensors" and variant_of(path) == variant
+            if weights or path.suffix in (".json", ".txt"):
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
                 hashes[f"{part}/{path.name}"] = digest
@@ -40,9 +50,9 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def first_nonfinite(module: torch.nn.Module) -> str | None:
-    """The name of the first parameter that holds a NaN or an infinity, or None."""
-    for name, value in module.named_parameters():
+def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that holds a NaN or an infinity, or None."""
+    for name, value in tensors:
         # the sum of finite values of a network is finite; it costs one pass and no mask
         if not torch.isfinite(value.detach().sum(dtype=torch.float64)):
             return name

@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from dori_fast.report.attack import draw_attack
 from dori_fast.report.attack_page import attack_page
+from dori_fast.report.csv_rows import csv_rows
 from dori_fast.report.grid import picture_grid
+from dori_fast.report.lm_eval import lm_eval
 from dori_fast.report.locality import draw_locality
+from dori_fast.report.measured import measured_file, measured_scan
+from dori_fast.report.model_card import model_card
 from dori_fast.report.prune_page import prune_page
-from dori_fast.report.scan import Labels, scan_page
+from dori_fast.report.scan import scan_page
+from dori_fast.report.scores import Labels
 from dori_fast.report.story import story_page
 
 if TYPE_CHECKING:
@@ -18,9 +23,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Labels",
     "attack_page",
+    "csv_rows",
     "draw_attack",
     "draw_locality",
     "draw_prune",
+    "lm_eval",
+    "measured_file",
+    "measured_scan",
+    "model_card",
     "picture_grid",
     "prune_page",
     "scan_page",

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from dori_fast.errors import UsageError
 from dori_fast.evaluate import auc, clopper_pearson, roc, tpr_at_fpr
 from dori_fast.report.charts import DENSITY, histogram, roc_curve
 from dori_fast.report.names import interval
@@ -28,24 +23,8 @@ from dori_fast.report.page import (
     table,
     tiles,
 )
-from dori_fast.report.stored import SHOWN, Run, file_name, quarantine, run_facts, unfinished
-
-POSITIVE = ("1", "true", "yes", "memorized")
-_FALSE_RATE = 0.01
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Which rows are known to be memorized.
-
-    Attributes:
-        column: of the input, kept in the rows.
-        positive: its values, as text in lower case, that mean memorized; rows with another value
-            are not, rows with none are left out.
-    """
-
-    column: str
-    positive: Collection[str] = POSITIVE
+from dori_fast.report.scores import FALSE_RATE, Labels, Seen
+from dori_fast.report.stored import Run, file_name, quarantine, run_facts, unfinished
 
 
 def scan_page(
@@ -66,12 +45,7 @@ def scan_page(
     Raises:
         UsageError: no such column of labels, or not both kinds of rows.
     """
-    if labels is not None and labels.column not in run.columns:
-        raise UsageError(
-            f"report: the rows have no column {labels.column!r} — name one of"
-            f" {', '.join(run.columns)}"
-        )
-    seen = _Seen(run, top, labels)
+    seen = Seen(run, top, labels)
     threshold = run.facts["threshold"]
     parts = [*unfinished(run), tiles(_figures(run, seen)), section("The run", run_facts(run))]
     parts.append(section("Scores", *_scores(seen, threshold)))
@@ -89,71 +63,11 @@ def scan_page(
 
 def scan_summary(run: Run, labels: Labels, top: int = 10) -> list[Html]:
     """How the scores lie, how well they separate, and the first rows; for a page of more."""
-    seen, threshold = _Seen(run, top, labels), run.facts["threshold"]
+    seen, threshold = Seen(run, top, labels), run.facts["threshold"]
     return [*_scores(seen, threshold), *_detection(seen, labels, threshold), _top(seen, labels, {})]
 
 
-@dataclass
-class _Seen:
-    """What one pass over the rows keeps."""
-
-    run: Run
-    top: int
-    labels: Labels | None
-    scores: list[NDArray[np.float64]] = field(default_factory=list)
-    marks: list[NDArray[np.int8]] = field(default_factory=list)
-    best: list[dict[str, Any]] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
-    unfit_rows: list[tuple[int, str]] = field(default_factory=list)
-    values: Counter[str] = field(default_factory=Counter)
-    flagged: int = 0
-    truncated: int = 0
-
-    def __post_init__(self) -> None:
-        wanted = ["row_id", "prompt", "error", "score", "score_per_seed", "n_tokens", "truncated"]
-        wanted += [name for name in ("p_value", "flagged") if name in self.run.columns]
-        wanted += [self.labels.column] if self.labels else []
-        for part in self.run.tables(*dict.fromkeys(wanted)):
-            self._take(part)
-
-    @property
-    def unfit(self) -> int:
-        return sum(self.reasons.values())
-
-    def group(self, mark: int) -> NDArray[np.float64]:
-        """Scores of memorized (1), other (0) or unlabelled (-1) rows."""
-        scores, marks = np.concatenate(self.scores), np.concatenate(self.marks)
-        return scores[marks == mark]
-
-    def _take(self, part: pa.Table) -> None:
-        score = part["score"].to_numpy().astype(np.float64)
-        usable = np.flatnonzero(~np.isnan(score))
-        self.scores.append(score[usable])
-        self.marks.append(self._marks(part)[usable])
-        self.truncated += sum(map(bool, part["truncated"].to_pylist()))
-        if "flagged" in part.column_names:
-            self.flagged += sum(map(bool, part["flagged"].to_pylist()))
-        # stable: among equals the earlier row first
-        order = usable[np.argsort(-score[usable], kind="stable")][: self.top]
-        rows = [*self.best, *part.take(pa.array(order, pa.int64())).to_pylist()]
-        self.best = sorted(rows, key=lambda row: (-row["score"], row["row_id"]))[: self.top]
-        for row_id, error in zip(*(part[n].to_pylist() for n in ("row_id", "error")), strict=True):
-            if error is not None:
-                self.reasons[error.split(":")[0]] += 1
-                if len(self.unfit_rows) < SHOWN:
-                    self.unfit_rows.append((row_id, error))
-
-    def _marks(self, part: pa.Table) -> NDArray[np.int8]:
-        if self.labels is None:
-            return np.full(len(part), -1, np.int8)
-        values = part[self.labels.column].to_pylist()
-        texts = [None if value is None else str(value).strip().lower() for value in values]
-        self.values.update(text for text in texts if text is not None)
-        positive = self.labels.positive
-        return np.array([-1 if t is None else int(t in positive) for t in texts], np.int8)
-
-
-def _figures(run: Run, seen: _Seen) -> list[tuple[str, str]]:
+def _figures(run: Run, seen: Seen) -> list[tuple[str, str]]:
     record = run.facts
     scored = sum(map(len, seen.scores))
     figures = [("rows scored", f"{scored:,}"), ("quarantined", f"{seen.unfit:,}")]
@@ -168,7 +82,7 @@ def _figures(run: Run, seen: _Seen) -> list[tuple[str, str]]:
     return figures
 
 
-def _scores(seen: _Seen, threshold: float | None) -> list[Html]:
+def _scores(seen: Seen, threshold: float | None) -> list[Html]:
     groups = {"not memorized": seen.group(0), "memorized": seen.group(1)}
     groups = {name: scores for name, scores in groups.items() if len(scores)}
     if not groups:
@@ -182,7 +96,7 @@ def _scores(seen: _Seen, threshold: float | None) -> list[Html]:
     return [figure(png, "Histogram of scores", caption, density=DENSITY)]
 
 
-def _calibration(run: Run, seen: _Seen) -> list[Html]:
+def _calibration(run: Run, seen: Seen) -> list[Html]:
     record = run.facts
     observed = record["observed"]
     clean = record["clean_prompts"]
@@ -199,16 +113,9 @@ def _calibration(run: Run, seen: _Seen) -> list[Html]:
     ]
 
 
-def _detection(seen: _Seen, labels: Labels, threshold: float | None) -> list[Html]:
-    memorized, others = seen.group(1), seen.group(0)
-    if not len(memorized) or not len(others):
-        values = ", ".join(f"{value} ({count})" for value, count in seen.values.most_common(8))
-        raise UsageError(
-            f"report: column {labels.column!r} has {len(memorized)} memorized rows and"
-            f" {len(others)} others with a score, needs both; its values are {values or 'none'}"
-            " — say with --positive which of them mean memorized"
-        )
-    area, hits = auc(memorized, others), tpr_at_fpr(memorized, others, _FALSE_RATE)
+def _detection(seen: Seen, labels: Labels, threshold: float | None) -> list[Html]:
+    memorized, others = seen.separated(labels)
+    area, hits = auc(memorized, others), tpr_at_fpr(memorized, others, FALSE_RATE)
     false, true, _ = roc(memorized, others)
     rows: list[Sequence[Cell]] = [
         ("AUC", interval((area.value, area.low, area.high))),
@@ -228,12 +135,12 @@ def _detection(seen: _Seen, labels: Labels, threshold: float | None) -> list[Htm
         table(("figure", "value [interval]"), rows),
         figure(roc_curve(false, true), "ROC curve", density=DENSITY),
     ]
-    if len(others) < 1 / _FALSE_RATE:
+    if len(others) < 1 / FALSE_RATE:
         parts.append(note(f"{len(others)} other rows cannot resolve a false-positive rate of 1 %."))
     return parts
 
 
-def _top(seen: _Seen, labels: Labels | None, drawn: Mapping[int, NDArray[np.uint8]]) -> Html:
+def _top(seen: Seen, labels: Labels | None, drawn: Mapping[int, NDArray[np.uint8]]) -> Html:
     optional = {
         "p": any("p_value" in row for row in seen.best),
         "flagged": any("flagged" in row for row in seen.best),

@@ -59,12 +59,13 @@ def run_facts(run: Run) -> Html:
     record = run.facts
     identity, model, counts = record["identity"], record["model"], record["counts"]
     hashes = model.get("files") or {}
-    weights = next((name for name in hashes if name.startswith("unet")), None)
+    unet = [hashes[name] for name in hashes if _is_unet_weights(name)]
     return facts(
         [
             ("model", model.get("source")),
             ("revision", model.get("revision")),
-            ("UNet sha256", weights and hashes[weights]),
+            ("UNet sha256", ", ".join(unet) or None),
+            ("UNet weights laid over, sha256", hashes.get("unet_weights")),
             ("masks sha256", model.get("masks")),
             ("dtype, device", f"{model.get('dtype')}, {model.get('device')}"),
             ("method", settings(identity["detector"])),
@@ -80,6 +81,11 @@ def run_facts(run: Run) -> Html:
             ("run", record["run_hash"]),
         ]
     )
+
+
+def _is_unet_weights(name: str) -> bool:
+    # a file of a directory, or all of a pipeline in memory
+    return name == "unet" or (name.startswith("unet/") and name.endswith(".safetensors"))
 
 
 def quarantine(rows: list[tuple[int, str]], total: int) -> list[Html]:

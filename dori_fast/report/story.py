@@ -28,7 +28,8 @@ from dori_fast.report.page import (
     table,
     tiles,
 )
-from dori_fast.report.scan import Labels, scan_summary
+from dori_fast.report.scan import scan_summary
+from dori_fast.report.scores import Labels
 from dori_fast.report.stored import Run
 
 SETS = ("memorized", "control")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def test_a_scan_with_labels(cli: Any, scanned: Path) -> None:
     done = cli("report", scanned, "--label", "known", "--out", scanned / "other.html")
     assert done.code == 0, done.err
     text = (scanned / "other.html").read_text(encoding="utf-8")
-    assert "2 rows count as memorized (column known: 1, memorized, true, yes)" in text
+    assert "2 rows count as memorized (column known: 1, memorized, true, yes), 2 do not" in text
     assert re.search(r"<td>AUC</td><td>\d\.\d\d \[\d\.\d\d, \d\.\d\d\]</td>", text)
     assert "cannot resolve a false-positive rate" in text
     wrong = cli("report", scanned, "--label", "known", "--positive", "maybe")
@@ -99,7 +100,13 @@ def test_a_localisation_and_an_attack(cli: Any, tiny: str, tmp_path: Path) -> No
         assert done.code == 0, done.err
         read = Reader((tmp_path / name / "report.html").read_text(encoding="utf-8"))
         assert read.tags.count("img") == images and "<b>a cat</b>" in read.text
+        file = tmp_path / f"{name}.csv"
+        assert cli("export", tmp_path / name, "--format", "csv", "--out", file).code == 0
+        header, first, *_ = csv.reader(file.open(encoding="utf-8", newline=""))
+        assert first[header.index("prompt")] == "<b>a cat</b>"
     assert "Quarantined rows" in read.text
+    figures = cli("export", tmp_path / "p", "--format", "lm-eval", "--out", tmp_path / "x")
+    assert figures.code == 2 and "is of dori-fast prune" in figures.err
     wrong = cli("report", tmp_path / "p", "--label", "image")
     assert wrong.code == 2 and "is for scans" in wrong.err
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 EVIL = ["[/b][red]x", "\x1b[2J\x1b]0;title\x07", "\u202eesrever", "tab\tbed", "</script>", "a😀b"]
 
@@ -166,3 +167,19 @@ def test_how_the_network_runs_is_chosen_recorded_or_refused(
     assert "a cpu device has no CUDA graphs" in error_line(done.err)
     done = cli(*arguments, "--compile", "perhaps")
     assert done.code == 2 and "none of auto, on and off" in done.err
+
+
+def test_weights_laid_over_are_another_model(
+    cli: Any, tiny: str, prompts: Path, tmp_path: Path
+) -> None:
+    weights = load_file(Path(tiny) / "unet" / "diffusion_pytorch_model.safetensors")
+    erased = {name: -tensor for name, tensor in weights.items() if ".attn2.to_v" in name}
+    save_file(erased, tmp_path / "erased.safetensors")
+    save_file({f"unet.{n}": t for n, t in erased.items()}, tmp_path / "foreign.safetensors")
+    command = ("scan", prompts, "--out", tmp_path / "run", "--model", tiny, "--unet-weights")
+    foreign = cli(*command, tmp_path / "foreign.safetensors")
+    assert foreign.code == 4 and "cut the prefix" in error_line(foreign.err)
+    done = cli(*command, tmp_path / "erased.safetensors", "--json")
+    assert done.code == 0, done.err
+    other = cli(*command[:-1])
+    assert other.code == 4 and "unet_weights" in error_line(other.err)

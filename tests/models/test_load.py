@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import dori_fast as df
 from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.models.directory import resolve_directory
 from tests.tiny_model import save_tiny_sd
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -155,3 +156,92 @@ def test_a_hub_id_offline_is_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match="could not be fetched"):
         df.load("nobody/nothing", device="cpu")
+
+
+@pytest.fixture
+def two_variants(original, directory):
+    """The model with fp16 weights of other values beside its own, as on the hub."""
+    for path in directory.rglob("*.safetensors"):
+        halved = {name: (t / 2).half() for name, t in load_file(path).items()}
+        save_file(halved, path.with_name(f"{path.stem}.fp16.safetensors"), {"format": "pt"})
+    return directory
+
+
+def test_a_variant_is_read_and_described_instead_of_the_plain_weights(original, two_variants):
+    plain = df.load(two_variants, device="cpu")
+    assert plain.describe()["files"] == df.load(original, device="cpu").describe()["files"]
+    model = df.load(two_variants, device="cpu", variant="fp16")
+    stock = StableDiffusionPipeline.from_pretrained(
+        two_variants, variant="fp16", local_files_only=True, safety_checker=None
+    )
+    for part in ("unet", "text_encoder", "vae"):
+        ours, theirs = getattr(model, part).state_dict(), getattr(stock, part).state_dict()
+        assert all(torch.equal(ours[name], theirs[name].float()) for name in theirs)
+    assert not torch.equal(model.unet.conv_in.weight, plain.unet.conv_in.weight)
+    names = {n for n in model.describe()["files"] if n.endswith(".safetensors")}
+    assert names == {
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/model.fp16.safetensors",
+    }
+
+
+def test_a_variant_that_is_not_there_is_named(original, two_variants):
+    with pytest.raises(UsageError, match=r"no weights of variant='bf16'; use variant=None or"):
+        df.load(two_variants, device="cpu", variant="bf16")
+    (two_variants / UNET_FILE).unlink()
+    with pytest.raises(UsageError, match=r"no weights of variant=None; use variant='fp16'"):
+        df.load(two_variants, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("variant", "kept", "left"),
+    [
+        (None, "unet/diffusion_pytorch_model.safetensors", "unet/model.fp16.safetensors"),
+        ("fp16", "unet/model.fp16.safetensors", "unet/diffusion_pytorch_model.safetensors"),
+        ("fp16", "unet/model.fp16-00001-of-00002.safetensors", "vae/model.bf16.safetensors"),
+        ("fp16", "unet/model.safetensors.index.fp16.json", "unet/model.fp16.bin"),
+    ],
+)
+def test_what_is_fetched_of_a_hub_model(monkeypatch, original, variant, kept, left):
+    from huggingface_hub.utils import filter_repo_objects
+
+    def stand_in(name, *, allow_patterns, ignore_patterns, **options):
+        found = filter_repo_objects(
+            [kept, left], allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
+        assert list(found) == [kept] and options == {"revision": "v1", "local_files_only": False}
+        return str(original)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", stand_in)
+    home, _ = resolve_directory("somebody/model", "v1", variant, False)
+    assert home == original
+
+
+def test_local_files_only_takes_what_was_downloaded_before(monkeypatch, original, tmp_path):
+    import huggingface_hub.constants as constants
+
+    commit = "0" * 40
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--somebody--tiny"
+    shutil.copytree(original, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    model = df.load("somebody/tiny", device="cpu", local_files_only=True)
+    assert model.describe()["revision"] == commit
+    with pytest.raises(UsageError, match="not among the downloaded models"):
+        df.load("somebody/other", device="cpu", local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"revision": "main"},
+        {"variant": "fp16"},
+        {"local_files_only": True},
+        {"unet_weights": "x.safetensors"},
+    ],
+)
+def test_what_is_about_files_is_refused_for_a_pipeline(original, options):
+    pipe = StableDiffusionPipeline.from_pretrained(original, local_files_only=True)
+    with pytest.raises(UsageError, match=f"{next(iter(options))} is for models that are read"):
+        df.load(pipe, **options)

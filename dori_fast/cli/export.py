@@ -1,0 +1,91 @@
+"""dori-fast export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from dori_fast.cli.exits import Debug, reported
+from dori_fast.cli.report import read_labels
+from dori_fast.cli.terminal import Status, print_result, quiet_libraries
+from dori_fast.errors import UsageError
+
+if TYPE_CHECKING:
+    from dori_fast.report import Labels
+    from dori_fast.report.measured import Measured
+
+Format = Literal["lm-eval", "model-card", "csv"]
+
+
+def export(
+    result: Annotated[
+        Path,
+        typer.Argument(help="Run directory, folder of benchmark-mitigations, or a .json file."),
+    ],
+    format: Annotated[Format, typer.Option(help="What it is to become.")],
+    out: Annotated[Path, typer.Option(help="The file; replaced if there is one.")],
+    label: Annotated[
+        str | None, typer.Option(help="Scan: column of the input that says what is memorized.")
+    ] = None,
+    positive: Annotated[
+        list[str] | None, typer.Option(help="Its values that mean memorized; may be repeated.")
+    ] = None,
+    formulas: Annotated[
+        bool,
+        typer.Option("--formulas", help="csv: leave text that begins like a formula."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write results for other tools: lm-eval's JSON, a model card, or a run's rows as CSV.
+
+    Only result files are read. Figures need a scan with --label or a calibration, the folder of
+    benchmark-mitigations, or removal.json; any run's rows become CSV.
+    """
+    quiet_libraries()
+    with reported(debug), Status():
+        from dori_fast.report import csv_rows, lm_eval, model_card
+        from dori_fast.scan.durable import write_durably
+        from dori_fast.scan.stored import open_run
+
+        labels = read_labels(label, positive)
+        if format == "csv":
+            if labels is not None:
+                raise UsageError("export: --label is for figures; csv has every column anyway")
+            lines: Iterable[str] = csv_rows(open_run(result), formulas=formulas)
+        else:
+            if formulas:
+                raise UsageError("export: --formulas is for csv")
+            measured = _measured(result, labels)
+            if format == "lm-eval":
+                lines = [json.dumps(lm_eval(measured), indent=2), "\n"]
+            else:
+                lines = [model_card(measured)]
+        write_durably(out, lambda file: _write(file, lines))
+        print_result(str(out))
+
+
+def _measured(result: Path, labels: Labels | None) -> Measured:
+    from dori_fast.report import measured_file, measured_scan
+    from dori_fast.scan.stored import open_run
+
+    board = result / "leaderboard.json" if result.is_dir() else result
+    if not board.is_file():
+        run = open_run(result)
+        if run.kind != "scan":
+            raise UsageError(
+                f"export: {result} is of dori-fast {run.kind}, whose figures are on its page"
+                " (dori-fast report); its rows can be exported as csv"
+            )
+        return measured_scan(run, labels)
+    if labels is not None:
+        raise UsageError(f"export: --label is for scans, not for {board}")
+    return measured_file(board)
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines)
