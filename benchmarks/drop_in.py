@@ -16,8 +16,7 @@ import importlib
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import isclose
 from pathlib import Path
 from statistics import median
@@ -30,6 +29,7 @@ from torch import Tensor
 
 import dori_fast as df
 from benchmarks import harness
+from benchmarks.peer_models import base, checkout, sd_unet, unfused
 
 RESULTS = harness.RESULTS / "quality" / "drop_in.json"
 PROMPT = "a photo of a key"
@@ -59,20 +59,6 @@ class Counter:
         return result, self.samples - before, process_time() - began
 
 
-@contextmanager
-def checkout(folder: Path) -> Iterator[None]:
-    """Modules of a checkout are found first, as for a script that runs from it."""
-    sys.path.insert(0, str(folder))
-    known = set(sys.modules)
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        for name in set(sys.modules) - known:
-            if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
-                del sys.modules[name]
-
-
 def compare(unet: Any, released: Callable[[], Any], ours: Callable[[], Any]) -> dict[str, Any]:
     """Both in turn; results of the first round, samples, and the median ratio of seconds."""
     ratios, counter = [], Counter(unet)
@@ -87,37 +73,6 @@ def compare(unet: Any, released: Callable[[], Any], ours: Callable[[], Any]) -> 
         "ours_samples": mine[1],
         "released_over_ours_seconds": round(median(ratios), 2),
     }
-
-
-def base() -> Any:
-    """The embedded model as a stock pipeline."""
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_pretrained(df.demo.path())
-    pipe.text_encoder.requires_grad_(False)
-    return pipe
-
-
-def sd_unet(width: int, side: int, text: int, values: float = 1.0) -> Any:
-    """A random UNet with SD 1.x's blocks; `values` scales its cross-attentions' values."""
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=side,
-        block_out_channels=(width, width, 2 * width, 2 * width),
-        layers_per_block=2,
-        attention_head_dim=2,
-        cross_attention_dim=text,
-        norm_num_groups=8,
-    ).eval()
-    with torch.no_grad():
-        for name, module in unet.named_modules():
-            if name.endswith("attn2.to_v"):
-                module.weight.mul_(values)
-        if values != 1:
-            unet.conv_out.weight.mul_(20)
-    return unet
 
 
 def wen(folder: Path) -> dict[str, Any]:
@@ -214,11 +169,6 @@ def sail(folder: Path) -> dict[str, Any]:
             df.unpatch("sail")
     theirs, mine = row.pop("released"), row.pop("ours")
     return {"peer": "sail", "same": isclose(theirs, mine, rel_tol=SAME_SCORE), **row}
-
-
-def unfused(flag: bool, device: Any) -> None:
-    """SAIL's `_jvp_mode`, on a CPU too, which has no forward derivative of fused attention."""
-    torch.backends.cuda.enable_flash_sdp(not flag)
 
 
 RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {"wen": wen, "nemo": nemo, "sail": sail}
