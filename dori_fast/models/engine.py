@@ -17,7 +17,7 @@ from dori_fast.models.architecture import refusal
 from dori_fast.models.attention import choose, forward_mode
 from dori_fast.models.batch_size import auto_batch_size
 from dori_fast.models.execution import Execution, is_channels_last
-from dori_fast.models.forward_mode import PlainGroupNorms
+from dori_fast.models.forward_mode import FusedDerivatives
 from dori_fast.models.graphs import Graphs
 from dori_fast.models.masking import check_mask, masked
 from dori_fast.models.masks import NeuronMask, WeightMask
@@ -181,7 +181,7 @@ class Engine:
                 return program.suffix(program.prefix(latents, timestep), part, timestep)
 
             along = tangents[sample.to(device)]
-            with PlainGroupNorms():
+            with FusedDerivatives():
                 slope = torch.func.jvp(output, (shared.latents[which.to(device)],), (along,))[1]
             return State(slope)
 

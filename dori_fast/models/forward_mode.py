@@ -1,18 +1,30 @@
-"""What forward derivatives need that torch's own kernels lack."""
+"""Forward derivatives of attention and norms by one kernel each, where torch composes or has none.
+
+torch's own rules write attention's matrices of Q x K numbers several times over, take a norm apart
+into a dozen passes, and have nothing for a group norm with the channels innermost.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from dori_fast.models.attention import forward_mode
 
-class PlainGroupNorms(TorchFunctionMode):
-    """Within it group norms read their input with the channels outermost.
+_aten: Any = torch.ops.aten
+_ONLY_INPUT = [True, False, False]
 
-    torch has no forward derivative of a group norm for ``channels_last``.
+
+class FusedDerivatives(TorchFunctionMode):
+    """Within it attention, group and layer norms take tangents along in kernels of their own.
+
+    What has no tangent, and attention with a mask, dropout or causality, is computed as without.
     """
 
     def __torch_function__(
@@ -22,6 +34,57 @@ class PlainGroupNorms(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is F.group_norm:
-            args = (args[0].contiguous(), *args[1:])
-        return func(*args, **(kwargs or {}))
+        rule, given = _RULES.get(func), dict(kwargs or {})
+        # a call that names its inputs is left to torch
+        if rule is None or not args or forward_ad.unpack_dual(args[0]).tangent is None:
+            return func(*args, **given)
+        return rule(func, *args, **given)
+
+
+def _attention(func: Callable[..., Tensor], *args: Tensor, **options: Any) -> Tensor:
+    if len(args) != 3 or any(isinstance(x, Tensor) or x for x in options.values()):
+        return func(*args, **options)
+    return forward_mode(*(x.transpose(1, 2) for x in args)).transpose(1, 2)
+
+
+def _group_norm(
+    func: Any,
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    x, along = (part.contiguous() for part in forward_ad.unpack_dual(x))
+    samples, channels = x.shape[:2]
+    sizes = (samples, channels, x[0, 0].numel(), groups)
+    out, mean, rstd = torch.native_group_norm(x, weight, bias, *sizes, eps)
+    # (I - 1 1^T / n - z z^T / n) / sigma is symmetric: forward and backward are the same product
+    slope = _aten.native_group_norm_backward(along, x, mean, rstd, None, *sizes, _ONLY_INPUT)[0]
+    if weight is not None:
+        slope = slope * weight.view(-1, *[1] * (x.dim() - 2))
+    return forward_ad.make_dual(out, slope)
+
+
+def _layer_norm(
+    func: Any,
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    x, along = forward_ad.unpack_dual(x)
+    out, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+    # symmetric as well
+    slope = _aten.native_layer_norm_backward(along, x, shape, mean, rstd, None, None, _ONLY_INPUT)[
+        0
+    ]
+    return forward_ad.make_dual(out, slope if weight is None else slope * weight)
+
+
+_RULES: dict[Any, Callable[..., Tensor]] = {
+    F.scaled_dot_product_attention: _attention,
+    F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
+}

@@ -1,8 +1,9 @@
 """SAIL: Jeon et al., "Understanding and Mitigating Memorization ... via Sharpness", ICML 2025.
 
-The released function stays in charge; while it detects, the run of the UNet after the last step,
-whose answer it throws away, does not take place. Its derivative still computes the network's value
-again: keeping the values of a whole run for the derivative costs a CPU more than they do.
+The released function stays in charge. While it detects, the run of the UNet after the last step,
+whose answer it throws away, does not take place, and its derivative takes attention and norms in
+kernels that torch lacks. The derivative still computes the network's value again: keeping a whole
+run's values for it costs a CPU more than they do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from torch.autograd import forward_ad
 
 from dori_fast.integrations.peers.swap import Patch, Peer, Swap
+from dori_fast.models.forward_mode import FusedDerivatives
 
 _REPOSITORY = "https://github.com/Dongjae0324/sharpness_memorization_diffusion at f4ee4b8"
 _CALL = (
@@ -49,7 +51,8 @@ def _detecting(unet: Any, steps: int) -> Iterator[None]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         nonlocal begun
         if forward_ad._current_level >= 0:
-            return network(*args, **kwargs)
+            with FusedDerivatives():
+                return network(*args, **kwargs)
         begun += 1
         if begun > steps:
             # the released loop returns before it looks at this
@@ -74,7 +77,7 @@ PEER = Peer(
             "LocalStableDiffusionPipeline.__call__",
             _CALL,
             _make_call,
-            "ran the UNet once more after the last step",
+            "ran the UNet once more after the last step; differentiated attention unfused",
         ),
     ),
 )
