@@ -116,6 +116,9 @@ def load(
         recipe={
             "source": name,
             "revision": revision,
+            "variant": variant,
+            "local_files_only": local_files_only,
+            "unet_weights": unet_weights,
             "dtype": dtype,
             "device": device,
             "share": share,
