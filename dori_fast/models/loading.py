@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -92,12 +92,21 @@ def load(
         device=device,
         dtype=dtype,
         origin={"source": name, "revision": revision},
-        hashes=lambda: {
-            **file_hashes(directory, [*chain(*_parts(text).values()), "scheduler"]),
-            **file_hashes(home, ["unet"]),
-        },
+        hashes=lambda: source_hashes(name, revision, chain(*_parts(text).values(), ["scheduler"])),
         **how,
     )
+
+
+def source_hashes(source: str, revision: str | None, parts: Iterable[str]) -> dict[str, str]:
+    """sha256 of the files of a model's parts, by path, without loading it; {} of a missing part.
+
+    Raises:
+        UsageError: no such source.
+    """
+    directory, _ = resolve_directory(source, revision)
+    homes = {part: directory for part in parts} | {"unet": unet_home(source, directory)}
+    there = {part: home for part, home in homes.items() if (home / part).is_dir()}
+    return {k: v for part, home in there.items() for k, v in file_hashes(home, [part]).items()}
 
 
 def _picture_size(unet: Any, vae_config: Mapping[str, Any]) -> tuple[int, int]:

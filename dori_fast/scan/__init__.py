@@ -10,16 +10,20 @@ from dori_fast.scan.calibrate import CalibrationRecord, Decision, calibrate
 from dori_fast.scan.errors import ScanInterrupted, StorageError
 from dori_fast.scan.result import ScanResult
 from dori_fast.scan.run import Progress, scan
+from dori_fast.scan.verify import Finding, Verification, verify
 
 __all__ = [
     "CalibrationRecord",
     "Decision",
+    "Finding",
     "Progress",
     "ScanInterrupted",
     "ScanResult",
     "StorageError",
+    "Verification",
     "calibrate",
     "scan",
+    "verify",
 ]
 
 

@@ -12,6 +12,7 @@ from dori_fast.errors import UsageError
 from dori_fast.evaluate.futility import futility_bound
 from dori_fast.scan.ahead import read_ahead
 from dori_fast.scan.calibrate import CalibrationRecord, Decision
+from dori_fast.scan.machine import device_name
 from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
 from dori_fast.scan.record import (
     Counts,
@@ -153,6 +154,7 @@ def scan(
             model=described,
             batch_size=model.batch_size,
             execution=asdict(model.engine.execution),
+            device_name=device_name(model.device),
             versions=library_versions(),
             **(decision.facts() if decision else {}),
         )
@@ -201,6 +203,8 @@ class _Work:
             run.record.counts, run.record.seconds = self._counts, earlier + seconds
             # halved if memory ran out
             run.record.batch_size = self._model.batch_size
+            if not self._scored:
+                run.keep_record()
             run.save_record()
         paths = [run.path(i) for i in range(shards)]
         return ScanResult(
@@ -213,6 +217,7 @@ class _Work:
             state,
             self._decision,
             self._model.engine.evaluations - self._evaluations,
+            run.seal(),
         )
 
     def _one_shard(self, index: int, rows: Rows) -> None:

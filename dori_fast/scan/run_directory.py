@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from dori_fast.errors import IntegrityError
 from dori_fast.scan.durable import TEMPORARY, sync_directory
+from dori_fast.scan.manifest import MANIFEST, seal
 from dori_fast.scan.record import RunRecord
 from dori_fast.scan.run_folder import Resume, RunFolder
 from dori_fast.scan.shard import Footer, as_stored, check_shard, commit_shard
@@ -22,7 +23,8 @@ _log = logging.getLogger("dori_fast.scan")
 class RunDirectory(RunFolder):
     """A run directory that is open for writing: a run folder with shards.
 
-    Entering also checks every committed shard (``committed``).
+    Entering also checks every committed shard (``committed``), and removes the manifest, which
+    is true of a finished run alone.
     """
 
     def __init__(
@@ -48,6 +50,10 @@ class RunDirectory(RunFolder):
         self.committed.pop(index, None)
         self._set_aside(self.path(index), reason)
 
+    def seal(self) -> str:
+        """Write the manifest of the finished run; its Merkle root, in hexadecimal."""
+        return seal(self.root).merkle_root
+
     @property
     def _shard_size(self) -> int:
         return int(self.record.identity["shard_size"])
@@ -60,6 +66,7 @@ class RunDirectory(RunFolder):
 
     def _sweep(self) -> None:
         super()._sweep()
+        (self.root / MANIFEST).unlink(missing_ok=True)
         for stale in self._shards.glob(f".*{TEMPORARY}"):
             stale.unlink()
         for path in sorted(self._shards.iterdir()):

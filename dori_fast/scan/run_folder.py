@@ -37,6 +37,7 @@ class RunFolder:
     def __init__(self, root: Path, record: RunRecord, resume: Resume = "auto") -> None:
         self.root = root
         self.record = record
+        self.earlier: RunRecord | None = None
         self._resume = resume
         self._lock = FileLock(root / ".lock", timeout=0)
 
@@ -66,6 +67,15 @@ class RunFolder:
         trace: TracebackType | None,
     ) -> None:
         self._lock.release()
+
+    def keep_record(self) -> None:
+        """Go on with the earlier run's record: a call that adds no row says nothing new of them.
+
+        So a finished run that is opened again ends with the same bytes of run.json.
+        """
+        if self.earlier is not None:
+            now = {"state": self.record.state, "counts": self.record.counts}
+            self.record = self.earlier.model_copy(update=now)
 
     def save_record(self) -> None:
         """Write run.json, atomically."""
@@ -108,7 +118,7 @@ class RunFolder:
             )
         if not here:
             return
-        earlier = RunRecord.read(self._record_path)
+        self.earlier = earlier = RunRecord.read(self._record_path)
         if earlier.run_hash != self.record.run_hash:
             changed = differences(earlier.identity, self.record.identity)
             raise IntegrityError(
