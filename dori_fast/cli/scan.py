@@ -124,6 +124,7 @@ def scan(
             shard_id=shard_id,
             on_progress=status.progress,
         )
+        status.say(f"Merkle root {result.merkle_root}: see dori-fast verify")
         status.say(_summary(result))
         if result.decision:
             status.say(decision_line(result.decision))
@@ -175,6 +176,7 @@ def _as_json(result: ScanResult, top: int) -> str:
         {
             "out": str(result.out),
             "run_hash": result.run_hash,
+            "merkle_root": result.merkle_root,
             "state": result.state,
             **result.counts.model_dump(),
             "scored": result.scored,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -109,8 +109,13 @@ def load(
         dtype=dtype,
         origin={"source": name, "revision": revision},
         hashes=lambda: {
-            **file_hashes(directory, [*chain(*_parts(text).values()), "scheduler"], variant),
-            **file_hashes(home, ["unet"], variant),
+            **source_hashes(
+                name,
+                revision,
+                chain(*_parts(text).values(), ["scheduler"]),
+                variant=variant,
+                local_files_only=local_files_only,
+            ),
             **laid,
         },
         recipe={
@@ -129,6 +134,28 @@ def load(
         },
         **how,
     )
+
+
+def source_hashes(
+    source: str,
+    revision: str | None,
+    parts: Iterable[str],
+    *,
+    variant: str | None = None,
+    local_files_only: bool = False,
+) -> dict[str, str]:
+    """sha256 of the files of a model's parts, by path, without loading it; {} of a missing part.
+
+    Raises:
+        UsageError: no such source.
+    """
+    directory, _ = resolve_directory(source, revision, variant, local_files_only)
+    homes = {part: directory for part in parts} | {"unet": unet_home(source, directory)}
+    there = {part: home for part, home in homes.items() if (home / part).is_dir()}
+    hashes: dict[str, str] = {}
+    for part, home in there.items():
+        hashes |= file_hashes(home, [part], variant)
+    return hashes
 
 
 def _refuse_for_pipelines(**options: Any) -> None:

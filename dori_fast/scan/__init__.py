@@ -11,17 +11,21 @@ from dori_fast.scan.errors import ScanInterrupted, StorageError, WorkerError
 from dori_fast.scan.progress import Progress
 from dori_fast.scan.result import ScanResult
 from dori_fast.scan.run import scan
+from dori_fast.scan.verify import Finding, Verification, verify
 
 __all__ = [
     "CalibrationRecord",
     "Decision",
+    "Finding",
     "Progress",
     "ScanInterrupted",
     "ScanResult",
     "StorageError",
+    "Verification",
     "WorkerError",
     "calibrate",
     "scan",
+    "verify",
 ]
 
 

@@ -123,7 +123,10 @@ def run_each(
             record.state = "done"
         finally:
             record.seconds += perf_counter() - began
+            if not done:
+                run.keep_record()
             run.save_record()
+        run.seal()
     return EachResult(out, shards, done, perf_counter() - began)
 
 

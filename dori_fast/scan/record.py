@@ -38,7 +38,8 @@ class RunRecord(BaseModel):
 
     ``identity`` is everything that a row's result depends on, and ``run_hash`` its sha256. The
     rest says where things came from and how it went, and may change when a run is resumed.
-    ``execution`` is how the network was run, which changes scores by rounding alone.
+    ``execution`` is how the network was run and ``device_name`` on what, which change scores by
+    rounding alone.
     ``threshold`` is the score above which rows are flagged, in a calibrated scan; ``observed`` the
     share of the ``clean_prompts`` above it with its 95 % interval, [value, low, high].
     """
@@ -52,6 +53,7 @@ class RunRecord(BaseModel):
     model: dict[str, Any]
     batch_size: int
     execution: dict[str, Any] = {}
+    device_name: str | None = None
     versions: dict[str, str]
     state: Literal["running", "interrupted", "done", "over_budget"] = "running"
     counts: Counts = Field(default_factory=Counts)

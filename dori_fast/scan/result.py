@@ -32,6 +32,8 @@ class ScanResult:
         state: ``"done"``, or ``"over_budget"`` if more rows were quarantined than allowed.
         decision: how rows were flagged, in a calibrated scan.
         evaluations: UNet sample evaluations of this call, padding left out.
+        merkle_root: over run.json and the shards, as in manifest.json; note it elsewhere, and
+            ``dori-fast verify --root`` proves later that nothing was edited.
     """
 
     out: Path
@@ -43,6 +45,7 @@ class ScanResult:
     state: Literal["done", "over_budget"]
     decision: Decision | None = None
     evaluations: int = 0
+    merkle_root: str = ""
 
     @property
     def rate(self) -> float:

@@ -13,6 +13,7 @@ from dori_fast.scan.ahead import read_ahead
 from dori_fast.scan.calibrate import CalibrationRecord, Decision
 from dori_fast.scan.engine import Engine, InProcess, Work
 from dori_fast.scan.ledger import Ledger
+from dori_fast.scan.machine import device_name
 from dori_fast.scan.part import Part
 from dori_fast.scan.progress import Meter, Progress
 from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
@@ -150,6 +151,7 @@ def scan(
             model=described,
             batch_size=model.batch_size,
             execution=asdict(model.engine.execution),
+            device_name=device_name(model.device),
             versions=library_versions(),
             **(decision.facts() if decision else {}),
         )
@@ -195,6 +197,8 @@ def _finish(
             run.record.counts, run.record.seconds = ledger.counts, earlier + seconds
             # halved if memory ran out
             run.record.batch_size = engine.batch_size
+            if not ledger.scored:
+                run.keep_record()
             run.save_record()
     return ScanResult(
         out=run.root,
@@ -206,6 +210,7 @@ def _finish(
         state=state,
         decision=decision,
         evaluations=engine.evaluations,
+        merkle_root=run.seal() if run.part.whole else "",
     )
 
 

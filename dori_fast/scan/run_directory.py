@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from dori_fast.errors import IntegrityError
 from dori_fast.scan.durable import TEMPORARY, sync_directory
+from dori_fast.scan.manifest import MANIFEST, seal
 from dori_fast.scan.part import Part
 from dori_fast.scan.record import RunRecord
 from dori_fast.scan.run_folder import Resume, RunFolder
@@ -23,7 +24,8 @@ _log = logging.getLogger("dori_fast.scan")
 class RunDirectory(RunFolder):
     """A run directory that is open for writing: a run folder with shards.
 
-    Entering also checks every committed shard (``committed``), of its part alone.
+    Entering also checks every committed shard (``committed``), of its part alone, and removes the
+    manifest, which is true of a finished run alone.
     """
 
     def __init__(
@@ -59,6 +61,10 @@ class RunDirectory(RunFolder):
         self.committed.pop(index, None)
         self._set_aside(self.path(index), reason)
 
+    def seal(self) -> str:
+        """Write the manifest of the finished run; its Merkle root, in hexadecimal."""
+        return seal(self.root).merkle_root
+
     @property
     def _shard_size(self) -> int:
         return int(self.record.identity["shard_size"])
@@ -71,6 +77,7 @@ class RunDirectory(RunFolder):
 
     def _sweep(self) -> None:
         super()._sweep()
+        (self.root / MANIFEST).unlink(missing_ok=True)
         for stale in self._shards.glob(f".*{TEMPORARY}"):
             index = _shard_index(stale.name.removeprefix(".").split(".")[0] + ".parquet")
             if self.part.whole or (index is not None and self.part.has(index)):

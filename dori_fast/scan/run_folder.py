@@ -38,6 +38,7 @@ class RunFolder:
         self.root = root
         self.record = record
         self.part = part or Part()
+        self.earlier: RunRecord | None = None
         self._resume = resume
         self._lock = RunLock(root, self.part)
 
@@ -68,6 +69,15 @@ class RunFolder:
         trace: TracebackType | None,
     ) -> None:
         self._lock.release()
+
+    def keep_record(self) -> None:
+        """Go on with the earlier run's record: a call that adds no row says nothing new of them.
+
+        So a finished run that is opened again ends with the same bytes of run.json.
+        """
+        if self.earlier is not None:
+            now = {"state": self.record.state, "counts": self.record.counts}
+            self.record = self.earlier.model_copy(update=now)
 
     def save_record(self) -> None:
         """Write run.json, atomically; of several jobs, only the first to come writes it.
@@ -106,7 +116,7 @@ class RunFolder:
             )
         if not here:
             return
-        earlier = RunRecord.read(self._record_path)
+        self.earlier = earlier = RunRecord.read(self._record_path)
         if earlier.run_hash != self.record.run_hash:
             changed = differences(earlier.identity, self.record.identity)
             raise IntegrityError(

@@ -92,6 +92,14 @@ def read_footer(path: Path) -> Footer:
         raise IntegrityError(f"{path}: no shard of dori_fast") from error
 
 
+def shard_columns(path: Path) -> pa.Schema:
+    """The columns of a shard as stored; IntegrityError if they cannot be read."""
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise IntegrityError(f"{path}: no readable shard — run the same command again") from error
+
+
 class _Hashing(io.RawIOBase):
     """A file that keeps the sha256 of what went through it."""
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.scan.record import RunRecord
-from dori_fast.scan.shard import check_shard
+from dori_fast.scan.shard import check_shard, shard_columns
 
 Kind = Literal["scan", "prune", "attack"]
 
@@ -73,7 +73,7 @@ def open_run(root: str | Path) -> StoredRun:
     shards = tuple(sorted((root / "shards").glob("part-*.parquet")))
     if not shards:
         raise UsageError(f"{root}: the run has no rows yet — run its command again to continue it")
-    schema = _schema(shards[0])
+    schema = shard_columns(shards[0])
     kind = next((kind for name, kind in _TELLING.items() if name in schema.names), None)
     if kind is None:
         raise IntegrityError(f"{shards[0]}: not the rows of a scan, localisation or attack")
@@ -81,10 +81,3 @@ def open_run(root: str | Path) -> StoredRun:
         index = int(shard.stem.removeprefix("part-"))
         check_shard(shard, record.run_hash, index * int(record.identity["shard_size"]), schema)
     return StoredRun(root, kind, record, shards, tuple(schema.names))
-
-
-def _schema(shard: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(shard)
-    except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(f"{shard}: no readable shard — run the same command again") from error

@@ -1,0 +1,65 @@
+"""dori-fast verify."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dori_fast._text import harmless
+from dori_fast.cli.exits import INTEGRITY, Debug, print_error, reported
+from dori_fast.cli.options import AsJson
+from dori_fast.cli.terminal import Status, print_result, quiet_libraries
+
+if TYPE_CHECKING:
+    from dori_fast.scan import Verification
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="Run directory of scan, prune or attack.")],
+    sample: Annotated[
+        float, typer.Option(help="Share of a scan's rows to score again; 0 for none.")
+    ] = 0.01,
+    seed: Annotated[int | None, typer.Option(help="Of their choice; fresh if not given.")] = None,
+    root: Annotated[
+        str | None, typer.Option(help="The Merkle root that the run printed, noted elsewhere.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the model is now, if it has been moved.")
+    ] = None,
+    files_only: Annotated[
+        bool, typer.Option("--files-only", help="Check neither the model nor scores.")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check a finished run: every byte, row and weight file, and a sample scored again.
+
+    Writes nothing. Exit codes: 0 all is well, 2 usage, 4 something is not.
+    """
+    quiet_libraries()
+    with reported(debug), Status():
+        from dori_fast.scan import verify as check
+
+        found = check(run, model=model, sample=sample, seed=seed, root=root, files_only=files_only)
+        print_result(_as_json(found) if as_json else _as_text(found))
+        if found.findings:
+            print_error(f"{run}: {len(found.findings)} findings — see the list above")
+            raise typer.Exit(INTEGRITY)
+
+
+def _as_text(found: Verification) -> str:
+    lines = [f"checked      {line}" for line in found.checked]
+    lines += [f"not checked  {line}" for line in found.skipped]
+    lines += [f"FOUND        {finding}" for finding in found.findings]
+    if found.merkle_root is not None:
+        lines.append(f"Merkle root  {found.merkle_root}")
+    return "\n".join(harmless(line) for line in lines)
+
+
+def _as_json(found: Verification) -> str:
+    facts = dataclasses.asdict(found) | {"run": str(found.run)}
+    return json.dumps(facts | {"findings": [f._asdict() for f in found.findings]})
