@@ -11,6 +11,9 @@ from dori_fast.errors import UsageError
 from dori_fast.scan.columnar import Columnar, first_line
 from dori_fast.scan.select import Selection
 
+# the mark at the end of a stream
+_END_BYTES = 8
+
 
 class ArrowFile(Columnar):
     """A file of the Arrow stream format; columns that are not wanted are mapped but not read."""
@@ -32,12 +35,12 @@ class ArrowFile(Columnar):
     def batches(self, size: int) -> Iterator[tuple[pa.RecordBatch, float]]:
         """The file's record batches, cut to size."""
         with pa.memory_map(str(self._path)) as file:
-            total, n = max(1, file.size()), 0
+            total, n = max(1, file.size() - _END_BYTES), 0
             reader = pa.ipc.open_stream(file)
             while True:
                 try:
                     batch = reader.read_next_batch()
-                    batch.validate()
+                    batch.validate(full=True)
                 except StopIteration:
                     return
                 except (OSError, pa.ArrowException) as error:
@@ -49,4 +52,4 @@ class ArrowFile(Columnar):
                 if self.read is not None:
                     batch = batch.select(self.read)
                 for start in range(0, len(batch), size):
-                    yield batch.slice(start, size), file.tell() / total
+                    yield batch.slice(start, size), min(1.0, file.tell() / total)

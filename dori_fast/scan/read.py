@@ -22,6 +22,7 @@ from dori_fast.scan.parquet_file import ParquetFile
 from dori_fast.scan.rows import Reader
 from dori_fast.scan.select import EVERYTHING, Selection
 from dori_fast.scan.selected import Selected
+from dori_fast.scan.tar_file import TarFile, tar_sha256
 
 
 def open_prompts(
@@ -72,7 +73,8 @@ def _open_text(path: Path, suffix: str, column: str | None) -> Reader:
         if column is not None:
             raise UsageError(f"{path}: plain text has no columns — leave --column out")
         return PlainText(path)
-    return JsonLines(path, column) if suffix == ".jsonl" else CsvFile(path, column)
+    kinds = {".jsonl": JsonLines, ".tar": TarFile}
+    return kinds.get(suffix, CsvFile)(path, column)
 
 
 @contextmanager
@@ -99,16 +101,21 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _content_sha256(path: Path) -> str:
+    return (tar_sha256 if path.suffix.lower() == ".tar" else file_sha256)(path)
+
+
 def input_sha256(path: str | Path) -> str:
     """The sha256 of a whole input, in hexadecimal.
 
-    Of a single file it is that of its bytes. Of several it is the sha256 of a text with a line
-    ``<sha256>  <name>`` for each, in their order, the name relative to the input's folder: also
-    another order or another folder name (a partition's value) is another input.
+    Of a single file it is that of its bytes; of an archive, that of its members' names, sizes and
+    texts, see :func:`dori_fast.scan.tar_file.tar_sha256`. Of several it is the sha256 of a text
+    with a line ``<sha256>  <name>`` for each, in their order, the name relative to the input's
+    folder: also another order or another folder name (a partition's value) is another input.
     """
     files = input_files(path)
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(file_sha256, [file.path for file in files]))
+        digests = list(pool.map(_content_sha256, [file.path for file in files]))
     if len(files) == 1:
         return digests[0]
     lines = [f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True)]
