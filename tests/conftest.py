@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib.util import find_spec
 from typing import Any
 
 # read by the OpenMP runtime when torch loads it: threads that spin while they wait make a busy
@@ -41,6 +42,9 @@ def _reason(item: pytest.Item) -> str | None:
         return "chromium (none installed; Debian: apt-get install chromium-headless-shell)"
     if item.get_closest_marker("peers") and not os.environ.get("DORI_PEERS"):
         return "peers (set DORI_PEERS to a folder with checkouts wen, nemo and sail)"
+    for needed in item.iter_markers("needs"):
+        if find_spec(needed.args[0]) is None:
+            return f"needs (no {needed.args[0]} installed; pip install 'dori-fast[dev]')"
     for marker in _OPTIONAL:
         if item.get_closest_marker(marker) and not item.config.getoption(f"--run-{marker}"):
             return f"{marker} (run with --run-{marker})"

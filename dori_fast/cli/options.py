@@ -24,6 +24,11 @@ def _switch(text: str) -> bool | str:
     return values[text]
 
 
+def listed(names: str | None) -> list[str] | None:
+    """The names of a comma-separated list, which may be empty."""
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
 ModelSource = Annotated[str, typer.Option(help="demo, a diffusers directory or a hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Variant = Annotated[str | None, typer.Option(help="Of the weight files, such as fp16.")]
@@ -31,6 +36,13 @@ UnetWeights = Annotated[
     Path | None, typer.Option(help="A safetensors file with some of the UNet's weights.")
 ]
 Column = Annotated[str | None, typer.Option(help="The prompt column, if not found.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CONDITION", help="Only such rows: 'similarity > 0.3'; repeatable."),
+]
+Keep = Annotated[
+    str | None, typer.Option(metavar="A,B", help="Columns to carry along; all by default.")
+]
 DetectorName = Annotated[str, typer.Option(help="See dori-fast ls detectors.")]
 Seeds = Annotated[int, typer.Option(help="Noise seeds, shared by all prompts.")]
 Steps = Annotated[int, typer.Option(help="Denoising steps that are scored.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from dori_fast.cli.options import (
     DetectorName,
     Device,
     Dtype,
+    Keep,
     Limit,
     ModelSource,
     Resume,
@@ -27,7 +28,9 @@ from dori_fast.cli.options import (
     Steps,
     UnetWeights,
     Variant,
+    Where,
     Workers,
+    listed,
 )
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
@@ -36,13 +39,18 @@ if TYPE_CHECKING:
 
 
 def scan(
-    prompts: Annotated[Path, typer.Argument(help="A .txt, .csv, .tsv, .jsonl or .parquet file.")],
+    prompts: Annotated[
+        Path,
+        typer.Argument(help="A file, folder or pattern: txt, csv, jsonl, parquet, tar."),
+    ],
     out: Annotated[Path, typer.Option(help="The run directory; made if need be.")],
     model: ModelSource = "demo",
     revision: Revision = None,
     variant: Variant = None,
     unet_weights: UnetWeights = None,
     column: Column = None,
+    where: Where = None,
+    keep: Keep = None,
     detector: DetectorName = "wen",
     seeds: Seeds = 4,
     steps: Steps = 1,
@@ -89,9 +97,11 @@ def scan(
         from dori_fast.models import load
         from dori_fast.scan import scan as run_scan
         from dori_fast.scan.read import open_prompts
+        from dori_fast.scan.select import Selection
 
         # before the model is loaded: a wrong path should not cost the user a minute
-        open_prompts(prompts, column)
+        selected: dict[str, Any] = {"where": where or [], "keep": listed(keep)}
+        open_prompts(prompts, column, Selection.of(**selected))
         result = run_scan(
             load(
                 model,
@@ -110,6 +120,7 @@ def scan(
             seeds=seeds,
             steps=steps,
             column=column,
+            **selected,
             batch_size=batch_size,
             limit=limit,
             resume=resume,

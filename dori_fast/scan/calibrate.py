@@ -18,7 +18,7 @@ from dori_fast.evaluate.calibration import Calibration
 from dori_fast.evaluate.rates import Interval
 from dori_fast.scan.ahead import read_ahead
 from dori_fast.scan.durable import write_durably
-from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
+from dori_fast.scan.read import input_sha256, open_prompts, prompts_on_disk
 from dori_fast.scan.record import differences, library_versions, model_identity
 from dori_fast.scan.score import score_rows
 from dori_fast.scan.settings import (
@@ -227,7 +227,7 @@ def _scores(
         prompts_on_disk(prompts) as path,
         read_ahead(limited(open_prompts(path, column), settings)) as chunks,
     ):
-        found = _Scored(file_sha256(path), 0, 0, {})
+        found = _Scored(input_sha256(path), 0, 0, {})
         for chunk in chunks:
             table = score_rows(model, detector, chunk, lambda done: None)
             found.rows += len(table)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dori_fast.scan.read import file_sha256
+from dori_fast.scan.read import input_sha256
 from dori_fast.scan.record import RunRecord, hash_identity, library_versions, make_identity
 from dori_fast.scan.rows import Reader, Rows
 from dori_fast.scan.run_directory import Resume, RunDirectory
@@ -70,7 +70,7 @@ def run_each(
     Args:
         model: what the results depend on, by its description.
         reader: the input, opened.
-        path: its file.
+        path: its file, folder or pattern.
         out: the run directory, made if need be.
         method: everything else that the results depend on, as plain JSON.
         columns: the result columns; null where a row is quarantined.
@@ -90,7 +90,7 @@ def run_each(
     identity = make_identity(
         detector=method,
         model=described,
-        input_sha256=file_sha256(path),
+        input_sha256=input_sha256(path),
         column=reader.column,
         limit=limit,
         shard_size=at_once,

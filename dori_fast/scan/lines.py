@@ -71,9 +71,13 @@ class TextReader:
         """All rows in order."""
         raise NotImplementedError
 
+    def end(self) -> int:
+        """The byte offset after the last row."""
+        return os.path.getsize(self.path)
+
     def chunks(self, size: int) -> Iterator[Rows]:
         """All rows, ``size`` at a time (the last chunk may be shorter)."""
-        total = max(1, os.path.getsize(self.path))
+        total = max(1, self.end())
         records, first = self.records(), 0
         while group := list(islice(records, size)):
             columns = [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dori_fast.errors import UsageError
 from dori_fast.models.weights import tensors_sha256
 from dori_fast.scan.originals import open_originals
-from dori_fast.scan.read import file_sha256, open_prompts
+from dori_fast.scan.read import input_sha256, open_prompts
 from dori_fast.scan.settings import checked, limited
 
 _AT_ONCE = 64
@@ -88,4 +88,4 @@ def read_pictured(
     if not rows:
         why = f"; the first one: {refused[0]['error']}" if refused else ""
         raise UsageError(f"{path}: no row with a prompt and a readable picture{why}")
-    return Pictured(rows, prompts, np.stack(pictures), refused, file_sha256(Path(path)))
+    return Pictured(rows, prompts, np.stack(pictures), refused, input_sha256(path))

@@ -5,34 +5,53 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dori_fast.errors import UsageError
+from dori_fast.scan.arrow_file import ArrowFile
 from dori_fast.scan.csv_file import CsvFile
 from dori_fast.scan.durable import disk_refusals
+from dori_fast.scan.files import SUFFIXES, InputFile, input_files
 from dori_fast.scan.jsonl_file import JsonLines
 from dori_fast.scan.lines import PlainText
+from dori_fast.scan.many_files import ManyFiles
 from dori_fast.scan.parquet_file import ParquetFile
 from dori_fast.scan.rows import Reader
+from dori_fast.scan.select import EVERYTHING, Selection
+from dori_fast.scan.selected import Selected
+from dori_fast.scan.tar_file import TarFile, tar_sha256
 
-SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 
-
-def open_prompts(path: str | Path, column: str | None = None) -> Reader:
-    """A reader for a prompt file, chosen by its suffix.
+def open_prompts(
+    path: str | Path, column: str | None = None, selection: Selection = EVERYTHING
+) -> Reader:
+    """A reader for prompts, chosen by the suffix of their files.
 
     Args:
-        path: .txt (one prompt a line), .csv or .tsv (any of ``, ; tab |``), .jsonl or .parquet.
+        path: a .txt (one prompt a line), .csv or .tsv (any of ``, ; tab |``), .jsonl, .parquet,
+            .arrow (as Hugging Face datasets are saved) or .tar (webdataset) file; or a folder, a
+            pattern or ``hf:NAME``, see :func:`dori_fast.scan.files.input_files`.
         column: the prompt column; by default the first of prompt, caption, text, TEXT, Caption
-            and Prompt that the file has. Plain text has no columns.
+            and Prompt that the first file has. Plain text has no columns.
+        selection: the rows and columns that are wanted.
 
     Raises:
-        UsageError: no such file, unknown suffix, no prompt column, or not readable at all.
+        UsageError: no such file, unknown suffix, no prompt column, a wanted column is missing,
+            files do not fit together, or one is not readable at all.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
+    files = input_files(path)
+    readers: list[Reader] = []
+    for file in files:
+        readers.append(_open_file(file, column, selection))
+        column = readers[0].column
+    return readers[0] if len(files) == 1 else ManyFiles(readers, [file.path for file in files])
+
+
+def _open_file(file: InputFile, column: str | None, selection: Selection) -> Reader:
+    path, suffix = file.path, file.path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(f"{path}: unknown kind of file — use one of {', '.join(SUFFIXES)}")
     try:
@@ -40,13 +59,22 @@ def open_prompts(path: str | Path, column: str | None = None) -> Reader:
             pass
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror} — check the path of the prompts") from error
+    columnar = {".parquet": ParquetFile, ".arrow": ArrowFile}.get(suffix)
+    if columnar is not None:
+        return columnar(path, column, selection, file.partition)
+    reader = _open_text(path, suffix, column)
+    if not selection and not file.partition:
+        return reader
+    return Selected(reader, path, selection, file.partition)
+
+
+def _open_text(path: Path, suffix: str, column: str | None) -> Reader:
     if suffix == ".txt":
         if column is not None:
             raise UsageError(f"{path}: plain text has no columns — leave --column out")
         return PlainText(path)
-    if suffix == ".jsonl":
-        return JsonLines(path, column)
-    return ParquetFile(path, column) if suffix == ".parquet" else CsvFile(path, column)
+    kinds = {".jsonl": JsonLines, ".tar": TarFile}
+    return kinds.get(suffix, CsvFile)(path, column)
 
 
 @contextmanager
@@ -71,3 +99,24 @@ def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content_sha256(path: Path) -> str:
+    return (tar_sha256 if path.suffix.lower() == ".tar" else file_sha256)(path)
+
+
+def input_sha256(path: str | Path) -> str:
+    """The sha256 of a whole input, in hexadecimal.
+
+    Of a single file it is that of its bytes; of an archive, that of its members' names, sizes and
+    texts, see :func:`dori_fast.scan.tar_file.tar_sha256`. Of several it is the sha256 of a text
+    with a line ``<sha256>  <name>`` for each, in their order, the name relative to the input's
+    folder: also another order or another folder name (a partition's value) is another input.
+    """
+    files = input_files(path)
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_content_sha256, [file.path for file in files]))
+    if len(files) == 1:
+        return digests[0]
+    lines = [f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True)]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

@@ -84,10 +84,12 @@ def make_identity(
     limit: int | None,
     shard_size: int,
     decision: Mapping[str, Any] | None = None,
+    selection: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that the rows of a run depend on, as plain JSON."""
     return {
         **({"decision": dict(decision)} if decision else {}),
+        **({"selection": dict(selection)} if selection else {}),
         "schema_version": SCHEMA_VERSION,
         "detector": dict(detector),
         "model": model_identity(model),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from dori_fast.scan.ledger import Ledger
 from dori_fast.scan.machine import device_name
 from dori_fast.scan.part import Part
 from dori_fast.scan.progress import Meter, Progress
-from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
+from dori_fast.scan.read import input_sha256, open_prompts, prompts_on_disk
 from dori_fast.scan.record import (
     Counts,
     RunRecord,
@@ -28,6 +28,7 @@ from dori_fast.scan.result import ScanResult
 from dori_fast.scan.rows import Reader
 from dori_fast.scan.run_directory import Resume, RunDirectory
 from dori_fast.scan.score import shard_schema
+from dori_fast.scan.select import Selection
 from dori_fast.scan.settings import (
     FPR,
     SEEDS,
@@ -54,6 +55,8 @@ def scan(
     seeds: int = SEEDS,
     steps: int = STEPS,
     column: str | None = None,
+    where: Sequence[str] = (),
+    keep: Sequence[str] | None = None,
     batch_size: int | Literal["auto"] = "auto",
     limit: int | None = None,
     resume: Resume = "auto",
@@ -76,12 +79,17 @@ def scan(
 
     Args:
         model: from :func:`dori_fast.load`.
-        prompts: a .txt, .csv, .tsv, .jsonl or .parquet file, or an iterable of str.
+        prompts: a file, folder, pattern or ``hf:NAME``, see
+            :func:`dori_fast.scan.read.open_prompts`, or an iterable of str.
         out: the run directory, made if need be.
         detector: a name (with ``seeds`` and ``steps``), or a detector object.
         seeds: number of noise seeds, shared by all prompts.
         steps: number of denoising steps that are scored.
         column: the prompt column; found by itself if it has a usual name.
+        where: only rows for which all of these hold, such as ``"similarity > 0.3"``; see
+            :meth:`dori_fast.scan.select.Condition.parse`. Rows are numbered as they are kept.
+        keep: columns that are carried along; all by default. Parquet files are read only where
+            needed.
         batch_size: UNet samples per evaluation; "auto" keeps the model's.
         limit: read only the first rows.
         resume: "auto" continues what is there, "never" wants a fresh directory, "must" an
@@ -130,7 +138,8 @@ def scan(
     )
     chosen = chosen_detector(detector, settings)
     with prompts_on_disk(prompts) as path, batch_size_of(model, settings):
-        reader = open_prompts(path, column)
+        selection = Selection.of(where, keep)
+        reader = open_prompts(path, column, selection)
         described = model.describe()
         decision = _decision(calibration, fpr, chosen.config(), described)
         if cascade is not None:
@@ -138,8 +147,9 @@ def scan(
         identity = make_identity(
             detector=chosen.config(),
             model=described,
-            input_sha256=file_sha256(path),
+            input_sha256=input_sha256(path),
             column=reader.column,
+            selection=selection.identity(),
             limit=limit,
             shard_size=shard_size,
             decision=decision.config() if decision else None,

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.scan.manifest import MANIFEST, REPORT, Manifest, result_files
-from dori_fast.scan.read import file_sha256
+from dori_fast.scan.read import file_sha256, input_sha256
 from dori_fast.scan.record import RunRecord, hash_identity, model_identity
 from dori_fast.scan.rescore import (
     TOLERANCE,
@@ -211,10 +211,14 @@ class _Check:
 
     def input(self, record: RunRecord) -> None:
         """The input's sha256, where the input is still at hand."""
-        path = record.input_path and Path(record.input_path)
-        if not path or not path.is_file():
+        path = record.input_path
+        try:
+            now = path and input_sha256(path)
+        except (UsageError, OSError):
+            now = None
+        if not now:
             self.result.skipped.append("input: not at hand")
-        elif file_sha256(path) != record.identity["input_sha256"]:
+        elif now != record.identity["input_sha256"]:
             remedy = "find the input of the run, or scan the new one into another --out"
             self._found(str(path), "its sha256 is not the one in run.json", remedy)
         else:

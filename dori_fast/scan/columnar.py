@@ -1,0 +1,146 @@
+"""Files of typed columns, a batch at a time: the prompt taken out, the rest passed through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from dori_fast.errors import UsageError
+from dori_fast.scan.chunks import rechunk
+from dori_fast.scan.rows import Rows, decode_prompt, find_column, passed_names, storable
+from dori_fast.scan.select import Selection
+
+_TEXT = (pa.string(), pa.large_string(), pa.string_view())
+_BYTES = (pa.binary(), pa.large_binary())
+
+
+class Columnar:
+    """A :class:`dori_fast.scan.rows.Reader` of one file; formats give ``batches``.
+
+    Bytes and dictionaries of text are read as text. Only wanted columns are asked for, and rows
+    that are not wanted are dropped before anything is done with them.
+
+    Args:
+        path: the file.
+        source: its columns.
+        column: the prompt column, None for the first usual name.
+        selection: what is wanted of it.
+        partition: columns that its folder's name adds, by their values.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: pa.Schema,
+        column: str | None,
+        selection: Selection,
+        partition: Mapping[str, pa.Scalar],
+    ) -> None:
+        self._path, self._partition = path, partition
+        found = _prompt_column(path, source, column)
+        self.column: str | None = found
+        for name in partition:
+            if name in source.names:
+                raise UsageError(f"{path}: column {name!r} is in the file and in its folder's name")
+        whole = source.remove_metadata()
+        for name, value in partition.items():
+            whole = whole.append(pa.field(name, value.type))
+        rest = whole.remove(whole.get_field_index(found))
+        if selection:
+            selection.check(whole.names, path)
+        types = dict(zip(whole.names, whole.types, strict=True))
+        self.where = selection.expression(types, path)
+        self._kept = set(selection.kept(rest.names))
+        extra = [field for field in rest if field.name in self._kept]
+        names = passed_names([field.name for field in extra])
+        self.schema = pa.schema([f.with_name(n) for f, n in zip(extra, names, strict=True)])
+        asked = {found, *self._kept, *(condition.column for condition in selection.where)}
+        # all of them by no name: two columns may have the same one
+        self.read = None if asked >= set(source.names) else sorted(asked - set(partition))
+
+    def batches(self, size: int) -> Iterator[tuple[pa.RecordBatch, float]]:
+        """Batches of at most ``size`` rows, and the share of the file read after each."""
+        raise NotImplementedError
+
+    def chunks(self, size: int) -> Iterator[Rows]:
+        """All rows, ``size`` at a time (the last chunk may be shorter)."""
+        return rechunk(self._parts(size), size)
+
+    def _parts(self, size: int) -> Iterator[Rows]:
+        for batch, fraction in self.batches(size):
+            table = pa.Table.from_batches([batch])
+            for name, value in self._partition.items():
+                column = pa.repeat(value, len(table))
+                table = table.append_column(pa.field(name, value.type), column)
+            if self.where is not None:
+                table = table.filter(self.where)
+            yield self._to_rows(table, fraction)
+
+    def _to_rows(self, table: pa.Table, fraction: float) -> Rows:
+        prompt_at = table.schema.get_field_index(self.column)
+        checked = [_check(raw) for raw in _raw_prompts(table.column(prompt_at))]
+        extra = [
+            _valid_text(column)
+            for i, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True))
+            if i != prompt_at and name in self._kept
+        ]
+        return Rows(
+            first=0,
+            prompts=[prompt for prompt, _ in checked],
+            errors=[error for _, error in checked],
+            extra=pa.Table.from_arrays(extra, schema=self.schema),
+            fraction=fraction,
+        )
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _prompt_column(path: Path, source: pa.Schema, column: str | None) -> str:
+    found = find_column(source.names, column)
+    if found is None:
+        wanted = f"no column {column!r}" if column else "no prompt column"
+        shown = ", ".join(repr(name) for name in source.names[:20])
+        raise UsageError(f"{path}: {wanted} among {shown} — name it with --column")
+    if source.names.count(found) > 1:
+        raise UsageError(f"{path}: column {found!r} occurs twice — rename one of them")
+    kind = source.field(found).type
+    if _plain(kind) not in (*_TEXT, *_BYTES, pa.null()):
+        raise UsageError(f"{path}: column {found!r} is {kind}, not text — name another one")
+    return found
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _raw_prompts(column: pa.ChunkedArray) -> list[bytes | None]:
+    """The undecoded prompts: a file's text is only claimed to be UTF-8."""
+    kind = _plain(column.type)
+    if column.type != kind:
+        column = column.cast(kind)
+    if kind == pa.null():
+        return [None] * len(column)
+    # a view type has no cast to bytes of its own
+    wide = column.cast(pa.large_string()) if kind == pa.string_view() else column
+    return wide.cast(pa.large_binary()).to_pylist()
+
+
+def _check(raw: bytes | None) -> tuple[str | None, str | None]:
+    return (None, "null: the row has no prompt") if raw is None else decode_prompt(raw)
+
+
+def _valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column itself, or with invalid UTF-8 spelled out, so that results can be read back."""
+    if column.type not in _TEXT:
+        return column
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = column.cast(pa.large_binary()).to_pylist()
+        text = [None if r is None else storable(r.decode("utf-8", "surrogateescape")) for r in raw]
+        return pa.chunked_array([pa.array(text, column.type)])
+    return column

@@ -1,0 +1,156 @@
+"""Conditions and columns: what is kept, what is read, and that a run remembers both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.scan.read import open_prompts
+from dori_fast.scan.select import Condition, Selection
+from tests.scan.inputs import write
+from tests.scan.scanning import Spelling, scanned
+
+COLUMNS = {
+    "caption": ["a", "b", "c", "d", "e", None],
+    "similarity": [0.1, 0.3, None, 0.5, float("nan"), 0.9],
+    "status": ["success", "failed", "success", None, "success", "success"],
+    "width": [512, 64, 512, 1024, 9007199254740993, 512],
+    "wide file": [True, False, True, None, True, True],
+}
+CASES = [
+    ("similarity > 0.3", ["d", None]),
+    ("similarity>=0.3", ["b", "d", None]),
+    ("similarity is null", ["c"]),
+    ("status == 'success'", ["a", "c", "e", None]),
+    ('status != "success"', ["b"]),
+    ('status in ["failed", "gone"]', ["b"]),
+    ("status is  not null", ["a", "b", "c", "e", None]),
+    ("width in [64, 1024]", ["b", "d"]),
+    ("width == 9007199254740993", ["e"]),
+    ("width < 64.5", ["b"]),
+    ("`wide file` == true", ["a", "c", "e", None]),
+    ("caption > 'c'", ["d", "e"]),
+    ("caption is not null", ["a", "b", "c", "d", "e"]),
+]
+
+
+def kept(path: Path, *where: str, keep: list[str] | None = None) -> list[str | None]:
+    chunks = list(open_prompts(path, selection=Selection.of(where, keep)).chunks(2))
+    assert [chunk.first for chunk in chunks] == [2 * i for i in range(len(chunks))]
+    assert [len(chunk) for chunk in chunks[:-1]] == [2] * (len(chunks) - 1)
+    return [prompt for chunk in chunks for prompt in chunk.prompts]
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> Path:
+    pq.write_table(pa.table(COLUMNS), tmp_path / "p.parquet", row_group_size=2)
+    return tmp_path / "p.parquet"
+
+
+@pytest.mark.parametrize(("where", "expected"), CASES)
+def test_parquet(parquet: Path, where: str, expected: list[str | None]) -> None:
+    assert kept(parquet, where) == expected
+
+
+@pytest.mark.parametrize(("where", "expected"), CASES)
+def test_json_lines(tmp_path: Path, where: str, expected: list[str | None]) -> None:
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*COLUMNS.values(), strict=True)]
+    path = write(tmp_path / "p.jsonl", "\n".join(json.dumps(row) for row in rows))
+    assert kept(path, where) == expected
+
+
+def test_conditions_are_all_to_hold(parquet: Path) -> None:
+    assert kept(parquet, "similarity > 0.2", "status == 'failed'") == ["b"]
+    assert kept(parquet, "similarity > 2") == []
+
+
+def test_text_spells_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", "prompt,s\na,0.5\nb,-1e3\nc,none\nd,\ne, 2 \nf,9,9\n")
+    # the malformed row has no s to be judged by
+    assert kept(path, "s > 0") == ["a", "e", None]
+    assert kept(path, "s in [-1000]") == ["b", None]
+
+
+def test_a_dictionary_is_compared_as_its_values(tmp_path: Path) -> None:
+    status = pa.array(["x", "y", None, "x"]).dictionary_encode()
+    pq.write_table(pa.table({"prompt": list("abcd"), "status": status}), tmp_path / "p.parquet")
+    assert kept(tmp_path / "p.parquet", "status == 'x'") == ["a", "d"]
+
+
+def test_only_what_is_needed_is_read(parquet: Path) -> None:
+    """Damage where nothing needs to be read is not noticed; elsewhere it is."""
+    pq.write_table(
+        pa.table(COLUMNS), parquet, row_group_size=2, write_page_checksum=True, use_dictionary=False
+    )
+    data = bytearray(parquet.read_bytes())
+    for group, column in ((1, "width"), (0, "caption")):
+        meta = pq.read_metadata(parquet).row_group(group)
+        chunk = meta.column(list(COLUMNS).index(column))
+        data[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 0xFF
+    write(parquet, bytes(data))
+    reader = open_prompts(parquet, selection=Selection.of(["similarity > 0.3"], ["status"]))
+    assert reader.schema.names == ["source_status"]
+    assert [chunk.prompts for chunk in reader.chunks(10)] == [["d", None]]
+    with pytest.raises(UsageError, match="row group 1 of 3"):
+        kept(parquet, "similarity > 0.3")
+    with pytest.raises(UsageError, match="row group 0 of 3"):
+        kept(parquet, "width > 0", keep=[])
+
+
+def test_partitions_rule_out_whole_files(tmp_path: Path) -> None:
+    for year in (2020, 2021):
+        path = tmp_path / f"year={year}" / "p.parquet"
+        path.parent.mkdir()
+        pq.write_table(pa.table({"prompt": [f"p{year}"]}), path)
+    assert kept(tmp_path, "year > 2020") == ["p2021"]
+    spoilt = tmp_path / "year=2020" / "p.parquet"
+    spoilt.write_bytes(b"PAR1" + b"\xff" * 20 + spoilt.read_bytes()[24:])
+    assert kept(tmp_path, "year == 2021") == ["p2021"]
+    with pytest.raises(UsageError, match="row group 0 of 1"):
+        kept(tmp_path, "year == 2020")
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("similarity", "not COLUMN OP VALUE"),
+        ("similarity > ", "is no value"),
+        ("status == success", "put text in quotes"),
+        ("status is null 3", "takes no value"),
+        ("width in 3", "a list"),
+        ("width == [3]", "a number, text, true or false"),
+        ("height > 3", r"p\.parquet: column 'height' is not among 'caption', 'similarity'"),
+        ("width > 'x'", r"p\.parquet: column 'width' is int64, which width > \"x\" cannot"),
+        ("width == true", "is int64"),
+        ("`wide file` > 1", "is bool"),
+    ],
+)
+def test_refusals(parquet: Path, where: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        kept(parquet, where)
+
+
+def test_a_run_remembers_its_selection(model: Any, parquet: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"detector": Spelling(), "shard_size": 2}
+    out = tmp_path / "run"
+    chosen = scanned(model, parquet, out, where=["width >= 512"], keep=["width"], **options)
+    rows = list(chosen.rows())
+    assert [(row["row_id"], row["prompt"], row["width"]) for row in rows] == [
+        (0, "a", 512), (1, "c", 512), (2, "d", 1024), (3, "e", 2**53 + 1), (4, None, 512),
+    ]  # fmt: skip
+    again = scanned(model, parquet, out, where=["width>=512"], keep=["width"], **options)
+    assert again.scored == 0
+    with pytest.raises(IntegrityError, match="selection.where"):
+        scanned(model, parquet, out, where=["width >= 513"], keep=["width"], **options)
+    with pytest.raises(IntegrityError, match="selection.keep"):
+        scanned(model, parquet, out, where=["width >= 512"], **options)
+
+
+def test_conditions_have_one_spelling() -> None:
+    assert str(Condition.parse(" a==1 ")) == str(Condition.parse("`a` == 1")) == "a == 1"
