@@ -6,6 +6,7 @@ command line; they are really killed.
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import random
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 import dori_fast
+import dori_fast.scan.run  # what the children would otherwise import one by one
 from dori_fast import detect, models
 from dori_fast.cli import main
 from dori_fast.scan import durable, shard
@@ -53,6 +55,8 @@ class Lab:
         self.model = dori_fast.load(model, batch_size=8)
         self.model.describe()
         self.prompts, self.work, self.fast = prompts, work, True
+        # collecting in a child would copy the parent's memory
+        gc.freeze()
         self._board = mmap.mmap(-1, 16)
         self._baselines: dict[bool, Path] = {}
 

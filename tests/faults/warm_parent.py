@@ -13,12 +13,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from tests.faults import kills
+from tests.faults import disks, kills, states
 from tests.faults.lab import Lab
 
 EXPERIMENTS = {
     name: function
-    for module in (kills,)
+    for module in (disks, kills, states)
     for name, function in vars(module).items()
     if callable(function) and not name.startswith("_") and function.__module__ == module.__name__
 }
