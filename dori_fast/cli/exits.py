@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -19,7 +19,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def print_error(message: str) -> None:
     """Print ``error: <what> — <what to do>`` on stderr, in one line."""
-    print(f"error: {harmless(' '.join(message.split()))}", file=sys.stderr)
+    # the exit code says it as well, where nobody can be told
+    with suppress(OSError):
+        print(f"error: {harmless(' '.join(message.split()))}", file=sys.stderr)
 
 
 @contextmanager
@@ -52,5 +54,13 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return INTEGRITY, str(error)
     if isinstance(error, WorkerError):
         return INTERNAL, str(error)
+    if isinstance(error, MemoryError | RuntimeError):
+        from dori_fast.models.engine import out_of_memory
+
+        if out_of_memory(error):
+            return RESUMABLE, (
+                "out of memory, even one sample at a time — free some, or use a smaller --dtype;"
+                " the same command then goes on"
+            )
     what = f"{type(error).__name__}: {error}"
     return INTERNAL, f"internal: {what} — run again with --debug and report the traceback"

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from shutil import get_terminal_size
 from time import monotonic
 from typing import TYPE_CHECKING, TextIO
@@ -69,8 +70,7 @@ class Status(logging.Handler):
     def __exit__(self, *error: object) -> None:
         logging.getLogger("dori_fast").removeHandler(self)
         if self._live:
-            self._stream.write(_CLEAR)
-            self._stream.flush()
+            self._write(_CLEAR)
 
     def progress(self, progress: Progress) -> None:
         """Show how far a scan is."""
@@ -80,16 +80,20 @@ class Status(logging.Handler):
         """Show a line that the next one replaces."""
         if self._live:
             room = get_terminal_size().columns - 1
-            self._stream.write(f"{_CLEAR}{text[:room]}")
-            self._stream.flush()
+            self._write(f"{_CLEAR}{text[:room]}")
         elif monotonic() - self._last >= _LOG_SECONDS:
             self._last = monotonic()
             self.say(text)
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._stream.write(f"{_CLEAR if self._live else ''}{harmless(text)}\n")
-        self._stream.flush()
+        self._write(f"{_CLEAR if self._live else ''}{harmless(text)}\n")
+
+    def _write(self, text: str) -> None:
+        # nobody reading, or a log on a full disk, must not end the run
+        with suppress(OSError):
+            self._stream.write(text)
+            self._stream.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.say(f"{record.levelname.lower()}: {record.getMessage()}")

@@ -231,7 +231,7 @@ class Engine:
             try:
                 return self._in_full_batches(compute, *indices)
             except RuntimeError as error:
-                if self.batch_size == 1 or not _out_of_memory(error):
+                if self.batch_size == 1 or not out_of_memory(error):
                     raise
             # outside the handler, whose traceback would keep the failed batch's tensors
             self.batch_size //= 2
@@ -327,6 +327,8 @@ class Engine:
             raise UsageError(f"layer must be 0..{len(self.layers) - 1}, got {layer}")
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether this says that memory did not suffice."""
     # the CPU allocator has no exception of its own
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    own = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return own or "can't allocate memory" in str(error)

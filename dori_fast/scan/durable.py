@@ -15,7 +15,8 @@ from dori_fast.scan.errors import StorageError
 
 TEMPORARY = ".tmp"
 # EFBIG is how a file-size limit shows itself
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def write_durably(path: Path, write: Callable[[Path], None]) -> None:
@@ -83,7 +84,9 @@ def disk_refusals(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSALS:
+        if error.errno in _FORBIDDEN:
+            raise _refused(path, error.strerror, "make it writable") from error
+        if error.errno not in _FULL:
             raise
         raise _refused(path, error.strerror) from error
     except SafetensorError as error:
@@ -91,8 +94,8 @@ def disk_refusals(path: Path) -> Iterator[None]:
         raise _refused(path, error) from error
 
 
-def _refused(path: Path, reason: object) -> StorageError:
+def _refused(path: Path, reason: object, remedy: str = "free some space") -> StorageError:
     return StorageError(
         f"{path} could not be written ({reason}); what was finished before is intact"
-        " — free some space and run the same command again"
+        f" — {remedy} and run the same command again"
     )

@@ -12,6 +12,12 @@ from numpy.typing import NDArray
 from dori_fast.errors import UsageError
 from dori_fast.scan.rows import Reader, Rows
 
+# before anything is decoded: a small file may hold a huge picture
+_PICTURE_BYTES, _PICTURE_PIXELS = 32_000_000, 64_000_000
+# decoders that start no other program and fetch nothing
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
 Originals = Callable[[Rows, int], NDArray[np.uint8] | str]
 """From rows and the place of one to its picture, uint8 [H, W, 3], or ``"code: message"``."""
 
@@ -63,8 +69,14 @@ def read_picture(folder: Path, name: Any, size: tuple[int, int]) -> NDArray[np.u
         return f"image: {name!r} leaves the folder"
     if not path.is_file():
         return f"image: no file {name!r} in the folder"
+    if path.stat().st_size > _PICTURE_BYTES:
+        return f"image: {name!r} has more than {_PICTURE_BYTES:,} bytes"
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_FORMATS) as file:
+            if file.width * file.height > _PICTURE_PIXELS:
+                return f"image: {name!r} has more than {_PICTURE_PIXELS:,} pixels"
+            if file.mode not in _MODES:
+                return f"image: {name!r} is not of 8 bits a channel (mode {file.mode})"
             upright = ImageOps.exif_transpose(file).convert("RGB")
     # what a decoder raises at damaged data is anything
     except Exception as error:

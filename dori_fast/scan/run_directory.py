@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pyarrow as pa
 
@@ -71,6 +72,9 @@ class RunDirectory(RunFolder):
 
     def _make(self) -> None:
         self._shards.mkdir(parents=True, exist_ok=True)
+        # a folder that cannot be written should be known before anything is computed
+        with TemporaryFile(dir=self._shards):
+            pass
 
     def _has_results(self) -> bool:
         return any(self._shards.glob("part-*.parquet"))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 
 def violations(out: Path, baseline: Path, finished: bool) -> list[str]:
-    """The broken promises of ``out``, compared with an undisturbed run of the same input."""
+    """The broken promises of ``out``, compared with an undisturbed run of the same input.
+
+    Every file at a final path opens and has the undisturbed run's bytes, so no row is wrong,
+    doubled or out of place. A finished run has every row, and nothing else lies there.
+    """
     found = []
     ids: list[int] = []
     for path in sorted((out / "shards").glob("part-*.parquet")):
@@ -23,7 +29,19 @@ def violations(out: Path, baseline: Path, finished: bool) -> list[str]:
             found.append(f"{path.name} differs from the undisturbed run")
     if len(set(ids)) != len(ids):
         found.append("a row is there twice")
+    if (out / "run.json").exists() and (wrong := _miscounted(out)):
+        found.append(wrong)
     return [*found, *(_unfinished(out, baseline, ids) if finished else [])]
+
+
+def _miscounted(out: Path) -> str | None:
+    try:
+        counts = json.loads((out / "run.json").read_text())["counts"]
+    except ValueError:
+        return "run.json is damaged"
+    if counts["rows"] != counts["ok"] + counts["quarantined"]:
+        return f"the counts do not add up: {counts}"
+    return None
 
 
 def _unfinished(out: Path, baseline: Path, ids: list[int]) -> list[str]:
@@ -38,4 +56,12 @@ def _unfinished(out: Path, baseline: Path, ids: list[int]) -> list[str]:
     names = {path.name for path in (out / "shards").iterdir()}
     if names != {path.name for path in (baseline / "shards").iterdir()}:
         found.append("the shards are not those of the undisturbed run")
-    return found
+    return [*found, *(f"{path} was left behind" for path in out.rglob(".*.tmp"))]
+
+
+def held_locks(out: Path) -> list[str]:
+    """Locks of the kernel on files of ``out``, by whichever process."""
+    inodes = {str(os.stat(path).st_ino): path for path in out.rglob(".*lock*")}
+    table = Path("/proc/locks").read_text()
+    found = re.findall(r"[0-9a-f]+:[0-9a-f]+:(\d+) ", table)
+    return [f"{inodes[inode]} is locked" for inode in found if inode in inodes]
