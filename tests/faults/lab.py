@@ -77,6 +77,7 @@ class Lab:
 
     def reset(self) -> None:
         """Begin to count anew."""
+        assert self.baseline.is_dir(), "made first, so that it is not counted"
         struct.pack_into("q", self._board, 8, 0)
 
     def start(self, out: Path, prepare: Prepare = nothing, more: Sequence[str] = ()) -> int:
