@@ -239,6 +239,7 @@ class _Work:
             self._scored += len(rows)
         else:
             self._skipped = rows.fraction
+        self._run.sign(rows.fraction)
         self._counts.rows += footer.rows
         self._counts.quarantined += footer.quarantined
         self._counts.ok += footer.rows - footer.quarantined

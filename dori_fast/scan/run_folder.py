@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -17,6 +18,7 @@ from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.scan.durable import TEMPORARY, sync_directory, write_durably
 from dori_fast.scan.record import RunRecord, differences
 
+_OWNER = ".owner"
 Resume = Literal["auto", "never", "must"]
 
 _log = logging.getLogger("dori_fast.scan")
@@ -38,7 +40,7 @@ class RunFolder:
         self.root = root
         self.record = record
         self.earlier: RunRecord | None = None
-        self._resume = resume
+        self._resume, self._since = resume, 0.0
         self._lock = FileLock(root / ".lock", timeout=0)
 
     def __enter__(self) -> Self:
@@ -67,6 +69,15 @@ class RunFolder:
         trace: TracebackType | None,
     ) -> None:
         self._lock.release()
+
+    def sign(self, share: float | None = None) -> None:
+        """Tell others who writes here, since when, and what share of the input has been read."""
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        text = json.dumps({**owner, "since": self._since, "share": share})
+        # whole for a reader at any moment, but of no worth after a crash: not forced to the disk
+        temporary = self.root / f".owner.{os.getpid()}{TEMPORARY}"
+        _write_text(temporary, text)
+        os.replace(temporary, self.root / _OWNER)
 
     def keep_record(self) -> None:
         """Go on with the earlier run's record: a call that adds no row says nothing new of them.
@@ -98,7 +109,7 @@ class RunFolder:
         return self.root / "run.json"
 
     def _take_lock(self) -> None:
-        owner = self.root / ".owner"
+        owner = self.root / _OWNER
         try:
             self._lock.acquire()
         except Timeout:
@@ -106,7 +117,8 @@ class RunFolder:
                 f"{self.root}: another run writes here ({_owner(owner)})"
                 " — wait for it, stop it, or use another --out"
             ) from None
-        owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        self._since = time.time()
+        self.sign()
 
     def _join_earlier_run(self) -> None:
         here = self._record_path.exists()
