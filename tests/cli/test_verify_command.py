@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def run(cli: Any, tiny: str, prompts: Path, tmp_path: Path) -> tuple[Path, str]:
 def test_a_whole_run(cli: Any, run: tuple[Path, str]) -> None:
     out, root = run
     done = cli("verify", out, "--root", root, "--seed", "5")
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert lines[0] == "checked      sha256 of 4 result files and the Merkle root, the noted one"
     assert "checked      8 rows scored again, to the bit; seed 5" in lines
@@ -55,10 +55,10 @@ def test_findings_exit_4_and_are_named(cli: Any, run: tuple[Path, str]) -> None:
     done = cli("verify", out, "--files-only")
     assert done.code == 4
     found = [line for line in done.out.splitlines() if line.startswith("FOUND")]
-    assert all(
-        "shards/part-00001.parquet: " in line and " — move it away" in line for line in found
-    )
-    assert error_line(done.err).endswith("findings — they are listed above, each with its remedy")
+    remedy = f" — move it away, then run the command that made {out} again"
+    assert found and all(line.endswith(remedy) for line in found)
+    assert all("shards/part-00001.parquet: " in line for line in found)
+    assert error_line(done.err).endswith("findings — each with its remedy above")
     listed = json.loads(cli("verify", out, "--files-only", "--json").out)["findings"]
     assert {"where", "what", "remedy"} == listed[0].keys()
 
@@ -86,13 +86,11 @@ def test_status(cli: Any, run: tuple[Path, str]) -> None:
 
 def test_status_is_quick(run: tuple[Path, str]) -> None:
     command = [sys.executable, "-m", "dori_fast.cli", "status", str(run[0])]
-    seconds = []
-    # the best of some: others work on this machine
-    for _ in range(5):
-        began = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 1.0, seconds
+    # of the processor: the clock's also count what others do on this machine
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 def test_a_dry_run_writes_nothing(cli: Any, tiny: str, prompts: Path, tmp_path: Path) -> None:

@@ -84,9 +84,9 @@ def test_it_needs_no_heavy_library(model: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     scanned(model, PROMPTS, out, detector=Spelling(), shard_size=4, max_errors=1)
     code = (
-        "import sys; from dori_fast.cli import main; from dori_fast.scan.status import status;"
-        f"assert status({str(out)!r}).rows == 11;"
-        "sys.exit(str({'torch', 'pyarrow', 'numpy', 'scipy', 'pydantic'} & set(sys.modules) or ''))"
+        "import sys, dori_fast.cli; from dori_fast.scan import status;"
+        f"print(status({str(out)!r}).rows,"
+        "{'torch', 'pyarrow', 'numpy', 'scipy', 'pydantic'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr.strip()) in ((0, ""), (1, "")), done.stderr
+    assert done.stdout == "11 set()\n", done.stderr
