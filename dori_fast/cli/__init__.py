@@ -20,6 +20,7 @@ from dori_fast.cli.locality import locality
 from dori_fast.cli.prune import prune
 from dori_fast.cli.report import report
 from dori_fast.cli.scan import scan
+from dori_fast.cli.status import status
 from dori_fast.cli.verify import verify
 
 __all__ = ["app", "main"]
@@ -41,6 +42,7 @@ app.command()(finetune)
 app.command()(locality)
 app.command()(report)
 app.command()(export)
+app.command()(status)
 app.command()(verify)
 app.command()(demo)
 app.command("benchmark-mitigations")(benchmark_mitigations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,6 +50,7 @@ def report(
     quiet_libraries()
     with reported(debug), Status() as status:
         from dori_fast.scan.durable import write_durably
+        from dori_fast.scan.manifest import REPORT, list_report
         from dori_fast.scan.pictures import draw_top
         from dori_fast.scan.stored import open_run
 
@@ -69,9 +71,12 @@ def report(
             )
             draw_top(loaded, stored, pictures, range(seeds), steps=steps, guidance=guidance)
         text = _page(run, kind, stored, top, read_labels(label, positive))
-        path = out or run / "report.html"
+        path = out or run / REPORT
         write_durably(path, lambda file: _write(file, text))
-        status.say(f"{len(text.encode()) / 1e6:.1f} MB, {kind}")
+        if path == stored.root / REPORT:
+            list_report(stored.root)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        status.say(f"{len(text.encode()) / 1e6:.1f} MB, {kind}, sha256 {digest}")
         print_result(str(path))
 
 

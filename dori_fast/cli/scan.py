@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +37,7 @@ from dori_fast.cli.options import (
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
-    from dori_fast.scan import Decision, ScanResult
+    from dori_fast.scan import Decision, Estimate, ScanResult
 
 
 def scan(
@@ -83,6 +85,9 @@ def scan(
         int, typer.Option(help="Jobs that share the run, such as a Slurm array's.")
     ] = 1,
     shard_id: Annotated[int, typer.Option(help="Which of these jobs this is, from 0.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, from a probe; write nothing.")
+    ] = False,
     top: Annotated[int, typer.Option(help="Most suspicious prompts to print.", min=0)] = 20,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -95,6 +100,7 @@ def scan(
     quiet_libraries()
     with reported(debug), Status() as status:
         from dori_fast.models import load
+        from dori_fast.scan import estimate
         from dori_fast.scan import scan as run_scan
         from dori_fast.scan.read import open_prompts
         from dori_fast.scan.select import Selection
@@ -102,30 +108,38 @@ def scan(
         # before the model is loaded: a wrong path should not cost the user a minute
         selected: dict[str, Any] = {"where": where or [], "keep": listed(keep)}
         open_prompts(prompts, column, Selection.of(**selected))
+        loaded = load(
+            model,
+            revision=revision,
+            variant=variant,
+            unet_weights=unet_weights,
+            dtype=dtype,
+            device=device,
+            compile=compile,
+            channels_last=channels_last,
+            cuda_graphs=cuda_graphs,
+        )
+        work: dict[str, Any] = {
+            "detector": detector,
+            "seeds": seeds,
+            "steps": steps,
+            "column": column,
+            **selected,
+            "batch_size": batch_size,
+            "limit": limit,
+            "shard_size": shard_size,
+        }
+        if dry_run:
+            found = estimate(loaded, prompts, **work)
+            print_result(json.dumps(asdict(found)) if as_json else _estimate_text(found))
+            return
         result = run_scan(
-            load(
-                model,
-                revision=revision,
-                variant=variant,
-                unet_weights=unet_weights,
-                dtype=dtype,
-                device=device,
-                compile=compile,
-                channels_last=channels_last,
-                cuda_graphs=cuda_graphs,
-            ),
+            loaded,
             prompts,
             out=out,
-            detector=detector,
-            seeds=seeds,
-            steps=steps,
-            column=column,
-            **selected,
-            batch_size=batch_size,
-            limit=limit,
+            **work,
             resume=resume,
             max_errors=max_errors,
-            shard_size=shard_size,
             calibration=calibration,
             fpr=fpr,
             cascade=cascade,
@@ -142,6 +156,17 @@ def scan(
         print_result(_as_json(result, top) if as_json else _as_table(result, top))
         if result.state == "over_budget":
             raise typer.Exit(OVER_BUDGET)
+
+
+def _estimate_text(found: Estimate) -> str:
+    facts = [
+        ("rows", f"{found.rows:,}, {found.quarantined:,} of them to be quarantined"),
+        ("time", f"{timedelta(seconds=round(found.seconds))}, {found.rate:,.1f} rows/s"),
+        ("peak memory", f"{found.peak_bytes / 1e6:,.0f} MB"),
+        ("written", f"{found.written_bytes / 1e6:,.2f} MB in {found.shards:,} shards"),
+        ("measured on", f"{found.probed:,} rows; all seeds of each, as without --cascade"),
+    ]
+    return format_table(("scan", "would take"), facts)
 
 
 def _summary(result: ScanResult) -> str:

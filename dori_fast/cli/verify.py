@@ -47,7 +47,7 @@ def verify(
         found = check(run, model=model, sample=sample, seed=seed, root=root, files_only=files_only)
         print_result(_as_json(found) if as_json else _as_text(found))
         if found.findings:
-            print_error(f"{run}: {len(found.findings)} findings — see the list above")
+            print_error(f"{run}: {len(found.findings)} findings — each with its remedy above")
             raise typer.Exit(INTEGRITY)
 
 

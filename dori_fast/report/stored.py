@@ -30,6 +30,11 @@ class Run(Protocol):
         ...
 
     @property
+    def merkle_root(self) -> str | None:
+        """Of a finished run's manifest, in hexadecimal."""
+        ...
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Of the rows."""
         ...
@@ -79,6 +84,7 @@ def run_facts(run: Run) -> Html:
             ("time", str(timedelta(seconds=round(record["seconds"])))),
             ("versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items())),
             ("run", record["run_hash"]),
+            ("Merkle root of run.json and shards", run.merkle_root),
         ]
     )
 

@@ -82,6 +82,7 @@ class Ledger:
         self._run.committed[lease.index] = footer
         self.scored += footer.rows
         self._count(footer)
+        self._run.sign(self.fraction)
 
     def _count(self, footer: Footer) -> None:
         self.counts.rows += footer.rows

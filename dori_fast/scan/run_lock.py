@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dori_fast.errors import UsageError
+from dori_fast.scan.durable import TEMPORARY
 from dori_fast.scan.part import Part
 
 
@@ -24,16 +26,27 @@ class RunLock:
 
     def __init__(self, root: Path, part: Part) -> None:
         self._root, self._part, self._held = root, part, ExitStack()
+        self._name = "" if part.whole else f"-{part}"
+        self._since = 0.0
 
     def acquire(self) -> None:
         """Raises UsageError, which names the owner, if another run or the same job writes here."""
         with ExitStack() as held:
-            if self._part.whole:
-                self._own(held, "")
-            else:
+            if not self._part.whole:
                 held.enter_context(self._shared())
-                self._own(held, f"-{self._part}")
+            self._own(held)
             self._held = held.pop_all()
+        self._since = time.time()
+        self.sign()
+
+    def sign(self, share: float | None = None) -> None:
+        """Tell others who writes here, since when, and what share of the input has been read."""
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        text = json.dumps({**owner, "since": self._since, "share": share})
+        # whole for a reader at any moment, but of no worth after a crash: not forced to the disk
+        temporary = self._root / f".owner{self._name}.{os.getpid()}{TEMPORARY}"
+        temporary.write_text(text + "\n")
+        os.replace(temporary, self._owner)
 
     def release(self) -> None:
         self._held.close()
@@ -44,15 +57,17 @@ class RunLock:
         with nullcontext() if self._part.whole else FileLock(self._root / ".lock-joining"):
             yield
 
-    def _own(self, held: ExitStack, name: str) -> None:
-        owner = self._root / f".owner{name}"
+    @property
+    def _owner(self) -> Path:
+        return self._root / f".owner{self._name}"
+
+    def _own(self, held: ExitStack) -> None:
         try:
-            held.enter_context(FileLock(self._root / f".lock{name}", timeout=0))
+            held.enter_context(FileLock(self._root / f".lock{self._name}", timeout=0))
         except Timeout:
             # where jobs stand in the way of a whole run, the last to sign is one of them
-            signed = [owner] if name else sorted(self._root.glob(".owner*"), key=_signed_at)
-            raise self._taken(signed[-1] if signed else owner) from None
-        owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            jobs = [] if self._name else sorted(self._root.glob(".owner*[!p]"), key=_signed_at)
+            raise self._taken(jobs[-1] if jobs else self._owner) from None
 
     @contextmanager
     def _shared(self) -> Iterator[None]:

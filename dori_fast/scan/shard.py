@@ -69,7 +69,7 @@ def check_shard(path: Path, run_hash: str, first_row: int, schema: pa.Schema) ->
         raise IntegrityError(f"{path}: holds rows from {footer.first_row}, not {first_row}")
     try:
         table = pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise IntegrityError(f"{path}: cannot be read ({_first_line(error)})") from error
     if not table.schema.equals(schema):
         raise IntegrityError(f"{path}: its columns are not those of this run")
@@ -95,9 +95,14 @@ def read_footer(path: Path) -> Footer:
 def shard_columns(path: Path) -> pa.Schema:
     """The columns of a shard as stored; IntegrityError if they cannot be read."""
     try:
-        return pq.read_schema(path)
-    except (OSError, pa.ArrowException) as error:
+        schema = pq.read_schema(path)
+        known = "row_id" in schema.names
+    # a flipped bit may make a name that is no UTF-8
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise IntegrityError(f"{path}: no readable shard — run the same command again") from error
+    if not known:
+        raise IntegrityError(f"{path}: has no column row_id — run the same command again")
+    return schema
 
 
 class _Hashing(io.RawIOBase):

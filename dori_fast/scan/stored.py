@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.scan.manifest import MANIFEST, Manifest
 from dori_fast.scan.record import RunRecord
 from dori_fast.scan.shard import check_shard, shard_columns
 
@@ -47,6 +48,12 @@ class StoredRun:
     def facts(self) -> dict[str, Any]:
         """The record as plain JSON."""
         return self.record.model_dump(mode="json")
+
+    @property
+    def merkle_root(self) -> str | None:
+        """Of the manifest; None if the run is not finished, or was before there were manifests."""
+        there = (self.root / MANIFEST).is_file()
+        return Manifest.read(self.root).merkle_root if there else None
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
         """The rows in order, of the named columns or of all, one shard in memory."""

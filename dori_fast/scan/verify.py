@@ -138,7 +138,7 @@ class _Check:
         elif page.is_file():
             self.result.skipped.append(f"{REPORT}: made before the manifest, or not by dori-fast")
         self.result.merkle_root = manifest.computed_root
-        against = "" if noted is None else ", compared with the noted one"
+        against = "" if noted is None else ", the noted one"
         self.result.checked.append(
             f"sha256 of {len(here)} result files and the Merkle root{against}"
         )

@@ -1,0 +1,92 @@
+"""A run's status while it is going, after it, and after its writer was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.scan import RunStatus, status
+from tests.scan.scanning import Spelling, scanned
+
+PROMPTS: list[object] = [*(f"prompt {i}" for i in range(9)), None, "last"]
+
+
+class Watching(Spelling):
+    """Reads the status of the run that it works for, before each of its calls."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__()
+        self.run, self.seen = run, list[RunStatus]()
+
+    def scores(self, *args: Any, **kwargs: Any) -> Any:
+        self.seen.append(status(self.run))
+        time.sleep(0.01)
+        return super().scores(*args, **kwargs)
+
+
+def test_while_a_run_is_going_and_after(model: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    watching = Watching(out)
+    scanned(model, PROMPTS, out, detector=watching, shard_size=4, max_errors=1)
+    assert [(s.state, s.shards, s.rows) for s in watching.seen] == [
+        ("running", 0, 0),
+        ("running", 1, 4),
+        ("running", 2, 8),
+    ]
+    first, _, last = watching.seen
+    assert (first.rate, first.remaining) == (None, None)
+    assert last.owner == f"pid {os.getpid()} on {os.uname().nodename}"
+    assert last.rate is not None and last.share is not None and last.remaining is not None
+    assert last.rate > 0 and 0 < last.share < 1
+    assert last.remaining == pytest.approx(8 * (1 - last.share) / last.share / last.rate)
+    done = status(out)
+    assert (done.state, done.shards, done.rows, done.quarantined) == ("done", 3, 11, 1)
+    assert (done.share, done.rate, done.set_aside) == (1.0, None, 0)
+
+
+def test_a_killed_writer_is_told(model: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    scanned(model, PROMPTS, out, detector=Spelling(), shard_size=4, max_errors=1)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    record = json.loads((out / "run.json").read_text()) | {"state": "running"}
+    (out / "run.json").write_text(json.dumps(record))
+    owner = json.loads((out / ".owner").read_text()) | {"pid": gone.pid}
+    (out / ".owner").write_text(json.dumps(owner))
+    assert status(out).state == "stale"
+    (out / ".owner").write_text(json.dumps(owner | {"host": "elsewhere"}))
+    assert status(out).state == "running"
+
+
+def test_damage_does_not_stop_it(model: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    scanned(model, PROMPTS, out, detector=Spelling(), shard_size=4, max_errors=1)
+    (out / "shards" / "part-00001.parquet").write_bytes(b"x")
+    (out / ".owner").write_text("[")
+    found = status(out)
+    assert (found.shards, found.rows, found.owner) == (2, 7, None)
+    (out / "run.json").write_text("[]")
+    with pytest.raises(IntegrityError, match=r"run\.json"):
+        status(out)
+    with pytest.raises(UsageError, match="no run directory"):
+        status(out / "shards")
+
+
+def test_it_needs_no_heavy_library(model: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    scanned(model, PROMPTS, out, detector=Spelling(), shard_size=4, max_errors=1)
+    code = (
+        "import sys, dori_fast.cli; from dori_fast.scan import status;"
+        f"print(status({str(out)!r}).rows,"
+        "{'torch', 'pyarrow', 'numpy', 'scipy', 'pydantic'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "11 set()\n", done.stderr
