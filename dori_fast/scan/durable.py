@@ -29,10 +29,10 @@ def write_durably(path: Path, write: Callable[[Path], None]) -> None:
         UsageError: no such folder.
         StorageError: the disk refused; the temporary file is removed.
     """
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent} — make it first")
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     with disk_refusals(path):
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: there is no folder {path.parent} — make it first")
         try:
             write(temporary)
             sync_file(temporary)
