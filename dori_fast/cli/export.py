@@ -46,7 +46,7 @@ def export(
     benchmark-mitigations, or removal.json; any run's rows become CSV.
     """
     quiet_libraries()
-    with reported(debug), Status():
+    with reported(debug), Status() as status:
         from dori_fast.report import csv_rows, lm_eval, model_card
         from dori_fast.scan.durable import write_durably
         from dori_fast.scan.stored import open_run
@@ -55,7 +55,10 @@ def export(
         if format == "csv":
             if labels is not None:
                 raise UsageError("export: --label is for figures; csv has every column anyway")
-            lines: Iterable[str] = csv_rows(open_run(result), formulas=formulas)
+            run = open_run(result)
+            if run.record.state != "done":
+                status.say(f"the run is {run.record.state}: only the rows committed so far")
+            lines: Iterable[str] = csv_rows(run, formulas=formulas)
         else:
             if formulas:
                 raise UsageError("export: --formulas is for csv")

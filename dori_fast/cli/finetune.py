@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, Device, Limit, ModelSource, Resume, Revision
+from dori_fast.cli.options import (
+    AsJson,
+    Column,
+    Device,
+    Limit,
+    ModelSource,
+    Resume,
+    Revision,
+    UnetWeights,
+    Variant,
+)
 from dori_fast.cli.sources import demo_pictures
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
@@ -44,6 +54,8 @@ def finetune(
     ] = 1200,
     model: ModelSource = "demo",
     revision: Revision = None,
+    variant: Variant = None,
+    unet_weights: UnetWeights = None,
     column: Column = None,
     steps: Annotated[int, typer.Option(help="Updates of the weights.")] = 250,
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1.5e-3,
@@ -128,7 +140,14 @@ def finetune(
             seed=seed,
         )
         hiding = read_masks(masks)
-        opened = load(model, revision=revision, dtype="fp32", device=device)
+        opened = load(
+            model,
+            revision=revision,
+            variant=variant,
+            unet_weights=unet_weights,
+            dtype="fp32",
+            device=device,
+        )
 
         def demo_pairs() -> list[tuple[str, Any]]:
             from dori_fast.demo.recipe.finetuned import retained_pairs

@@ -59,7 +59,8 @@ def why_not_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
     try:
         xformers(sample, sample, sample)
     except (NotImplementedError, ImportError, OSError, RuntimeError) as error:
-        return f"xformers finds no operator: {str(error).strip().splitlines()[0]}"
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"xformers finds no operator: {lines[0]}"
     return None
 
 

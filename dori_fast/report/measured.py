@@ -106,8 +106,10 @@ def measured_scan(run: Run, labels: Labels | None = None) -> Measured:
         rows = sum(map(len, seen.scores))
         if rows:
             metrics.append(_metric("flagged", clopper_pearson(seen.flagged, rows), rows))
-        observed, clean = facts["observed"], facts["clean_prompts"]
-        metrics.append(_metric("clean_prompts_flagged", Interval(*observed), clean, False))
+        # runs of before these were recorded have none
+        if facts["observed"] is not None:
+            observed, clean = Interval(*facts["observed"]), facts["clean_prompts"]
+            metrics.append(_metric("clean_prompts_flagged", observed, clean, False))
     if not metrics:
         raise UsageError(
             f"{run.root}: only scores, nothing measured — name the column that says what is"

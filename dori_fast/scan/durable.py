@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from dori_fast.errors import UsageError
 from dori_fast.scan.errors import StorageError
 
 TEMPORARY = ".tmp"
@@ -26,10 +27,13 @@ def write_durably(path: Path, write: Callable[[Path], None]) -> None:
     the only moment at which anything appears under the final name.
 
     Raises:
+        UsageError: no such folder.
         StorageError: the disk refused; the temporary file is removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     with disk_refusals(path):
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: there is no folder {path.parent} — make it first")
         try:
             write(temporary)
             sync_file(temporary)

@@ -102,6 +102,8 @@ def test_requests_that_make_no_sense(cli: Any, tiny: str, scanned: Path, tmp_pat
         done = cli("export", *arguments, "--out", tmp_path / "x")
         assert done.code == 2 and reason in done.err, done.err
     assert not (tmp_path / "x").exists()
+    nowhere = cli("export", plain, "--format", "csv", "--out", tmp_path / "no" / "x")
+    assert nowhere.code == 2 and "there is no folder" in nowhere.err
     board.write_text("{")
     assert cli("export", board, "--format", "lm-eval", "--out", tmp_path / "x").code == 4
 
@@ -111,7 +113,9 @@ def test_an_unfinished_scan_has_no_figures(cli: Any, scanned: Path, tmp_path: Pa
     whole = record.read_text()
     record.write_text(json.dumps({**json.loads(whole), "state": "interrupted"}))
     try:
-        done = cli("export", scanned, "--format", "lm-eval", "--out", tmp_path / "x")
+        figures = cli("export", scanned, "--format", "lm-eval", "--out", tmp_path / "x")
+        rows = cli("export", scanned, "--format", "csv", "--out", tmp_path / "x.csv")
     finally:
         record.write_text(whole)
-    assert done.code == 2 and "the scan is interrupted" in done.err
+    assert figures.code == 2 and "the scan is interrupted" in figures.err
+    assert rows.code == 0 and "only the rows committed so far" in rows.err

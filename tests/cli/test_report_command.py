@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def scanned(cli: Any, tiny: str, prompts: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_scan(cli: Any, scanned: Path) -> None:
+def test_a_scan(cli: Any, scanned: Path, tiny: str) -> None:
     done = cli("report", scanned)
     assert done.code == 0, done.err
     assert done.out.strip() == str(scanned / "report.html")
@@ -42,13 +43,15 @@ def test_a_scan(cli: Any, scanned: Path) -> None:
     assert {"Scores", "Most suspicious prompts"} <= set(read.text)
     assert "Detection" not in read.text and "Calibration" not in read.text
     assert read.tags.count("img") == 1
+    weights = Path(tiny) / "unet" / "diffusion_pytorch_model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in read.text
 
 
 def test_a_scan_with_labels(cli: Any, scanned: Path) -> None:
     done = cli("report", scanned, "--label", "known", "--out", scanned / "other.html")
     assert done.code == 0, done.err
     text = (scanned / "other.html").read_text(encoding="utf-8")
-    assert "2 rows count as memorized (column known: 1, memorized, true, yes), 2 do not" in text
+    assert "2 rows count as memorized (column known: 1, memorized, true, yes), 3 do not" in text
     assert re.search(r"<td>AUC</td><td>\d\.\d\d \[\d\.\d\d, \d\.\d\d\]</td>", text)
     assert "cannot resolve a false-positive rate" in text
     wrong = cli("report", scanned, "--label", "known", "--positive", "maybe")

@@ -61,8 +61,42 @@ def test_without_sharing_the_models_own_attention_runs(tmp_path):
     )
 
 
-def test_an_installed_xformers_that_answers_is_used(monkeypatch):
+class LooksLikeCuda:
+    type = "cuda"
+
+
+def install_xformers(monkeypatch, attention):
     """Dispatch alone: the kernel itself needs a GPU and is tested there."""
+    ops = types.ModuleType("xformers.ops")
+    ops.memory_efficient_attention = attention
+    package = types.ModuleType("xformers")
+    package.__spec__ = importlib.util.spec_from_loader("xformers", loader=None)
+    monkeypatch.setitem(sys.modules, "xformers", package)
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    monkeypatch.setattr(torch, "zeros", lambda *size, **_: torch.ones(*size))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NotImplementedError("No operator found for d=32\n  cutlassF: not built"), "for d=32$"),
+        (OSError("libcudart.so.12: cannot open shared object file"), "libcudart"),
+        (NotImplementedError(), "NotImplementedError"),
+    ],
+)
+def test_an_installed_xformers_that_cannot_answer_is_refused_with_its_reason(
+    monkeypatch, error, reason
+):
+    def attention(q, k, v):
+        raise error
+
+    install_xformers(monkeypatch, attention)
+    assert choose("auto", LooksLikeCuda(), FP32) == ("sdpa", sdpa)
+    with pytest.raises(UsageError, match=f"unavailable: xformers finds no operator: .*{reason}"):
+        choose("xformers", LooksLikeCuda(), FP32)
+
+
+def test_an_installed_xformers_that_answers_is_used(monkeypatch):
     called = []
 
     def attention(q, k, v):
@@ -71,18 +105,8 @@ def test_an_installed_xformers_that_answers_is_used(monkeypatch):
             1, 2
         )
 
-    ops = types.ModuleType("xformers.ops")
-    ops.memory_efficient_attention = attention
-    package = types.ModuleType("xformers")
-    package.__spec__ = importlib.util.spec_from_loader("xformers", loader=None)
-    monkeypatch.setitem(sys.modules, "xformers", package)
-    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    install_xformers(monkeypatch, attention)
     assert "no attention for cpu" in why_not_xformers(CPU, FP32)
-
-    class LooksLikeCuda:
-        type = "cuda"
-
-    monkeypatch.setattr(torch, "zeros", lambda *size, **_: torch.ones(*size))
     name, kernel = choose("auto", LooksLikeCuda(), FP32)
     assert name == "xformers" and called
     q = torch.randn(1, 4, 2, 8)

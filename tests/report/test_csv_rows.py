@@ -49,9 +49,10 @@ def test_what_looks_like_a_formula_gets_an_apostrophe(first):
     assert parsed(run, formulas=True)[1][0] == text
 
 
-def test_lists_and_nothing():
-    run = Rows(seeds=[[0.5, -1.0], None], truncated=[True, None])
-    assert parsed(run)[1:] == [["[0.5, -1.0]", "True"], ["", ""]]
+def test_lists_bytes_and_nothing():
+    run = Rows(seeds=[[0.5, -1.0], None], truncated=[True, None], mask=[[b"\xff"], None])
+    assert parsed(run)[1:] == [["[0.5, -1.0]", "True", '["ff"]'], ["", "", ""]]
+    assert parsed(Rows(raw=[b"\x00="]))[1] == ["003d"]
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=5))
