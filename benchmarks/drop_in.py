@@ -2,11 +2,13 @@
 
     python -m benchmarks.drop_in --peers DIR
 
-DIR holds checkouts named wen, nemo and sail. Models are the embedded one (Wen) and random UNets in
-the layout of SD 1.x. What the released code needs on a CPU is set up here, for both sides alike:
-`Tensor.cuda` does nothing (NeMo), and attention is unfused while it is differentiated (SAIL), as
-the released code has it on a GPU. Released functions are called with `df.patch`'s import shims in
-place where they no longer import (Wen). Seconds are CPU time of one thread.
+DIR holds checkouts named wen, nemo, sail and unlearndiffatk. Each has rows for its functions, then
+one for its own script, unmodified (`benchmarks/peer_scripts.py`), where what that imports is there.
+Models are the embedded one (Wen) and random UNets in the layout of SD 1.x. What the released code
+needs on a CPU is set up here, for both sides alike: `Tensor.cuda` does nothing (NeMo), and attention
+is unfused while it is differentiated (SAIL), as the released code has it on a GPU. Released
+functions are called with `df.patch`'s import shims in place where they no longer import (Wen).
+Seconds are CPU time of one thread.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor
 
 import dori_fast as df
-from benchmarks import harness
+from benchmarks import harness, peer_scripts, peer_unlearning
 from benchmarks.peer_models import base, checkout, sd_unet, unfused
 
 RESULTS = harness.RESULTS / "quality" / "drop_in.json"
@@ -172,6 +174,18 @@ def sail(folder: Path) -> dict[str, Any]:
 
 
 RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {"wen": wen, "nemo": nemo, "sail": sail}
+PEERS = (*RUNS, "unlearndiffatk")
+
+
+def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
+    """A peer's functions and script; a script that cannot be imported says what it lacks."""
+    if name == "unlearndiffatk":
+        return peer_unlearning.compare(folder, ROUNDS)
+    try:
+        script = peer_scripts.compare(name, folder, ROUNDS)
+    except ImportError as error:
+        script = {"peer": name, "script": peer_scripts.SCRIPTS[name].file, "not_run": str(error)}
+    return [RUNS[name](folder), script]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -180,20 +194,21 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.drop_in", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--peers", type=Path, required=True, help="folder of the checkouts")
-    parser.add_argument("--only", choices=sorted(RUNS), help="one of them")
+    parser.add_argument("--only", choices=sorted(PEERS), help="one of them")
     parser.add_argument("--no-write", action="store_true", help="leave the results alone")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = []
-    for name, run in RUNS.items():
+    for name in PEERS:
         if options.only in (None, name):
-            rows.append(run(options.peers / name))
-            print(json.dumps(rows[-1]), flush=True)
+            found = rows_of(name, options.peers.resolve() / name)
+            rows += found
+            print(*map(json.dumps, found), sep="\n", flush=True)
     if not options.no_write:
         command = "python -m benchmarks.drop_in --peers DIR"
         text = json.dumps({"command": command, "threads": 1, "rows": rows}, indent=1)
         Path(RESULTS).write_text(text + "\n", encoding="utf-8")
-    return 0 if all(row["same"] for row in rows) else 1
+    return 0 if all(row.get("same", True) for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def _nemo_same(released: Path, ours: Path) -> bool:
     def agree(key: str, one: str, two: str) -> bool:
         return isclose(float(one), float(two), abs_tol=1e-4) if "SSIM" in key else one == two
 
-    return len(rows(released)) == len(PROMPTS) and all(
+    return len(rows(released)) == 1 and all(
         agree(key, a[key], b[key])
         for a, b in zip(rows(released), rows(ours), strict=True)
         for key in a
@@ -98,7 +98,12 @@ SCRIPTS: dict[str, Script] = {
     ),
     "nemo": Script(
         "3_detect_memorized_neurons.py",
-        ("-d", "prompts.csv", "--samples_per_prompt", "6", "--theta_reduction_per_step", "1"),
+        # thresholds that pick most seeds, search three times and leave something to refine
+        (
+            *("-d", "prompts.csv", "--samples_per_prompt", "6", "--theta_reduction_per_step", "1"),
+            *("--pairwise_ssim_threshold", "0.065", "--ssim_threshold_initial_selection", "0.97"),
+            *("--ssim_threshold_refinement", "0.97"),
+        ),
         (8, 64, 6.0),
         _nemo_same,
     ),
@@ -150,8 +155,7 @@ def furnish(home: Path, script: Script) -> None:
     (home / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
     lines = [json.dumps({"caption": prompt}) for prompt in PROMPTS]
     (home / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    rows = ["Caption;URL", *(f"{prompt};" for prompt in PROMPTS)]
-    (home / "prompts.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (home / "prompts.csv").write_text(f"Caption;URL\n{PROMPTS[0]};\n", encoding="utf-8")
     (home / "det_outputs").mkdir()
     (home / "statistics").mkdir()
     torch.save(_statistics(pipe), home / "statistics/statistics_additional_laion_prompts_v1_4.pt")

@@ -20,8 +20,8 @@ from dori_fast.prune.scorer import Scorer
 _STEPS = 50
 # scores of the same mask, computed in another batch
 _SAME = 1e-5
-# samples that keep a CPU busy; a GPU takes some more
-_BUSY = {"cpu": 10, "cuda": 40}
+# samples that keep a device busy: more at once are more guesses, of which some are in vain
+_BUSY = {"cpu": 4, "cuda": 40}
 
 
 def make_refinement(released: Callable[..., Any], record: Patch, _: Any) -> Callable[..., Any]:
@@ -66,11 +66,12 @@ def make_refinement(released: Callable[..., Any], record: Patch, _: Any) -> Call
         scheduler.set_timesteps(_STEPS)
         timestep = int(scheduler.timesteps[1])
         with autocast(unet):
-            model.batch_size = max(_BUSY.get(unet.device.type, 10), len(latents))
+            # whole masks, so that no batch is padded
+            width = max(1, _BUSY.get(unet.device.type, _BUSY["cuda"]) // len(latents))
+            model.batch_size = width * len(latents)
             text = model.condition(encode([prompt], tokenizer, text_encoder))
             shared = model.share(latents.to(unet.device), timestep)
             delta = model.epsilon_shared(text, shared)[0] - shared.latents
-            width = max(1, model.batch_size // len(latents))
             scorer = Scorer(model, text, shared, delta, list(layers(unet)), width)
             kept = _kept(input_indices, scorer, float(threshold))
         record.evaluations += model.engine.evaluations

@@ -8,10 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 from dori_fast.errors import UsageError
-from dori_fast.integrations.peers import nemo, sail, wen
+from dori_fast.integrations.peers import nemo, sail, unlearndiffatk, wen
 from dori_fast.integrations.peers.swap import Patch, Peer, Shim, module_of, owner_of
 
-PEERS: dict[str, Peer] = {"wen": wen.PEER, "nemo": nemo.PEER, "sail": sail.PEER}
+PEERS: dict[str, Peer] = {
+    "wen": wen.PEER,
+    "nemo": nemo.PEER,
+    "sail": sail.PEER,
+    "unlearndiffatk": unlearndiffatk.PEER,
+}
 Undo = Callable[[], None]
 _active: dict[str, tuple[Patch, list[Undo]]] = {}
 
@@ -27,7 +32,7 @@ def patch(name: str, **options: Any) -> Patch:
     each what is kept and what differs. Modules that imported the functions before are served too.
 
     Args:
-        name: "wen", "nemo" or "sail".
+        name: "wen", "nemo", "sail" or "unlearndiffatk".
         options: "wen" has ``scan_steps``, the steps of a scored call, by default all.
 
     Returns:

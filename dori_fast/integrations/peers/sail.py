@@ -9,13 +9,12 @@ run's values for it costs a CPU more than they do.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch.autograd import forward_ad
 
-from dori_fast.integrations.peers.swap import Patch, Peer, Swap
+from dori_fast.integrations.peers.swap import Patch, Peer, Swap, replaced_forward
 from dori_fast.models.forward_mode import FusedDerivatives
 
 _REPOSITORY = "https://github.com/Dongjae0324/sharpness_memorization_diffusion at f4ee4b8"
@@ -37,15 +36,13 @@ def _make_call(released: Callable[..., Any], record: Patch, _: Any) -> Callable[
         what: Any = kwargs.get("args")
         if getattr(what, "exp_type", None) != "det":
             return released(self, *args, **kwargs)
-        with _detecting(self.unet, what.hvp_sampling_num):
+        with replaced_forward(self.unet, _detecting(self.unet.forward, what.hvp_sampling_num)):
             return released(self, *args, **kwargs)
 
     return call
 
 
-@contextmanager
-def _detecting(unet: Any, steps: int) -> Iterator[None]:
-    had, network = "forward" in unet.__dict__, unet.forward
+def _detecting(network: Callable[..., Any], steps: int) -> Callable[..., Any]:
     begun = 0
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -59,14 +56,7 @@ def _detecting(unet: Any, steps: int) -> Iterator[None]:
             return (args[0],)
         return network(*args, **kwargs)
 
-    unet.forward = forward
-    try:
-        yield
-    finally:
-        if had:
-            unet.forward = network
-        else:
-            del unet.__dict__["forward"]
+    return forward
 
 
 PEER = Peer(

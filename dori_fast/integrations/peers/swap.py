@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -152,3 +153,17 @@ def owner_of(name: str, swap: Swap, module: ModuleType) -> tuple[Any, str, Calla
             f" ({swap.signature}); check out the commit that the swap was made for"
         )
     return owner, attribute, function
+
+
+@contextmanager
+def replaced_forward(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within it the module, and no other of its class, runs ``forward``."""
+    had, before = "forward" in module.__dict__, module.forward
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if had:
+            module.forward = before
+        else:
+            del module.__dict__["forward"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import drop_in
+from benchmarks import drop_in, peer_scripts, peer_unlearning
 
 FEWER = {"wen": 50, "nemo": 3, "sail": 1.3}
 
@@ -19,3 +19,21 @@ def test_same_results_from_fewer_evaluations(name, monkeypatch):
     row = drop_in.RUNS[name](Path(os.environ["DORI_PEERS"]) / name)
     assert row["same"]
     assert row["released_samples"] >= FEWER[name] * row["ours_samples"]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", sorted(peer_scripts.SCRIPTS))
+def test_own_scripts_give_the_same(name):
+    row = peer_scripts.compare(name, Path(os.environ["DORI_PEERS"]) / name, 1)
+    assert row["same"]
+    assert row["released_samples"] > row["ours_samples"]
+
+
+@pytest.mark.peers
+def test_unlearning_attack_gives_the_same_from_fewer_runs():
+    folder = Path(os.environ["DORI_PEERS"]) / "unlearndiffatk"
+    projection, sampling = peer_unlearning.compare(folder, 1)
+    assert projection["same"]
+    assert sampling["same"]
+    assert sampling["released_runs"] == 2 * peer_unlearning.STEPS
+    assert sampling["ours_runs"] == peer_unlearning.STEPS + 1
