@@ -27,7 +27,7 @@ from dori_fast.detect import PromptScores
 from dori_fast.scan import Progress
 
 BEGIN, END = 0.2, 0.9
-_HASHES = 400
+_HASHES = 200
 
 
 class Hashing:
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--rows", type=int, nargs=2, default=[200_000, 4_000], help="fake, demo")
+    parser.add_argument("--rows", type=int, nargs=2, default=[100_000, 4_000], help="fake, demo")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-write", action="store_true", help="leave the results alone")
     options = parser.parse_args(arguments)
