@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.scan.part import Part
 from dori_fast.scan.record import RunRecord, differences, hash_identity, make_identity
 from dori_fast.scan.run_directory import RunDirectory
 from tests.scan.test_shard import make_table
@@ -41,8 +42,10 @@ def make_record(**changes: Any) -> RunRecord:
     )
 
 
-def opened(root: Path, resume: Any = "auto", **changes: Any) -> RunDirectory:
-    return RunDirectory(root, make_record(**changes), make_table().schema, resume)
+def opened(
+    root: Path, resume: Any = "auto", part: Part | None = None, **changes: Any
+) -> RunDirectory:
+    return RunDirectory(root, make_record(**changes), make_table().schema, resume, part)
 
 
 @pytest.fixture
@@ -215,6 +218,47 @@ def test_the_lock_dies_with_its_owner(finished: Path) -> None:
     assert done.returncode == -9
     with opened(finished) as run:
         assert len(run.committed) == 3
+
+
+def test_jobs_exclude_a_whole_run_and_their_own_number(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    with opened(root, part=Part(0, 2)) as first, opened(root, part=Part(1, 2)) as second:
+        for again in (Part(), Part(0, 2)):
+            with (
+                pytest.raises(UsageError, match=f"pid {os.getpid()} on "),
+                opened(root, part=again),
+            ):
+                pytest.fail("opened")
+        record = (root / "run.json").read_bytes()
+        first.record.state = "done"
+        first.save_record()
+        assert (root / "run.json").read_bytes() == record, "a job's record is not the run's"
+        second.commit(1, make_table(SIZE, SIZE))
+    with (
+        opened(root),
+        pytest.raises(UsageError, match="another run"),
+        opened(root, part=Part(1, 2)),
+    ):
+        pytest.fail("opened")
+    with (
+        pytest.raises(IntegrityError, match="limit"),
+        opened(root, part=Part(0, 2), limit=3),
+    ):
+        pytest.fail("opened")
+
+
+def test_a_job_sweeps_up_its_own_shards_alone(finished: Path) -> None:
+    shards = finished / "shards"
+    for index in (0, 1):
+        (shards / f".part-{index:05d}.parquet.7.tmp").write_text("half")
+        (shards / f"part-{index:05d}.parquet").write_text("damaged")
+    with opened(finished, part=Part(1, 2)) as run:
+        assert run.committed == {}
+        assert [path.name for path in shards.glob(".*.tmp")] == [".part-00000.parquet.7.tmp"]
+    assert [path.name for path in (finished / "quarantine").iterdir()] == ["part-00001.parquet"]
+    with opened(finished) as run:
+        assert list(run.committed) == [2]
+    assert not list(shards.glob(".*.tmp"))
 
 
 def test_an_unusable_place(tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""Wen's detector in a process that something happens to; run as a program, a scan with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dori_fast
+from dori_fast.detect import PromptScores, Wen
+
+OPTIONS: dict[str, Any] = {"shard_size": 10}
+
+
+class Faulty(Wen):
+    """Scores as :class:`Wen` does, and meets each fault so many times in all processes together.
+
+    Args:
+        faults: what happens when a prompt is scored: "kill", "hang", "device" or "raise".
+        marks: a folder where a file says of each fault that it happened.
+        times: how often each happens.
+        pause: seconds that every call takes longer.
+    """
+
+    def __init__(
+        self, faults: dict[str, str], marks: Path, times: int = 1, pause: float = 0.0
+    ) -> None:
+        super().__init__(seeds=2)
+        self.faults, self.marks, self.times, self.pause = faults, marks, times, pause
+
+    def scores(
+        self, model: Any, prompts: Sequence[str], positions: Sequence[int] | None = None
+    ) -> PromptScores:
+        time.sleep(self.pause)
+        for prompt in prompts:
+            if prompt in self.faults and self._is_due(self.faults[prompt]):
+                self._meet(self.faults[prompt])
+        return super().scores(model, prompts, positions)
+
+    def _is_due(self, kind: str) -> bool:
+        for number in range(self.times):
+            try:
+                (self.marks / f"{kind}-{number}").touch(exist_ok=False)
+                return True
+            except FileExistsError:
+                continue
+        return False
+
+    def _meet(self, kind: str) -> None:
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif kind == "hang":
+            time.sleep(600)
+        elif kind == "device":
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        raise ValueError("no such luck")
+
+
+def main(model: str, prompts: str, out: str) -> None:
+    """A scan by two workers that takes a while."""
+    detector = Faulty({}, Path(out), pause=0.1)
+    loaded = dori_fast.load(model, batch_size=8)
+    dori_fast.scan(loaded, prompts, out=out, detector=detector, workers=2, **OPTIONS)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
