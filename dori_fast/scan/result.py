@@ -47,7 +47,7 @@ class ScanResult:
     @property
     def rate(self) -> float:
         """Rows per second of this call."""
-        return self.scored / self.seconds if self.scored else 0.0
+        return self.scored / self.seconds if self.seconds > 0 else 0.0
 
     def rows(self, *columns: str) -> Iterator[dict[str, Any]]:
         """All rows in order as dictionaries (of the named columns), one shard in memory."""

@@ -114,7 +114,7 @@ class Lab:
         self, out: Path, draw: random.Random, prepare: Prepare = nothing
     ) -> dict[str, Any]:
         """Kill a child in the middle of one of the next eight shards, scoring or committing."""
-        asked = self.asked + SHARD * draw.randrange(8)
+        asked = self.asked + SHARD * draw.randrange(6)
         pid = self.start(out, prepare)
         self.wait_for(pid, draw.choice((SCORING, COMMITTING)), asked)
         time.sleep(draw.uniform(0, 0.003))

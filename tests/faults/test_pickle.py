@@ -86,7 +86,9 @@ def test_pickled_weights_are_refused_unopened(tmp_path: Path) -> None:
     prompts = tmp_path / "p.txt"
     prompts.write_text("a cat\n")
     scan = ["scan", str(prompts), "--out", str(tmp_path / "run"), "--model", str(model)]
-    code = f"import sys\nfrom dori_fast.cli import main\nsys.argv = ['dori-fast', *{scan!r}]\nmain()"
+    code = (
+        f"import sys\nfrom dori_fast.cli import main\nsys.argv = ['dori-fast', *{scan!r}]\nmain()"
+    )
     done = python(code)
     assert done.returncode == 2, done.stderr
     assert "pickled weights are not read" in done.stderr.splitlines()[-1]
