@@ -53,7 +53,7 @@ def broken_kills(lab: Lab, most: int, seed: int) -> dict[str, Any]:
     kills: list[dict[str, Any]] = []
     while len(kills) < most and not any(kill["violations"] for kill in kills):
         out = lab.work / f"broken-{len(kills)}"
-        kills.append(lab.kill_at_random(out, draw, _write_in_place))
+        kills.append(lab.kill_at_random(out, draw, _write_in_place, within=0.03))
     return {"kills": kills, "end": lab.finish(out)}
 
 

@@ -77,6 +77,8 @@ class Lab:
 
     def reset(self) -> None:
         """Begin to count anew."""
+        # made now if it has not been, or it would count
+        _ = self.baseline
         struct.pack_into("q", self._board, 8, 0)
 
     def start(self, out: Path, prepare: Prepare = nothing, more: Sequence[str] = ()) -> int:
@@ -111,13 +113,13 @@ class Lab:
         return os.waitid(os.P_PID, pid, _NO_REAP) is not None
 
     def kill_at_random(
-        self, out: Path, draw: random.Random, prepare: Prepare = nothing
-    ) -> dict[str, Any]:
+        self, out: Path, draw: random.Random, prepare: Prepare = nothing, within: float = 0.01
+    ) -> Result:
         """Kill a child in the middle of one of the next eight shards, scoring or committing."""
         asked = self.asked + SHARD * draw.randrange(6)
         pid = self.start(out, prepare)
         self.wait_for(pid, draw.choice((SCORING, COMMITTING)), asked)
-        time.sleep(draw.uniform(0, 0.003))
+        time.sleep(draw.uniform(0, within))
         os.kill(pid, signal.SIGKILL)
         return self.result(out, self.end(pid))
 

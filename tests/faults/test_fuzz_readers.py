@@ -69,7 +69,7 @@ def read_through(path: Path) -> None:
             assert all(len(column) == len(chunk) for column in chunk.extra.columns)
             for prompt, error in zip(chunk.prompts, chunk.errors, strict=True):
                 assert (prompt is None) == (error is not None)
-                assert prompt is None or prompt.encode()
+                assert prompt is None or isinstance(prompt.encode(), bytes)
             assert chunk.extra.validate(full=True) is None
             rows += len(chunk)
     except UsageError as error:
