@@ -5,9 +5,9 @@
 DIR holds checkouts named wen, nemo, sail and unlearndiffatk. Each has rows for its functions, then
 one for its own script, unmodified (`benchmarks/peer_scripts.py`), where what that imports is there.
 Models are the embedded one (Wen) and random UNets in the layout of SD 1.x. What the released code
-needs on a CPU is set up here, for both sides alike: `Tensor.cuda` does nothing (NeMo), and attention
-is unfused while it is differentiated (SAIL), as the released code has it on a GPU. Released
-functions are called with `df.patch`'s import shims in place where they no longer import (Wen).
+needs on a CPU is set up here, for both sides alike: `Tensor.cuda` does nothing (NeMo), and
+attention is unfused while it is differentiated (SAIL), as the released code has it on a GPU.
+Released functions are called with `df.patch`'s import shims in place where they no longer import (Wen).
 Seconds are CPU time of one thread.
 """
 

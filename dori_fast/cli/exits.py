@@ -40,13 +40,13 @@ def reported(debug: bool) -> Iterator[None]:
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
-    from dori_fast.errors import IntegrityError, UsageError
+    from dori_fast.errors import IntegrityError, UnavailableError, UsageError
     from dori_fast.scan.errors import StorageError, WorkerError
 
     if isinstance(error, KeyboardInterrupt):
         by = f" by {error}" if str(error) else ""
         return RESUMABLE, f"interrupted{by} — run the same command again to continue"
-    if isinstance(error, StorageError):
+    if isinstance(error, StorageError | UnavailableError):
         return RESUMABLE, str(error)
     if isinstance(error, UsageError):
         return USAGE, str(error)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.errors import IntegrityError, UnavailableError, UsageError
 from dori_fast.models.encoders import TextSide, TextSideXL
+from dori_fast.models.tensor_file import refuse_doubled_names
 from dori_fast.models.weights import first_nonfinite, variant_of
 
 # package data, not an import: the demo room stands above this one
@@ -18,6 +20,7 @@ _EMBEDDED = {"demo": _DEMO / "model", "demo-finetuned": _DEMO / "model"}
 # of an embedded model that shares everything else with the first
 _OWN_UNETS = {"demo-finetuned": _DEMO / "finetuned"}
 _PARTS = ("unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "vae")
+_TRIES, _PAUSE_SECONDS = 5, 1.0
 
 
 def resolve_directory(
@@ -27,6 +30,7 @@ def resolve_directory(
 
     Raises:
         UsageError: no such source, or one that cannot be fetched.
+        UnavailableError: the hub did not answer, asked five times.
     """
     directory = _EMBEDDED.get(name, Path(name))
     if directory.is_dir():
@@ -55,6 +59,17 @@ def unet_home(name: str, directory: Path) -> Path:
 def _download(
     name: str, revision: str | None, variant: str | None, local_files_only: bool
 ) -> tuple[Path, str]:
+    for tries in range(1, _TRIES):
+        try:
+            return _fetch(name, revision, variant, local_files_only)
+        except UnavailableError:
+            time.sleep(_PAUSE_SECONDS * 2**tries)
+    return _fetch(name, revision, variant, local_files_only)
+
+
+def _fetch(
+    name: str, revision: str | None, variant: str | None, local_files_only: bool
+) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -79,12 +94,31 @@ def _download(
                 f"load: {name!r} is not among the downloaded models; load it once without"
                 " local_files_only"
             ) from error
+        if _may_pass(error):
+            raise UnavailableError(
+                f"load: the hub does not answer for {name!r} ({type(error).__name__})"
+                " — run the same command later, or give a local directory"
+            ) from error
         raise UsageError(
             f"load: {name!r} could not be fetched from the hub ({type(error).__name__}); check the"
             " name and the connection, or give a local directory"
         ) from error
     # a snapshot's folder is named after the commit that the revision resolved to
     return directory, directory.name
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the hub could not be reached, had no time or was broken; not if it said no."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    # not cached either: why it could not be fetched is the cause
+    response = getattr(error.__cause__ or error, "response", None)
+    if response is None:
+        return isinstance(error, LocalEntryNotFoundError)
+    return response.status_code == 429 or response.status_code >= 500
 
 
 def open_unet(
@@ -174,13 +208,21 @@ def _open(kind: Any, directory: Path, part: str, *, variant: str | None, **optio
             f"load: {folder} has no .safetensors weights (pickled weights are not read);"
             " convert them with diffusers' save_pretrained"
         )
+    for path in folder.glob("*.safetensors"):
+        refuse_doubled_names(path)
+    options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     try:
-        return kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, variant=variant, **options
-        )
+        module, found = kind.from_pretrained(folder, variant=variant, **options)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise IntegrityError(f"load: {folder} cannot be read: {reason}") from error
+    if missing := sorted(found["missing_keys"]):
+        # the libraries would draw them at random
+        raise IntegrityError(
+            f"load: {folder} cannot be read: no weights for {missing[0]} and"
+            f" {len(missing) - 1} more; get them again"
+        )
+    return module
 
 
 def _open_tokenizer(kind: Any, directory: Path, part: str) -> Any:

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dori_fast.errors import IntegrityError, UsageError
+
+# that of Stable Diffusion XL is of 0.2 MB
+_HEADER_BYTES = 10_000_000
+
+
+def refuse_doubled_names(path: Path) -> None:
+    """Raise IntegrityError if two tensors have one name: readers differ in which they take."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > _HEADER_BYTES:
+            raise IntegrityError(f"{path}: cannot be read: a header of {size:,} bytes")
+        header = file.read(size)
+    try:
+        json.loads(header, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path}: cannot be read: {error}") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name in its header occurs twice")
+    return found
 
 
 def open_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -18,6 +44,7 @@ def open_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         IntegrityError: damaged.
     """
     try:
+        refuse_doubled_names(Path(path))
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118

@@ -45,7 +45,7 @@ class CsvFile(TextReader):
         if names.count(found) > 1:
             raise UsageError(f"{path}: column {found!r} occurs twice — rename one of them")
         self._prompt_at, self._width = names.index(found), len(names)
-        extra = [name for i, name in enumerate(names) if i != self._prompt_at]
+        extra = [storable(name) or "" for i, name in enumerate(names) if i != self._prompt_at]
         schema = pa.schema([(name, pa.string()) for name in passed_names(extra)])
         super().__init__(path, found, schema)
 

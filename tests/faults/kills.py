@@ -17,14 +17,14 @@ POINTS = ("before write", "half written", "before sync", "before rename", "after
 
 
 def random_kills(lab: Lab, wanted: int, seed: int, fast: bool) -> dict[str, Any]:
-    """Several runs, each killed up to four times and then finished, until enough were killed."""
+    """Several runs, each killed up to eight times and then finished, until enough were killed."""
     lab.fast, draw = fast, random.Random(seed)
     kills: list[dict[str, Any]] = []
     ends: list[dict[str, Any]] = []
     while sum(kill["code"] == -9 for kill in kills) < wanted and len(kills) < 3 * wanted:
         out = lab.work / f"killed-{seed}-{len(ends)}"
         lab.reset()
-        these = [lab.kill_at_random(out, draw) for _ in range(4)]
+        these = [lab.kill_at_random(out, draw) for _ in range(8)]
         end = lab.finish(out)
         kills += these
         ends.append(end | {"excess": _excess(lab, these)})
@@ -53,7 +53,7 @@ def broken_kills(lab: Lab, most: int, seed: int) -> dict[str, Any]:
     kills: list[dict[str, Any]] = []
     while len(kills) < most and not any(kill["violations"] for kill in kills):
         out = lab.work / f"broken-{len(kills)}"
-        kills.append(lab.kill_at_random(out, draw, _write_in_place))
+        kills.append(lab.kill_at_random(out, draw, _write_in_place, within=0.03))
     return {"kills": kills, "end": lab.finish(out)}
 
 

@@ -112,13 +112,13 @@ class Lab:
         return os.waitid(os.P_PID, pid, _NO_REAP) is not None
 
     def kill_at_random(
-        self, out: Path, draw: random.Random, prepare: Prepare = nothing
-    ) -> dict[str, Any]:
+        self, out: Path, draw: random.Random, prepare: Prepare = nothing, within: float = 0.01
+    ) -> Result:
         """Kill a child in the middle of one of the next eight shards, scoring or committing."""
-        asked = self.asked + SHARD * draw.randrange(8)
+        asked = self.asked + SHARD * draw.randrange(6)
         pid = self.start(out, prepare)
         self.wait_for(pid, draw.choice((SCORING, COMMITTING)), asked)
-        time.sleep(draw.uniform(0, 0.003))
+        time.sleep(draw.uniform(0, within))
         os.kill(pid, signal.SIGKILL)
         return self.result(out, self.end(pid))
 

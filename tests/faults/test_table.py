@@ -1,0 +1,48 @@
+"""docs/faults.md names a test for every fault and bad input, and the tests exist."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+ROWS = {"Faults": 26, "Bad inputs": 21}
+
+
+def named(page: str) -> dict[tuple[str, int], list[str]]:
+    """The tests of every row, by section and number."""
+    rows, section = {}, ""
+    for line in page.splitlines():
+        if line.startswith("## "):
+            section = line.removeprefix("## ")
+        elif line.startswith("| ") and (cells := line.split("|"))[1].strip().isdigit():
+            tests = [name.strip() for name in cells[-2].split(",")]
+            rows[section, int(cells[1])] = [name for name in tests if name != "—"]
+    return rows
+
+
+PAGE = named((TESTS.parent / "docs" / "faults.md").read_text())
+
+
+@cache
+def functions(file: str) -> set[str]:
+    tree = ast.parse((TESTS / file).read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_row_is_there() -> None:
+    assert set(PAGE) == {(name, i) for name, n in ROWS.items() for i in range(1, n + 1)}
+
+
+def test_at_least_44_of_47_are_shown_by_a_test() -> None:
+    assert sum(map(bool, PAGE.values())) >= 44
+
+
+@pytest.mark.parametrize("row", PAGE, ids=lambda row: f"{row[0]} {row[1]}")
+def test_the_tests_exist(row: tuple[str, int]) -> None:
+    for name in PAGE[row]:
+        file, _, function = name.partition("::")
+        assert function in functions(file), name
