@@ -1,8 +1,8 @@
 """UnlearnDiffAtk's own functions on a small model, before and after `df.patch("unlearndiffatk")`.
 
 Its `attack.py` does not run with today's transformers, whose CLIPTextModel has no `text_model`, and
-it judges pictures by classifiers that it fetches. So its `TextGrad` and `ClassifierTask` are run here
-on parts supplied, with the stock text encoder in its encoder's place.
+it judges pictures by classifiers that it fetches. So its `TextGrad` and `ClassifierTask` are run
+here on parts supplied, with the stock text encoder in its encoder's place.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def _reason(item: pytest.Item) -> str | None:
     if item.get_closest_marker("chromium") and CHROMIUM is None:
         return "chromium (none installed; Debian: apt-get install chromium-headless-shell)"
     if item.get_closest_marker("peers") and not os.environ.get("DORI_PEERS"):
-        return "peers (set DORI_PEERS to a folder with checkouts of wen, nemo, sail and unlearndiffatk)"
+        return "peers (set DORI_PEERS to the folder of checkouts, docs/drop_in.md)"
     for marker in _OPTIONAL:
         if item.get_closest_marker(marker) and not item.config.getoption(f"--run-{marker}"):
             return f"{marker} (run with --run-{marker})"
