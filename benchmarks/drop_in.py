@@ -2,13 +2,13 @@
 
     python -m benchmarks.drop_in --peers DIR
 
-DIR holds checkouts named wen, nemo, sail and unlearndiffatk. Each has rows for its functions, then
-one for its own script, unmodified (`benchmarks/peer_scripts.py`), where what that imports is there.
+DIR holds checkouts named wen, nemo, sail and unlearndiffatk. Each has a row for its own script,
+unmodified (`benchmarks/peer_scripts.py`), where what that imports is there, and for its functions.
 Models are the embedded one (Wen) and random UNets in the layout of SD 1.x. What the released code
 needs on a CPU is set up here, for both sides alike: `Tensor.cuda` does nothing (NeMo), and
 attention is unfused while it is differentiated (SAIL), as the released code has it on a GPU.
-Released functions are called with `df.patch`'s import shims in place where they no longer import (Wen).
-Seconds are CPU time of one thread.
+Released functions are called with `df.patch`'s import shims in place where they no longer import
+(Wen). Seconds are CPU time of one thread.
 """
 
 from __future__ import annotations
@@ -178,14 +178,14 @@ PEERS = (*RUNS, "unlearndiffatk")
 
 
 def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
-    """A peer's functions and script; a script that cannot be imported says what it lacks."""
-    if name == "unlearndiffatk":
-        return peer_unlearning.compare(folder, ROUNDS)
+    """A peer's script and functions; what cannot be imported says what it lacks."""
     try:
-        script = peer_scripts.compare(name, folder, ROUNDS)
+        if name == "unlearndiffatk":
+            return peer_unlearning.compare(folder, ROUNDS)
+        return [peer_scripts.compare(name, folder, ROUNDS), RUNS[name](folder)]
     except ImportError as error:
-        script = {"peer": name, "script": peer_scripts.SCRIPTS[name].file, "not_run": str(error)}
-    return [RUNS[name](folder), script]
+        functions = [RUNS[name](folder)] if name in RUNS else []
+        return [*functions, {"peer": name, "not_run": str(error)}]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -41,7 +41,7 @@ def _reason(item: pytest.Item) -> str | None:
     if item.get_closest_marker("chromium") and CHROMIUM is None:
         return "chromium (none installed; Debian: apt-get install chromium-headless-shell)"
     if item.get_closest_marker("peers") and not os.environ.get("DORI_PEERS"):
-        return "peers (set DORI_PEERS to a folder of checkouts: wen, nemo, sail, unlearndiffatk)"
+        return "peers (set DORI_PEERS to the folder of checkouts, docs/drop_in.md)"
     for needed in item.iter_markers("needs"):
         if find_spec(needed.args[0]) is None:
             return f"needs (no {needed.args[0]} installed; pip install 'dori-fast[dev]')"
