@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -77,10 +76,8 @@ class RunFolder:
         text = json.dumps({**owner, "since": self._since, "share": share})
         # whole for a reader at any moment, but of no worth after a crash: not forced to the disk
         temporary = self.root / f".owner.{os.getpid()}{TEMPORARY}"
-        # nor does a run end because it cannot say where it stands
-        with suppress(OSError):
-            _write_text(temporary, text)
-            os.replace(temporary, self.root / _OWNER)
+        _write_text(temporary, text)
+        os.replace(temporary, self.root / _OWNER)
 
     def keep_record(self) -> None:
         """Go on with the earlier run's record: a call that adds no row says nothing new of them.
