@@ -164,10 +164,15 @@ class _Check:
         except IntegrityError as error:
             self._found(_RECORD, *str(error).removeprefix(f"{path}: ").split(" — ", 1))
             return None
+        wrong = ""
         if record.run_hash != hash_identity(record.identity):
-            self._found(_RECORD, "run_hash is not the hash of its identity", self._restore)
-        if model_identity(record.model) != record.identity.get("model"):
-            self._found(_RECORD, "model and identity.model differ", self._restore)
+            wrong = "run_hash is not the hash of its identity"
+        elif model_identity(record.model) != record.identity.get("model"):
+            wrong = "model and identity.model differ"
+        if wrong:
+            self._found(_RECORD, wrong, self._restore)
+            self.result.skipped.append("rows, input, weights and scores: run.json was edited")
+            return None
         if record.state not in ("done", "over_budget"):
             self._found(_RECORD, f"the run is not finished ({record.state})", self._again)
         self.result.checked.append("run.json against its own hash")

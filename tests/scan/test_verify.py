@@ -137,6 +137,16 @@ def test_each_field_of_run_json(run: Path) -> None:
     assert len(places) > 30 and not found(run)
 
 
+@pytest.mark.parametrize("key", ["identity", "model"])
+def test_an_emptied_part_of_run_json(run: Path, key: str) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {key: {}}))
+    seal(run)
+    seen = verify(run)
+    assert [f.where for f in seen.findings] == ["run.json"]
+    assert seen.skipped == ["rows, input, weights and scores: run.json was edited"]
+
+
 def test_a_root_noted_elsewhere_proves_editing_of_run_and_manifest(run: Path) -> None:
     noted = Manifest.read(run).merkle_root
     path = run / "run.json"
