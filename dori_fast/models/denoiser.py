@@ -129,6 +129,10 @@ class Denoiser:
         """The model's frozen text encoder."""
         return self._text.text_encoder
 
+    def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """All token ids of each prompt, before truncation. Equal ids give equal scores."""
+        return self._text.token_ids(prompts)
+
     def encode(self, prompts: Sequence[str]) -> TextCondition:
         """Encode prompts as the model's own pipeline does; equal token sequences are encoded once.
 
