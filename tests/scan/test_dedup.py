@@ -97,7 +97,7 @@ def test_nothing_is_overwritten_or_left(model: Any, folder: Path) -> None:
     assert not [path for path in folder.iterdir() if path.name.startswith((".", "again"))]
 
 
-ROWS, LENGTH = 100_000, 300
+ROWS, LENGTH = 50_000, 600
 
 
 def test_a_table_larger_than_its_memory(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_table_larger_than_its_memory(tmp_path: Path) -> None:
     code = f"""
 import resource, sys
 from pathlib import Path
-import numpy as np, pyarrow as pa
+import duckdb, numpy as np, pyarrow as pa
 from dori_fast.scan.token_table import TokenTable, database
 n, each = {ROWS}, {LENGTH}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
