@@ -10,6 +10,7 @@ from dori_fast.cli.attack import attack
 from dori_fast.cli.bench import bench
 from dori_fast.cli.benchmark_mitigations import benchmark_mitigations
 from dori_fast.cli.calibrate import calibrate
+from dori_fast.cli.dedup import dedup, join
 from dori_fast.cli.demo import demo
 from dori_fast.cli.doctor import doctor
 from dori_fast.cli.exits import USAGE, print_error
@@ -36,6 +37,8 @@ app = typer.Typer(
 )
 app.command()(scan)
 app.command()(calibrate)
+app.command()(dedup)
+app.command()(join)
 app.command()(prune)
 app.command()(attack)
 app.command()(finetune)

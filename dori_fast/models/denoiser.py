@@ -119,8 +119,6 @@ class Denoiser:
     def _hashes(self) -> dict[str, str]:
         return self._load_hashes()
 
-    # -- text ---------------------------------------------------------------------------------
-
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
@@ -131,6 +129,10 @@ class Denoiser:
         """The model's frozen text encoder."""
         return self._text.text_encoder
 
+    def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """All token ids of each prompt, before truncation. Equal ids give equal scores."""
+        return self._text.token_ids(prompts)
+
     def encode(self, prompts: Sequence[str]) -> TextCondition:
         """Encode prompts as the model's own pipeline does; equal token sequences are encoded once.
 
@@ -138,10 +140,10 @@ class Denoiser:
             UsageError: a prompt is not a ``str``, or there is not one prompt for each mask.
         """
         condition = self._text.encode(prompts, self.batch_size)
-        if not self._one_mask_each:
-            return condition
-        self._check_one_mask_each(len(condition))
-        return condition.one_row_each()
+        if self._one_mask_each:
+            self._check_one_mask_each(len(condition))
+            condition = condition.one_row_each()
+        return condition
 
     def condition(self, embeddings: Tensor, pooled: Tensor | None = None) -> TextCondition:
         """Any embeddings [P, T, D] as a condition; epsilon of it carries gradients to them.
@@ -176,8 +178,6 @@ class Denoiser:
             return self.unconditional.repeat(len(condition))
         empty = self.unconditional.repeat(condition.unique.shape[0])
         return dataclasses.replace(empty.one_row_each(), index=condition.index)
-
-    # -- masks --------------------------------------------------------------------------------
 
     @property
     def layers(self) -> list[str]:
@@ -214,8 +214,6 @@ class Denoiser:
                 f"this model has {len(self._masks)} masks, one per prompt, got {prompts} prompts"
             )
 
-    # -- noise and schedule -------------------------------------------------------------------
-
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Initial latents [S, C, H, W] in model dtype, unit variance.
 
@@ -236,8 +234,6 @@ class Denoiser:
     @property
     def alphas_cumprod(self) -> Tensor:
         return self.schedule.alphas_cumprod
-
-    # -- noise predictions --------------------------------------------------------------------
 
     def epsilon(self, condition: TextCondition, latents: Tensor, timestep: Timestep) -> Tensor:
         """Noise predictions of P prompts on S latents.
@@ -320,8 +316,6 @@ class Denoiser:
         if shared.uncond is None:
             shared.uncond = self.epsilon_shared(self.unconditional, shared)[0]
         return shared.uncond
-
-    # -- images -------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(

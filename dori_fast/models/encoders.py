@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
-from dori_fast.models.text import TextCondition, TokenRows, first_positions, pad_rows, tokenize
+from dori_fast.models.text import (
+    TextCondition,
+    TokenRows,
+    first_positions,
+    pad_rows,
+    token_lists,
+    tokenize,
+)
 
 
 class TextSide:
@@ -37,6 +44,11 @@ class TextSide:
         tokens = tokenize(self.tokenizer, prompts)
         (unique,) = _in_batches(self.text_encoder, tokens, batch, lambda out: (out[0],))
         return _condition(tokens, unique, tokens.index, None)
+
+    def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """All token ids of each prompt, before truncation."""
+        _require_text(prompts)
+        return token_lists(self.tokenizer, prompts)
 
     @staticmethod
     def hidden(encoder: Any, ids: Tensor, tokenizer: Any) -> Tensor:
@@ -90,6 +102,12 @@ class TextSideXL:
         rows, rows_2 = (tokens.index[order].to(hidden.device) for tokens in (first, second))
         unique = torch.cat([hidden[rows], hidden_2[rows_2]], dim=-1)
         return _condition(first, unique, index, pooled[rows_2])
+
+    def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """All token ids of each prompt, before truncation: one tokenizer's, -1, the other's."""
+        _require_text(prompts)
+        both = (token_lists(t, prompts) for t in (self.tokenizer, self.tokenizer_2))
+        return [[*first, -1, *second] for first, second in zip(*both, strict=True)]
 
     def empty(self, batch: int) -> TextCondition:
         """The condition of no prompt: SDXL's base model takes zeros for it."""

@@ -77,6 +77,14 @@ class TokenRows:
     pad_id: int
 
 
+def token_lists(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each prompt, with begin and end marks, neither truncated nor padded."""
+    if not prompts:
+        return []
+    ids = tokenizer(list(prompts), truncation=False, padding=False, verbose=False)["input_ids"]
+    return [list(one) for one in ids]
+
+
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> TokenRows:
     """Token ids as a Stable Diffusion pipeline makes them: truncated and padded to the context.
 
@@ -84,11 +92,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str]) -> TokenRows:
     sees nothing of a prompt but these ids.
     """
     context = int(tokenizer.model_max_length)
-    lists = (
-        tokenizer(list(prompts), truncation=False, padding=False, verbose=False)["input_ids"]
-        if prompts
-        else []
-    )
+    lists = token_lists(tokenizer, prompts)
     rows: dict[tuple[int, ...], int] = {}
     index = []
     for ids in lists:

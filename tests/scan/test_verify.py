@@ -270,6 +270,8 @@ def test_an_interrupted_run(run: Path, place: Path, model: Any, monkeypatch: Any
         scanned(model, place / "p.txt", run, shard_size=8)
     names = found(run)
     assert "not finished" in names["manifest.json"] and "interrupted" in names["run.json"]
+    # of what is committed there is nothing to say
+    assert set(names) == {"manifest.json", "run.json"}
     scanned(model, place / "p.txt", run, shard_size=8)
     assert not found(run)
 
