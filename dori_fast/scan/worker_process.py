@@ -14,8 +14,8 @@ from typing import Any
 from dori_fast.scan import worker
 from dori_fast.scan.ledger import Lease
 
-# long enough for a block of rows; together with a process's end less than 10 seconds
-_PARTING = 5.0
+# long enough for a block of rows, and well below the ten seconds that schedulers grant
+_PARTING = 3.0
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -103,14 +103,14 @@ class WorkerProcess:
 
 
 def part_from(workers: Sequence[WorkerProcess]) -> None:
-    """Let processes end by themselves, which spares a device the kill of a running kernel."""
+    """End processes; those at work end by themselves, which spares a device a kernel cut short."""
     running = [w for w in workers if w.started]
     for w in running:
         w.connection.close()
     deadline = monotonic() + _PARTING
     for w in running:
-        w._process.join(max(0.0, deadline - monotonic()))
-    for w in running:
+        if w.ready:
+            w._process.join(max(0.0, deadline - monotonic()))
         w.end()
 
 
