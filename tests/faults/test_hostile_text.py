@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from typing import Any
 import pytest
 
 import dori_fast as df
-from dori_fast.errors import UsageError
-from dori_fast.scan.read import open_prompts
 from tests.scan.scanning import scanned
 from tests.tiny_model import save_tiny_sd
 
@@ -50,12 +47,3 @@ def test_duplicates_have_a_row_each_and_equal_scores(model: Any, tmp_path: Path)
     assert [row["prompt"] for row in rows] == prompts
     assert rows[0]["score_per_seed"] == rows[2]["score_per_seed"]
     assert rows[3]["score_per_seed"] == rows[6]["score_per_seed"]
-
-
-def test_archives_are_not_opened(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "p.tar", "w") as archive:
-        member = tarfile.TarInfo("../escaped.txt")
-        archive.addfile(member)
-    with pytest.raises(UsageError, match="unknown kind of file"):
-        open_prompts(tmp_path / "p.tar")
-    assert not (tmp_path.parent / "escaped.txt").exists()
