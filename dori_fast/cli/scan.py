@@ -149,9 +149,9 @@ def scan(
             shard_id=shard_id,
             on_progress=status.progress,
         )
-        status.say(_summary(result))
         if result.merkle_root:
             status.say(f"Merkle root {result.merkle_root}: see dori-fast verify")
+        status.say(_summary(result))
         if result.decision:
             status.say(decision_line(result.decision))
         print_result(_as_json(result, top) if as_json else _as_table(result, top))

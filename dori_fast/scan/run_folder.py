@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -73,9 +72,7 @@ class RunFolder:
 
     def sign(self, share: float | None = None) -> None:
         """Tell others who writes here, since when, and what share of the input has been read."""
-        # for others to look at: a full disk shows itself where results are written
-        with suppress(OSError):
-            self._lock.sign(share)
+        self._lock.sign(share)
 
     def keep_record(self) -> None:
         """Go on with the earlier run's record: a call that adds no row says nothing new of them.

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -43,10 +43,12 @@ class RunLock:
         """Tell others who writes here, since when, and what share of the input has been read."""
         owner = {"pid": os.getpid(), "host": socket.gethostname()}
         text = json.dumps({**owner, "since": self._since, "share": share})
-        # whole for a reader at any moment, but of no worth after a crash: not forced to the disk
-        temporary = self._root / f".owner{self._name}.{os.getpid()}{TEMPORARY}"
-        temporary.write_text(text + "\n")
-        os.replace(temporary, self._owner)
+        # whole for a reader at any moment, but of no worth after a crash: not forced to the disk;
+        # a disk that refuses it will show itself where results are written
+        with suppress(OSError):
+            temporary = self._root / f".owner{self._name}.{os.getpid()}{TEMPORARY}"
+            temporary.write_text(text + "\n")
+            os.replace(temporary, self._owner)
 
     def release(self) -> None:
         self._held.close()

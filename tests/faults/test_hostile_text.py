@@ -37,7 +37,7 @@ def test_text_comes_back_exactly_and_names_no_file(model: Any, tmp_path: Path) -
     assert [row["prompt"] for row in result.rows()] == HOSTILE
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     shards = {f"run/shards/part-{index:05d}.parquet" for index in range(2)}
-    assert names - {"run/.lock", "run/.owner"} == {"run/run.json", *shards}
+    assert names - {"run/.lock", "run/.owner"} == {"run/run.json", "run/manifest.json", *shards}
 
 
 def test_duplicates_have_a_row_each_and_equal_scores(model: Any, tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ def command(monkeypatch: Any, out: Path) -> int:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    files = [path for path in out.rglob("*") if path.is_file() and path.name != "report.html"]
+    # the manifest lists the page as well
+    page = ("report.html", "manifest.json")
+    files = [path for path in out.rglob("*") if path.is_file() and path.name not in page]
     return {str(path): path.read_bytes() for path in files}
 
 

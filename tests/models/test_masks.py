@@ -212,7 +212,7 @@ def test_masks_stack_join_and_come_back_from_a_file(model, tmp_path):
     with pytest.raises(IntegrityError, match="wanted a mask of neurons, found weights"):
         NeuronMask.load(tmp_path / "w.safetensors")
     (tmp_path / "w.safetensors").write_bytes(b"no safetensors")
-    with pytest.raises(IntegrityError, match="not a readable safetensors file"):
+    with pytest.raises(IntegrityError, match="cannot be read"):
         WeightMask.load(tmp_path / "w.safetensors")
 
 

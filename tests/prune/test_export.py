@@ -239,7 +239,7 @@ def test_files_that_are_not_pruned_checkpoints(model, unet, tmp_path):
     with pytest.raises(UsageError, match="no such file"):
         df.prune.load_pruned_(tmp_path / "none.safetensors", unet)
     (tmp_path / "text.safetensors").write_bytes(b"no safetensors")
-    with pytest.raises(IntegrityError, match="not a readable safetensors file"):
+    with pytest.raises(IntegrityError, match="cannot be read"):
         df.prune.load_pruned_(tmp_path / "text.safetensors", unet)
     random_mask(model, "weights").save(tmp_path / "mask.safetensors")
     with pytest.raises(IntegrityError, match="wanted a pruned checkpoint, found dori_fast.mask/1"):
