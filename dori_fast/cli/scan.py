@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -81,6 +81,10 @@ def scan(
         float | None,
         typer.Option(help="Seconds of silence that end a worker; else by its pace, 300 or more."),
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Where workers are: processes here, or actors of a Ray cluster."),
+    ] = "local",
     num_shards: Annotated[
         int, typer.Option(help="Jobs that share the run, such as a Slurm array's.")
     ] = 1,
@@ -145,6 +149,7 @@ def scan(
             cascade=cascade,
             workers=workers,
             watchdog=watchdog,
+            engine=engine,
             num_shards=num_shards,
             shard_id=shard_id,
             on_progress=status.progress,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ def write_durably(path: Path, write: Callable[[Path], None]) -> None:
         UsageError: no such folder.
         StorageError: the disk refused; the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = _temporary(path)
     with disk_refusals(path):
         if not path.parent.is_dir():
             raise UsageError(f"{path}: there is no folder {path.parent} — make it first")
@@ -51,7 +52,7 @@ def write_folder_durably(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         StorageError: the disk refused; what was written is removed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = _temporary(path)
     with disk_refusals(path):
         try:
             write(temporary)
@@ -62,6 +63,11 @@ def write_folder_durably(path: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_directory(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    # two machines that share the folder may have processes of one number
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
 
 
 def sync_file(path: Path) -> None:

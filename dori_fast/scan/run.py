@@ -33,6 +33,7 @@ from dori_fast.scan.settings import (
     FPR,
     SEEDS,
     STEPS,
+    EngineName,
     Settings,
     batch_size_of,
     checked,
@@ -67,6 +68,7 @@ def scan(
     cascade: float | None = None,
     workers: int | Literal["auto"] = 1,
     watchdog: float | None = None,
+    engine: EngineName = "local",
     num_shards: int = 1,
     shard_id: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
@@ -109,6 +111,8 @@ def scan(
             the bit where threads and kind of device are the same.
         watchdog: seconds after which a silent worker is killed; by default ten times the median
             block of rows, and at least 300.
+        engine: where the workers are: "local", processes of this machine, or "ray", actors of a
+            Ray cluster (see :class:`dori_fast.scan.actors.Actors`), also if it is one.
         num_shards: jobs that share the run, each with the same ``num_shards``; a call without it
             afterwards checks that all is there and writes run.json.
         shard_id: this job: it does the shards whose index leaves this remainder.
@@ -135,6 +139,7 @@ def scan(
         shard_size=shard_size,
         workers=workers,
         watchdog=watchdog,
+        engine=engine,
     )
     chosen = chosen_detector(detector, settings)
     with prompts_on_disk(prompts) as path, batch_size_of(model, settings):
@@ -166,12 +171,12 @@ def scan(
             **(decision.facts() if decision else {}),
         )
         schema = shard_schema(reader.schema, decided=decision is not None)
-        engine = _engine(model, Work(chosen, decision, record.run_hash), settings)
+        doing = _engine(model, Work(chosen, decision, record.run_hash), settings)
         with (
             interruptible() as interrupts,
             RunDirectory(Path(out), record, schema, resume, part) as run,
         ):
-            return _finish(run, reader, settings, engine, decision, interrupts, on_progress)
+            return _finish(run, reader, settings, doing, decision, interrupts, on_progress)
 
 
 def _finish(
@@ -225,6 +230,12 @@ def _finish(
 
 
 def _engine(model: Denoiser, work: Work, settings: Settings) -> Engine:
+    # importing the scan needs no torch
+    if settings.engine == "ray":
+        from dori_fast.scan.actors import Actors
+        from dori_fast.scan.workers import Workers
+
+        return Workers(model, Actors(model, work, settings.workers), settings.watchdog)
     count = settings.workers
     if count == "auto":
         import torch
@@ -232,10 +243,10 @@ def _engine(model: Denoiser, work: Work, settings: Settings) -> Engine:
         count = torch.cuda.device_count() if model.device.type == "cuda" else 1
     if count == 1:
         return InProcess(model, work)
-    # importing the scan needs no torch
+    from dori_fast.scan.processes import Processes
     from dori_fast.scan.workers import Workers
 
-    return Workers(model, work, count, settings.watchdog)
+    return Workers(model, Processes(model, work, count), settings.watchdog)
 
 
 def _decision(

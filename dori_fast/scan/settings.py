@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dori_fast.models import Denoiser
 
 SEEDS, STEPS, FPR = 4, 1, 0.01
+EngineName = Literal["local", "ray"]
 
 
 class Settings(BaseModel):
@@ -35,6 +36,7 @@ class Settings(BaseModel):
     shard_size: Annotated[int, Field(ge=1)] = 2048
     workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = 1
     watchdog: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    engine: EngineName = "local"
 
 
 def checked(command: str, **arguments: object) -> Settings:

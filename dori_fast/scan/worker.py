@@ -1,4 +1,4 @@
-"""A worker process: loads the model, proves that it is the right one, does one lease at a time."""
+"""A worker: loads the model, proves that it is the right one, does one lease at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
@@ -13,8 +14,9 @@ from typing import Any
 
 import torch
 
-from dori_fast.errors import DoriError, IntegrityError
+from dori_fast.errors import DoriError, IntegrityError, UsageError
 from dori_fast.models import Denoiser, load
+from dori_fast.models.recipe import recipe_of
 from dori_fast.models.weights import tensors_sha256
 from dori_fast.ops.self_test import self_test
 from dori_fast.scan.engine import Work, do_lease
@@ -80,44 +82,93 @@ def known_answer(model: Denoiser) -> Ready:
     return Ready(kind, tensors_sha256({"epsilon": epsilon}))
 
 
-def run(connection: Connection, order: bytes) -> None:
-    """The whole life of a worker; it ends when the other side closes the connection, or is gone.
+def order(
+    model: Denoiser,
+    work: Work,
+    device: torch.device,
+    threads: int,
+    dumps: Callable[[object], bytes] = pickle.dumps,
+) -> bytes:
+    """What a worker is to be, pickled, since only it need be able to unpickle it.
 
-    ``order`` is a pickled :class:`Order`: what cannot be unpickled here is to be reported.
+    Args:
+        model: what it is to load again.
+        work: what it is to do.
+        device: where.
+        threads: on a CPU.
+        dumps: another pickler than Python's.
+
+    Raises:
+        UsageError: the model cannot be loaded again, or the detector not be sent.
+    """
+    recipe = {**recipe_of(model), "device": device}
+    try:
+        return dumps(Order(recipe, model.describe(), threads, work))
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"scan: the detector {work.detector.name!r} cannot be sent to another process"
+            f" ({error}) — make it picklable, or use workers=1"
+        ) from error
+
+
+class Worker:
+    """A model and what is done with it.
+
+    Args:
+        pickled: an :class:`Order`.
+
+    Raises:
+        IntegrityError: another model lies where the order's was.
+        torch.AcceleratorError: the device does not compute what it should.
+    """
+
+    def __init__(self, pickled: bytes) -> None:
+        order: Order = pickle.loads(pickled)
+        device = order.recipe["device"]
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        torch.set_num_threads(order.threads)
+        self.model, self._work = load(**order.recipe), order.work
+        if self.model.describe() != order.described:
+            raise IntegrityError(
+                f"{order.recipe['source']}: another model than the scan began with lies there now"
+                " — start again with the model that is there, in another --out"
+            )
+        fault = self_test("noise_difference", "auto", str(self.model.device))
+        if fault is not None:
+            raise torch.AcceleratorError(f"noise_difference {fault}")
+
+    def do(self, lease: Lease, on_block: Callable[[int], None]) -> Done:
+        """Do a lease; ``on_block`` as for :func:`dori_fast.scan.engine.do_lease`."""
+        before = self.model.engine.evaluations
+        footer = do_lease(self.model, self._work, lease, on_block)
+        return Done(footer, self.model.engine.evaluations - before, self.model.batch_size)
+
+
+def failure(error: Exception) -> Failed:
+    """The last word of a worker to which this happened."""
+    return Failed(_portable(error), _device_lost(error))
+
+
+def run(connection: Connection, pickled: bytes) -> None:
+    """The whole life of a worker in a process of its own.
+
+    It ends when the other side closes the connection, or is gone.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _serve(connection, pickle.loads(order))
+        worker = Worker(pickled)
+        connection.send(known_answer(worker.model))
+        while True:
+            lease: Lease = connection.recv()
+            connection.send(Beat(0))
+            connection.send(worker.do(lease, lambda done: connection.send(Beat(done))))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except Exception as error:
-        connection.send(Failed(_portable(error), _device_lost(error)))
+        connection.send(failure(error))
         # a device in an undefined state may hang an orderly exit
         os._exit(1)
-
-
-def _serve(connection: Connection, order: Order) -> None:
-    device = order.recipe["device"]
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    torch.set_num_threads(order.threads)
-    model = load(**order.recipe)
-    if model.describe() != order.described:
-        raise IntegrityError(
-            f"{order.recipe['source']}: another model than the scan began with lies there now"
-            " — start again with the model that is there, in another --out"
-        )
-    fault = self_test("noise_difference", "auto", str(model.device))
-    if fault is not None:
-        raise torch.AcceleratorError(f"noise_difference {fault}")
-    connection.send(known_answer(model))
-    while True:
-        lease: Lease = connection.recv()
-        connection.send(Beat(0))
-        before = model.engine.evaluations
-        footer = do_lease(model, order.work, lease, lambda done: connection.send(Beat(done)))
-        evaluations = model.engine.evaluations - before
-        connection.send(Done(footer, evaluations, model.batch_size))
 
 
 def _end_with_parent() -> None:

@@ -1,27 +1,20 @@
-"""Local workers: leases go to processes, each with a model of its own, and are taken back."""
+"""Workers: leases go to them, each with a model of its own, and are taken back when they fail."""
 
 from __future__ import annotations
 
 import logging
-import pickle
 from collections import Counter, deque
 from collections.abc import Callable
-from multiprocessing.connection import wait
 from statistics import median
 from typing import TYPE_CHECKING
 
-import torch
-
-from dori_fast.errors import UsageError
-from dori_fast.models.recipe import recipe_of
 from dori_fast.scan.errors import WorkerError
-from dori_fast.scan.ledger import Ledger
-from dori_fast.scan.worker import Beat, Done, Failed, Order, Ready, known_answer
-from dori_fast.scan.worker_process import WorkerProcess, part_from
+from dori_fast.scan.ledger import Lease, Ledger
+from dori_fast.scan.place import Crew, Place
+from dori_fast.scan.worker import Beat, Done, Failed, Ready, known_answer
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser
-    from dori_fast.scan.engine import Work
 
 _RESTARTS, _HANGS = 3, 1
 _SHORTEST_HANG, _BLOCKS = 300.0, 10
@@ -33,26 +26,22 @@ _log = logging.getLogger("dori_fast.scan")
 
 
 class Workers:
-    """Processes on this machine, started as there is work, replaced when they die.
+    """Workers in the places of a crew, started as there is work, replaced when they die.
 
-    A lease goes to a process whose answer to a fixed input is the model's. It is given to another
-    if its process dies, loses its device, or is silent for too long (once). What a lease raises
+    A lease goes to a worker whose answer to a fixed input is the model's. It is given to another
+    if its worker dies, loses its device, or is silent for too long (once). What a lease raises
     otherwise would be raised elsewhere too, and is raised here.
 
     Args:
-        model: what each process is to load again.
-        work: what is done with it.
-        count: number of processes. On GPUs they take turns; on a CPU they share the threads.
+        model: what each worker has loaded again.
+        crew: where workers can be.
         watchdog: seconds of silence; None for ten times the median block, at least 300.
-
-    Raises:
-        UsageError: the model cannot be loaded again, or the detector not be sent.
     """
 
-    def __init__(self, model: Denoiser, work: Work, count: int, watchdog: float | None) -> None:
+    def __init__(self, model: Denoiser, crew: Crew, watchdog: float | None) -> None:
         self.evaluations, self.batch_size = 0, model.batch_size
-        self._model, self._watchdog = model, watchdog
-        self._workers = [WorkerProcess(n, o) for n, o in enumerate(_orders(model, work, count))]
+        self._model, self._crew, self._watchdog = model, crew, watchdog
+        self._in_use: list[Place] = []
         self._answers: dict[str, str] = {}
         self._blocks: deque[float] = deque(maxlen=1000)
         self._losses: Counter[int] = Counter()
@@ -65,95 +54,105 @@ class Workers:
             WorkerError: a shard's workers, or all workers, died too often.
         """
         try:
+            self._in_use = list(self._crew.places)
             while self._hand_out(ledger):
                 self._listen(ledger)
-                show(sum(worker.rows for worker in self._workers))
+                show(sum(place.rows for place in self._in_use))
         finally:
-            part_from(self._workers)
-            for worker in self._workers:
-                if worker.lease is not None:
-                    ledger.give_back(worker.lease)
+            self._crew.part()
+            for place in self._in_use:
+                if place.lease is not None:
+                    ledger.give_back(place.lease)
 
     def _hand_out(self, ledger: Ledger) -> bool:
         """Give every idle worker a lease; False if there is none and none is open."""
-        for worker in self._workers:
-            if worker.lease is None:
-                worker.lease = ledger.take()
-                if worker.lease is None:
-                    break
-                if not worker.started:
-                    worker.start()
-                elif worker.ready:
-                    self._send(worker, ledger)
-        return any(worker.lease is not None for worker in self._workers)
+        for place in self._in_use:
+            if place.lease is None:
+                place.lease = ledger.take() or (self._waiting() if place.ready else None)
+                if place.lease is None:
+                    continue
+                if not place.started:
+                    place.start()
+                elif place.ready:
+                    self._send(place, ledger)
+        return any(place.lease is not None for place in self._in_use)
 
-    def _send(self, worker: WorkerProcess, ledger: Ledger) -> None:
+    def _waiting(self) -> Lease | None:
+        """The lease of a worker that is not ready, taken from it: at the end, nobody waits."""
+        for place in self._in_use:
+            if place.lease is not None and not place.ready:
+                lease, place.lease = place.lease, None
+                return lease
+        return None
+
+    def _send(self, place: Place, ledger: Ledger) -> None:
         try:
-            worker.send_lease()
+            place.send_lease()
         except OSError:
-            self._lose(worker, ledger, worker.end())
+            self._lose(place, ledger, place.end())
 
     def _listen(self, ledger: Ledger) -> None:
-        started = {w.connection: w for w in self._workers if w.started}
-        heard = [started[c] for c in wait(list(started), _TICK)]  # type: ignore[index]
-        for worker in heard:
-            self._hear(worker, ledger)
+        heard = self._crew.heard(_TICK)
+        for place in heard:
+            self._hear(place, ledger)
         # the others after all that was waiting to be read: this process may have been held up
-        for worker in list(self._workers):
-            if worker not in heard and worker.lease is not None and worker.started:
-                self._watch(worker, ledger)
+        for place in list(self._in_use):
+            if place not in heard and place.lease is not None and place.started:
+                self._watch(place, ledger)
 
-    def _hear(self, worker: WorkerProcess, ledger: Ledger) -> None:
-        silence = worker.silence
-        match worker.hear():
+    def _hear(self, place: Place, ledger: Ledger) -> None:
+        silence = place.silence
+        match place.hear():
             case Ready() as ready:
-                self._examine(worker, ready, ledger)
+                self._examine(place, ready, ledger)
             case Beat(rows):
-                worker.rows = rows
+                place.rows = rows
                 if rows:
                     self._blocks.append(silence)
             case Done(footer, evaluations, batch_size):
-                ledger.committed(worker.finished(), footer)
+                ledger.committed(place.finished(), footer)
                 self.evaluations += evaluations
                 self.batch_size = min(self.batch_size, batch_size)
             case Failed(error, device_lost):
                 if not device_lost:
                     raise error
-                worker.end()
-                self._lose(worker, ledger, f"lost its device ({error})")
+                place.end()
+                self._lose(place, ledger, f"lost its device ({error})")
             case None:
-                self._lose(worker, ledger, worker.end())
+                self._lose(place, ledger, place.end())
 
-    def _examine(self, worker: WorkerProcess, ready: Ready, ledger: Ledger) -> None:
+    def _examine(self, place: Place, ready: Ready, ledger: Ledger) -> None:
         if not self._answers:
             ours = known_answer(self._model)
             self._answers[ours.device] = ours.answer
         if self._answers.setdefault(ready.device, ready.answer) == ready.answer:
-            worker.ready = True
-            self._send(worker, ledger)
+            place.ready = True
+            # its lease may have been given to another meanwhile
+            if place.lease is not None:
+                self._send(place, ledger)
             return
-        worker.end()
-        self._lose(worker, ledger, "failed its self-test: a known input has another answer there")
+        place.end()
+        self._lose(place, ledger, "failed its self-test: a known input has another answer there")
 
-    def _watch(self, worker: WorkerProcess, ledger: Ledger) -> None:
-        if not worker.ready:
+    def _watch(self, place: Place, ledger: Ledger) -> None:
+        if not place.ready:
             limit = _LONGEST_START
         elif self._watchdog is not None:
             limit = self._watchdog
         else:
             limit = max(_SHORTEST_HANG, _BLOCKS * median(self._blocks) if self._blocks else 0)
-        if worker.silence > limit:
-            worker.end()
-            self._lose(worker, ledger, f"was silent for {limit:g} s", hung=True)
+        if place.silence > limit:
+            place.end()
+            self._lose(place, ledger, f"was silent for {limit:g} s", hung=True)
 
-    def _lose(self, worker: WorkerProcess, ledger: Ledger, why: str, hung: bool = False) -> None:
+    def _lose(self, place: Place, ledger: Ledger, why: str, hung: bool = False) -> None:
         """Take the lease of a worker that has ended, and see whether to go on."""
-        lease, was_ready = worker.lease, worker.ready
-        worker.lost()
+        lease, was_ready = place.lease, place.ready
+        place.lost()
         if lease is None:
             return
         ledger.give_back(lease)
-        _log.warning("worker %d %s; shard %d is done again", worker.number, why, lease.index)
+        _log.warning("worker %d %s; shard %d is done again", place.number, why, lease.index)
         if was_ready:
             count = self._hangs if hung else self._losses
             count[lease.index] += 1
@@ -164,31 +163,11 @@ class Workers:
                     f" {count[lease.index]} times; other shards are kept"
                     " — look at these rows and the device; the same command tries again"
                 )
-        if worker.failures > _RESTARTS:
-            self._workers.remove(worker)
-            if not self._workers:
+        if place.failures > _RESTARTS:
+            self._in_use.remove(place)
+            if not self._in_use:
                 raise WorkerError(
                     f"no worker is left: the last one {why}; what is committed is kept"
                     " — see the messages above, and dori-fast doctor"
                 )
-            _log.warning("worker %d is not started again", worker.number)
-
-
-def _orders(model: Denoiser, work: Work, count: int) -> list[bytes]:
-    """What each worker is to be, pickled."""
-    recipe, described = recipe_of(model), model.describe()
-    threads = max(1, torch.get_num_threads() // count)
-    orders = []
-    for number in range(count):
-        device = recipe["device"]
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", number % torch.cuda.device_count())
-        order = Order({**recipe, "device": device}, described, threads, work)
-        try:
-            orders.append(pickle.dumps(order))
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"scan: the detector {work.detector.name!r} cannot be sent to another process"
-                f" ({error}) — make it picklable, or use workers=1"
-            ) from error
-    return orders
+            _log.warning("worker %d is not started again", place.number)

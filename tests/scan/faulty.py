@@ -62,11 +62,11 @@ class Faulty(Wen):
         raise ValueError("no such luck")
 
 
-def main(model: str, prompts: str, out: str) -> None:
+def main(model: str, prompts: str, out: str, engine: Any) -> None:
     """A scan by two workers that takes a while."""
     detector = Faulty({}, Path(out), pause=0.1)
     loaded = dori_fast.load(model, batch_size=8)
-    dori_fast.scan(loaded, prompts, out=out, detector=detector, workers=2, **OPTIONS)
+    dori_fast.scan(loaded, prompts, out=out, detector=detector, workers=2, engine=engine, **OPTIONS)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import torch
 from dori_fast.errors import UsageError
 from dori_fast.prune import NeuronMask
 from dori_fast.scan import ScanResult, StorageError, WorkerError
+from dori_fast.scan.processes import Process
 from dori_fast.scan.worker import _portable
-from dori_fast.scan.worker_process import WorkerProcess
 from tests.faults.invariants import violations
 from tests.scan.faulty import OPTIONS, Faulty
 from tests.scan.scanning import scanned
@@ -76,7 +76,7 @@ def test_killed_hung_and_faulty_workers_are_replaced(
 def test_a_finished_run_starts_no_process(
     model: Any, prompts: Path, alone: ScanResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(WorkerProcess, "start", lambda self: pytest.fail("started"))
+    monkeypatch.setattr(Process, "start", lambda self: pytest.fail("started"))
     assert scanned(model, prompts, alone.out, seeds=2, workers=2, **OPTIONS).scored == 0
 
 
@@ -126,7 +126,7 @@ def test_a_worker_with_another_model_gets_no_work(
 
 
 def _started(prompts: Path, tiny_directory: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.scan.faulty", tiny_directory, prompts, out]
+    command = [sys.executable, "-m", "tests.scan.faulty", tiny_directory, prompts, out, "local"]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -169,7 +169,7 @@ def test_a_killed_driver_leaves_no_worker_and_a_run_to_resume(
     os.killpg(driver.pid, signal.SIGINT)
     errors = driver.communicate(timeout=60)[1].decode()
     assert time.monotonic() - began < 15
-    assert errors.endswith("ScanInterrupted: SIGINT\n") and "in _serve" not in errors
+    assert errors.endswith("ScanInterrupted: SIGINT\n") and "in run" not in errors
     assert psutil.wait_procs(workers, timeout=1)[1] == []
     assert not list(out.rglob("*.tmp"))
     assert _shards(out) < 20
@@ -218,7 +218,7 @@ def test_what_cannot_be_sent_is_refused(model: Any, prompts: Path, tmp_path: Pat
     detector.marks = lambda: None  # type: ignore[assignment]
     with pytest.raises(UsageError, match="'wen' cannot be sent.*workers=1"):
         scanned(model, prompts, tmp_path / "run", detector=detector, workers=2)
-    for options in ({"workers": 0}, {"workers": "many"}, {"watchdog": 0.0}):
+    for options in ({"workers": 0}, {"workers": "many"}, {"watchdog": 0.0}, {"engine": "slurm"}):
         with pytest.raises(UsageError, match=next(iter(options))):
             scanned(model, prompts, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
