@@ -101,8 +101,9 @@ def assert_close_to_oracle(
         scale: same shape, float64, what rounding errors are relative to where terms cancel.
 
     Raises:
-        AssertionError: shape or dtype differ, NaN or Inf are elsewhere than in the reference, or an
-            error is too large; lists the worst elements and the ratio of both root mean squares.
+        AssertionError: shape or dtype differ, NaN or Inf are where neither the reference nor the
+            oracle has them or finite numbers where both have them, or an error is too large; lists
+            the worst elements and the ratio of both root mean squares.
     """
     if actual.shape != reference.shape or actual.dtype != reference.dtype:
         raise AssertionError(
@@ -114,11 +115,11 @@ def assert_close_to_oracle(
             raise AssertionError(f"{int((actual != reference).sum())} of {actual.numel()} differ")
         return
     found, expected, exact = (x.detach().cpu().double() for x in (actual, reference, oracle))
-    _require_same_nonfinite(found, expected)
-    finite = expected.isfinite() & exact.isfinite()
+    _require_same_nonfinite(found, expected, exact)
+    finite = found.isfinite() & exact.isfinite()
     zero = torch.zeros((), dtype=torch.float64)
     error = torch.where(finite, (found - exact).abs(), zero)
-    reference_error = torch.where(finite, (expected - exact).abs(), zero)
+    reference_error = torch.where(finite & expected.isfinite(), (expected - exact).abs(), zero)
     size = exact.abs() if scale is None else torch.maximum(exact.abs(), scale.cpu().double().abs())
     size = torch.where(finite, size, zero)
     relative = torch.where(size > 0, reference_error / size.clamp_min(1e-300), zero)
@@ -131,9 +132,13 @@ def assert_close_to_oracle(
     raise AssertionError("\n".join(_describe(error, allowed, found, exact, reference_error)))
 
 
-def _require_same_nonfinite(found: Tensor, expected: Tensor) -> None:
-    same = torch.where(expected.isfinite(), found.isfinite(), found == expected)
-    same |= expected.isnan() & found.isnan()
+def _require_same_nonfinite(found: Tensor, expected: Tensor, exact: Tensor) -> None:
+    # oneDNN's bfloat16 products with AMX carry a NaN into the row before it, so that the reference
+    # is not always right; narrow dtypes overflow where float64 does not, nor is the oracle
+    same = torch.zeros(found.shape, dtype=torch.bool)
+    for right in (expected, exact):
+        same |= torch.where(right.isfinite(), found.isfinite(), found == right)
+        same |= right.isnan() & found.isnan()
     if not bool(same.all()):
         where = tuple((~same).nonzero()[0].tolist())
         raise AssertionError(f"at {where}: got {found[where]}, expected {expected[where]}")

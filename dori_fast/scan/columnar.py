@@ -49,6 +49,10 @@ class Columnar:
         partition: Mapping[str, pa.Scalar],
     ) -> None:
         self._path, self._partition = path, partition
+        try:
+            source.names  # noqa: B018
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path}: the name of a column is not UTF-8 ({error})") from error
         found = _prompt_column(path, source, column)
         self.column: str | None = found
         for name in partition:

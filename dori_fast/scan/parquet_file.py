@@ -68,5 +68,6 @@ class ParquetFile(Columnar):
 def _opened(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        # the last of them for the name of a column
         raise UsageError(f"{path}: not a readable parquet file ({first_line(error)})") from error

@@ -62,8 +62,9 @@ def _page(data: bytes) -> None:
     assert [a[:2] for a in read.attributes] == [a[:2] for a in plain.attributes]
 
 
+FORMATS = ("txt", "csv", "tsv", "jsonl", "parquet", "arrow", "tar")
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    **{suffix: _rows(suffix) for suffix in ("txt", "csv", "tsv", "jsonl", "parquet", "tar")},
+    **{suffix: _rows(suffix) for suffix in FORMATS},
     "safetensors": _refused("x.safetensors", lambda p: read_tensors(p, "dori_fast", "a mask")),
     "record": _refused("run.json", RunRecord.read),
     "condition": _condition,
@@ -71,9 +72,19 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 }
 
 
+_TABLE = pa.table({"prompt": ["a cat", None, "a dog"], "id": range(3)})
+
+
 def _parquet() -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.table({"prompt": ["a cat", None, "a dog"], "id": range(3)}), sink)
+    pq.write_table(_TABLE, sink)
+    return sink.getvalue()
+
+
+def _arrow() -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, _TABLE.schema) as stream:
+        stream.write_table(_TABLE)
     return sink.getvalue()
 
 
@@ -93,6 +104,7 @@ SEEDS: dict[str, Callable[[], bytes]] = {
     "tsv": lambda: b"id\tprompt\n1\ta cat\n",
     "jsonl": lambda: b'{"prompt": "a cat", "id": 1}\n',
     "parquet": _parquet,
+    "arrow": _arrow,
     "tar": _tar,
     "safetensors": lambda: file_of(f"{{{ENTRY}}}", 8),
     "record": lambda: json.dumps({"run_hash": "a", "identity": {}, "model": {}}).encode(),

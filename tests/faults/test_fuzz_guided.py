@@ -16,6 +16,7 @@ TARGETS = [
     "tsv",
     "jsonl",
     "parquet",
+    "arrow",
     "tar",
     "safetensors",
     "record",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,18 @@ def test_refusals(tmp_path: Path) -> None:
         open_prompts(path, "y")
     with pytest.raises(UsageError, match="not a readable parquet file"):
         open_prompts(write(tmp_path / "cut.parquet", path.read_bytes()[:-9]))
+
+
+def test_names_of_columns_that_are_not_text(tmp_path: Path) -> None:
+    table, parquet, arrow = pa.table({"prompt": ["a"], "wide": [1]}), io.BytesIO(), io.BytesIO()
+    pq.write_table(table, parquet)
+    with pa.ipc.new_stream(arrow, table.schema) as stream:
+        stream.write_table(table)
+    for name, sink in {"p.parquet": parquet, "p.arrow": arrow}.items():
+        data = sink.getvalue()
+        damaged = data.replace(b"wide", b"w\xefde")
+        with pytest.raises(UsageError, match=f"{name}: .*can't decode byte 0xef"):
+            open_prompts(write(tmp_path / name, damaged))
 
 
 def test_a_damaged_page_names_its_row_group(tmp_path: Path) -> None:
