@@ -19,6 +19,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from math import isclose
 from pathlib import Path
 from statistics import median
@@ -38,6 +39,8 @@ PROMPT = "a photo of a key"
 ROUNDS = 3
 # of SAIL's scores in float32, whose derivatives are summed in another order
 SAME_SCORE = 1e-5
+# of Wen's embeddings and slopes, relative, whose batches are of another size
+SAME_SLOPE = 1e-5
 
 
 class Counter:
@@ -99,6 +102,30 @@ def wen(folder: Path) -> dict[str, Any]:
             df.unpatch("wen")
     first = {k: [image[:1] for image in images] for k, images in row.pop("released").items()}
     return {"peer": "wen", "same": first == row.pop("ours"), **row}
+
+
+def wen_gradients(folder: Path, name: str) -> dict[str, Any]:
+    """One prompt, four images: the embedding that mitigation finds, or its tokens' slopes."""
+    with checkout(folder):
+        df.patch("wen")
+        try:
+            kind = importlib.import_module("local_sd_pipeline").LocalStableDiffusionPipeline
+            pipe = kind(**base().components, requires_safety_checker=False)
+            pipe.text_encoder.requires_grad_(True)
+            pipe.set_progress_bar_config(disable=True)
+            swapped = getattr(kind, name)
+
+            def found(call: Callable[..., Any]) -> Tensor:
+                torch.manual_seed(0)
+                answer: Tensor = call(pipe, PROMPT, num_images_per_prompt=4)
+                return answer
+
+            row = compare(pipe.unet, lambda: found(swapped.__wrapped__), lambda: found(swapped))
+        finally:
+            df.unpatch("wen")
+    theirs, mine = row.pop("released"), row.pop("ours")
+    apart = float((theirs - mine).norm() / theirs.norm())
+    return {"peer": "wen", "function": name, "same": apart <= SAME_SLOPE, "apart": apart, **row}
 
 
 def nemo(folder: Path) -> dict[str, Any]:
@@ -173,7 +200,15 @@ def sail(folder: Path) -> dict[str, Any]:
     return {"peer": "sail", "same": isclose(theirs, mine, rel_tol=SAME_SCORE), **row}
 
 
-RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {"wen": wen, "nemo": nemo, "sail": sail}
+RUNS: dict[str, tuple[Callable[[Path], dict[str, Any]], ...]] = {
+    "wen": (
+        wen,
+        partial(wen_gradients, name="aug_prompt"),
+        partial(wen_gradients, name="get_text_cond_grad"),
+    ),
+    "nemo": (nemo,),
+    "sail": (sail,),
+}
 PEERS = (*RUNS, "unlearndiffatk")
 
 
@@ -182,10 +217,10 @@ def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
     try:
         if name == "unlearndiffatk":
             return peer_unlearning.compare(folder, ROUNDS)
-        return [peer_scripts.compare(name, folder, ROUNDS), RUNS[name](folder)]
+        script = peer_scripts.compare(name, folder, ROUNDS)
     except ImportError as error:
-        functions = [RUNS[name](folder)] if name in RUNS else []
-        return [*functions, {"peer": name, "not_run": str(error)}]
+        script = {"peer": name, "not_run": str(error)}
+    return [script, *(run(folder) for run in RUNS.get(name, ()))]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """NeMo: Hintersdorf, Struppek et al., "Finding NeMo", NeurIPS 2024.
 
-One run of the UNet a test in place of two, of the wanted seeds only; no run at all for magnitudes;
-the refinement's tests in batches that share the network before their layer, with the released
+One run of the UNet a test in place of two, of the wanted seeds only and from the first text on; no
+run at all for magnitudes; the refinement's tests in batches that share the network before their layer, with the released
 greedy's decisions (:mod:`dori_fast.prune.refine`). Random draws stay those of the released code.
 """
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dori_fast.functional import pairwise_ms_ssim
-from dori_fast.integrations.peers.nemo_inputs import autocast, draw, encode, layers, on
+from dori_fast.integrations.peers.nemo_inputs import autocast, chosen, draw, encode, layers
+from dori_fast.integrations.peers.nemo_network import network
 from dori_fast.integrations.peers.nemo_refinement import make_refinement
 from dori_fast.integrations.peers.swap import Patch, Peer, Swap
 from dori_fast.ops import largest_per_map
@@ -74,12 +75,18 @@ def _make_noise_diff(released: Callable[..., Any], record: Patch, _: Any) -> Cal
         text = encode(prompts, tokenizer, text_encoder).repeat_interleave(each, 0)
         empty = encode([""], tokenizer, text_encoder) if guidance_scale != 0 else None
         scheduler.set_timesteps(num_inference_steps)
-        if seed_indices_to_return is not None:
-            wanted = seed_indices_to_return
-            latents, text = latents[on(wanted, latents)], text[on(wanted, text)]
-        latents = latents.to(text.device)
         # all runs of the UNet before this one are thrown away, and the latents stay the same
         t = scheduler.timesteps[min(max(early_stopping, 0), num_inference_steps - 1)]
+        rows = chosen(seed_indices_to_return, len(latents))
+        if len(prompts) == 1 and rows and empty is None and scaling_factor == 0:
+            parts = (tokenizer, text_encoder, unet, scheduler)
+            if (found := network(record, *parts)[0]) is not None:
+                before = found.model.engine.evaluations
+                with autocast(unet):
+                    difference = found.differences(text[:1], latents, int(t), rows, blocked_indices)
+                record.evaluations += found.model.engine.evaluations - before
+                return _scaled(difference)
+        latents, text = latents[rows].to(text.device), text[rows]
         if empty is not None:
             text = torch.cat([empty.expand_as(text), text])
         inputs = latents if empty is None else torch.cat([latents] * 2)
@@ -175,7 +182,8 @@ PEER = Peer(
             " scaling_factor, num_inference_steps=50, early_stopping=1,"
             " seed_indices_to_return=None",
             _make_noise_diff,
-            "ran the UNet twice and threw the first away; ran seeds that nobody asked for",
+            "ran the UNet twice and threw the first away; ran seeds that nobody asked for; ran again"
+            " what lies before the text",
         ),
         _swap(
             "collect_activations",

@@ -42,5 +42,10 @@ def encode(prompts: Sequence[str], tokenizer: Any, text_encoder: Any) -> Tensor:
     return embeddings
 
 
-def on(index: Any, like: Tensor) -> Any:
-    return index.to(like.device) if isinstance(index, Tensor) else index
+def chosen(index: Any, count: int) -> list[int]:
+    """The rows of ``count`` that an index means, which may be a mask, numbers or None for all."""
+    rows = torch.arange(count)
+    if index is not None:
+        rows = rows[index.cpu() if isinstance(index, Tensor) else index]
+    listed: list[int] = rows.tolist()
+    return listed

@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 
-from dori_fast.errors import UsageError
-from dori_fast.integrations.peers.nemo_inputs import autocast, draw, encode, layers, on
+from dori_fast.integrations.peers.nemo_inputs import autocast, chosen, draw, encode, layers
+from dori_fast.integrations.peers.nemo_network import network
 from dori_fast.integrations.peers.swap import Patch
-from dori_fast.models import Denoiser
-from dori_fast.models.encoders import TextSide
 from dori_fast.prune.greedy import refined
 from dori_fast.prune.ladder import Rung
 from dori_fast.prune.scorer import Scorer
@@ -44,37 +42,38 @@ def make_refinement(released: Callable[..., Any], record: Patch, _: Any) -> Call
         rel_threshold: float | None = None,
     ) -> list[list[int]]:
         parts = (tokenizer, text_encoder, unet, scheduler)
-        model, why_not = _denoiser(*parts)
+        found, why_not = network(record, *parts)
         for reason, holds in {
             f"scaling_factor={scaling_factor}": scaling_factor != 0,
             f"guidance_scale={guidance_scale}": guidance_scale != 0,
             f"metric={metric!r}": metric != "ssim",
             "rel_threshold": rel_threshold is not None,
-            type(scheduler).__name__: hasattr(scheduler, "sigmas"),
         }.items():
             why_not = reason if holds else why_not
-        if why_not is not None or model is None:
+        if why_not is not None or found is None:
             # its tests are still one run of the UNet each, by the swapped compute_noise_diff
             record.note(f"neuron_refinement: one mask at a time: {why_not}")
             return released(
                 prompt, *parts, input_indices, scaling_factor, metric, threshold,
                 samples_per_prompt, guidance_scale, seed, seeds_to_look_at, rel_threshold,
             )  # fmt: skip
-        latents = draw(max(samples_per_prompt, 1), unet, seed)
-        if seeds_to_look_at is not None:
-            latents = latents[on(seeds_to_look_at, latents)]
+        drawn = draw(max(samples_per_prompt, 1), unet, seed)
+        rows = chosen(seeds_to_look_at, len(drawn))
         scheduler.set_timesteps(_STEPS)
         timestep = int(scheduler.timesteps[1])
+        model = found.model
+        before = model.engine.evaluations
         with autocast(unet):
+            text = encode([prompt], tokenizer, text_encoder)
+            delta = found.unblocked(text, drawn, timestep, rows)
             # whole masks, so that no batch is padded
-            width = max(1, _BUSY.get(unet.device.type, _BUSY["cuda"]) // len(latents))
-            model.batch_size = width * len(latents)
-            text = model.condition(encode([prompt], tokenizer, text_encoder))
-            shared = model.share(latents.to(unet.device), timestep)
-            delta = model.epsilon_shared(text, shared)[0] - shared.latents
-            scorer = Scorer(model, text, shared, delta, list(layers(unet)), width)
+            width = max(1, _BUSY.get(unet.device.type, _BUSY["cuda"]) // len(rows))
+            model.batch_size = width * len(rows)
+            shared = found.latents(drawn, timestep, rows)
+            names = list(layers(unet))
+            scorer = Scorer(model, model.condition(text), shared, delta, names, width)
             kept = _kept(input_indices, scorer, float(threshold))
-        record.evaluations += model.engine.evaluations
+        record.evaluations += model.engine.evaluations - before
         print(f"Removed {sum(map(len, input_indices)) - sum(map(len, kept))} neurons.")
         print(f"Remaining neurons: {kept}")
         return kept
@@ -104,28 +103,3 @@ def _kept(indices: Sequence[Sequence[int]], scorer: Scorer, threshold: float) ->
                 stays.append(neuron)
         kept.append(stays[::-1])
     return kept
-
-
-def _denoiser(
-    tokenizer: Any, text_encoder: Any, unet: Any, scheduler: Any
-) -> tuple[Denoiser | None, str | None]:
-    """The engine on the peer's modules, or why it cannot run them."""
-    try:
-        model = Denoiser(
-            unet=unet,
-            text=TextSide(tokenizer, text_encoder),
-            # the released code takes any prediction for epsilon
-            scheduler_config={**scheduler.config, "prediction_type": "epsilon"},
-            vae=lambda: None,
-            device=unet.device,
-            dtype=unet.dtype,
-            batch_size=_BUSY["cpu"],
-            picture_size=(512, 512),
-            origin={},
-            hashes=dict,
-        )
-    except UsageError as error:
-        return None, str(error)
-    if model.latent_shape[1:] != (64, 64):
-        return None, f"latents of the UNet are {model.latent_shape}, the released code draws 64x64"
-    return model, None

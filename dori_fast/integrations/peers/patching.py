@@ -80,7 +80,9 @@ def unpatch(name: str) -> None:
     """
     _peer(name)
     if name in _active:
-        _undo(_active.pop(name)[1])
+        record, undo = _active.pop(name)
+        _undo(undo)
+        record.shared.clear()
 
 
 def _peer(name: str) -> Peer:

@@ -76,6 +76,7 @@ class Patch:
         evaluations: UNet samples that ran in parts of the UNet, not by its ``forward`` (NeMo's
             refinement), so that hooks on it do not see them.
         notes: calls that were left to the released function, and why; appended as they come.
+        shared: what the peer's swaps keep for one another until :func:`dori_fast.unpatch`.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Patch:
     shims: list[str] = field(default_factory=list)
     evaluations: int = 0
     notes: list[str] = field(default_factory=list)
+    shared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def note(self, text: str) -> None:
         """Remember a reason once."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dori_fast.errors import UsageError
 from dori_fast.integrations import keys_values
 from dori_fast.integrations.peers.swap import Patch, Peer, Shim, Swap
+from dori_fast.integrations.peers.wen_gradients import make_differentiated
 
 _REPOSITORY = "https://github.com/YuxinWenRick/diffusion_memorization at c8fe471"
 _CALL = (
@@ -29,6 +30,11 @@ _CALL = (
 _INIT = (
     "self, vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor,"
     " requires_safety_checker=True"
+)
+_BY_TEXT = (
+    "self, prompt=None, height=None, width=None, num_inference_steps=50, guidance_scale=7.5,"
+    " negative_prompt=None, num_images_per_prompt=1, eta=0.0, generator=None, latents=None,"
+    " prompt_embeds=None, negative_prompt_embeds=None, target_steps=[0]"
 )
 _KINDS = ("uncond_noise_norm", "text_noise_norm")
 
@@ -192,6 +198,23 @@ PEER = Peer(
             _CALL,
             _make_call,
             "decoded pictures that nobody looks at; waited for the device twice an image and step",
+        ),
+        Swap(
+            "local_sd_pipeline",
+            "LocalStableDiffusionPipeline.aug_prompt",
+            f"{_BY_TEXT}, lr=0.1, optim_iters=10, target_loss=None, print_optim=False,"
+            " optim_epsilon=None, alpha=0.5",
+            # its batches are [empty, text]
+            make_differentiated(fixed=0),
+            "ran the empty text forward and backward in every iteration",
+        ),
+        Swap(
+            "local_sd_pipeline",
+            "LocalStableDiffusionPipeline.get_text_cond_grad",
+            _BY_TEXT,
+            # its batches are [text, empty]
+            make_differentiated(fixed=1),
+            "ran the empty text backward",
         ),
         Swap(
             "local_sd_pipeline",

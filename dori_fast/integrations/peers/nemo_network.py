@@ -1,0 +1,134 @@
+"""The engine on NeMo's modules, and what the calls of one prompt's search share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+from dori_fast.integrations import keys_values
+from dori_fast.integrations.peers.nemo_inputs import layers
+from dori_fast.integrations.peers.swap import Patch
+from dori_fast.models import Denoiser, NeuronMask, SharedLatents
+from dori_fast.models.encoders import TextSide
+
+
+class Network:
+    """The peer's UNet on one draw of latents, kept from call to call until something changes.
+
+    What lies before the first text is computed once for a draw, and what nothing is blocked in
+    once for a text.
+
+    Args:
+        parts: the peer's tokenizer, text encoder, UNet and scheduler.
+
+    Attributes:
+        model: the engine on them.
+
+    Raises:
+        UsageError: the engine cannot run this UNet.
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        tokenizer, text_encoder, unet, scheduler = parts
+        self._parts, self._weights = parts, _weights(unet)
+        self.model = Denoiser(
+            unet=unet,
+            text=TextSide(tokenizer, text_encoder),
+            # the released code takes any prediction for epsilon
+            scheduler_config={**scheduler.config, "prediction_type": "epsilon"},
+            vae=lambda: None,
+            device=unet.device,
+            dtype=unet.dtype,
+            batch_size=1,
+            picture_size=(512, 512),
+            origin={},
+            hashes=dict,
+        )
+        if self.model.latent_shape[1:] != (64, 64):
+            raise UsageError(
+                f"latents of the UNet are {self.model.latent_shape}, the released code draws 64x64"
+            )
+        self._drawn: Tensor | None = None
+        self._shared: SharedLatents | None = None
+        self._text: Tensor | None = None
+        self._unblocked: dict[int, Tensor] = {}
+
+    def serves(self, *parts: Any) -> bool:
+        """Whether it is of these parts, and their weights are what they were."""
+        same = all(one is other for one, other in zip(parts, self._parts, strict=True))
+        return same and _weights(self.model.unet) == self._weights
+
+    def latents(self, drawn: Tensor, timestep: int, rows: Sequence[int]) -> SharedLatents:
+        """Some rows of a draw [N, C, H, W], with what they share done."""
+        kept = self._shared
+        if (
+            kept is None
+            or kept.timestep != timestep
+            or self._drawn is None
+            or not torch.equal(self._drawn, drawn)
+        ):
+            self.model.batch_size = len(drawn)
+            kept = self.model.share(drawn.to(self.model.device), timestep)
+            self._drawn, self._shared, self._text = drawn, kept, None
+        return kept.take(torch.tensor(rows))
+
+    def unblocked(self, text: Tensor, drawn: Tensor, timestep: int, rows: Sequence[int]) -> Tensor:
+        """Noise differences [R, C, H, W] of a text [1, T, D] with nothing blocked."""
+        self.latents(drawn, timestep, rows)
+        if self._text is None or not torch.equal(self._text, text):
+            self._text, self._unblocked = text, {}
+        if missing := [row for row in rows if row not in self._unblocked]:
+            found = self._differences(self.model, text, self.latents(drawn, timestep, missing))
+            self._unblocked |= dict(zip(missing, found, strict=True))
+        return torch.stack([self._unblocked[row] for row in rows])
+
+    def differences(
+        self,
+        text: Tensor,
+        drawn: Tensor,
+        timestep: int,
+        rows: Sequence[int],
+        blocked: Sequence[Sequence[int]] | None,
+    ) -> Tensor:
+        """The same with neurons blocked, which are listed by layer."""
+        if not any(blocked or []):
+            return self.unblocked(text, drawn, timestep, rows)
+        widths = self.model.engine.value_widths
+        listed = dict(zip(layers(self.model.unet), blocked or [], strict=True))
+        mask = NeuronMask.blocking([listed], {name: widths[name] for name in listed})
+        shared = self.latents(drawn, timestep, rows)
+        return self._differences(self.model.masked(mask), text, shared)
+
+    def _differences(self, view: Denoiser, text: Tensor, shared: SharedLatents) -> Tensor:
+        view.batch_size = len(shared)
+        return view.epsilon_shared(view.condition(text), shared)[0] - shared.latents
+
+
+def network(record: Patch, *parts: Any) -> tuple[Network | None, str | None]:
+    """The network of the last call if it still is, or a new one; or why there can be none."""
+    unet, scheduler = parts[2:]
+    if hasattr(scheduler, "sigmas"):
+        return None, type(scheduler).__name__
+    if (reason := keys_values.why_not(unet, callback=False)) is not None:
+        return None, reason
+    if any(hasattr(module, "_hf_hook") for module in unet.modules()):
+        return None, "accelerate fetches its weights when it is called"
+    if any(weight.is_inference() for weight in unet.parameters()):
+        return None, "torch does not count changes of weights that inference mode made"
+    kept: Network | None = record.shared.get("network")
+    if kept is None or not kept.serves(*parts):
+        try:
+            kept = record.shared["network"] = Network(*parts)
+        except UsageError as error:
+            return None, str(error)
+    return kept, None
+
+
+def _weights(unet: Any) -> tuple[Any, ...]:
+    """Changes when a weight is replaced, moved or written to."""
+    weights = [*unet.parameters(), *unet.buffers()]
+    return (unet.device, unet.dtype, *((id(weight), weight._version) for weight in weights))

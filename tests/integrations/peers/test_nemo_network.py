@@ -1,0 +1,104 @@
+"""What NeMo's calls share is what each of them computed alone, and is given up when it must be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from benchmarks.peer_models import sd_unet
+from dori_fast.integrations.peers import nemo
+from dori_fast.integrations.peers.nemo_inputs import layers
+from dori_fast.integrations.peers.swap import Patch
+from tests.tiny_model import save_tiny_sd
+
+SEEDS = 2
+# of differences stretched to [0, 1]; batches of another size are summed in another order
+CLOSE = {"rtol": 0, "atol": 1e-4}
+BLOCKED = [[0, 3], [], [1], [], [5, 5], [], [2]]
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> tuple[Any, ...]:
+    """A pipeline's parts, as the released code passes them."""
+    pipe = StableDiffusionPipeline.from_pretrained(save_tiny_sd(tmp_path))
+    unet = sd_unet(8, 64, pipe.unet.config.cross_attention_dim, values=6).requires_grad_(False)
+    return pipe.tokenizer, pipe.text_encoder, unet, DDIMScheduler()
+
+
+def run(
+    record: Patch, parts: tuple[Any, ...], blocked: Any, prompt: str = "a", **options: Any
+) -> Tensor:
+    (swap,) = [s for s in nemo.PEER.swaps if s.target == "compute_noise_diff"]
+    settings = {"guidance_scale": 0, "seed": 1, "samples_per_prompt": SEEDS, "scaling_factor": 0.0}
+    found: Tensor = swap.make(lambda: None, record, {})(
+        [prompt], *parts, blocked, **(settings | options)
+    )
+    return found
+
+
+def whole(parts: tuple[Any, ...], blocked: Any, prompt: str = "a", **options: Any) -> Tensor:
+    """The same by the UNet as it is: a hook of anybody's keeps the engine away."""
+    handle = parts[2].register_forward_hook(lambda *_: None)
+    record = Patch("nemo", "")
+    try:
+        return run(record, parts, blocked, prompt, **options)
+    finally:
+        handle.remove()
+        assert record.evaluations == 0 and record.shared == {}
+
+
+@pytest.mark.parametrize("wanted", [None, torch.tensor([False, True])], ids=str)
+def test_calls_in_a_row_give_what_each_gives_alone(parts: Any, wanted: Any) -> None:
+    record = Patch("nemo", "")
+    for blocked, prompt in [
+        (None, "a"),
+        (BLOCKED, "a"),
+        ([[]] * 7, "a"),
+        (BLOCKED, "bb"),
+    ]:
+        options = {"seed_indices_to_return": wanted}
+        found = run(record, parts, blocked, prompt, **options)
+        torch.testing.assert_close(found, whole(parts, blocked, prompt, **options), **CLOSE)
+    # the second run with nothing blocked was that of the first
+    assert record.evaluations == 3 * (SEEDS if wanted is None else 1)
+
+
+def _weight(parts: Any) -> None:
+    parts[2].conv_in.weight.mul_(1.01)
+
+
+def _layer(parts: Any) -> None:
+    attention = next(iter(layers(parts[2]).values()))
+    attention.to_v = torch.nn.Linear(32, 8, bias=False).requires_grad_(False)
+
+
+@pytest.mark.parametrize("change", [_weight, _layer])
+def test_other_weights_are_noticed(parts: Any, change: Any) -> None:
+    record = Patch("nemo", "")
+    before = run(record, parts, None)
+    change(parts)
+    after = run(record, parts, None)
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, whole(parts, None), **CLOSE)
+
+
+@pytest.mark.parametrize("options", [{"seed": 2}, {"early_stopping": 3}, {"samples_per_prompt": 1}])
+def test_other_draws_and_steps_are_noticed(parts: Any, options: Any) -> None:
+    record = Patch("nemo", "")
+    run(record, parts, None)
+    found = run(record, parts, None, **options)
+    torch.testing.assert_close(found, whole(parts, None, **options), **CLOSE)
+
+
+def test_blocking_shows_and_what_the_engine_does_not_run_runs_whole(parts: Any) -> None:
+    record = Patch("nemo", "")
+    assert (run(record, parts, BLOCKED) - run(record, parts, None)).abs().max() > 0.01
+    assert record.evaluations == 2 * SEEDS
+    run(record, parts, BLOCKED, guidance_scale=7.0)
+    run(record, parts, BLOCKED, scaling_factor=0.5)
+    assert record.evaluations == 2 * SEEDS
