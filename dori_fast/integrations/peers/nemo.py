@@ -1,8 +1,9 @@
 """NeMo: Hintersdorf, Struppek et al., "Finding NeMo", NeurIPS 2024.
 
 One run of the UNet a test in place of two, of the wanted seeds only and from the first text on; no
-run at all for magnitudes; the refinement's tests in batches that share the network before their layer, with the released
-greedy's decisions (:mod:`dori_fast.prune.refine`). Random draws stay those of the released code.
+run at all for magnitudes; the refinement's tests in batches that share the network before their
+layer, with the released greedy's decisions (:mod:`dori_fast.prune.refine`). Random draws stay those
+of the released code.
 """
 
 from __future__ import annotations
@@ -182,8 +183,8 @@ PEER = Peer(
             " scaling_factor, num_inference_steps=50, early_stopping=1,"
             " seed_indices_to_return=None",
             _make_noise_diff,
-            "ran the UNet twice and threw the first away; ran seeds that nobody asked for; ran again"
-            " what lies before the text",
+            "ran the UNet twice and threw the first away; ran seeds that nobody asked for; ran what"
+            " lies before the text again",
         ),
         _swap(
             "collect_activations",
