@@ -50,6 +50,18 @@ class Ledger:
         self.fraction, self.rows = 0.0, 0
         self._run, self._chunks = run, enumerate(chunks)
         self._returned: deque[Lease] = deque()
+        self._open: set[int] = set()
+        self._exhausted = False
+
+    @property
+    def open(self) -> bool:
+        """Whether a shard was handed out and is not committed, be it given back or not."""
+        return bool(self._open)
+
+    @property
+    def done(self) -> bool:
+        """Whether the input is at its end and every shard of this part is committed."""
+        return self._exhausted and not self._open
 
     def take(self) -> Lease | None:
         """A shard that nobody has; None if all are committed or leased. Waits for the input."""
@@ -69,7 +81,9 @@ class Ledger:
                 self.passed += len(rows)
                 self._count(footer)
                 continue
+            self._open.add(index)
             return Lease(index, self._run.path(index), rows)
+        self._exhausted = True
         return None
 
     def give_back(self, lease: Lease) -> None:
@@ -79,6 +93,7 @@ class Ledger:
 
     def committed(self, lease: Lease, footer: Footer) -> None:
         """Note that a lease has been done and its shard committed."""
+        self._open.discard(lease.index)
         self._run.committed[lease.index] = footer
         self.scored += footer.rows
         self._count(footer)

@@ -199,6 +199,8 @@ def _finish(
 
         try:
             engine.finish(ledger, show)
+            if not ledger.done:
+                raise RuntimeError("scan: shards are left that nobody has done; run it again")
             over = _over_budget(ledger.counts, settings.max_errors)
             state: Literal["done", "over_budget"] = "over_budget" if over else "done"
             run.record.state = state

@@ -65,7 +65,10 @@ class Workers:
                     ledger.give_back(place.lease)
 
     def _hand_out(self, ledger: Ledger) -> bool:
-        """Give every idle worker a lease; False if there is none and none is open."""
+        """Give every idle worker a lease; False if there is none and none is open.
+
+        One that could not be sent, since its worker had just died, is open though nobody has it.
+        """
         for place in self._in_use:
             if place.lease is None:
                 place.lease = ledger.take() or (self._waiting() if place.ready else None)
@@ -75,7 +78,7 @@ class Workers:
                     place.start()
                 elif place.ready:
                     self._send(place, ledger)
-        return any(place.lease is not None for place in self._in_use)
+        return ledger.open
 
     def _waiting(self) -> Lease | None:
         """The lease of a worker that is not ready, taken from it: at the end, nobody waits."""

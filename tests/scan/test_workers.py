@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -20,8 +21,10 @@ import torch
 from dori_fast.errors import UsageError
 from dori_fast.prune import NeuronMask
 from dori_fast.scan import ScanResult, StorageError, WorkerError
+from dori_fast.scan.ledger import Ledger
 from dori_fast.scan.processes import Process
 from dori_fast.scan.worker import _portable
+from dori_fast.scan.workers import Workers
 from tests.faults.invariants import violations
 from tests.scan.faulty import OPTIONS, Faulty
 from tests.scan.scanning import scanned
@@ -71,6 +74,42 @@ def test_killed_hung_and_faulty_workers_are_replaced(
     assert 2 * 199 <= result.evaluations <= alone.evaluations + 2 * 8
     assert max(seen) == 200
     assert multiprocessing.active_children() == []
+
+
+def test_all_workers_are_killed_while_they_wait_for_their_next_shards(
+    model: Any, prompts: Path, alone: ScanResult, tmp_path: Path, caplog: Any, monkeypatch: Any
+) -> None:
+    out, killed = tmp_path / "run", list[int]()
+    listen = Workers._listen
+
+    def until_all_are_idle(self: Workers, ledger: Any) -> None:
+        listen(self, ledger)
+        if killed or _shards(out) < 2:
+            return
+        while any(place.lease is not None for place in self._in_use):
+            listen(self, ledger)
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+            killed.append(_shards(out))
+
+    monkeypatch.setattr(Workers, "_listen", until_all_are_idle)
+    detector = Faulty({}, tmp_path)
+    result = scanned(model, prompts, out, detector=detector, workers=2, **OPTIONS)
+    assert len(killed) == 2 and killed[-1] < 20
+    assert violations(out, alone.out, finished=True) == []
+    assert result.counts == alone.counts and result.state == "done"
+    assert sum("died of SIGKILL" in message for message in caplog.messages) == 2
+
+
+def test_an_engine_that_leaves_shards_undone_finishes_no_run(
+    model: Any, prompts: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(Ledger, "open", property(lambda ledger: False))
+    with pytest.raises(RuntimeError, match="shards are left"):
+        scanned(model, prompts, tmp_path / "run", seeds=2, workers=2, **OPTIONS)
+    assert json.loads((tmp_path / "run/run.json").read_bytes())["state"] == "interrupted"
+    assert not (tmp_path / "run/manifest.json").exists()
 
 
 def test_a_finished_run_starts_no_process(
