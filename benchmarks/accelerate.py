@@ -27,6 +27,7 @@ from torch import Tensor
 
 import dori_fast as df
 from benchmarks import harness
+from benchmarks.peak import peak_megabytes
 
 RESULTS = harness.RESULTS / "quality" / "accelerate.json"
 IMAGES, STEPS = 4, 50
@@ -113,17 +114,19 @@ def counted(unet: Any) -> Iterator[list[int]]:
 def compare(
     unet: Any, ways: dict[str, Callable[[], Any]], prompts: int, rounds: int, timer: harness.Timer
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What each way answers, and its evaluations and seconds per prompt."""
+    """What each way answers, its evaluations and seconds per prompt, and its memory."""
     answers, evaluations = {}, {}
     for name, call in ways.items():
         with counted(unet) as rows:
             answers[name] = call()
         evaluations[name] = sum(rows) / prompts
+    peaks = {name: peak_megabytes(call) for name, call in ways.items()}
     samples = harness.interleave(ways, timer, rounds)
     first = next(iter(ways))
     figures = {
         name: {
             "evaluations_per_prompt": evaluations[name],
+            "peak_megabytes": peaks[name],
             "seconds_per_prompt": median(samples[name]) / prompts,
             # each round's own ratio, so that a slow moment of the machine falls out
             "times_faster": median(

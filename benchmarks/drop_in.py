@@ -8,7 +8,7 @@ Models are the embedded one (Wen) and random UNets in the layout of SD 1.x. What
 needs on a CPU is set up here, for both sides alike: `Tensor.cuda` does nothing (NeMo), and
 attention is unfused while it is differentiated (SAIL), as the released code has it on a GPU.
 Released functions are called with `df.patch`'s import shims in place where they no longer import
-(Wen). Seconds are CPU time of one thread.
+(Wen). Seconds are CPU time of one thread, memory is what tensors take at the peak of a call.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import Tensor
 
 import dori_fast as df
 from benchmarks import harness, peer_scripts, peer_unlearning
+from benchmarks.peak import peak_megabytes
 from benchmarks.peer_models import base, checkout, sd_unet, unfused
 
 RESULTS = harness.RESULTS / "quality" / "drop_in.json"
@@ -65,7 +66,7 @@ class Counter:
 
 
 def compare(unet: Any, released: Callable[[], Any], ours: Callable[[], Any]) -> dict[str, Any]:
-    """Both in turn; results of the first round, samples, and the median ratio of seconds."""
+    """Both in turn: results, samples, the median ratio of seconds; apart from it the memory."""
     ratios, counter = [], Counter(unet)
     for _ in range(ROUNDS):
         theirs = counter.run(released)
@@ -77,6 +78,8 @@ def compare(unet: Any, released: Callable[[], Any], ours: Callable[[], Any]) -> 
         "released_samples": theirs[1],
         "ours_samples": mine[1],
         "released_over_ours_seconds": round(median(ratios), 2),
+        "released_peak_megabytes": peak_megabytes(released),
+        "ours_peak_megabytes": peak_megabytes(ours),
     }
 
 
@@ -240,9 +243,14 @@ def main(arguments: list[str] | None = None) -> int:
             rows += found
             print(*map(json.dumps, found), sep="\n", flush=True)
     if not options.no_write:
-        command = "python -m benchmarks.drop_in --peers DIR"
-        text = json.dumps({"command": command, "threads": 1, "rows": rows}, indent=1)
-        Path(RESULTS).write_text(text + "\n", encoding="utf-8")
+        result = {
+            "machine": harness.machine_name("cpu"),
+            "versions": harness.library_versions(),
+            "threads": 1,
+            "command": "python -m benchmarks.drop_in --peers DIR",
+            "rows": rows,
+        }
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0 if all(row.get("same", True) for row in rows) else 1
 
 

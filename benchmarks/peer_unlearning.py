@@ -17,6 +17,7 @@ from unittest.mock import patch as replaced
 import torch
 
 import dori_fast as df
+from benchmarks.peak import peak_megabytes
 from benchmarks.peer_models import base, checkout, sd_unet
 
 VOCABULARY, TOKENS, STEPS = 49408, 5, 10
@@ -57,6 +58,7 @@ def compare(folder: Path, rounds: int) -> list[dict[str, Any]]:
         points = torch.full((1, TOKENS, VOCABULARY), 1 / VOCABULARY)
         points += 0.01 * torch.randn_like(points).sign()
         runs: dict[str, list[tuple[Any, int, float]]] = {}
+        peaks: dict[str, float] = {}
         for _ in range(rounds):
             for side in ("released", "ours"):
                 if side == "ours":
@@ -65,11 +67,12 @@ def compare(folder: Path, rounds: int) -> list[dict[str, Any]]:
                     ("projection", lambda: attack.projection(object.__new__(attack), points)),
                     ("sampling", lambda: _pictures(kind, task)),
                 ):
-                    runs.setdefault(f"{name} {side}", []).append(
-                        _counted(task.target_unet_sd, call)
-                    )
+                    key = f"{name} {side}"
+                    runs.setdefault(key, []).append(_counted(task.target_unet_sd, call))
+                    if key not in peaks:
+                        peaks[key] = peak_megabytes(call)
             df.unpatch("unlearndiffatk")
-    return [_row(name, runs) for name in ("projection", "sampling")]
+    return [_row(name, runs, peaks) for name in ("projection", "sampling")]
 
 
 def _counted(unet: Any, call: Any) -> tuple[Any, int, float]:
@@ -88,7 +91,9 @@ def _counted(unet: Any, call: Any) -> tuple[Any, int, float]:
     return result, calls, process_time() - began
 
 
-def _row(name: str, runs: dict[str, list[tuple[Any, int, float]]]) -> dict[str, Any]:
+def _row(
+    name: str, runs: dict[str, list[tuple[Any, int, float]]], peaks: dict[str, float]
+) -> dict[str, Any]:
     released, ours = runs[f"{name} released"], runs[f"{name} ours"]
     theirs, mine = (torch.as_tensor(x[-1][0]).double() for x in (released, ours))
     tolerance = PROJECTED if name == "projection" else LEVELS
@@ -101,4 +106,6 @@ def _row(name: str, runs: dict[str, list[tuple[Any, int, float]]]) -> dict[str, 
         "released_over_ours_seconds": round(
             median(a[2] / b[2] for a, b in zip(released, ours, strict=True)), 2
         ),
+        "released_peak_megabytes": peaks[f"{name} released"],
+        "ours_peak_megabytes": peaks[f"{name} ours"],
     }

@@ -29,6 +29,7 @@ __all__ = [
 
 _BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _REDUCTIONS = ("elementwise_mean", "sum", "none", None)
+_WIDEST = 11
 _LAYOUTS = ("uncond_first", "cond_first")
 
 
@@ -41,9 +42,11 @@ class Descriptors(Protocol):
 
 def _window(op: str, kernel_size: int, sigma: float) -> int:
     """torchmetrics' Gaussian window, whose length follows from sigma alone."""
-    if not isinstance(sigma, int | float):
-        _checks.reject(op, "sigma", "one number for both axes", sigma)
+    if not isinstance(sigma, int | float) or not 0 < sigma < float("inf"):
+        _checks.reject(op, "sigma", "one positive number for both axes", sigma)
     window = int(3.5 * sigma + 0.5) * 2 + 1
+    if window > _WIDEST:
+        _checks.reject(op, "sigma", f"one whose window has at most {_WIDEST} pixels", sigma)
     if kernel_size != window:
         expected = f"{window}, the Gaussian window that torchmetrics takes for sigma {sigma}"
         _checks.reject(op, "kernel_size", expected, kernel_size)
@@ -51,6 +54,8 @@ def _window(op: str, kernel_size: int, sigma: float) -> int:
 
 
 def _check_images(op: str, argument: str, images: Tensor, window: int, scales: int) -> None:
+    if scales == 0:
+        _checks.reject(op, "betas", "1 to 8 positive numbers", ())
     _checks.floating_tensor(op, argument, images)
     if images.dim() != 4 or 0 in images.shape[1:]:
         _checks.reject(op, argument, "[N, C, H, W]", _checks.shape_of(images))

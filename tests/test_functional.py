@@ -100,7 +100,10 @@ def test_ms_ssim_refuses_what_it_does_not_support() -> None:
         ({"gaussian_kernel": False}, "gaussian_kernel must be True"),
         ({"normalize": "simple"}, "normalize must be 'relu'"),
         ({"k1": 0.02}, "k1 must be 0.01"),
-        ({"sigma": (1.5, 1.5)}, "sigma must be one number"),
+        ({"sigma": (1.5, 1.5)}, "sigma must be one positive number"),
+        ({"sigma": float("nan")}, "sigma must be one positive number"),
+        ({"sigma": 2.0, "kernel_size": 15}, "window has at most 11 pixels"),
+        ({"betas": ()}, "betas must be 1 to 8"),
         ({"reduction": "mean"}, "reduction must be one of elementwise_mean, sum, none, None"),
         ({"betas": (0.2,) * 5}, "at least 176 pixels a side for 5 betas and a window of 11"),
     ):
@@ -158,6 +161,15 @@ def test_cfg_noise_norm_has_a_gradient() -> None:
     uncond, text = noise_pred.detach().chunk(2)
     direction = torch.nn.functional.normalize(text - uncond)
     torch.testing.assert_close(grad, torch.cat([-direction, direction]))
+
+
+def test_points_without_a_nearest_one_give_nan() -> None:
+    nan, inf = float("nan"), float("inf")
+    rows = torch.tensor([[1.0, nan], [1.0, inf], [-inf, -inf], [0.0, 1.0]])
+    found = df.functional.capped_simplex_project(rows)
+    assert found[:3].isnan().all() and found[3].tolist() == [0, 1]
+    with pytest.raises(ValueError, match="no entries"):
+        df.functional.capped_simplex_project(torch.zeros(2, 0))
 
 
 def test_capped_simplex_project_is_the_nearest_point() -> None:

@@ -68,7 +68,7 @@ def why_not(unet: nn.Module, callback: bool) -> str | None:
     compiled = compiled_module(unet)
     if compiled is not None:
         return f"{compiled} is compiled, and compiled code would compute keys and values anyway"
-    return None
+    return random_module(unet)
 
 
 def hooked_module(unet: nn.Module) -> str | None:
@@ -76,6 +76,14 @@ def hooked_module(unet: nn.Module) -> str | None:
     for name, module in unet.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"unet.{name}" if name else "the UNet"
+    return None
+
+
+def random_module(unet: nn.Module) -> str | None:
+    """That a module draws anew whenever it runs, or None."""
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            return f"unet.{name} drops out at random; unet.eval() ends that"
     return None
 
 

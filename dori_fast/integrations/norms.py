@@ -50,6 +50,11 @@ class NoiseNorms:
 def _to_epsilon(scheduler: Any, timesteps: Tensor) -> Tensor:
     kind = getattr(scheduler.config, "prediction_type", "epsilon")
     name = type(scheduler).__name__
+    if getattr(scheduler.config, "sigma_data", None) is not None:
+        raise UsageError(
+            f"noise_norms: under {name} the network answers neither noise nor v nor the sample, but"
+            " EDM's mixture of them, which is not known here"
+        )
     if kind not in KINDS:
         raise UsageError(f"noise_norms: {name} predicts {kind!r}; known are {', '.join(KINDS)}")
     if kind == "epsilon":

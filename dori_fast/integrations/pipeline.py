@@ -30,10 +30,10 @@ def accelerate(
     """Make a Stable Diffusion pipeline of diffusers do no work twice, in place.
 
     It keeps its type's name, its signature and its results. New are ``pipe.noise_norms``, float32
-    [steps, images] on the host: after a call with guidance, the norm ||eps_text - eps_uncond|| of
-    every image, in the order of the result, at every step (Wen et al., ICLR 2024, section 3.2); and
-    ``pipe.report``, a :class:`Report` of what the last call computed. As a context manager it is
-    restored at the end:
+    (float64 of float64 pipelines) [steps, images] on the host: after a call with guidance, the norm
+    ||eps_text - eps_uncond|| of every image, in the order of the result, at every step (Wen et al.,
+    ICLR 2024, section 3.2); and ``pipe.report``, a :class:`Report` of what the last call computed.
+    As a context manager it is restored at the end:
 
     >>> with df.accelerate(pipe, scan_steps=1) as pipe:
     ...     pipe(prompts)

@@ -27,9 +27,15 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Distinct:
-    """The distinct rows of the UNet's inputs, during one call of a pipeline."""
+    """The distinct rows of the UNet's inputs, during one call of a pipeline.
 
-    def __init__(self) -> None:
+    Args:
+        same_text: nobody writes to the text between the steps, so that what was taken from it may
+            be handed out again; keys and values that are kept go by the very tensor.
+    """
+
+    def __init__(self, same_text: bool) -> None:
+        self._same_text = same_text
         # as long as the previous step had equal rows, this one may
         self.any_left = True
         self._cut: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
@@ -42,6 +48,9 @@ class Distinct:
             return None
         sample, text = args[0], kwargs["encoder_hidden_states"]
         added: Mapping[str, Tensor] = kwargs.get("added_cond_kwargs") or {}
+        if not all(isinstance(x, Tensor) for x in added.values()):
+            # image prompts, which a UNet without an adapter does not look at
+            return None
         inputs = {"sample": sample, "text": text, **added}
         labels = torch.stack([_labels(x) for x in inputs.values()], 1)
         groups, back = torch.unique(labels, dim=0, return_inverse=True)
@@ -68,7 +77,7 @@ class Distinct:
 
     def _taken(self, name: str, tensor: Tensor, rows: Tensor) -> Tensor:
         """Rows of a tensor; the same object as long as neither changes."""
-        if name in self._cut:
+        if name in self._cut and self._same_text:
             seen, chosen, taken = self._cut[name]
             if seen is tensor and torch.equal(chosen, rows):
                 return taken
@@ -86,7 +95,7 @@ def _labels(x: Tensor) -> Tensor:
 def why_not(unet: nn.Module) -> str | None:
     """Why rows cannot be taken as independent of each other, or None if they can."""
     from dori_fast.integrations.attention import foreign_processor
-    from dori_fast.integrations.keys_values import hooked_module
+    from dori_fast.integrations.keys_values import hooked_module, random_module
 
     foreign = foreign_processor(unet)
     if foreign is not None:
@@ -94,4 +103,4 @@ def why_not(unet: nn.Module) -> str | None:
     hooked = hooked_module(unet)
     if hooked is not None:
         return f"{hooked} has a forward hook, which may look at other rows of the batch"
-    return None
+    return random_module(unet)

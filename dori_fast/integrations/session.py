@@ -119,7 +119,8 @@ class Session:
         callback = given.get("callback_on_step_end") or given.get("kwargs", {}).get("callback")
         reasons = self._reasons(unet, callback is not None)
         report.not_cached, report.not_shared = reasons["kv_cache"], reasons["share"]
-        distinct = rows.Distinct() if report.not_shared is None else None
+        same_text = report.not_cached is None
+        distinct = rows.Distinct(same_text) if report.not_shared is None else None
         layers: list[keys_values.Kept] = []
 
         def before(module: Any, args: Any, kwargs: Any) -> Any:

@@ -42,7 +42,8 @@ class FusedDerivatives(TorchFunctionMode):
 
 
 def _attention(func: Callable[..., Tensor], *args: Tensor, **options: Any) -> Tensor:
-    if len(args) != 3 or any(isinstance(x, Tensor) or x for x in options.values()):
+    plain = len(args) == 3 and not any(isinstance(x, Tensor) or x for x in options.values())
+    if not plain or any(x.dim() != 4 for x in args):
         return func(*args, **options)
     return forward_mode(*(x.transpose(1, 2) for x in args)).transpose(1, 2)
 
@@ -55,6 +56,10 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
+    if torch.is_autocast_enabled(x.device.type):
+        # autocast knows the norms that this replaces, and takes them in float32, but not this one
+        x = x.float()
+        weight, bias = (part if part is None else part.float() for part in (weight, bias))
     x, along = (part.contiguous() for part in forward_ad.unpack_dual(x))
     samples, channels = x.shape[:2]
     sizes = (samples, channels, x[0, 0].numel(), groups)

@@ -43,7 +43,8 @@ def lay_over_(path: str | os.PathLike[str], unet: nn.Module) -> str:
     own = unet.state_dict()
     unknown = sorted(tensors.keys() - own.keys())
     if unknown:
-        advice = next((what for part, what in _FOREIGN.items() if part in unknown[0].lower()), None)
+        lower = [name.lower() for name in unknown]
+        advice = next((w for part, w in _FOREIGN.items() if any(part in n for n in lower)), None)
         raise IntegrityError(
             f"{path}: {len(unknown)} of its {len(tensors)} names are unknown to the UNet, such as"
             f" {unknown[0]!r} — {advice or 'is it of another architecture?'}"

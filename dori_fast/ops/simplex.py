@@ -15,15 +15,21 @@ def capped_simplex_project(points: Tensor) -> Tensor:
     arXiv 2310.11868) bisects row by row.
 
     Args:
-        points: [*, V] float32 or float64; entries of -inf get 0, at least one must be finite.
+        points: [*, V] float32 or float64, V >= 1; entries of -inf get 0.
 
     Returns:
-        [*, V] in the dtype of points.
+        [*, V] in the dtype of points; NaN throughout a row that has NaN or +inf, or nothing finite.
+
+    Raises:
+        ValueError: V is 0.
     """
+    if points.shape[-1] == 0:
+        raise ValueError("capped_simplex_project: no entries, and 0 numbers never sum to 1")
     ordered = points.sort(dim=-1, descending=True).values.double()
     rank = torch.arange(1, points.shape[-1] + 1, device=points.device)
     excess = ordered.cumsum(-1) - 1
     support = ordered * rank > excess
-    last = support.sum(-1, keepdim=True) - 1
-    tau = excess.gather(-1, last) / (last + 1)
+    # a row without a nearest point has no support
+    count = support.sum(-1, keepdim=True)
+    tau = excess.gather(-1, (count - 1).clamp(min=0)) / torch.where(count > 0, count, torch.nan)
     return (points.double() - tau).clamp(min=0).to(points.dtype)

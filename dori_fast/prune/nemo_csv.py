@@ -1,7 +1,7 @@
 """The table of NeMo's released code: one row a prompt, neurons as nested lists.
 
 Columns Caption, URL, Initial Neurons, Initial SSIM, Refined Neurons, Refined SSIM, separated by
-semicolons. Its 4_generate_images.py reads the lists with ``ast.literal_eval``.
+semicolons. Its 4_generate_images.py looks for seven lists in brackets, by a regular expression.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def write_nemo_csv(
 ) -> None:
     """Write (prompt, initial neurons, their similarity, refined neurons, theirs) rows.
 
-    A prompt that is not memorized has no neurons and no similarities, as in the released code.
+    A prompt that is not memorized has empty lists, one for each layer, and 0 for its similarities,
+    as in the released code.
     """
     table = csv.writer(file, delimiter=";", lineterminator="\n")
     table.writerow(_COLUMNS)
@@ -40,9 +41,9 @@ def write_nemo_csv(
                 prompt,
                 "",
                 [list(layer) for layer in initial],
-                "" if initial_similarity is None else initial_similarity,
+                initial_similarity or 0,
                 [list(layer) for layer in refined],
-                "" if refined_similarity is None else refined_similarity,
+                refined_similarity or 0,
             ]
         )
 
@@ -58,7 +59,8 @@ def read_nemo_csv(
         widths: neurons of each.
 
     Raises:
-        IntegrityError: a column is missing, or a cell is not a list of lists of neurons.
+        IntegrityError: a column is missing, a row is cut off, or a cell is not a list of neurons
+            for each layer, or of none at all.
     """
     table = csv.DictReader(file, delimiter=";")
     has = table.fieldnames or []
@@ -66,15 +68,26 @@ def read_nemo_csv(
         if name not in has:
             raise IntegrityError(f"NeMo table: no column {name!r}; columns are {', '.join(has)}")
     prompts, neurons = [], []
-    for number, row in enumerate(table, 1):
-        prompts.append(row["Caption"])
-        neurons.append(dict(zip(layers, _lists(row["Refined Neurons"], number), strict=False)))
+    try:
+        for number, row in enumerate(table, 1):
+            found = _lists(row["Refined Neurons"], number)
+            if found and len(found) != len(layers):
+                counts = f"{len(found)} lists of neurons for {len(layers)} layers"
+                raise IntegrityError(f"NeMo table: row {number}: {counts}")
+            prompts.append(row["Caption"])
+            neurons.append(dict(zip(layers, found, strict=False)))
+    except csv.Error as error:
+        raise IntegrityError(f"NeMo table: row {len(prompts) + 1}: {error}") from error
     return prompts, NeuronMask.blocking(neurons, widths)
 
 
-def _lists(cell: str, number: int) -> list[list[int]]:
+def _lists(cell: str | None, number: int) -> list[list[int]]:
+    if cell is None:
+        raise IntegrityError(f"NeMo table: row {number}: cut off; remove it and what follows")
     try:
         lists = ast.literal_eval(cell) if cell.strip() else []
-        return [[int(neuron) for neuron in layer] for layer in lists]
+        if not all(type(n) is int for layer in lists for n in layer):
+            raise TypeError("a neuron is a whole number")
+        return [list(layer) for layer in lists]
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise IntegrityError(f"NeMo table: row {number}: not lists of neurons ({error})") from error

@@ -140,7 +140,7 @@ def prune(
     provenance = {"method": method.name, "run": str(Path(out).name)}
     write_durably(run.out / MASKS, lambda file: masks.save(file, **provenance))
     if nemo:
-        write_durably(run.out / TABLE, lambda file: _write_table(run, file))
+        write_durably(run.out / TABLE, lambda file: _write_table(run, len(layers), file))
     return PruneResult(run, masks, layers)
 
 
@@ -227,13 +227,14 @@ def _unpacked(pruned: list[bytes] | None, layer: int, shape: tuple[int, int]) ->
     return unpack_mask(packed.reshape(shape[0], -1), shape[1])
 
 
-def _write_table(run: EachResult, path: Path) -> None:
+def _write_table(run: EachResult, layers: int, path: Path) -> None:
+    nothing: list[list[int]] = [[]] * layers
     rows = (
         (
             row["prompt"] or "",
-            row["initial"] or [],
+            row["initial"] or nothing,
             row["initial_similarity"],
-            row["refined"] or [],
+            row["refined"] or nothing,
             row["refined_similarity"],
         )
         for row in run.rows()

@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler
 
 import dori_fast as df
 from dori_fast.errors import UsageError
@@ -106,6 +106,23 @@ def test_norms_of_a_v_prediction_are_those_of_epsilon(new):
     call(df.accelerate(pipe))
     expected *= a.sqrt()[:, None]
     torch.testing.assert_close(pipe.noise_norms.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_edms_mixture_has_no_norms_here(new):
+    pipe = df.accelerate(new("sd"))
+    pipe.scheduler = EDMEulerScheduler(prediction_type="epsilon")
+    call(pipe)
+    with pytest.raises(UsageError, match="EDMEulerScheduler the network answers neither noise"):
+        pipe.noise_norms  # noqa: B018
+
+
+def test_image_prompts_without_an_adapter_are_ignored_as_ever(new):
+    images = [torch.zeros(2, 1, 1, 32)]
+    expected, found = (
+        call(p, seeds=[1, 1], ip_adapter_image_embeds=images)
+        for p in (new("sd"), df.accelerate(new("sd"), share=True))
+    )
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("share", [False, "auto"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 import types
@@ -69,6 +70,51 @@ def test_adapters_that_a_callback_changes_between_steps(new, tmp_path):
         found.append(call(pipe, callback_on_step_end=weaker))
     assert torch.equal(*found)
     assert "callback" in pipe.report.not_cached
+
+
+@pytest.mark.parametrize("scan_steps", [None, 3])
+def test_a_text_that_a_callback_writes_to(new, scan_steps):
+    def weaker(pipe, step, timestep, tensors):
+        if step == 0:
+            tensors["prompt_embeds"].mul_(0.2)
+        return {}
+
+    options = {
+        "callback_on_step_end": weaker,
+        "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+    }
+    found, norms = [], []
+    for share in (False, True):
+        pipe = df.accelerate(new("sd"), share=share, scan_steps=scan_steps)
+        # rows that stay equal, step by step
+        found.append(call(pipe, ["a key", "a key"], seeds=[1, 1], **options))
+        norms.append(pipe.noise_norms)
+    assert pipe.report.evaluations < pipe.report.asked
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*norms, rtol=1e-4, atol=1e-4)
+    assert norms[0][1, 0] < 0.8 * norms[0][0, 0]
+
+
+def test_layers_that_drop_out_draw_anew_in_every_step(new):
+    from peft import LoraConfig
+
+    stock = new("sd")
+    stock.unet.add_adapter(
+        LoraConfig(target_modules=["to_k", "to_v"], init_lora_weights=False, lora_dropout=0.5)
+    )
+    stock.unet.train()
+    fast = df.accelerate(copy.deepcopy(stock), share=False)
+    found = []
+    for pipe in (stock, fast):
+        torch.manual_seed(3)
+        found.append(call(pipe))
+    assert torch.equal(*found)
+    assert "drops out at random" in fast.report.not_cached
+    with pytest.raises(UsageError, match="share=True is impossible here: unet.* drops out"):
+        call(df.accelerate(df.restore(fast), share=True))
+    fast.unet.eval()
+    call(fast)
+    assert fast.report.not_cached is None
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -46,6 +46,19 @@ def test_layer_norms(affine):
         torch.testing.assert_close(along(norm, x), expected)
 
 
+def test_norms_under_autocast_are_taken_in_float32() -> None:
+    """As CUDA's autocast has them, where activations are float32 and weights are not."""
+    norm = nn.GroupNorm(3, 6, dtype=torch.bfloat16)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 6, 5, 3)
+    wide = nn.GroupNorm(3, 6)
+    wide.load_state_dict(norm.state_dict())
+    expected = along(wide, x)
+    with FusedDerivatives(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(along(norm, x), expected)
+
+
 @pytest.mark.parametrize("moving", [1, 3])
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention(moving, masked):
@@ -63,6 +76,14 @@ def test_attention(moving, masked):
         # torch's fused attention has no rule
         with FusedDerivatives():
             torch.testing.assert_close(along(attention, *inputs[:moving]), expected)
+
+
+def test_attention_without_heads_is_left_to_torch():
+    inputs = [torch.randn(2, n, 8, dtype=F64) for n in (5, 7, 7)]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = along(F.scaled_dot_product_attention, *inputs)
+        with FusedDerivatives():
+            torch.testing.assert_close(along(F.scaled_dot_product_attention, *inputs), expected)
 
 
 def test_without_tangents_nothing_changes():

@@ -70,6 +70,7 @@ def changed(value):
     [
         (renamed("unet."), r"'unet\.down_blocks.* — cut the prefix 'unet\.'"),
         (renamed("model.diffusion_model."), "CompVis' names"),
+        (lambda t: {**renamed("unet.")(t), "text_encoder.x": torch.ones(1)}, "cut the prefix"),
         (lambda t: {**t, "a.lora_A.weight": torch.ones(1)}, r"1 of its \d+ names.*an adapter"),
         (lambda t: {**t, "nowhere": torch.ones(1)}, "'nowhere' — is it of another architecture"),
         (lambda t: {}, "holds no weights"),

@@ -77,9 +77,12 @@ def _make_noise_diff(released: Callable[..., Any], record: Patch, _: Any) -> Cal
         empty = encode([""], tokenizer, text_encoder) if guidance_scale != 0 else None
         scheduler.set_timesteps(num_inference_steps)
         # all runs of the UNet before this one are thrown away, and the latents stay the same
-        t = scheduler.timesteps[min(max(early_stopping, 0), num_inference_steps - 1)]
+        last = min(max(early_stopping, 0), num_inference_steps - 1)
+        t = scheduler.timesteps[last]
         rows = chosen(seed_indices_to_return, len(latents))
-        if len(prompts) == 1 and rows and empty is None and scaling_factor == 0:
+        if not rows:
+            return latents[rows].to(text.device)
+        if len(prompts) == 1 and empty is None and scaling_factor == 0:
             parts = (tokenizer, text_encoder, unet, scheduler)
             if (found := network(record, *parts)[0]) is not None:
                 before = found.model.engine.evaluations
@@ -91,9 +94,11 @@ def _make_noise_diff(released: Callable[..., Any], record: Patch, _: Any) -> Cal
         if empty is not None:
             text = torch.cat([empty.expand_as(text), text])
         inputs = latents if empty is None else torch.cat([latents] * 2)
-        inputs = scheduler.scale_model_input(inputs, t).to(unet.device)
+        # released: a scheduler that counts its calls is asked at every step and told of none
+        for step in scheduler.timesteps[: last + 1]:
+            scaled = scheduler.scale_model_input(inputs, step).to(unet.device)
         with autocast(unet), _blocked(unet, blocked_indices, scaling_factor):
-            predicted = unet(inputs, t, encoder_hidden_states=text, return_dict=False)[0]
+            predicted = unet(scaled, t, encoder_hidden_states=text, return_dict=False)[0]
         if empty is not None:
             # released: the halves are [empty, text] and are read the other way round
             first, second = predicted.chunk(2)

@@ -47,5 +47,5 @@ def chosen(index: Any, count: int) -> list[int]:
     rows = torch.arange(count)
     if index is not None:
         rows = rows[index.cpu() if isinstance(index, Tensor) else index]
-    listed: list[int] = rows.tolist()
+    listed: list[int] = rows.reshape(-1).tolist()
     return listed

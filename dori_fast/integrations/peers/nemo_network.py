@@ -13,6 +13,7 @@ from dori_fast.integrations import keys_values
 from dori_fast.integrations.peers.nemo_inputs import layers
 from dori_fast.integrations.peers.swap import Patch
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents
+from dori_fast.models.architecture import refusal
 from dori_fast.models.encoders import TextSide
 
 
@@ -113,14 +114,17 @@ def network(record: Patch, *parts: Any) -> tuple[Network | None, str | None]:
     unet, scheduler = parts[2:]
     if hasattr(scheduler, "sigmas"):
         return None, type(scheduler).__name__
-    if (reason := keys_values.why_not(unet, callback=False)) is not None:
+    reason = keys_values.why_not(unet, callback=False) or refusal(unet)
+    if reason is not None:
         return None, reason
     if any(hasattr(module, "_hf_hook") for module in unet.modules()):
         return None, "accelerate fetches its weights when it is called"
     if any(weight.is_inference() for weight in unet.parameters()):
         return None, "torch does not count changes of weights that inference mode made"
     kept: Network | None = record.shared.get("network")
-    if kept is None or not kept.serves(*parts):
+    # an adapter's scale is a number that no weight shows
+    adapted = any(hasattr(module, "get_base_layer") for module in unet.modules())
+    if kept is None or adapted or not kept.serves(*parts):
         try:
             kept = record.shared["network"] = Network(*parts)
         except UsageError as error:
@@ -129,6 +133,12 @@ def network(record: Patch, *parts: Any) -> tuple[Network | None, str | None]:
 
 
 def _weights(unet: Any) -> tuple[Any, ...]:
-    """Changes when a weight is replaced, moved or written to."""
+    """Changes when a weight is replaced, moved or written to.
+
+    Sums as well, since torch does not count what is written through ``.data``; next to a run of the
+    UNet they cost little.
+    """
     weights = [*unet.parameters(), *unet.buffers()]
-    return (unet.device, unet.dtype, *((id(weight), weight._version) for weight in weights))
+    known = tuple((id(weight), weight.data_ptr(), weight._version) for weight in weights)
+    sums = torch.stack([weight.detach().sum(dtype=torch.float64) for weight in weights])
+    return (unet.device, unet.dtype, known, tuple(sums.tolist()))

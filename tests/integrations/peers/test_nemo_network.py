@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from peft import LoraConfig
 from torch import Tensor
 
 from benchmarks.peer_models import sd_unet
 from dori_fast.integrations.peers import nemo
-from dori_fast.integrations.peers.nemo_inputs import layers
+from dori_fast.integrations.peers.nemo_inputs import draw, encode, layers
 from dori_fast.integrations.peers.swap import Patch
 from tests.tiny_model import save_tiny_sd
 
@@ -77,14 +78,43 @@ def _layer(parts: Any) -> None:
     attention.to_v = torch.nn.Linear(32, 8, bias=False).requires_grad_(False)
 
 
-@pytest.mark.parametrize("change", [_weight, _layer])
+def _data(parts: Any) -> None:
+    # torch does not count this
+    parts[2].conv_in.weight.data.mul_(1.01)
+
+
+def _scale(parts: Any) -> None:
+    parts[2].set_adapters("one", 0.25)
+
+
+@pytest.mark.parametrize("change", [_weight, _layer, _data, _scale])
 def test_other_weights_are_noticed(parts: Any, change: Any) -> None:
     record = Patch("nemo", "")
+    if change is _scale:
+        adapter = LoraConfig(target_modules=["to_v"], init_lora_weights=False)
+        parts[2].add_adapter(adapter, "one")
     before = run(record, parts, None)
     change(parts)
     after = run(record, parts, None)
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, whole(parts, None), **CLOSE)
+
+
+def test_schedulers_that_count_their_calls_are_asked_as_often(parts: Any) -> None:
+    tokens, encoder, unet, scheduler = *parts[:3], EulerDiscreteScheduler()
+    found = run(Patch("nemo", ""), (tokens, encoder, unet, scheduler), None)
+    scheduler.set_timesteps(50)
+    latents = draw(SEEDS, unet, 1)
+    text = encode(["a"] * SEEDS, tokens, encoder)
+    with torch.no_grad():
+        # the released loop, which never takes a step
+        for t in scheduler.timesteps[:2]:
+            scaled = scheduler.scale_model_input(latents, t)
+            predicted = unet(scaled, t, encoder_hidden_states=text)[0]
+    difference = predicted - latents
+    difference -= difference.amin((2, 3), keepdim=True)
+    difference /= difference.amax((2, 3), keepdim=True)
+    torch.testing.assert_close(found, difference, **CLOSE)
 
 
 @pytest.mark.parametrize("options", [{"seed": 2}, {"early_stopping": 3}, {"samples_per_prompt": 1}])
