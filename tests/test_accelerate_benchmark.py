@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from benchmarks import accelerate
+from benchmarks.peak import peak_megabytes
 
 
 def test_it_counts_and_finds_the_same_answers(monkeypatch, capsys):
@@ -48,3 +50,15 @@ def test_a_hook_would_switch_savings_off_but_counting_does_not():
     with pytest.raises(ValueError, match="the UNet has a forward hook"):
         pipe("a key", num_inference_steps=2)
     handle.remove()
+
+
+def test_peaks_are_of_what_is_there_at_once():
+    def call():
+        x = torch.zeros(1000, 250)
+        y = x + 1
+        del x
+        return y * 2
+
+    # three tensors of 1 MB, of which two at a time
+    assert peak_megabytes(call) == pytest.approx(2.0, abs=0.05)
+    assert peak_megabytes(lambda: None) == 0
