@@ -118,7 +118,8 @@ def sdpa_jvp(
 
     Returns:
         out and tangent, [B, H, Tq, D] in the dtype of q, in q's order of memory. Without keys both
-        are 0, as torch has it. A score that is NaN or +inf makes its query's row NaN. No gradient.
+        are 0, as torch has it. A score that is NaN or +inf makes its query's row NaN; so do scores
+        that are all -inf, where torch's attention gives 0. No gradient.
 
     Raises:
         TypeError: an input is not a tensor.
