@@ -54,10 +54,10 @@ class CsvFile(TextReader):
         for parsed in islice(_parse(self.path, self._separator), 1, None):
             cells, end = parsed.cells, parsed.lines[-1].end
             if cells is None:
-                yield Record(None, parsed.error, empty, end)
+                yield Record(None, parsed.error, empty, end, parsed=False)
             elif len(cells) != self._width:
                 count = f"{len(cells)} fields where the header has {self._width}"
-                yield Record(None, f"malformed: {count}", empty, end)
+                yield Record(None, f"malformed: {count}", empty, end, parsed=False)
             else:
                 prompt, error = self._check(cells, parsed.lines)
                 del cells[self._prompt_at]

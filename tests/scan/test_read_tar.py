@@ -72,6 +72,23 @@ def test_texts_that_are_no_prompts(tmp_path: Path) -> None:
     assert codes(path) == ["too_long", "encoding", "null", "too_long", None]
 
 
+def test_a_sample_whose_json_is_broken(tmp_path: Path) -> None:
+    meta = ('{"caption": "A", "similarity": 0.9}', '{"caption": bro', '{"similarity": 0.1}')
+    path = tar(tmp_path / "0.tar", [(f"{i}.json", text) for i, text in enumerate(meta)])
+    both = [m for i, text in enumerate(meta) for m in ((f"{i}.json", text), (f"{i}.txt", "T"))]
+    texts = tar(tmp_path / "1.tar", both)
+    assert (codes(path), codes(texts)) == ([None, "malformed", "null"], [None, "malformed", None])
+    for archive in (path, texts):
+        assert _keys(archive, "similarity > 0.3") == ["0", "1"]
+        assert _keys(archive, "similarity > 0.3", "key > '0'") == ["1"]
+        assert _keys(archive, "key != '1'") == ["0", "2"]
+
+
+def _keys(path: Path, *where: str) -> list[str]:
+    chunks = open_prompts(path, selection=Selection.of(where)).chunks(2)
+    return [key for chunk in chunks for key in chunk.extra["key"].to_pylist()]
+
+
 @pytest.mark.parametrize("name", ["../x.txt", "/x.txt", "a/../../x.txt"])
 def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     path = tar(tmp_path / "0.tar", [("a.txt", "fine"), (name, "x")])

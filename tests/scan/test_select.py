@@ -77,6 +77,47 @@ def test_text_spells_numbers(tmp_path: Path) -> None:
     assert kept(path, "s in [-1000]") == ["b", None]
 
 
+def test_a_row_is_judged_by_what_it_has(tmp_path: Path) -> None:
+    for year in (2020, 2021):
+        path = tmp_path / "d" / f"year={year}" / "p.jsonl"
+        path.parent.mkdir(parents=True)
+        write(path, f'{{"prompt": "p{year}", "n": 1}}\nbroken\n{{"prompt": 7, "n": 2}}\n')
+    folder = tmp_path / "d"
+    assert kept(folder, "year == 2021") == ["p2021", None, None]
+    assert kept(folder, "year == 2021", "n == 1") == ["p2021", None]
+    # a broken line and a prompt that is no text say nothing about the prompt
+    assert kept(folder, "year == 2021", "prompt == 'x'") == [None, None]
+    assert kept(folder, "year > 2020", "prompt != 'x'", "n == 2") == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.txt", "a\nb\n"),
+        ("p.csv", "prompt\na\nb\n"),
+        ("p.jsonl", '{"prompt":"a"}\n{"prompt":"b"}'),
+    ],
+)
+def test_text_without_other_columns(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / "year=2020" / name
+    path.parent.mkdir()
+    write(path, text)
+    (chunk,) = open_prompts(tmp_path).chunks(5)
+    assert (chunk.prompts, chunk.extra["year"].to_pylist()) == (["a", "b"], [2020, 2020])
+    assert kept(tmp_path, "year == 2021") == []
+    assert kept(tmp_path, keep=[]) == ["a", "b"]
+    if name != "p.txt":
+        assert kept(path, "prompt != 'a'") == ["b"]
+
+
+def test_a_prompt_column_of_any_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", "row_id,status,prompt\na,1,x\nb,2,y\n")
+    selection = Selection.of(["row_id != 'a'", "prompt == 'y'", "status > 1"])
+    (chunk,) = open_prompts(path, "row_id", selection).chunks(5)
+    assert chunk.prompts == ["b"]
+    assert chunk.extra.to_pydict() == {"source_status": ["2"], "source_prompt": ["y"]}
+
+
 def test_a_dictionary_is_compared_as_its_values(tmp_path: Path) -> None:
     status = pa.array(["x", "y", None, "x"]).dictionary_encode()
     pq.write_table(pa.table({"prompt": list("abcd"), "status": status}), tmp_path / "p.parquet")
