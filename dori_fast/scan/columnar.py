@@ -66,6 +66,7 @@ class Columnar:
             selection.check(whole.names, path)
         types = dict(zip(whole.names, whole.types, strict=True))
         self.where = selection.expression(types, path)
+        self.told = selection.told_by_statistics(types).expression(types, path)
         self._kept = set(selection.kept(rest.names))
         extra = [field for field in rest if field.name in self._kept]
         names = passed_names([field.name for field in extra])
@@ -88,9 +89,19 @@ class Columnar:
             for name, value in self._partition.items():
                 column = pa.repeat(value, len(table))
                 table = table.append_column(pa.field(name, value.type), column)
-            if self.where is not None:
-                table = table.filter(self.where)
-            yield self._to_rows(table, fraction)
+            yield self._to_rows(self._held(table), fraction)
+
+    def _held(self, table: pa.Table) -> pa.Table:
+        """The wanted rows; not all kinds of columns can be chosen from, nor broken text judged."""
+        if self.where is None:
+            return table
+        try:
+            return table.filter(self.where)
+        except pa.ArrowException as error:
+            raise UsageError(
+                f"{self._path}: no rows can be chosen of these columns ({first_line(error)})"
+                " — read it without conditions, or leave the column out with --keep"
+            ) from error
 
     def _to_rows(self, table: pa.Table, fraction: float) -> Rows:
         prompt_at = table.schema.get_field_index(self.column)
