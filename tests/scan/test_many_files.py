@@ -87,6 +87,23 @@ def test_patterns(tmp_path: Path) -> None:
         input_files(tmp_path / "none")
 
 
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for path, text in ((here / "b" / "p.txt", "b"), (there / "p.txt", "there")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    (here / "a").symlink_to(there)
+    assert prompts(here) == prompts(here / "**" / "*.txt") == ["there", "b"]
+    digest = input_sha256(here)
+    # neither up into itself nor around
+    (there / "up").symlink_to(here)
+    (here / "b" / "self").symlink_to(here / "b")
+    assert [file.name for file in input_files(here)] == ["a/p.txt", "b/p.txt"]
+    assert input_sha256(here) == digest
+    (there / "p.txt").write_text("other")
+    assert input_sha256(here) != digest
+
+
 def test_types_are_joined_or_refused_by_name(tmp_path: Path) -> None:
     part(tmp_path / "a.parquet", ["a"], n=pa.array([2**40], pa.int64()), t=["x"])
     large = pa.array(["y"], pa.large_string())
