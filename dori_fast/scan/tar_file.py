@@ -96,7 +96,13 @@ def tar_sha256(path: Path) -> str:
 def _samples(path: Path) -> Iterator[_Sample]:
     members = read_members(path, (_TEXT, _JSON), _JSON_BYTES)
     for key, group in groupby(members, key=lambda member: _split(member.name)[0]):
-        by_suffix = {_split(member.name)[1]: member for member in group}
+        by_suffix: dict[str, Member] = {}
+        for member in group:
+            if by_suffix.setdefault(_split(member.name)[1], member) is not member:
+                raise UsageError(
+                    f"{path}: two members {member.name!r} in one sample — which of them counts?"
+                    " Pack it anew"
+                )
         meta, error = None, None
         if _JSON in by_suffix:
             meta, error = _object(by_suffix[_JSON])

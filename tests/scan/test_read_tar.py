@@ -127,6 +127,37 @@ def test_damage(tmp_path: Path) -> None:
         open_prompts(path)
 
 
+def test_what_lies_behind_the_end(tmp_path: Path) -> None:
+    first, second = (tar(tmp_path / f"{i}.tar", sample(i, "x")).read_bytes() for i in range(2))
+    path = tmp_path / "both.tar"
+    path.write_bytes(first + second)
+    after = r"goes on behind the end mark after '00000/000000000\.txt'"
+    for read in (open_prompts, input_sha256):
+        with pytest.raises(UsageError, match=after):
+            read(path)
+    path.write_bytes(first + bytes(tar_members._AT_ONCE) + b"\1")
+    with pytest.raises(UsageError, match=after):
+        open_prompts(path)
+    path.write_bytes(first + bytes(2 * tarfile.RECORDSIZE))
+    assert prompts(path) == ["x"]
+
+
+def test_two_members_of_one_name(tmp_path: Path) -> None:
+    path = tar(tmp_path / "0.tar", [("a.jpg", ""), ("b.txt", "1"), ("b.jpg", ""), ("b.txt", "2")])
+    with pytest.raises(UsageError, match=r"0\.tar: two members 'b\.txt' in one sample"):
+        open_prompts(path)
+
+
+def test_a_chain_of_long_names(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 4
+    header = info.tobuf(tarfile.GNU_FORMAT) + b"abc\0" + bytes(508)
+    path = tar(tmp_path / "0.tar", [("a.txt", "x")])
+    path.write_bytes(header * 3000 + path.read_bytes())
+    with pytest.raises(UsageError, match=r"0\.tar: not a readable tar archive.*recursion"):
+        open_prompts(path)
+
+
 def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "0.tar"
     info = tarfile.TarInfo("a")
