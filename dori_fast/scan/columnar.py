@@ -107,7 +107,7 @@ class Columnar:
         prompt_at = table.schema.get_field_index(self.column)
         prompts, errors = _checked(_undecoded(table.column(prompt_at)))
         extra = [
-            _valid_text(column)
+            self._as_stored(name, column)
             for i, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True))
             if i != prompt_at and name in self._kept
         ]
@@ -118,6 +118,15 @@ class Columnar:
             extra=pa.Table.from_arrays(extra, schema=self.schema),
             fraction=fraction,
         )
+
+    def _as_stored(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        try:
+            return _as_stored(column)
+        except pa.ArrowInvalid as error:
+            raise UsageError(
+                f"{self._path}: column {name!r} has broken values ({first_line(error)})"
+                " — leave it out with --keep"
+            ) from error
 
 
 def first_line(error: Exception) -> str:
@@ -165,10 +174,30 @@ def _checked(column: pa.ChunkedArray) -> tuple[list[str | None], list[str | None
     return [prompt for prompt, _ in pairs], [error for _, error in pairs]
 
 
+def _as_stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column so that results can be written and read back: invalid UTF-8 spelled out.
+
+    Raises:
+        pa.ArrowInvalid: text within lists and the like is not UTF-8.
+    """
+    kind = column.type
+    if kind in _TEXT:
+        return _valid_text(column)
+    if pa.types.is_dictionary(kind):
+        return pa.chunked_array([_nulls_outside(chunk) for chunk in column.chunks], kind)
+    if pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType):
+        column.validate(full=True)
+    return column
+
+
+def _nulls_outside(array: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Without a null in the dictionary, which parquet cannot hold."""
+    if array.dictionary.null_count == 0:
+        return array
+    return array.dictionary_decode().dictionary_encode().cast(array.type)
+
+
 def _valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column itself, or with invalid UTF-8 spelled out, so that results can be read back."""
-    if column.type not in _TEXT:
-        return column
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:

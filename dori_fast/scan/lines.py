@@ -45,6 +45,13 @@ class Record(NamedTuple):
 
 def read_lines(path: Path, limit: int) -> Iterator[Line]:
     """Lines that end in LF (kept), at most ``limit`` bytes of each; a UTF-8 mark is skipped."""
+    try:
+        yield from _read_lines(path, limit)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror} — it cannot be read to its end") from error
+
+
+def _read_lines(path: Path, limit: int) -> Iterator[Line]:
     with path.open("rb") as file:
         head = file.read(4)
         refuse_wide(head, path)

@@ -102,7 +102,10 @@ def file_sha256(path: Path) -> str:
 
 
 def _content_sha256(path: Path) -> str:
-    return (tar_sha256 if path.suffix.lower() == ".tar" else file_sha256)(path)
+    try:
+        return (tar_sha256 if path.suffix.lower() == ".tar" else file_sha256)(path)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror} — it cannot be read to its end") from error
 
 
 def input_sha256(path: str | Path) -> str:

@@ -53,6 +53,8 @@ def read_members(path: Path, suffixes: tuple[str, ...], limit: int) -> Iterator[
                     yield Member(info.name, info.size, info.offset_data, content)
                 raw.seek(archive.offset)
                 _check_end(path, raw, name)
+    except UsageError:
+        raise
     except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         # the last of them for a chain of extended headers
         raise UsageError(

@@ -131,7 +131,7 @@ def test_what_lies_behind_the_end(tmp_path: Path) -> None:
     first, second = (tar(tmp_path / f"{i}.tar", sample(i, "x")).read_bytes() for i in range(2))
     path = tmp_path / "both.tar"
     path.write_bytes(first + second)
-    after = r"goes on behind the end mark after '00000/000000000\.txt'"
+    after = r"^\S*both\.tar: goes on behind the end mark after '00000/000000000\.txt'"
     for read in (open_prompts, input_sha256):
         with pytest.raises(UsageError, match=after):
             read(path)
