@@ -153,6 +153,18 @@ def test_text_files_are_joined_too(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_keys_without_a_value_in_one_file(tmp_path: Path) -> None:
+    for name, values in (("a", ["null"] * 4), ("b", ["1", "0.5", "true", '"x"'])):
+        pairs = ", ".join(f'"k{i}": {value}' for i, value in enumerate(values))
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"prompt": "{name}", {pairs}}}')
+    assert open_prompts(tmp_path / "a.jsonl").schema.types == [pa.null()] * 4
+    rows = [list(row.values())[2:] for row in read_all(tmp_path)]
+    assert rows == [[None] * 4, [1, 0.5, True, "x"]]
+    assert [str(kind) for kind in open_prompts(tmp_path).schema.types] == [
+        "int64", "double", "bool", "string",
+    ]  # fmt: skip
+
+
 def test_the_digest_knows_files_names_and_order(tmp_path: Path) -> None:
     a = part(tmp_path / "d" / "k=1" / "a.parquet", ["a"])
     part(tmp_path / "d" / "k=2" / "b.parquet", ["b"])
