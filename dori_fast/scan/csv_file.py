@@ -108,6 +108,7 @@ class _Feed:
         At the end of each of them it was within quotes. So would be any record that begins at one
         of them and is not at its end with its line; it would read on as this one did and fail
         where this one did, and need not be read. Otherwise every line could be read to the end.
+        (Of those that fail by their size it might have had the rest of 16 MB left.)
         """
         self._lost_to, self._reason = max(self._lost_to, self.record[-1].offset), reason
         self._again.extendleft(reversed(self.record[1:]))
