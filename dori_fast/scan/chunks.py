@@ -14,6 +14,9 @@ def rechunk(parts: Iterable[Rows], size: int) -> Iterator[Rows]:
     waiting: list[Rows] = []
     first = count = 0
     for part in parts:
+        if not len(part):
+            # a condition that holds nowhere would pile them up
+            continue
         waiting.append(part)
         count += len(part)
         while count >= size:

@@ -66,6 +66,7 @@ class Columnar:
             selection.check(whole.names, path)
         types = dict(zip(whole.names, whole.types, strict=True))
         self.where = selection.expression(types, path)
+        self.told = selection.told_by_statistics(types).expression(types, path)
         self._kept = set(selection.kept(rest.names))
         extra = [field for field in rest if field.name in self._kept]
         names = passed_names([field.name for field in extra])
@@ -88,15 +89,25 @@ class Columnar:
             for name, value in self._partition.items():
                 column = pa.repeat(value, len(table))
                 table = table.append_column(pa.field(name, value.type), column)
-            if self.where is not None:
-                table = table.filter(self.where)
-            yield self._to_rows(table, fraction)
+            yield self._to_rows(self._held(table), fraction)
+
+    def _held(self, table: pa.Table) -> pa.Table:
+        """The wanted rows; not all kinds of columns can be chosen from, nor broken text judged."""
+        if self.where is None:
+            return table
+        try:
+            return table.filter(self.where)
+        except pa.ArrowException as error:
+            raise UsageError(
+                f"{self._path}: no rows can be chosen of these columns ({first_line(error)})"
+                " — read it without conditions, or leave the column out with --keep"
+            ) from error
 
     def _to_rows(self, table: pa.Table, fraction: float) -> Rows:
         prompt_at = table.schema.get_field_index(self.column)
         prompts, errors = _checked(_undecoded(table.column(prompt_at)))
         extra = [
-            _valid_text(column)
+            self._as_stored(name, column)
             for i, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True))
             if i != prompt_at and name in self._kept
         ]
@@ -107,6 +118,15 @@ class Columnar:
             extra=pa.Table.from_arrays(extra, schema=self.schema),
             fraction=fraction,
         )
+
+    def _as_stored(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        try:
+            return _as_stored(column)
+        except pa.ArrowInvalid as error:
+            raise UsageError(
+                f"{self._path}: column {name!r} has broken values ({first_line(error)})"
+                " — leave it out with --keep"
+            ) from error
 
 
 def first_line(error: Exception) -> str:
@@ -154,10 +174,30 @@ def _checked(column: pa.ChunkedArray) -> tuple[list[str | None], list[str | None
     return [prompt for prompt, _ in pairs], [error for _, error in pairs]
 
 
+def _as_stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column so that results can be written and read back: invalid UTF-8 spelled out.
+
+    Raises:
+        pa.ArrowInvalid: text within lists and the like is not UTF-8.
+    """
+    kind = column.type
+    if kind in _TEXT:
+        return _valid_text(column)
+    if pa.types.is_dictionary(kind):
+        return pa.chunked_array([_nulls_outside(chunk) for chunk in column.chunks], kind)
+    if pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType):
+        column.validate(full=True)
+    return column
+
+
+def _nulls_outside(array: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Without a null in the dictionary, which parquet cannot hold."""
+    if array.dictionary.null_count == 0:
+        return array
+    return array.dictionary_decode().dictionary_encode().cast(array.type)
+
+
 def _valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column itself, or with invalid UTF-8 spelled out, so that results can be read back."""
-    if column.type not in _TEXT:
-        return column
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:

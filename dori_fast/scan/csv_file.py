@@ -54,10 +54,10 @@ class CsvFile(TextReader):
         for parsed in islice(_parse(self.path, self._separator), 1, None):
             cells, end = parsed.cells, parsed.lines[-1].end
             if cells is None:
-                yield Record(None, parsed.error, empty, end)
+                yield Record(None, parsed.error, empty, end, parsed=False)
             elif len(cells) != self._width:
                 count = f"{len(cells)} fields where the header has {self._width}"
-                yield Record(None, f"malformed: {count}", empty, end)
+                yield Record(None, f"malformed: {count}", empty, end, parsed=False)
             else:
                 prompt, error = self._check(cells, parsed.lines)
                 del cells[self._prompt_at]
@@ -83,11 +83,15 @@ class _Feed:
         self._again: deque[Line] = deque()
         self.record: list[Line] = []
         self._size = 0
+        # up to which line every record that is open at the end of a line fails, and of what
+        self._lost_to, self._reason = -1, ""
 
     def __iter__(self) -> _Feed:
         return self
 
     def __next__(self) -> str:
+        if self.record and self._again and self._again[0].offset <= self._lost_to:
+            raise csv.Error(self._reason)
         line = self._again.popleft() if self._again else next(self._lines)
         self.record.append(line)
         self._size += line.size
@@ -98,8 +102,15 @@ class _Feed:
     def start_record(self) -> None:
         self.record, self._size = [], 0
 
-    def give_back(self) -> None:
-        """Read all lines of the failed record but the first again."""
+    def give_back(self, reason: str) -> None:
+        """Read all lines of the failed record but the first again.
+
+        At the end of each of them it was within quotes. So would be any record that begins at one
+        of them and is not at its end with its line; it would read on as this one did and fail
+        where this one did, and need not be read. Otherwise every line could be read to the end.
+        (Of those that fail by their size it might have had the rest of 16 MB left.)
+        """
+        self._lost_to, self._reason = max(self._lost_to, self.record[-1].offset), reason
         self._again.extendleft(reversed(self.record[1:]))
         del self.record[1:]
 
@@ -117,7 +128,7 @@ def _parse(path: Path, separator: str) -> Iterator[_Parsed]:
         except StopIteration:
             return
         except csv.Error as error:
-            feed.give_back()
+            feed.give_back(str(error))
             yield _Parsed(None, f"malformed: {error}", feed.record)
             continue
         if cells:

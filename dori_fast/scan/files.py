@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -40,10 +40,11 @@ def input_files(source: str | Path) -> list[InputFile]:
     """The files of an input, all of one kind, in an order that does not depend on the machine.
 
     Args:
-        source: a file; a folder (all files of a known kind below it, by path; names that begin
-            with ``.`` or ``_`` are passed over); a pattern with ``*``, ``?``, ``[...]``, ``**``,
-            ``{a,b}`` or ``{00000..00041}`` (braces in the order written, what each of them finds
-            by path); or ``hf:NAME``, see :func:`dori_fast.scan.hub_dataset.hub_files`.
+        source: a file; a folder (all files of a known kind below it, by path, also behind links;
+            names that begin with ``.`` or ``_`` are passed over); a pattern with ``*``, ``?``,
+            ``[...]``, ``**``, ``{a,b}`` or ``{00000..00041}`` (braces in the order written, what
+            each of them finds by path); or ``hf:NAME``, see
+            :func:`dori_fast.scan.hub_dataset.hub_files`.
 
     Raises:
         UsageError: there is no such file, none in it, or files of several kinds.
@@ -71,12 +72,31 @@ def input_files(source: str | Path) -> list[InputFile]:
 
 
 def _below(folder: Path) -> list[Path]:
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
-        found += [Path(parent, name) for name in names if not name.startswith((".", "_"))]
-    known = [path for path in found if path.suffix.lower() in SUFFIXES]
+    known = [path for path in _walked(folder) if path.suffix.lower() in SUFFIXES]
     return sorted(known, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    """All files below a folder; links to folders are followed, as patterns follow them."""
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while waiting:
+        parent, above = waiting.pop()
+        try:
+            status = parent.stat()
+            entries = [(entry.name, entry.is_dir()) for entry in os.scandir(parent)]
+        except OSError as error:
+            raise UsageError(f"{parent}: {error.strerror} — its files cannot be listed") from error
+        itself = (status.st_dev, status.st_ino)
+        if itself in above:
+            # a link to a folder that it lies in, whose files are found there
+            continue
+        for name, is_folder in entries:
+            if name.startswith((".", "_")):
+                continue
+            if is_folder:
+                waiting.append((parent / name, above | {itself}))
+            else:
+                yield parent / name
 
 
 def _matching(pattern: str) -> list[Path]:

@@ -15,8 +15,8 @@ MAX_KEYS = 256
 class Survey:
     """The kinds of values of every key, in order of first appearance.
 
-    A column is int64, float64, bool or text where all its values are; mixed or nested values are
-    kept as their JSON text.
+    A column is int64, float64, bool or text where all its values are, null where it has none; mixed
+    or nested values are kept as their JSON text.
     """
 
     def __init__(self) -> None:
@@ -67,11 +67,14 @@ def _kind(value: object) -> str:
 
 
 def _arrow_type(kinds: set[str]) -> pa.DataType:
+    if not kinds:
+        # of nulls alone, which other files may have values for
+        return pa.null()
     if kinds == {"bool"}:
         return pa.bool_()
-    if kinds and kinds <= {"int", "long"}:
+    if kinds <= {"int", "long"}:
         return pa.int64()
-    if kinds and kinds <= {"int", "float"}:
+    if kinds <= {"int", "float"}:
         return pa.float64()
     return pa.string()
 

@@ -38,7 +38,7 @@ class JsonLines(TextReader):
                 continue
             value, error = _parse(line)
             if value is None:
-                yield Record(None, error, empty, line.end)
+                yield Record(None, error, empty, line.end, parsed=False)
             else:
                 prompt, error = check_prompt(value.get(self.column or ""))
                 yield Record(prompt, error, self._columns.cells(value), line.end)

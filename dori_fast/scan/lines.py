@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pyarrow as pa
 
@@ -31,16 +31,27 @@ class Line(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One row of a text format; ``end`` is the byte offset after it."""
+    """One row of a text format; ``end`` is the byte offset after it.
+
+    ``parsed`` is false where its columns could not be made out, so that nulls stand for them.
+    """
 
     prompt: str | None
     error: str | None
     cells: tuple[object, ...]
     end: int
+    parsed: bool = True
 
 
 def read_lines(path: Path, limit: int) -> Iterator[Line]:
     """Lines that end in LF (kept), at most ``limit`` bytes of each; a UTF-8 mark is skipped."""
+    try:
+        yield from _read_lines(path, limit)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror} — it cannot be read to its end") from error
+
+
+def _read_lines(path: Path, limit: int) -> Iterator[Line]:
     with path.open("rb") as file:
         head = file.read(4)
         refuse_wide(head, path)
@@ -61,8 +72,12 @@ def refuse_wide(head: bytes, path: Path) -> None:
 
 @dataclass
 class TextReader:
-    """A text format as a :class:`dori_fast.scan.rows.Reader`; formats give ``records``."""
+    """A text format as a :class:`dori_fast.scan.rows.Reader`; formats give ``records``.
 
+    ``known`` are the columns that also a row has which could not be parsed.
+    """
+
+    known: ClassVar[tuple[str, ...]] = ()
     path: Path
     column: str | None
     schema: pa.Schema
@@ -77,6 +92,10 @@ class TextReader:
 
     def chunks(self, size: int) -> Iterator[Rows]:
         """All rows, ``size`` at a time (the last chunk may be shorter)."""
+        return (rows for rows, _ in self.parts(size))
+
+    def parts(self, size: int) -> Iterator[tuple[Rows, list[bool]]]:
+        """The same chunks, and which of their rows were parsed."""
         total = max(1, self.end())
         records, first = self.records(), 0
         while group := list(islice(records, size)):
@@ -84,13 +103,14 @@ class TextReader:
                 pa.array([record.cells[i] for record in group], field.type)
                 for i, field in enumerate(self.schema)
             ]
-            yield Rows(
+            rows = Rows(
                 first=first,
                 prompts=[record.prompt for record in group],
                 errors=[record.error for record in group],
                 extra=pa.Table.from_arrays(columns, schema=self.schema),
                 fraction=min(1.0, group[-1].end / total),
             )
+            yield rows, [record.parsed for record in group]
             first += len(group)
 
 

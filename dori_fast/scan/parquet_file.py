@@ -52,8 +52,9 @@ class ParquetFile(Columnar):
             ) from error
 
     def _wanted(self, file: pq.ParquetFile) -> set[int]:
-        if self.where is None:
-            return set(range(file.num_row_groups))
+        every = set(range(file.num_row_groups))
+        if self.told is None:
+            return every
         schema, folder = file.schema_arrow, pc.scalar(True)
         for name, value in self._partition.items():
             schema = schema.append(pa.field(name, value.type))
@@ -62,7 +63,11 @@ class ParquetFile(Columnar):
         fragment = ds.ParquetFileFormat().make_fragment(
             str(self._path), LocalFileSystem(), partition_expression=folder
         )
-        return {group.id for group in fragment.subset(self.where, schema).row_groups}
+        try:
+            return {group.id for group in fragment.subset(self.told, schema).row_groups}
+        except pa.ArrowException:
+            # some casts of statistics are not possible; the rows themselves decide
+            return every
 
 
 def _opened(path: Path) -> pq.ParquetFile:

@@ -16,7 +16,7 @@ from dori_fast.scan.csv_file import CsvFile
 from dori_fast.scan.durable import disk_refusals
 from dori_fast.scan.files import SUFFIXES, InputFile, input_files
 from dori_fast.scan.jsonl_file import JsonLines
-from dori_fast.scan.lines import PlainText
+from dori_fast.scan.lines import PlainText, TextReader
 from dori_fast.scan.many_files import ManyFiles
 from dori_fast.scan.parquet_file import ParquetFile
 from dori_fast.scan.rows import Reader
@@ -68,7 +68,7 @@ def _open_file(file: InputFile, column: str | None, selection: Selection) -> Rea
     return Selected(reader, path, selection, file.partition)
 
 
-def _open_text(path: Path, suffix: str, column: str | None) -> Reader:
+def _open_text(path: Path, suffix: str, column: str | None) -> TextReader:
     if suffix == ".txt":
         if column is not None:
             raise UsageError(f"{path}: plain text has no columns — leave --column out")
@@ -102,7 +102,10 @@ def file_sha256(path: Path) -> str:
 
 
 def _content_sha256(path: Path) -> str:
-    return (tar_sha256 if path.suffix.lower() == ".tar" else file_sha256)(path)
+    try:
+        return (tar_sha256 if path.suffix.lower() == ".tar" else file_sha256)(path)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror} — it cannot be read to its end") from error
 
 
 def input_sha256(path: str | Path) -> str:

@@ -79,6 +79,8 @@ class Condition:
             return null if self.op == "is null" else ~null
         values = self.value if self.op == "in" else [self.value]
         column, plain = pc.field(name), _plain(kind)
+        if pa.types.is_null(plain):
+            return column.is_valid()
         numbers = all(isinstance(value, int | float) for value in values)
         if numbers and _is_text(plain) and not any(isinstance(v, bool) for v in values):
             text = pc.utf8_trim_whitespace(column.cast(pa.string()))
@@ -87,12 +89,12 @@ class Condition:
             plain = pa.float64()
         elif pa.types.is_integer(plain) and any(isinstance(value, float) for value in values):
             # an integer that float64 cannot hold is rounded, not refused
-            column = column.cast(pa.float64(), safe=False)
+            column, plain = column.cast(pa.float64(), safe=False), pa.float64()
         elif plain != kind:
             column = column.cast(plain)
         try:
             fitting = [_scalar(value, plain) for value in values]
-        except (pa.ArrowException, TypeError) as error:
+        except (pa.ArrowException, TypeError, OverflowError) as error:
             raise UsageError(
                 f"{path}: column {self.column!r} is {kind}, which {self} cannot be asked of"
             ) from error
@@ -138,6 +140,14 @@ class Selection:
                 what = "occurs twice in" if name in names else "is not among"
                 raise UsageError(f"{path}: column {name!r} {what} {shown}")
 
+    def told_by_statistics(self, columns: Mapping[str, pa.DataType]) -> Selection:
+        """Those conditions for which it is enough to know the smallest and the largest value.
+
+        Statistics leave NaN out, which is unlike any number.
+        """
+        where = [c for c in self.where if c.op != "!=" or not _is_floating(columns[c.column])]
+        return Selection(tuple(where), self.keep)
+
     def expression(self, columns: Mapping[str, pa.DataType], path: Path) -> pc.Expression | None:
         """All conditions on a table with these columns, or None if there are none."""
         each = [c.expression(c.column, columns[c.column], path) for c in self.where]
@@ -151,13 +161,24 @@ def _literal(text: str, value: str) -> Any:
     if len(value) > 1 and value[0] == value[-1] == "'":
         return value[1:-1]
     try:
-        return json.loads(value)
+        return json.loads(value, parse_constant=_infinite)
     except ValueError:
         raise UsageError(f"where {text!r}: {value!r} is no value — put text in quotes") from None
 
 
+def _infinite(name: str) -> float:
+    if name == "NaN":
+        # nothing equals it, but pyarrow's ``in`` says so, statistics of row groups do not
+        raise ValueError(name)
+    return float(name)
+
+
 def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_floating(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(_plain(kind)))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -168,8 +189,11 @@ def _scalar(value: Any, kind: pa.DataType) -> pa.Scalar:
     """The value as the column's type, or as a number where the column is one."""
     if isinstance(value, bool) or pa.types.is_boolean(kind):
         return pa.scalar(value, kind) if pa.types.is_boolean(kind) else _refused()
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return pa.scalar(value, pa.int64() if isinstance(value, int) else pa.float64())
+    if pa.types.is_floating(kind) and isinstance(value, int | float):
+        return pa.scalar(float(value), pa.float64())
+    if pa.types.is_integer(kind):
+        # beside an int64, a uint64 would be cast to one
+        return pa.scalar(value, kind if pa.types.is_uint64(kind) else pa.int64())
     return pa.scalar(value).cast(kind)
 
 

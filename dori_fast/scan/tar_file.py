@@ -33,8 +33,11 @@ class TarFile(TextReader):
     """Prompts from .txt members, or from a key of .json members; pictures are passed over unread.
 
     The other JSON keys become columns as those of JSON lines do, beside ``key``. A first pass
-    over the headers finds them.
+    over the headers finds them. A sample whose JSON is broken is quarantined, also if its prompt
+    is in a .txt member: otherwise its columns would look as if they had no values.
     """
+
+    known = (_KEY,)
 
     def __init__(self, path: Path, column: str | None) -> None:
         survey, texts, self._end = Survey(), False, 0
@@ -65,14 +68,16 @@ class TarFile(TextReader):
     def records(self) -> Iterator[Record]:
         for sample in _samples(self.path):
             meta = sample.meta or {}
-            if self._texts:
-                prompt, error = _text(sample.text)
-            elif sample.error:
-                prompt, error = None, sample.error
-            else:
-                prompt, error = check_prompt(meta.get(self.column or ""))
+            prompt, error = self._prompt(sample)
             cells = (storable(sample.key), *self._columns.cells(meta))
-            yield Record(prompt, error, cells, sample.end)
+            yield Record(prompt, error, cells, sample.end, parsed=sample.error is None)
+
+    def _prompt(self, sample: _Sample) -> tuple[str | None, str | None]:
+        if sample.error is not None:
+            return None, sample.error
+        if self._texts:
+            return _text(sample.text)
+        return check_prompt((sample.meta or {}).get(self.column or ""))
 
 
 def tar_sha256(path: Path) -> str:
@@ -91,7 +96,13 @@ def tar_sha256(path: Path) -> str:
 def _samples(path: Path) -> Iterator[_Sample]:
     members = read_members(path, (_TEXT, _JSON), _JSON_BYTES)
     for key, group in groupby(members, key=lambda member: _split(member.name)[0]):
-        by_suffix = {_split(member.name)[1]: member for member in group}
+        by_suffix: dict[str, Member] = {}
+        for member in group:
+            if by_suffix.setdefault(_split(member.name)[1], member) is not member:
+                raise UsageError(
+                    f"{path}: two members {member.name!r} in one sample — which of them counts?"
+                    " Pack it anew"
+                )
         meta, error = None, None
         if _JSON in by_suffix:
             meta, error = _object(by_suffix[_JSON])

@@ -27,8 +27,8 @@ def read_members(path: Path, suffixes: tuple[str, ...], limit: int) -> Iterator[
 
     Raises:
         UsageError: a member is absolute, leaves the folder, is a link or no plain file, or is the
-            1,000,001st; a header is larger than 16 MB; or the archive is damaged. It names the
-            member.
+            1,000,001st; a header is larger than 16 MB; or the archive is damaged, or goes on
+            behind its end. It names the member.
     """
     name = "the first member"
     try:
@@ -51,13 +51,12 @@ def read_members(path: Path, suffixes: tuple[str, ...], limit: int) -> Iterator[
                         if len(content) < info.size:
                             raise UsageError(f"{path}: cut off within {name} — get the file again")
                     yield Member(info.name, info.size, info.offset_data, content)
-                # to tarfile a damaged header is an end like any other
                 raw.seek(archive.offset)
-                if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                    raise UsageError(
-                        f"{path}: cut off or damaged after {name} — get the file again"
-                    )
-    except (tarfile.TarError, OSError, ValueError) as error:
+                _check_end(path, raw, name)
+    except UsageError:
+        raise
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
+        # the last of them for a chain of extended headers
         raise UsageError(
             f"{path}: not a readable tar archive after {name} ({error}) — get the file again"
         ) from error
@@ -74,6 +73,18 @@ class _Sparing:
         if not 0 <= size <= _AT_ONCE:
             raise UsageError(f"{self._path}: a header of {size:,} bytes at {self.tell():,}")
         return self._file.read(size)
+
+
+def _check_end(path: Path, file: BinaryIO, name: str) -> None:
+    # to tarfile a damaged header is an end like any other
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise UsageError(f"{path}: cut off or damaged after {name} — get the file again")
+    while block := file.read(_AT_ONCE):
+        if block.strip(b"\0"):
+            raise UsageError(
+                f"{path}: goes on behind the end mark after {name} — it is damaged, or several"
+                " archives in one: part them (tar --ignore-zeros reads them all)"
+            )
 
 
 def _check(path: Path, info: tarfile.TarInfo) -> None:

@@ -87,6 +87,23 @@ def test_patterns(tmp_path: Path) -> None:
         input_files(tmp_path / "none")
 
 
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for path, text in ((here / "b" / "p.txt", "b"), (there / "p.txt", "there")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    (here / "a").symlink_to(there)
+    assert prompts(here) == prompts(here / "**" / "*.txt") == ["there", "b"]
+    digest = input_sha256(here)
+    # neither up into itself nor around
+    (there / "up").symlink_to(here)
+    (here / "b" / "self").symlink_to(here / "b")
+    assert [file.name for file in input_files(here)] == ["a/p.txt", "b/p.txt"]
+    assert input_sha256(here) == digest
+    (there / "p.txt").write_text("other")
+    assert input_sha256(here) != digest
+
+
 def test_types_are_joined_or_refused_by_name(tmp_path: Path) -> None:
     part(tmp_path / "a.parquet", ["a"], n=pa.array([2**40], pa.int64()), t=["x"])
     large = pa.array(["y"], pa.large_string())
@@ -133,6 +150,18 @@ def test_text_files_are_joined_too(tmp_path: Path) -> None:
     rows = read_all(tmp_path)
     assert [(row["prompt"], row["x"], row["n"]) for row in rows] == [
         ("p1", 1.0, 1), (None, None, 1), ("p2", 0.5, 2), (None, None, 2),
+    ]  # fmt: skip
+
+
+def test_keys_without_a_value_in_one_file(tmp_path: Path) -> None:
+    for name, values in (("a", ["null"] * 4), ("b", ["1", "0.5", "true", '"x"'])):
+        pairs = ", ".join(f'"k{i}": {value}' for i, value in enumerate(values))
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"prompt": "{name}", {pairs}}}')
+    assert open_prompts(tmp_path / "a.jsonl").schema.types == [pa.null()] * 4
+    rows = [list(row.values())[2:] for row in read_all(tmp_path)]
+    assert rows == [[None] * 4, [1, 0.5, True, "x"]]
+    assert [str(kind) for kind in open_prompts(tmp_path).schema.types] == [
+        "int64", "double", "bool", "string",
     ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dori_fast.errors import UsageError
+from dori_fast.scan import csv_file
 from dori_fast.scan.read import open_prompts
 from tests.scan.inputs import NASTY, TEXT, codes, csv_text, prompts, read_all, write
 
@@ -93,6 +94,49 @@ def test_a_quote_that_never_closes_is_bounded(tmp_path: Path) -> None:
     text = 'id,prompt\n1,"open\n' + f"2,{filler}" * 200
     found = codes(write(tmp_path / "p.csv", text))
     assert found == ["malformed"] + [None] * 200
+
+
+def test_quotes_that_open_on_every_line_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = 0
+
+    class Counted(csv_file._Feed):
+        def __next__(self) -> str:
+            nonlocal fed
+            fed += 1
+            return super().__next__()
+
+    monkeypatch.setattr(csv_file, "_Feed", Counted)
+    path = write(tmp_path / "p.csv", "a,prompt\n" + 'b","x\n' * 2000 + "1,fine\n")
+    reader = open_prompts(path)
+    fed = 0
+    errors = [error for chunk in reader.chunks(500) for error in chunk.errors]
+    assert errors == ["malformed: unexpected end of data"] * 2000 + [None]
+    assert fed < 4 * 2000
+
+
+@given(
+    st.lists(st.sampled_from(['b","x', "1,a", '"', '1,"a', '",2', '1,""', '"a"b', ""]), max_size=12)
+)
+@settings(max_examples=300, deadline=None)
+def test_what_fails_again_fails_as_if_it_were_read(tmp_path_factory: Any, body: list[str]) -> None:
+    lines = ["a,prompt", *body, "1,end"]
+    path = write(tmp_path_factory.mktemp("c") / "p.csv", "".join(f"{line}\n" for line in lines))
+    expected, start = [], 1
+    while start < len(lines):
+        reader = csv.reader((f"{line}\n" for line in lines[start:]), strict=True)
+        try:
+            cells = next(reader)
+        except csv.Error as error:
+            expected.append(f"malformed: {error}")
+            start += 1
+            continue
+        start += reader.line_num
+        if cells:
+            count = f"malformed: {len(cells)} fields where the header has 2"
+            expected.append(None if len(cells) == 2 else count)
+    assert [row["error"] for row in read_all(path)] == expected
 
 
 def test_text_after_a_closing_quote_is_not_guessed_at(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from dori_fast.errors import UsageError
 from dori_fast.scan.read import open_prompts
+from dori_fast.scan.select import Selection
 from tests.scan.inputs import NASTY, codes, prompts, read_all, write
 
 
@@ -58,6 +59,18 @@ def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     assert [row["prompt"] for row in rows] == ["fine", None, None]
     assert rows[1]["error"] == "encoding: invalid UTF-8, byte 0xE9 at offset 3 of the prompt"
     assert [row["note"] for row in rows] == ["fine", "caf\\xe9", None]
+
+
+def test_bytes_that_are_not_text_within_lists(tmp_path: Path) -> None:
+    raw = pa.array([b"fine", b"caf\xe9", None], pa.binary())
+    claimed = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    table = pa.table({"prompt": ["a", "b"], "many": pa.ListArray.from_arrays([0, 1, 3], claimed)})
+    path = tmp_path / "p.parquet"
+    pq.write_table(table, path)
+    with pytest.raises(UsageError, match=r"p\.parquet: column 'many' has broken values.*UTF8"):
+        read_all(path)
+    (chunk,) = open_prompts(path, selection=Selection.of(keep=[])).chunks(5)
+    assert chunk.prompts == ["a", "b"]
 
 
 def test_size_limit(tmp_path: Path) -> None:

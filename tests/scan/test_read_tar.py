@@ -72,6 +72,23 @@ def test_texts_that_are_no_prompts(tmp_path: Path) -> None:
     assert codes(path) == ["too_long", "encoding", "null", "too_long", None]
 
 
+def test_a_sample_whose_json_is_broken(tmp_path: Path) -> None:
+    meta = ('{"caption": "A", "similarity": 0.9}', '{"caption": bro', '{"similarity": 0.1}')
+    path = tar(tmp_path / "0.tar", [(f"{i}.json", text) for i, text in enumerate(meta)])
+    both = [m for i, text in enumerate(meta) for m in ((f"{i}.json", text), (f"{i}.txt", "T"))]
+    texts = tar(tmp_path / "1.tar", both)
+    assert (codes(path), codes(texts)) == ([None, "malformed", "null"], [None, "malformed", None])
+    for archive in (path, texts):
+        assert _keys(archive, "similarity > 0.3") == ["0", "1"]
+        assert _keys(archive, "similarity > 0.3", "key > '0'") == ["1"]
+        assert _keys(archive, "key != '1'") == ["0", "2"]
+
+
+def _keys(path: Path, *where: str) -> list[str]:
+    chunks = open_prompts(path, selection=Selection.of(where)).chunks(2)
+    return [key for chunk in chunks for key in chunk.extra["key"].to_pylist()]
+
+
 @pytest.mark.parametrize("name", ["../x.txt", "/x.txt", "a/../../x.txt"])
 def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     path = tar(tmp_path / "0.tar", [("a.txt", "fine"), (name, "x")])
@@ -107,6 +124,37 @@ def test_damage(tmp_path: Path) -> None:
         open_prompts(path)
     path.write_bytes(b"\x1f\x8b" + bytes(600))
     with pytest.raises(UsageError, match="not a readable tar archive"):
+        open_prompts(path)
+
+
+def test_what_lies_behind_the_end(tmp_path: Path) -> None:
+    first, second = (tar(tmp_path / f"{i}.tar", sample(i, "x")).read_bytes() for i in range(2))
+    path = tmp_path / "both.tar"
+    path.write_bytes(first + second)
+    after = r"^\S*both\.tar: goes on behind the end mark after '00000/000000000\.txt'"
+    for read in (open_prompts, input_sha256):
+        with pytest.raises(UsageError, match=after):
+            read(path)
+    path.write_bytes(first + bytes(tar_members._AT_ONCE) + b"\1")
+    with pytest.raises(UsageError, match=after):
+        open_prompts(path)
+    path.write_bytes(first + bytes(2 * tarfile.RECORDSIZE))
+    assert prompts(path) == ["x"]
+
+
+def test_two_members_of_one_name(tmp_path: Path) -> None:
+    path = tar(tmp_path / "0.tar", [("a.jpg", ""), ("b.txt", "1"), ("b.jpg", ""), ("b.txt", "2")])
+    with pytest.raises(UsageError, match=r"0\.tar: two members 'b\.txt' in one sample"):
+        open_prompts(path)
+
+
+def test_a_chain_of_long_names(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 4
+    header = info.tobuf(tarfile.GNU_FORMAT) + b"abc\0" + bytes(508)
+    path = tar(tmp_path / "0.tar", [("a.txt", "x")])
+    path.write_bytes(header * 3000 + path.read_bytes())
+    with pytest.raises(UsageError, match=r"0\.tar: not a readable tar archive.*recursion"):
         open_prompts(path)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dori_fast.errors import UsageError
-from dori_fast.scan.read import file_sha256, open_prompts, prompts_on_disk
+from dori_fast.scan.read import file_sha256, input_sha256, open_prompts, prompts_on_disk
 from tests.scan.inputs import TEXT, codes, prompts, read_all, write
 
 
@@ -32,6 +32,16 @@ def test_round_trip(tmp_path_factory: Any, texts: list[str]) -> None:
         b"\xef\xbb\xbf" + "".join(f"{text}\n" for text in texts).encode(),
     )
     assert prompts(path) == texts
+
+
+def test_a_disk_that_fails_names_the_file(tmp_path: Path) -> None:
+    for suffix in ("txt", "csv", "jsonl"):
+        path = tmp_path / f"p.{suffix}"
+        # reading at its beginning is an input/output error
+        path.symlink_to("/proc/self/mem")
+        for read in (read_all, input_sha256):
+            with pytest.raises(UsageError, match=rf"p\.{suffix}: Input/output error"):
+                read(path)
 
 
 def test_invalid_bytes_are_named_by_their_offset(tmp_path: Path) -> None:

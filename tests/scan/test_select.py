@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.scan.chunks import rechunk
 from dori_fast.scan.read import open_prompts
+from dori_fast.scan.rows import Rows
 from dori_fast.scan.select import Condition, Selection
 from tests.scan.inputs import write
 from tests.scan.scanning import Spelling, scanned
@@ -34,6 +38,9 @@ CASES = [
     ("width in [64, 1024]", ["b", "d"]),
     ("width == 9007199254740993", ["e"]),
     ("width < 64.5", ["b"]),
+    ("width in [64.0, 1023.5]", ["b"]),
+    ("similarity < 99999999999999999999", ["a", "b", "d", None]),
+    ("similarity != 0.1", ["b", "d", "e", None]),
     ("`wide file` == true", ["a", "c", "e", None]),
     ("caption > 'c'", ["d", "e"]),
     ("caption is not null", ["a", "b", "c", "d", "e"]),
@@ -75,6 +82,98 @@ def test_text_spells_numbers(tmp_path: Path) -> None:
     # the malformed row has no s to be judged by
     assert kept(path, "s > 0") == ["a", "e", None]
     assert kept(path, "s in [-1000]") == ["b", None]
+
+
+def test_unsigned_integers_of_any_size(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    h = pa.array([2**63 + 5, 1, None], pa.uint64())
+    pq.write_table(pa.table({"prompt": list("abc"), "h": h}), path, row_group_size=1)
+    assert kept(path, "h > 5") == kept(path, f"h == {2**63 + 5}") == ["a"]
+    assert kept(path, f"h in [1, {2**63 + 5}]") == kept(path, "h > 0.5") == ["a", "b"]
+    with pytest.raises(UsageError, match=r"column 'h' is uint64, which h > -1 cannot"):
+        kept(path, "h > -1")
+
+
+@pytest.mark.parametrize("group", [3, 6])
+def test_not_a_number_is_kept_whatever_the_row_groups_say(tmp_path: Path, group: int) -> None:
+    x = [5.0, float("nan"), 5.0, None, 2.0, 3.0]
+    for kind in (pa.float64(), pa.float32()):
+        table = pa.table({"prompt": list("abcdef"), "x": pa.array(x, kind)})
+        pq.write_table(table, tmp_path / "p.parquet", row_group_size=group)
+        assert kept(tmp_path / "p.parquet", "x != 5") == ["b", "e", "f"]
+
+
+def test_what_cannot_be_chosen_from_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    bad = pa.Array.from_buffers(pa.string(), 2, pa.array([b"7", b"\xff"]).buffers())
+    view, half = pa.array(["a", "b"], pa.string_view()), pa.array([1, 2], pa.float16())
+    columns = {"prompt": ["a", "b"], "bad": bad, "view": view, "half": half, "none": pa.nulls(2)}
+    pq.write_table(pa.table(columns), path)
+    assert kept(path, "none > 5", keep=[]) == kept(path, "none == 'x'", keep=[]) == []
+    for where in ("view == 'a'", "half > 1"):
+        with pytest.raises(UsageError, match=r"p\.parquet: no rows can be chosen"):
+            kept(path, where, keep=[])
+    with pytest.raises(UsageError, match=r"p\.parquet: no rows can be chosen.*UTF8"):
+        kept(path, "bad > 5", keep=[])
+
+
+def test_what_is_not_kept_is_not_remembered() -> None:
+    alive: list[weakref.ref[pa.Table]] = []
+    most = 0
+
+    def parts() -> Iterator[Rows]:
+        nonlocal most
+        for _ in range(50):
+            empty = pa.table({"x": pa.array([], pa.int64())})
+            alive.append(weakref.ref(empty))
+            yield Rows(0, [], [], empty, 0.5)
+            del empty
+            most = max(most, sum(one() is not None for one in alive))
+
+    assert list(rechunk(parts(), 10)) == []
+    # the one that the loop still holds
+    assert most <= 1
+
+
+def test_a_row_is_judged_by_what_it_has(tmp_path: Path) -> None:
+    for year in (2020, 2021):
+        path = tmp_path / "d" / f"year={year}" / "p.jsonl"
+        path.parent.mkdir(parents=True)
+        write(path, f'{{"prompt": "p{year}", "n": 1}}\nbroken\n{{"prompt": 7, "n": 2}}\n')
+    folder = tmp_path / "d"
+    assert kept(folder, "year == 2021") == ["p2021", None, None]
+    assert kept(folder, "year == 2021", "n == 1") == ["p2021", None]
+    # a broken line and a prompt that is no text say nothing about the prompt
+    assert kept(folder, "year == 2021", "prompt == 'x'") == [None, None]
+    assert kept(folder, "year > 2020", "prompt != 'x'", "n == 2") == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.txt", "a\nb\n"),
+        ("p.csv", "prompt\na\nb\n"),
+        ("p.jsonl", '{"prompt":"a"}\n{"prompt":"b"}'),
+    ],
+)
+def test_text_without_other_columns(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / "year=2020" / name
+    path.parent.mkdir()
+    write(path, text)
+    (chunk,) = open_prompts(tmp_path).chunks(5)
+    assert (chunk.prompts, chunk.extra["year"].to_pylist()) == (["a", "b"], [2020, 2020])
+    assert kept(tmp_path, "year == 2021") == []
+    assert kept(tmp_path, keep=[]) == ["a", "b"]
+    if name != "p.txt":
+        assert kept(path, "prompt != 'a'") == ["b"]
+
+
+def test_a_prompt_column_of_any_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", "row_id,status,prompt\na,1,x\nb,2,y\n")
+    selection = Selection.of(["row_id != 'a'", "prompt == 'y'", "status > 1"])
+    (chunk,) = open_prompts(path, "row_id", selection).chunks(5)
+    assert chunk.prompts == ["b"]
+    assert chunk.extra.to_pydict() == {"source_status": ["2"], "source_prompt": ["y"]}
 
 
 def test_a_dictionary_is_compared_as_its_values(tmp_path: Path) -> None:
@@ -129,6 +228,10 @@ def test_partitions_rule_out_whole_files(tmp_path: Path) -> None:
         ("width > 'x'", r"p\.parquet: column 'width' is int64, which width > \"x\" cannot"),
         ("width == true", "is int64"),
         ("`wide file` > 1", "is bool"),
+        ("width > 99999999999999999999", "is int64, which width > 99999999999999999999 cannot"),
+        ("width in [1, 9223372036854775808]", "is int64"),
+        (f"similarity < 1{'0' * 400}", "is double"),
+        ("similarity in [NaN]", "is no value"),
     ],
 )
 def test_refusals(parquet: Path, where: str, said: str) -> None:
