@@ -9,12 +9,15 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import dori_fast
 from dori_fast.errors import IntegrityError
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA_VERSION = 1
 _LIBRARIES = ("torch", "triton", "diffusers", "transformers", "numpy", "pyarrow", "xformers")
@@ -38,8 +41,9 @@ class RunRecord(BaseModel):
 
     ``identity`` is everything that a row's result depends on, and ``run_hash`` its sha256. The
     rest says where things came from and how it went, and may change when a run is resumed.
-    ``execution`` is how the network was run and ``device_name`` on what, which change scores by
-    rounding alone.
+    ``execution`` is how the network was run, ``device_name`` on what, and ``threads``, on a CPU, by
+    how many of each process, which change scores by rounding alone; ``threads`` is None where that
+    is not known, and where a run was resumed with another number.
     ``threshold`` is the score above which rows are flagged, in a calibrated scan; ``observed`` the
     share of the ``clean_prompts`` above it with its 95 % interval, [value, low, high].
     """
@@ -54,6 +58,7 @@ class RunRecord(BaseModel):
     batch_size: int
     execution: dict[str, Any] = {}
     device_name: str | None = None
+    threads: int | None = None
     versions: dict[str, str]
     state: Literal["running", "interrupted", "done", "over_budget"] = "running"
     counts: Counts = Field(default_factory=Counts)
@@ -130,6 +135,13 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def threads_of(device: torch.device, processes: int = 1) -> int | None:
+    """On a CPU, the threads of each of so many processes that share this one's; else None."""
+    import torch
+
+    return max(1, torch.get_num_threads() // processes) if device.type == "cpu" else None
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

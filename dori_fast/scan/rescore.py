@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from dori_fast.errors import UsageError
 from dori_fast.scan.machine import device_name
-from dori_fast.scan.record import RunRecord, library_versions
+from dori_fast.scan.record import RunRecord, library_versions, threads_of
 from dori_fast.scan.rows import Rows
 from dori_fast.scan.score import score_rows
 
@@ -70,10 +70,14 @@ def recorded_detector(config: dict[str, Any]) -> Detector:
 
 
 def unlike(record: RunRecord, model: Denoiser) -> list[str]:
-    """What of the machine, the libraries and the batch differs from the run's, if anything."""
+    """What of the machine, its threads, the libraries and the batch differs from the run's."""
     then = {"device": record.device_name, "batch size": record.batch_size, **record.execution}
     now = {"device": device_name(model.device), "batch size": model.batch_size}
     now |= asdict(model.engine.execution)
+    if (threads := threads_of(model.device)) is not None:
+        # of older runs it is not known, nor of those that were resumed with another number
+        then["threads"] = "unknown" if record.threads is None else record.threads
+        now["threads"] = threads
     versions = library_versions()
     then |= {name: record.versions.get(name) for name in _ROUNDING}
     now |= {name: versions.get(name) for name in _ROUNDING}
