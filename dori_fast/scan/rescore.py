@@ -49,11 +49,21 @@ def recorded_model(record: RunRecord, model: Denoiser | str | Path | None) -> De
     return load(
         described["source"] if model is None else model,
         revision=described["revision"] if model is None else None,
+        variant=recorded_variant(record),
         dtype=described["dtype"],
         device="auto" if away else described["device"],
         batch_size=record.batch_size,
         **execution,
     )
+
+
+def recorded_variant(record: RunRecord) -> str | None:
+    """Of the weights that were read: a record names their files, and those of one variant alone."""
+    from dori_fast.models.weights import variant_of
+
+    paths = map(Path, record.model["files"])
+    found = (variant_of(path) for path in paths if path.suffix == ".safetensors")
+    return next(found, None)
 
 
 def recorded_detector(config: dict[str, Any]) -> Detector:

@@ -20,6 +20,7 @@ from dori_fast.scan.rescore import (
     differing_rows,
     recorded_detector,
     recorded_model,
+    recorded_variant,
     unlike,
 )
 from dori_fast.scan.shard import Footer, check_shard, shard_columns
@@ -307,6 +308,6 @@ def _files_now(record: RunRecord, model: Denoiser | str | Path | None) -> dict[s
     revision = record.model["revision"] if model is None else None
     parts = {name.split("/")[0] for name in record.model["files"]}
     try:
-        return source_hashes(source, revision, parts)
+        return source_hashes(source, revision, parts, variant=recorded_variant(record))
     except UsageError as error:
         raise UsageError(f"verify: {error}; name it with --model, or give --files-only") from error

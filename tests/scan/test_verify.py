@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import dori_fast
+import dori_fast.scan.read  # makes dori_fast.scan the package, which must stay callable
 from dori_fast.errors import UsageError
 from dori_fast.scan import Verification, verify
 from dori_fast.scan.manifest import Manifest, list_report, seal
@@ -198,6 +200,29 @@ def test_a_swapped_weight_file(
     assert seen.rescored == 0
     (copy / name).unlink()
     assert "missing now" in verify(run, model=copy).findings[0].what
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_weights_of_a_variant(
+    place: Path, tiny_directory: Path, tmp_path: Path, both: bool
+) -> None:
+    shutil.copytree(tiny_directory, tmp_path / "model")
+    weights = list((tmp_path / "model").rglob("*.safetensors"))
+    for path in weights:
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    half = dori_fast.load(tmp_path / "model", variant="fp16", batch_size=8)
+    scanned(half, place / "p.txt", tmp_path / "run")
+    if both:
+        # others, which the run has nothing to do with
+        other = save_tiny_sd(tmp_path / "other", seed=1)
+        for path in weights:
+            shutil.copy(other / path.relative_to(tmp_path / "model"), path)
+    seen = verify(tmp_path / "run")
+    assert (seen.findings, seen.rescored) == ([], 8)
+    damaged = weights[0].with_suffix(".fp16.safetensors")
+    flip(damaged, 8 * (damaged.stat().st_size - 1))
+    name = damaged.relative_to(tmp_path / "model")
+    assert [f.where for f in verify(tmp_path / "run").findings] == [f"model file {name}"]
 
 
 def test_scores_that_the_model_does_not_give(run: Path, model: Any, monkeypatch: Any) -> None:
