@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -34,6 +34,37 @@ class Counts(BaseModel):
     rows: int = 0
     ok: int = 0
     quarantined: int = 0
+
+
+class _Identity(BaseModel):
+    """What of an identity a reader of the rows relies on."""
+
+    model_config = ConfigDict(strict=True)
+
+    shard_size: Annotated[int, Field(ge=1)]
+    input_sha256: str
+    detector: dict[str, Any]
+
+
+class _Model(BaseModel):
+    """What of a model's description loading and comparing it relies on."""
+
+    model_config = ConfigDict(strict=True)
+
+    source: str
+    revision: str | None
+    dtype: Literal["float64", "float32", "float16", "bfloat16"]
+    device: str
+    files: dict[str, str]
+    masks: Any
+
+
+class _Rows(BaseModel):
+    """The parts of a record of a run with rows that :class:`RunRecord` takes as they are."""
+
+    identity: _Identity
+    model: _Model
+    execution: dict[Literal["attention", "compile", "channels_last", "cuda_graphs"], str | bool]
 
 
 class RunRecord(BaseModel):
@@ -68,11 +99,28 @@ class RunRecord(BaseModel):
     started: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float = 0.0
 
+    @property
+    def misfit(self) -> str | None:
+        """What no run with rows has written so, if anything: a place in run.json, and why."""
+        try:
+            _Rows.model_validate(self.model_dump())
+        except ValidationError as error:
+            first = error.errors()[0]
+            return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return None
+
     @classmethod
     def read(cls, path: Path) -> RunRecord:
         """Raises IntegrityError if the file is not a run record of this version."""
         try:
             return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise IntegrityError(
+                f"{path}: cannot be read ({error.strerror})"
+                " — move it away to start again; finished shards are kept"
+            ) from error
         except (ValidationError, UnicodeDecodeError) as error:
             raise IntegrityError(
                 f"{path}: damaged, or written by another version of dori_fast"

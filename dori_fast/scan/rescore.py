@@ -71,7 +71,9 @@ def recorded_detector(config: dict[str, Any]) -> Detector:
     from dori_fast import detect
 
     options = {k: v for k, v in config.items() if k not in ("name", "images", "futility_bound")}
-    made: Detector = detect.get(config["name"], **{"seeds": config.get("images")} | options)
+    made: Detector = detect.get(
+        str(config.get("name")), **{"seeds": config.get("images")} | options
+    )
     if isinstance(made, detect.Wen) and "futility_bound" in config:
         made = detect.Cascade(made, config["futility_bound"])
     if made.config() != config:

@@ -93,8 +93,9 @@ def verify(
     if not 0 <= sample <= 1:
         raise UsageError(f"verify: sample={sample}: a share of the rows, between 0 and 1")
     path = Path(run)
-    if not (path / _RECORD).is_file():
+    if not (path / _RECORD).exists():
         raise UsageError(f"{path}: no run directory (it has no run.json) — check the path")
+    _refuse_fine_tuning(path)
     check = _Check(path)
     check.manifest(root)
     record = check.record()
@@ -150,13 +151,13 @@ class _Check:
             self._found(name, f"not listed in {MANIFEST}", "move it away")
         elif not here:
             self._found(name, "missing", self._again)
-        elif file_sha256(self.run / name) != digest:
+        elif what := _differs(self.run / name, digest):
             remedy = f"move it away, then {self._again}"
             if name == _RECORD:
                 remedy = self._restore
             elif name == REPORT:
                 remedy = f"dori-fast report {self.run}"
-            self._found(name, f"its sha256 is not the one in {MANIFEST}", remedy)
+            self._found(name, what, remedy)
 
     def record(self) -> RunRecord | None:
         """run.json against its own hash; None if nothing more can be said."""
@@ -171,6 +172,8 @@ class _Check:
             wrong = "run_hash is not the hash of its identity"
         elif model_identity(record.model) != record.identity.get("model"):
             wrong = "model and identity.model differ"
+        elif misfit := record.misfit:
+            wrong = f"not of a scan, localisation or attack ({misfit})"
         if wrong:
             self._found(_RECORD, wrong, self._restore)
             self.result.skipped.append("rows, input, weights and scores: run.json was edited")
@@ -227,7 +230,7 @@ class _Check:
         path = record.input_path
         try:
             now = path and input_sha256(path)
-        except (UsageError, OSError):
+        except (UsageError, OSError, ValueError):
             now = None
         if not now:
             self.result.skipped.append("input: not at hand")
@@ -292,6 +295,30 @@ class _Check:
         finding = Finding(where, what, remedy)
         if finding not in self.result.findings:
             self.result.findings.append(finding)
+
+
+def _refuse_fine_tuning(run: Path) -> None:
+    """Fine-tuning leaves neither rows nor a manifest; what a run's run.json was edited to, does."""
+    if (run / MANIFEST).exists() or (run / "shards").exists():
+        return
+    try:
+        record = RunRecord.read(run / _RECORD)
+    except IntegrityError:
+        return
+    if "fine_tuning" in record.identity:
+        raise UsageError(
+            f"{run}: fine-tuning has no rows to check — give the --out of dori-fast scan, prune or"
+            " attack"
+        )
+
+
+def _differs(path: Path, digest: str) -> str:
+    """How a file is not the listed one; empty if it is."""
+    try:
+        same = file_sha256(path) == digest
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if same else f"its sha256 is not the one in {MANIFEST}"
 
 
 def _files_now(record: RunRecord, model: Denoiser | str | Path | None) -> dict[str, str]:

@@ -53,6 +53,8 @@ def test_detectors_that_cannot_be_made(model: Any, tmp_path: Path) -> None:
     assert not verify(tmp_path / "run", model=model, sample=0).findings
     with pytest.raises(UsageError, match="cannot be made from"):
         recorded_detector(Wen().config() | {"steps": 1, "guidance": 3.0})
+    with pytest.raises(UsageError, match="no detector 'None'"):
+        recorded_detector({})
 
 
 def test_a_model_in_memory_has_to_be_given(model: Any, tmp_path: Path) -> None:
