@@ -333,8 +333,14 @@ def test_the_report(run: Path) -> None:
     assert any("report.html" in line for line in verify(run, files_only=True).skipped)
     list_report(run)
     assert not found(run, root=root)
+    assert not any("report.html" in line for line in verify(run, files_only=True).skipped)
     (run / "report.html").write_text("<p>!")
     assert list(found(run)) == ["report.html"]
+    # listed again, which no root can tell
+    list_report(run)
+    seen = verify(run, files_only=True, root=root)
+    assert not seen.findings
+    assert seen.skipped[0].startswith("report.html against the noted root, which does not cover it")
 
 
 def test_a_reopened_run_has_the_same_root(run: Path, place: Path, model: Any) -> None:
