@@ -78,6 +78,8 @@ def open_run(root: str | Path) -> StoredRun:
     record = RunRecord.read(root / "run.json")
     if "fine_tuning" in record.identity:
         raise UsageError(f"{root}: fine-tuning has no rows — its figures are in scalars.jsonl")
+    if misfit := record.misfit:
+        raise IntegrityError(f"{root / 'run.json'}: {misfit} — restore it from a copy")
     found = (root / "shards").glob("part-*.parquet")
     shards = tuple(sorted(found, key=lambda shard: by_number(shard.name)))
     if not shards:

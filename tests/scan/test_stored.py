@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,4 +52,13 @@ def test_an_attack_is_drawn_in_order(run: Path, monkeypatch: Any) -> None:
 def test_a_foreign_name(run: Path) -> None:
     (run / "shards" / "part-00001 (copy).parquet").write_bytes(b"x")
     with pytest.raises(IntegrityError, match=r"part-00001 \(copy\).parquet: not the name"):
+        open_run(run)
+
+
+@pytest.mark.parametrize("size", [0, "many", None])
+def test_a_record_that_no_run_has_written(run: Path, size: Any) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["identity"]["shard_size"] = size
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(IntegrityError, match=r"run\.json: identity\.shard_size: Input should be"):
         open_run(run)
