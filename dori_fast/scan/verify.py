@@ -84,8 +84,8 @@ def verify(
         root: a Merkle root that was noted when the run finished, in hexadecimal.
         files_only: leave out the model: neither its files nor scores are checked.
 
-    Scores must be equal to the bit on the same device, libraries and batch size, else within
-    :data:`dori_fast.scan.rescore.TOLERANCE`, relative.
+    Scores must be equal to the bit on the same device, threads, libraries and batch size, else
+    within :data:`dori_fast.scan.rescore.TOLERANCE`, relative.
 
     Raises:
         UsageError: no run directory, a wrong argument, or the model is not at hand.
