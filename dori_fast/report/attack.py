@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from dori_fast._text import by_number
 from dori_fast.errors import UsageError
 
 FIGURE = "attack.png"
@@ -28,7 +29,8 @@ def draw_attack(run: str | Path, threshold: float) -> Path:
         UsageError: the directory holds no attacked rows.
     """
     run = Path(run)
-    shards = sorted((run / "shards").glob("part-*.parquet"))
+    found = (run / "shards").glob("part-*.parquet")
+    shards = sorted(found, key=lambda shard: by_number(shard.name))
     rows = [row for shard in shards for row in pq.read_table(shard, partitioning=None).to_pylist()]
     rows = [row for row in rows if row.get("embedding")]
     if not rows:

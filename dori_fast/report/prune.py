@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from dori_fast._text import by_number
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.report.grid import Group, picture_grid
@@ -28,7 +29,8 @@ def draw_prune(run: str | Path) -> list[Path]:
         UsageError: the directory holds no finished localisation.
     """
     run = Path(run)
-    shards = sorted((run / "shards").glob("part-*.parquet"))
+    found = (run / "shards").glob("part-*.parquet")
+    shards = sorted(found, key=lambda shard: by_number(shard.name))
     if not shards or not (run / "masks.safetensors").exists():
         raise UsageError(f"{run}: no finished localisation — run dori-fast prune first")
     rows = [row for shard in shards for row in pq.read_table(shard, partitioning=None).to_pylist()]

@@ -9,12 +9,15 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import dori_fast
 from dori_fast.errors import IntegrityError
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA_VERSION = 1
 _LIBRARIES = ("torch", "triton", "diffusers", "transformers", "numpy", "pyarrow", "xformers")
@@ -33,13 +36,45 @@ class Counts(BaseModel):
     quarantined: int = 0
 
 
+class _Identity(BaseModel):
+    """What of an identity a reader of the rows relies on."""
+
+    model_config = ConfigDict(strict=True)
+
+    shard_size: Annotated[int, Field(ge=1)]
+    input_sha256: str
+    detector: dict[str, Any]
+
+
+class _Model(BaseModel):
+    """What of a model's description loading and comparing it relies on."""
+
+    model_config = ConfigDict(strict=True)
+
+    source: str
+    revision: str | None
+    dtype: Literal["float64", "float32", "float16", "bfloat16"]
+    device: str
+    files: dict[str, str]
+    masks: Any
+
+
+class _Rows(BaseModel):
+    """The parts of a record of a run with rows that :class:`RunRecord` takes as they are."""
+
+    identity: _Identity
+    model: _Model
+    execution: dict[Literal["attention", "compile", "channels_last", "cuda_graphs"], str | bool]
+
+
 class RunRecord(BaseModel):
     """The content of run.json.
 
     ``identity`` is everything that a row's result depends on, and ``run_hash`` its sha256. The
     rest says where things came from and how it went, and may change when a run is resumed.
-    ``execution`` is how the network was run and ``device_name`` on what, which change scores by
-    rounding alone.
+    ``execution`` is how the network was run, ``device_name`` on what, and ``threads``, on a CPU, by
+    how many of each process, which change scores by rounding alone; ``threads`` is None where that
+    is not known, and where a run was resumed with another number.
     ``threshold`` is the score above which rows are flagged, in a calibrated scan; ``observed`` the
     share of the ``clean_prompts`` above it with its 95 % interval, [value, low, high].
     """
@@ -54,6 +89,7 @@ class RunRecord(BaseModel):
     batch_size: int
     execution: dict[str, Any] = {}
     device_name: str | None = None
+    threads: int | None = None
     versions: dict[str, str]
     state: Literal["running", "interrupted", "done", "over_budget"] = "running"
     counts: Counts = Field(default_factory=Counts)
@@ -63,11 +99,28 @@ class RunRecord(BaseModel):
     started: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float = 0.0
 
+    @property
+    def misfit(self) -> str | None:
+        """What no run with rows has written so, if anything: a place in run.json, and why."""
+        try:
+            _Rows.model_validate(self.model_dump())
+        except ValidationError as error:
+            first = error.errors()[0]
+            return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return None
+
     @classmethod
     def read(cls, path: Path) -> RunRecord:
         """Raises IntegrityError if the file is not a run record of this version."""
         try:
             return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise IntegrityError(
+                f"{path}: cannot be read ({error.strerror})"
+                " — move it away to start again; finished shards are kept"
+            ) from error
         except (ValidationError, UnicodeDecodeError) as error:
             raise IntegrityError(
                 f"{path}: damaged, or written by another version of dori_fast"
@@ -130,6 +183,13 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def threads_of(device: torch.device, processes: int = 1) -> int | None:
+    """On a CPU, the threads of each of so many processes that share this one's; else None."""
+    import torch
+
+    return max(1, torch.get_num_threads() // processes) if device.type == "cpu" else None
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from dori_fast.errors import UsageError
 from dori_fast.scan.machine import device_name
-from dori_fast.scan.record import RunRecord, library_versions
+from dori_fast.scan.record import RunRecord, library_versions, threads_of
 from dori_fast.scan.rows import Rows
 from dori_fast.scan.score import score_rows
 
@@ -49,6 +49,7 @@ def recorded_model(record: RunRecord, model: Denoiser | str | Path | None) -> De
     return load(
         described["source"] if model is None else model,
         revision=described["revision"] if model is None else None,
+        variant=recorded_variant(record),
         dtype=described["dtype"],
         device="auto" if away else described["device"],
         batch_size=record.batch_size,
@@ -56,12 +57,23 @@ def recorded_model(record: RunRecord, model: Denoiser | str | Path | None) -> De
     )
 
 
+def recorded_variant(record: RunRecord) -> str | None:
+    """Of the weights that were read: a record names their files, and those of one variant alone."""
+    from dori_fast.models.weights import variant_of
+
+    paths = map(Path, record.model["files"])
+    found = (variant_of(path) for path in paths if path.suffix == ".safetensors")
+    return next(found, None)
+
+
 def recorded_detector(config: dict[str, Any]) -> Detector:
     """The detector with this configuration; UsageError if none of the known ones has it."""
     from dori_fast import detect
 
     options = {k: v for k, v in config.items() if k not in ("name", "images", "futility_bound")}
-    made: Detector = detect.get(config["name"], **{"seeds": config.get("images")} | options)
+    made: Detector = detect.get(
+        str(config.get("name")), **{"seeds": config.get("images")} | options
+    )
     if isinstance(made, detect.Wen) and "futility_bound" in config:
         made = detect.Cascade(made, config["futility_bound"])
     if made.config() != config:
@@ -70,10 +82,14 @@ def recorded_detector(config: dict[str, Any]) -> Detector:
 
 
 def unlike(record: RunRecord, model: Denoiser) -> list[str]:
-    """What of the machine, the libraries and the batch differs from the run's, if anything."""
+    """What of the machine, its threads, the libraries and the batch differs from the run's."""
     then = {"device": record.device_name, "batch size": record.batch_size, **record.execution}
     now = {"device": device_name(model.device), "batch size": model.batch_size}
     now |= asdict(model.engine.execution)
+    if (threads := threads_of(model.device)) is not None:
+        # of older runs it is not known, nor of those that were resumed with another number
+        then["threads"] = "unknown" if record.threads is None else record.threads
+        now["threads"] = threads
     versions = library_versions()
     then |= {name: record.versions.get(name) for name in _ROUNDING}
     now |= {name: versions.get(name) for name in _ROUNDING}

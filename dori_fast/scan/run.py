@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from dori_fast.scan.record import (
     hash_identity,
     library_versions,
     make_identity,
+    threads_of,
 )
 from dori_fast.scan.result import ScanResult
 from dori_fast.scan.rows import Reader
@@ -45,6 +47,8 @@ from dori_fast.scan.signals import Interrupts, interruptible
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
+
+_log = logging.getLogger("dori_fast.scan")
 
 
 def scan(
@@ -167,6 +171,7 @@ def scan(
             batch_size=model.batch_size,
             execution=asdict(model.engine.execution),
             device_name=device_name(model.device),
+            threads=threads_of(model.device, _sharing(settings)),
             versions=library_versions(),
             **(decision.facts() if decision else {}),
         )
@@ -176,6 +181,7 @@ def scan(
             interruptible() as interrupts,
             RunDirectory(Path(out), record, schema, resume, part) as run,
         ):
+            _compare_threads(run)
             return _finish(run, reader, settings, doing, decision, interrupts, on_progress)
 
 
@@ -249,6 +255,24 @@ def _engine(model: Denoiser, work: Work, settings: Settings) -> Engine:
     from dori_fast.scan.workers import Workers
 
     return Workers(model, Processes(model, work, count), settings.watchdog)
+
+
+def _sharing(settings: Settings) -> int:
+    """Among how many processes a CPU's threads are shared out; a cluster's actors have all."""
+    count = settings.workers
+    return 1 if count == "auto" or settings.engine == "ray" else count
+
+
+def _compare_threads(run: RunDirectory) -> None:
+    """Tell of a resume with another number of threads; its rows are then of several."""
+    if run.earlier is None or run.earlier.threads == run.record.threads:
+        return
+    if run.earlier.threads is not None:
+        then, now = run.earlier.threads, run.record.threads
+        _log.warning("%s: begun with %s threads, resumed with %s", run.root, then, now)
+    run.record.threads = None
+    # before a shard is added: a kill may leave no other time
+    run.save_record()
 
 
 def _decision(

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dori_fast.errors import IntegrityError, UsageError
 
 # enough shards for a steady rate, few enough to follow a change
 _RECENT = 20
+_JOB = re.compile(r"\.owner-\d+-of-([2-9]|[1-9]\d+)")
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,15 @@ class RunStatus:
 
     Attributes:
         run: its directory.
-        state: "running"; "stale" if it says so but its process is gone; "interrupted", "done" or
-            "over_budget".
-        owner: who writes, or wrote last: "pid 7 on host".
+        state: "running"; "stale" if it says so but its process is gone, or those of all its jobs;
+            "interrupted", "done" or "over_budget".
+        owner: who writes, or wrote last: "pid 7 on host"; of jobs that share the run, "2 of 4 jobs:
+            pid 7 on host, pid 8 on host".
         shards, rows, quarantined: what is committed.
         set_aside: damaged shards that were moved to quarantine/.
         rate: rows per second of the last shards of this call; None if none was committed.
-        share: of the input that has been read, 0..1; None if the run does not say.
+        share: of the input that has been read, 0..1; of jobs, of each job's part together; None if
+            the run does not say.
         remaining: estimated seconds to the end; None if unknown or not running.
     """
 
@@ -45,6 +51,45 @@ class RunStatus:
     rate: float | None
     share: float | None
     remaining: float | None
+
+
+class _Signature(NamedTuple):
+    """What a writer has left of itself in its owner file."""
+
+    pid: int
+    host: str
+    since: float
+    share: float | None
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on {self.host}"
+
+
+_SINCE = attrgetter("since")
+
+
+@dataclass(frozen=True)
+class _Writers:
+    """Who signed last: a whole run, or ``jobs`` that share it, of which some have signed."""
+
+    signed: list[_Signature]
+    jobs: int = 1
+
+    @property
+    def share(self) -> float | None:
+        shares = [one.share for one in self.signed if one.share is not None]
+        return sum(shares) / self.jobs if shares else None
+
+    def told(self, alive: list[_Signature]) -> str | None:
+        """The writers that are alive, else the last."""
+        if not self.signed or self.jobs == 1:
+            return str(self.signed[0]) if self.signed else None
+        if not alive:
+            return f"0 of {self.jobs} jobs, the last {max(self.signed, key=_SINCE)}"
+        named = ", ".join(map(str, sorted(alive, key=_SINCE)[:_NAMED]))
+        more = len(alive) - _NAMED
+        rest = f" and {more} more" if more > 0 else ""
+        return f"{len(alive)} of {self.jobs} jobs: {named}{rest}"
 
 
 class _Shard(NamedTuple):
@@ -61,18 +106,22 @@ def status(run: str | Path) -> RunStatus:
         IntegrityError: its run.json is damaged.
     """
     run = Path(run)
-    state, owner = _state(run), _owner(run)
+    state, writers = _state(run), _writers(run)
+    alive = [one for one in writers.signed if _is_alive(one)]
     shards = sorted(filter(None, map(_shard, (run / "shards").glob("part-*.parquet"))))
     rows = sum(shard.rows for shard in shards)
-    if state == "running" and owner and not _is_alive(owner):
+    if state == "running" and writers.signed and not alive:
         state = "stale"
-    going = state == "running" and owner is not None
-    rate = _rate(shards, float(owner["since"])) if going and owner else None
-    share = owner.get("share") if owner else None
+    # jobs leave the record of an interrupted run as it was
+    if state == "interrupted" and writers.jobs > 1 and alive:
+        state = "running"
+    going = state == "running" and alive
+    rate = _rate(shards, min(map(_SINCE, alive))) if going else None
+    share = writers.share
     return RunStatus(
         run=run,
         state=state,
-        owner=f"pid {owner['pid']} on {owner['host']}" if owner else None,
+        owner=writers.told(alive),
         shards=len(shards),
         rows=rows,
         quarantined=sum(shard.quarantined for shard in shards),
@@ -92,21 +141,42 @@ def _state(run: Path) -> str:
         raise IntegrityError(f"{run / 'run.json'}: damaged — restore it from a copy") from error
 
 
-def _owner(run: Path) -> dict[str, Any] | None:
+def _writers(run: Path) -> _Writers:
+    """Of a whole run and jobs, whose files outlive them, those that signed last; they never mix."""
+    found: dict[int, list[_Signature]] = {}
+    for path in (run / ".owner", *run.glob(".owner-*")):
+        job = _JOB.fullmatch(path.name)
+        signature = _signature(path)
+        if signature is not None and (job or path.name == ".owner"):
+            found.setdefault(int(job[1]) if job else 1, []).append(signature)
+    if not found:
+        return _Writers([])
+    jobs = max(found, key=lambda count: max(map(_SINCE, found[count])))
+    return _Writers(found[jobs], jobs)
+
+
+def _signature(path: Path) -> _Signature | None:
+    """What an owner file says; None if there is none, or it is damaged."""
     try:
-        owner = json.loads((run / ".owner").read_bytes())
-    except (OSError, ValueError):
+        owner = json.loads(path.read_bytes())
+        share = owner.get("share")
+        return _Signature(
+            pid=int(owner["pid"]),
+            host=str(owner["host"]),
+            since=float(owner["since"]),
+            share=None if share is None else float(share),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
-    return owner if isinstance(owner, dict) and {"pid", "host", "since"} <= owner.keys() else None
 
 
-def _is_alive(owner: dict[str, Any]) -> bool:
+def _is_alive(owner: _Signature) -> bool:
     """Whether the process is there; one on another host cannot be seen and counts as alive."""
-    if owner["host"] != socket.gethostname():
+    if owner.host != socket.gethostname():
         return True
     try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
+        os.kill(owner.pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dori_fast._text import by_number
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.scan.manifest import MANIFEST, Manifest
 from dori_fast.scan.record import RunRecord
@@ -77,7 +78,10 @@ def open_run(root: str | Path) -> StoredRun:
     record = RunRecord.read(root / "run.json")
     if "fine_tuning" in record.identity:
         raise UsageError(f"{root}: fine-tuning has no rows — its figures are in scalars.jsonl")
-    shards = tuple(sorted((root / "shards").glob("part-*.parquet")))
+    if misfit := record.misfit:
+        raise IntegrityError(f"{root / 'run.json'}: {misfit} — restore it from a copy")
+    found = (root / "shards").glob("part-*.parquet")
+    shards = tuple(sorted(found, key=lambda shard: by_number(shard.name)))
     if not shards:
         raise UsageError(f"{root}: the run has no rows yet — run its command again to continue it")
     schema = shard_columns(shards[0])
@@ -85,6 +89,13 @@ def open_run(root: str | Path) -> StoredRun:
     if kind is None:
         raise IntegrityError(f"{shards[0]}: not the rows of a scan, localisation or attack")
     for shard in shards:
-        index = int(shard.stem.removeprefix("part-"))
-        check_shard(shard, record.run_hash, index * int(record.identity["shard_size"]), schema)
+        first = _index(shard) * int(record.identity["shard_size"])
+        check_shard(shard, record.run_hash, first, schema)
     return StoredRun(root, kind, record, shards, tuple(schema.names))
+
+
+def _index(shard: Path) -> int:
+    number = shard.stem.removeprefix("part-")
+    if not (number.isascii() and number.isdecimal()):
+        raise IntegrityError(f"{shard}: not the name of a shard — move it away")
+    return int(number)

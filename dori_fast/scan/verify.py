@@ -20,6 +20,7 @@ from dori_fast.scan.rescore import (
     differing_rows,
     recorded_detector,
     recorded_model,
+    recorded_variant,
     unlike,
 )
 from dori_fast.scan.shard import Footer, check_shard, shard_columns
@@ -83,8 +84,8 @@ def verify(
         root: a Merkle root that was noted when the run finished, in hexadecimal.
         files_only: leave out the model: neither its files nor scores are checked.
 
-    Scores must be equal to the bit on the same device, libraries and batch size, else within
-    :data:`dori_fast.scan.rescore.TOLERANCE`, relative.
+    Scores must be equal to the bit on the same device, threads, libraries and batch size, else
+    within :data:`dori_fast.scan.rescore.TOLERANCE`, relative.
 
     Raises:
         UsageError: no run directory, a wrong argument, or the model is not at hand.
@@ -92,8 +93,9 @@ def verify(
     if not 0 <= sample <= 1:
         raise UsageError(f"verify: sample={sample}: a share of the rows, between 0 and 1")
     path = Path(run)
-    if not (path / _RECORD).is_file():
+    if not (path / _RECORD).exists():
         raise UsageError(f"{path}: no run directory (it has no run.json) — check the path")
+    _refuse_fine_tuning(path)
     check = _Check(path)
     check.manifest(root)
     record = check.record()
@@ -136,6 +138,11 @@ class _Check:
         page = self.run / REPORT
         if manifest.report is not None:
             self._listed(REPORT, manifest.report, page.is_file())
+            if noted is not None:
+                self.result.skipped.append(
+                    f"{REPORT} against the noted root, which does not cover it: who edits the page"
+                    f" can list it again — dori-fast report {self.run} makes it anew"
+                )
         elif page.is_file():
             self.result.skipped.append(f"{REPORT}: made before the manifest, or not by dori-fast")
         self.result.merkle_root = manifest.computed_root
@@ -149,13 +156,13 @@ class _Check:
             self._found(name, f"not listed in {MANIFEST}", "move it away")
         elif not here:
             self._found(name, "missing", self._again)
-        elif file_sha256(self.run / name) != digest:
+        elif what := _differs(self.run / name, digest):
             remedy = f"move it away, then {self._again}"
             if name == _RECORD:
                 remedy = self._restore
             elif name == REPORT:
                 remedy = f"dori-fast report {self.run}"
-            self._found(name, f"its sha256 is not the one in {MANIFEST}", remedy)
+            self._found(name, what, remedy)
 
     def record(self) -> RunRecord | None:
         """run.json against its own hash; None if nothing more can be said."""
@@ -170,6 +177,8 @@ class _Check:
             wrong = "run_hash is not the hash of its identity"
         elif model_identity(record.model) != record.identity.get("model"):
             wrong = "model and identity.model differ"
+        elif misfit := record.misfit:
+            wrong = f"not of a scan, localisation or attack ({misfit})"
         if wrong:
             self._found(_RECORD, wrong, self._restore)
             self.result.skipped.append("rows, input, weights and scores: run.json was edited")
@@ -226,7 +235,7 @@ class _Check:
         path = record.input_path
         try:
             now = path and input_sha256(path)
-        except (UsageError, OSError):
+        except (UsageError, OSError, ValueError):
             now = None
         if not now:
             self.result.skipped.append("input: not at hand")
@@ -293,6 +302,30 @@ class _Check:
             self.result.findings.append(finding)
 
 
+def _refuse_fine_tuning(run: Path) -> None:
+    """Fine-tuning leaves neither rows nor a manifest; what a run's run.json was edited to, does."""
+    if (run / MANIFEST).exists() or (run / "shards").exists():
+        return
+    try:
+        record = RunRecord.read(run / _RECORD)
+    except IntegrityError:
+        return
+    if "fine_tuning" in record.identity:
+        raise UsageError(
+            f"{run}: fine-tuning has no rows to check — give the --out of dori-fast scan, prune or"
+            " attack"
+        )
+
+
+def _differs(path: Path, digest: str) -> str:
+    """How a file is not the listed one; empty if it is."""
+    try:
+        same = file_sha256(path) == digest
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if same else f"its sha256 is not the one in {MANIFEST}"
+
+
 def _files_now(record: RunRecord, model: Denoiser | str | Path | None) -> dict[str, str]:
     from dori_fast.models import Denoiser, source_hashes
 
@@ -307,6 +340,6 @@ def _files_now(record: RunRecord, model: Denoiser | str | Path | None) -> dict[s
     revision = record.model["revision"] if model is None else None
     parts = {name.split("/")[0] for name in record.model["files"]}
     try:
-        return source_hashes(source, revision, parts)
+        return source_hashes(source, revision, parts, variant=recorded_variant(record))
     except UsageError as error:
         raise UsageError(f"verify: {error}; name it with --model, or give --files-only") from error

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dori_fast.detect import Asthana, Cascade, Nemo, Ren, Sail, Wen
 from dori_fast.errors import UsageError
 from dori_fast.scan import verify
+from dori_fast.scan.manifest import seal
 from dori_fast.scan.prune import prune
 from dori_fast.scan.rescore import recorded_detector
 from tests.scan.scanning import Spelling, scanned
@@ -48,6 +53,8 @@ def test_detectors_that_cannot_be_made(model: Any, tmp_path: Path) -> None:
     assert not verify(tmp_path / "run", model=model, sample=0).findings
     with pytest.raises(UsageError, match="cannot be made from"):
         recorded_detector(Wen().config() | {"steps": 1, "guidance": 3.0})
+    with pytest.raises(UsageError, match="no detector 'None'"):
+        recorded_detector({})
 
 
 def test_a_model_in_memory_has_to_be_given(model: Any, tmp_path: Path) -> None:
@@ -66,3 +73,81 @@ def test_a_localisation_is_checked_but_not_computed_again(model: Any, tmp_path: 
     seen = verify(tmp_path / "run", model=model)
     assert not seen.findings and seen.merkle_root
     assert seen.skipped == ["scores: these rows are not a scan's"]
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def rescored(run: Path, model: Any) -> str:
+    """The line about scores; there must be nothing to find."""
+    seen = verify(run, model=model, sample=1, seed=0)
+    assert not seen.findings
+    return next(line for line in seen.checked if "scored again" in line)
+
+
+def spread(monkeypatch: Any) -> None:
+    """Scores as another way to sum them might give them."""
+    true = Wen.per_seed
+    monkeypatch.setattr(Wen, "per_seed", lambda *a: true(*a) * (1 + 1e-5))
+
+
+def test_other_threads_may_change_scores_by_rounding(
+    model: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    with threads(1):
+        scanned(model, ["a cat", "a dog"], tmp_path / "run")
+        assert rescored(tmp_path / "run", model) == "2 rows scored again, to the bit; seed 0"
+    spread(monkeypatch)
+    with threads(2):
+        assert "within 0.001 (threads 1 then, 2 now)" in rescored(tmp_path / "run", model)
+    with threads(1):
+        assert len(verify(tmp_path / "run", model=model).findings) == 2
+
+
+def test_workers_have_a_share_of_the_threads_each(tiny_directory: Path, tmp_path: Path) -> None:
+    import dori_fast
+
+    model = dori_fast.load(tiny_directory, batch_size=8)
+    with threads(2):
+        scanned(model, ["a cat", "a dog"], tmp_path / "run", shard_size=1, workers=2)
+        assert "within 0.001 (threads 1 then, 2 now)" in rescored(tmp_path / "run", model)
+    with threads(1):
+        # loaded again: a model keeps predictions that it made with other threads
+        assert "to the bit" in rescored(tmp_path / "run", None)
+
+
+def test_a_run_that_does_not_say_its_threads(model: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    run = tmp_path / "run"
+    scanned(model, ["a cat", "a dog"], run)
+    record = json.loads((run / "run.json").read_text())
+    assert record.pop("threads") == torch.get_num_threads()
+    (run / "run.json").write_text(json.dumps(record))
+    seal(run)
+    spread(monkeypatch)
+    assert "(threads unknown then" in rescored(run, model)
+
+
+def test_a_resume_with_other_threads_is_told(
+    model: Any, tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    run, prompts = tmp_path / "run", ["a cat", "a dog"]
+    with threads(1):
+        scanned(model, prompts, run, shard_size=1)
+    for number in (2, 2):
+        (run / "shards" / "part-00001.parquet").unlink()
+        with threads(number), caplog.at_level(logging.WARNING):
+            assert scanned(model, prompts, run, shard_size=1).scored == 1
+    assert caplog.text.count("begun with 1 threads, resumed with 2") == 1
+    # a row of each: neither number is that of all
+    spread(monkeypatch)
+    for number in (1, 2):
+        with threads(number):
+            assert f"(threads unknown then, {number} now)" in rescored(run, model)
+    assert (run / "run.json").read_text().count('"threads": null') == 1

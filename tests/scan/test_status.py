@@ -66,6 +66,79 @@ def test_a_killed_writer_is_told(model: Any, tmp_path: Path) -> None:
     assert status(out).state == "running"
 
 
+def signed(run: Path, name: str, **changes: Any) -> None:
+    """Another writer's signature; by default that of this process, a job that began just now."""
+    host = os.uname().nodename
+    owner = {"pid": os.getpid(), "host": host, "since": time.time(), "share": None}
+    (run / name).write_text(json.dumps(owner | changes))
+
+
+@pytest.fixture
+def gone() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_jobs_are_seen_at_work(model: Any, tmp_path: Path, gone: int) -> None:
+    out, me = tmp_path / "run", f"pid {os.getpid()} on {os.uname().nodename}"
+    options: dict[str, Any] = {"shard_size": 2, "max_errors": 1, "num_shards": 2}
+    watching = Watching(out)
+    scanned(model, PROMPTS, out, detector=watching, shard_id=1, **options)
+    assert [(s.state, s.shards, s.owner) for s in watching.seen] == [
+        ("running", number, f"1 of 2 jobs: {me}") for number in range(3)
+    ]
+    last = watching.seen[-1]
+    assert last.rate is not None and last.remaining is not None and last.share is not None
+    # the other job has read nothing
+    assert 0 < last.share < 0.5
+    # a whole run died here before; the other job works beside one that has ended
+    signed(out, ".owner", pid=gone, since=0.0)
+    signed(out, ".owner-1-of-2", pid=gone, since=1.0, share=1.0)
+    scanned(model, PROMPTS, out, detector=watching, shard_id=0, **options)
+    assert {(s.state, s.owner) for s in watching.seen[3:]} == {("running", f"1 of 2 jobs: {me}")}
+    assert watching.seen[3].share == 0.5 and (status(out).share or 0) > 0.9
+    signed(out, ".owner-0-of-2", pid=gone, since=2.0)
+    ended = status(out)
+    assert ended.state == "stale" and ended.owner is not None
+    assert ended.owner.startswith(f"0 of 2 jobs, the last pid {gone}") and ended.rate is None
+    # the call that closes the books has the folder alone
+    scanned(model, PROMPTS, out, detector=Spelling(), shard_size=2, max_errors=1)
+    assert (status(out).state, status(out).owner) == ("done", me)
+
+
+def test_jobs_go_on_with_an_interrupted_run(model: Any, tmp_path: Path, gone: int) -> None:
+    out = tmp_path / "run"
+    scanned(model, PROMPTS, out, detector=Spelling(), shard_size=4, max_errors=1)
+    record = json.loads((out / "run.json").read_text()) | {"state": "interrupted"}
+    (out / "run.json").write_text(json.dumps(record))
+    assert status(out).state == "interrupted"
+    for job in range(5):
+        signed(out, f".owner-{job}-of-8", share=0.4)
+    # of an array of another size, earlier, and what a dead writer left
+    signed(out, ".owner-0-of-2", since=1.0)
+    signed(out, ".owner-6-of-8.7.tmp")
+    signed(out, ".owner-0-of-0")
+    found = status(out)
+    assert (found.state, found.share) == ("running", pytest.approx(5 * 0.4 / 8))
+    assert found.owner is not None and found.owner.startswith("5 of 8 jobs: pid ")
+    assert found.owner.count("pid") == 3 and found.owner.endswith(" and 2 more")
+    for job in range(5):
+        signed(out, f".owner-{job}-of-8", pid=gone)
+    assert status(out).state == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "bad", [{"pid": "x"}, {"since": None}, {"share": []}, {"pid": 2**70}, {"pid": 1e999}]
+)
+def test_a_signature_that_cannot_be_read(model: Any, tmp_path: Path, bad: dict[str, Any]) -> None:
+    out = tmp_path / "run"
+    scanned(model, PROMPTS, out, detector=Spelling(), shard_size=4, max_errors=1)
+    signed(out, ".owner", **bad)
+    assert status(out).state == "done"
+
+
 def test_damage_does_not_stop_it(model: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     scanned(model, PROMPTS, out, detector=Spelling(), shard_size=4, max_errors=1)
