@@ -16,6 +16,7 @@ from dori_fast.scan.durable import disk_refusals, write_folder_durably
 from dori_fast.scan.read import file_sha256, input_sha256, open_prompts
 from dori_fast.scan.rows import Reader
 from dori_fast.scan.select import Selection
+from dori_fast.scan.settings import refuse_inside
 from dori_fast.scan.signals import Interrupts, interruptible
 from dori_fast.scan.token_table import TokenTable, database
 
@@ -93,6 +94,7 @@ def dedup(
         ScanInterrupted: SIGINT or SIGTERM; nothing is left.
     """
     out, selection = Path(out), Selection.of(where, keep)
+    refuse_inside(out, prompts)
     reader = open_prompts(prompts, column, selection)
     _make_room(out)
     with interruptible() as interrupts, database(out, memory) as connection:

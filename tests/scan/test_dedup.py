@@ -187,6 +187,8 @@ def test_outputs_that_cannot_be(model: Any, folder: Path, run: Path, tmp_path: P
         with pytest.raises(UsageError, match="use another --out"):
             dedup(model, prompts, out=out)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match="lies inside the input"):
+        dedup(model, folder, out=folder / "twice")
 
 
 @pytest.mark.parametrize("limit", [5_000, 300_000])
