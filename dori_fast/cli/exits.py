@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from dori_fast._text import harmless
+from dori_fast.cli.terminal import replace_closed_streams
 
 INTERNAL, USAGE, OVER_BUDGET, INTEGRITY, RESUMABLE = 1, 2, 3, 4, 75
 
@@ -19,6 +20,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def print_error(message: str) -> None:
     """Print ``error: <what> — <what to do>`` on stderr, in one line."""
+    if sys.stderr is None:
+        # print would take stdout instead
+        return
     # the exit code says it as well, where nobody can be told
     with suppress(OSError):
         print(f"error: {harmless(' '.join(message.split()))}", file=sys.stderr)
@@ -27,6 +31,7 @@ def print_error(message: str) -> None:
 @contextmanager
 def reported(debug: bool) -> Iterator[None]:
     """Turn an exception into its message and exit code."""
+    replace_closed_streams()
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:

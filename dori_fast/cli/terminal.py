@@ -26,6 +26,23 @@ _LOG_SECONDS = 10.0
 _CLEAR = "\r\x1b[K"
 
 
+def replace_closed_streams() -> None:
+    """Let stdout and stderr that were closed before the start (``>&-``) lead nowhere.
+
+    Python has None for them. Their numbers are taken too: the next file to be opened would get
+    them, and a library that writes to descriptor 2 would write into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # the lowest free number is this one; workers get it too
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+
+
 def print_result(text: str) -> None:
     """Print to stdout; a reader that has gone away (``| head``) is no error."""
     try:

@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# with what workers are granted, well below the ten seconds that schedulers grant
+_PATIENCE = 2.0
+
 
 @dataclass(frozen=True)
 class _End:
@@ -25,7 +28,8 @@ def read_ahead(source: Iterable[T], depth: int = 1) -> Iterator[Iterator[T]]:
 
     At most ``depth`` items wait to be asked for, so memory does not grow with the source. What the
     source raises is raised here, in the place of the item that failed. On leaving the context the
-    thread has ended: it finishes the item that it is at and asks for no other.
+    thread finishes the item that it is at and asks for no other. It has ended then, unless the item
+    takes long, such as the next row of millions that a condition keeps: nobody waits for that.
     """
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
     free, stopped = threading.Semaphore(depth), threading.Event()
@@ -57,4 +61,4 @@ def read_ahead(source: Iterable[T], depth: int = 1) -> Iterator[Iterator[T]]:
     finally:
         stopped.set()
         free.release()
-        thread.join()
+        thread.join(_PATIENCE)

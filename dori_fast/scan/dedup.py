@@ -12,9 +12,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.scan.ahead import read_ahead
-from dori_fast.scan.durable import write_folder_durably
-from dori_fast.scan.read import input_sha256, open_prompts
+from dori_fast.scan.durable import disk_refusals, write_folder_durably
+from dori_fast.scan.read import file_sha256, input_sha256, open_prompts
+from dori_fast.scan.rows import Reader
 from dori_fast.scan.select import Selection
+from dori_fast.scan.settings import refuse_inside
+from dori_fast.scan.signals import Interrupts, interruptible
 from dori_fast.scan.token_table import TokenTable, database
 
 if TYPE_CHECKING:
@@ -28,7 +31,8 @@ _AT_ONCE = 8192
 class DedupRecord(BaseModel):
     """The content of dedup.json: which input, read how, and by whose tokenizer.
 
-    ``rows`` of the input are ``unique`` sequences and ``quarantined`` rows without a prompt.
+    ``rows`` of the input are ``unique`` sequences and ``quarantined`` rows without a prompt;
+    ``rows_sha256`` is that of rows.parquet.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -39,6 +43,7 @@ class DedupRecord(BaseModel):
     where: list[str]
     keep: list[str] | None
     tokenizer: dict[str, str]
+    rows_sha256: str
     rows: int
     unique: int
     quarantined: int
@@ -83,36 +88,28 @@ def dedup(
         on_progress: called with the number of rows read.
 
     Raises:
-        UsageError: as in a scan; ``out`` is there already, or DuckDB is not installed.
+        UsageError: as in a scan; ``out`` is there already or cannot be made, or DuckDB is not
+            installed.
         StorageError: the disk refused; nothing is left.
+        ScanInterrupted: SIGINT or SIGTERM; nothing is left.
     """
     out, selection = Path(out), Selection.of(where, keep)
-    if out.exists():
-        raise UsageError(f"{out}: is there already — use another --out")
+    refuse_inside(out, prompts)
     reader = open_prompts(prompts, column, selection)
-    counts = {"rows": 0, "unique": 0, "quarantined": 0}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with database(out, memory) as connection:
+    _make_room(out)
+    with interruptible() as interrupts, database(out, memory) as connection:
         table = TokenTable(connection)
-        with read_ahead(reader.chunks(_AT_ONCE)) as chunks:
-            for rows in chunks:
-                scorable = [prompt for prompt in rows.prompts if prompt is not None]
-                ids = iter(model.token_ids(scorable))
-                found = [None if p is None else next(ids) for p in rows.prompts]
-                table.add(rows.first, rows.prompts, found)
-                counts["rows"] += len(rows)
-                counts["quarantined"] += len(rows) - len(scorable)
-                if on_progress is not None:
-                    on_progress(counts["rows"])
+        counts = _fill(table, model, reader, interrupts, on_progress)
         table.number()
 
         def write(folder: Path) -> None:
             folder.mkdir()
             counts["unique"] = _write(folder / UNIQUE, _UNIQUE, table.unique())
             _write(folder / ROWS, _ROWS, table.mapping())
-            (folder / RECORD).write_text(_record().model_dump_json(indent=2) + "\n")
+            record = _record(file_sha256(folder / ROWS))
+            (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
 
-        def _record() -> DedupRecord:
+        def _record(rows_sha256: str) -> DedupRecord:
             return DedupRecord(
                 input_path=str(prompts),
                 input_sha256=input_sha256(prompts),
@@ -120,6 +117,7 @@ def dedup(
                 where=list(where),
                 keep=None if keep is None else list(keep),
                 tokenizer=tokenizer_files(model.describe()),
+                rows_sha256=rows_sha256,
                 **counts,
             )
 
@@ -136,6 +134,40 @@ _UNIQUE = pa.schema(
     ]
 )
 _ROWS = pa.schema([("row_id", pa.int64()), ("unique_row", pa.int64())])
+
+
+def _make_room(out: Path) -> None:
+    try:
+        if out.exists():
+            raise UsageError(f"{out}: is there already — use another --out")
+        with disk_refusals(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"{out}: cannot be made ({reason}) — use another --out") from error
+
+
+def _fill(
+    table: TokenTable,
+    model: Denoiser,
+    reader: Reader,
+    interrupts: Interrupts,
+    on_progress: Callable[[int], None] | None,
+) -> dict[str, int]:
+    """Put all rows into the table; how many there are."""
+    counts = {"rows": 0, "unique": 0, "quarantined": 0}
+    with read_ahead(reader.chunks(_AT_ONCE)) as chunks:
+        for rows in chunks:
+            interrupts.check()
+            scorable = [prompt for prompt in rows.prompts if prompt is not None]
+            ids = iter(model.token_ids(scorable))
+            found = [None if p is None else next(ids) for p in rows.prompts]
+            table.add(rows.first, rows.prompts, found)
+            counts["rows"] += len(rows)
+            counts["quarantined"] += len(rows) - len(scorable)
+            if on_progress is not None:
+                on_progress(counts["rows"])
+    return counts
 
 
 def tokenizer_files(described: dict[str, Any]) -> dict[str, str]:

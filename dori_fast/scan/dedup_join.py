@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from dori_fast.scan.record import RunRecord
 from dori_fast.scan.rows import Reader, Rows
 from dori_fast.scan.score import shard_schema
 from dori_fast.scan.select import Selection
-from dori_fast.scan.shard import read_footer
-from dori_fast.scan.token_table import batches, database
+from dori_fast.scan.shard import as_stored, check_shard
+from dori_fast.scan.signals import interruptible
+from dori_fast.scan.token_table import batches, database, import_duckdb
 
 _AT_ONCE = 65_536
 
@@ -45,12 +47,22 @@ def join(
         The number of rows, which is the input's.
 
     Raises:
-        UsageError: the run is not finished, or its detector's scores depend on a prompt's place.
-        IntegrityError: the input has changed, or the run is of other prompts or another tokenizer.
+        UsageError: the run is not there or not finished, its detector's scores depend on a
+            prompt's place, or ``out`` is a folder or in none.
+        IntegrityError: the input has changed, the run is of other prompts or another tokenizer,
+            or a shard or the table of rows is damaged.
         StorageError: the disk refused.
+        ScanInterrupted: SIGINT or SIGTERM; nothing is left.
     """
     folder, run, out = Path(folder), Path(run), Path(out)
-    known, record = DedupRecord.read(folder), RunRecord.read(run / "run.json")
+    if out.is_dir():
+        raise UsageError(f"{out}: is a folder — name a parquet file")
+    with interruptible():
+        return _join(folder, run, out, prompts, memory)
+
+
+def _join(folder: Path, run: Path, out: Path, prompts: str | Path | None, memory: str) -> int:
+    known, record = DedupRecord.read(folder), _run_record(run)
     source = prompts if prompts is not None else known.input_path
     _check(folder, known, run, record)
     reader = open_prompts(source, known.column, Selection.of(known.where, known.keep))
@@ -58,19 +70,42 @@ def join(
         raise IntegrityError(f"{source}: has changed since {folder} was made — make it again")
     decided = record.threshold is not None
     schema = shard_schema(reader.schema, decided)
-    names = [f.name for f in shard_schema(pa.schema([]), decided)][2:]
+    shards = _shards(folder, run, record, known)
+    scored = shard_schema(pa.schema([]), decided).remove(1)
 
     def write(path: Path) -> None:
-        results = _results(connection, folder, _shards(run, record, known), names)
+        results = _results(connection, folder, shards, scored)
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for table in _joined(reader, results, schema):
                 writer.write_table(table)
         if next(results, None) is not None:
             raise IntegrityError(f"{folder / ROWS}: has more rows than {source}")
 
-    with database(out, memory) as connection:
+    with _readable(folder, run), database(out, memory) as connection:
         write_durably(out, write)
     return known.rows
+
+
+def _run_record(run: Path) -> RunRecord:
+    try:
+        return RunRecord.read(run / "run.json")
+    except OSError as error:
+        raise UsageError(
+            f"{run}: no run directory (no readable run.json) — give the --out of dori-fast scan"
+        ) from error
+
+
+@contextmanager
+def _readable(folder: Path, run: Path) -> Iterator[None]:
+    """Files that were whole a moment ago, and that the database cannot read."""
+    try:
+        yield
+    except import_duckdb().Error as error:
+        reason = str(error).splitlines()[0]
+        raise IntegrityError(
+            f"{folder / ROWS} and the shards of {run}: cannot be read ({reason})"
+            " — see that nobody writes there, then join again"
+        ) from error
 
 
 def _check(folder: Path, known: DedupRecord, run: Path, record: RunRecord) -> None:
@@ -85,25 +120,50 @@ def _check(folder: Path, known: DedupRecord, run: Path, record: RunRecord) -> No
         raise UsageError(f"{run}: its scores depend on a prompt's place — scan the whole input")
 
 
-def _shards(run: Path, record: RunRecord, known: DedupRecord) -> list[str]:
+def _shards(folder: Path, run: Path, record: RunRecord, known: DedupRecord) -> list[Path]:
+    """The run's shards, each of them whole."""
+    if file_sha256(folder / ROWS) != known.rows_sha256:
+        raise IntegrityError(f"{folder / ROWS}: not what dedup wrote — make {folder} again")
+    identity = record.identity
+    unique = open_prompts(folder / UNIQUE, identity["column"])
+    schema = as_stored(shard_schema(unique.schema, record.threshold is not None))
     paths = sorted((run / "shards").glob("part-*.parquet"))
-    footers = [read_footer(path) for path in paths]
-    rows = sum(footer.rows for footer in footers if footer.run_hash == record.run_hash)
+    rows = 0
+    for index, path in enumerate(paths):
+        first = index * int(identity["shard_size"])
+        rows += check_shard(path, record.run_hash, first, schema).rows
     if rows != known.unique:
         raise IntegrityError(f"{run}: {rows} rows where {known.unique} distinct prompts are")
-    return [str(path) for path in paths]
+    return paths
 
 
 def _results(
-    connection: Any, folder: Path, shards: list[str], names: list[str]
+    connection: Any, folder: Path, shards: list[Path], schema: pa.Schema
 ) -> Iterator[dict[str, Any]]:
-    columns = ", ".join(f"scanned.{name}" for name in names)
+    mapping = pa.schema([("row_id", pa.int64()), ("unique_row", pa.int64())])
+    # read as they were checked: another reader of parquet has its own idea of a damaged footer,
+    # and of what the name of a file or folder means
+    connection.register("mapping", _streamed([folder / ROWS], mapping))
+    connection.register("scanned", _streamed(shards, schema))
+    columns = ", ".join(f"scanned.{name}" for name in schema.names if name != "row_id")
     query = (
-        f"SELECT {columns} FROM read_parquet(?) AS rows"
-        " LEFT JOIN read_parquet(?) AS scanned ON unique_row = scanned.row_id ORDER BY rows.row_id"
+        f"SELECT {columns} FROM mapping LEFT JOIN scanned ON unique_row = scanned.row_id"
+        " ORDER BY mapping.row_id"
     )
-    found = batches(connection, query, [str(folder / ROWS), shards])
-    return chain.from_iterable(batch.to_pylist() for batch in found)
+    return chain.from_iterable(batch.to_pylist() for batch in batches(connection, query))
+
+
+def _streamed(paths: list[Path], schema: pa.Schema) -> pa.RecordBatchReader:
+    def read() -> Iterator[pa.RecordBatch]:
+        for path in paths:
+            try:
+                with pq.ParquetFile(path) as file:
+                    yield from file.iter_batches(_AT_ONCE, columns=schema.names)
+            except (OSError, pa.ArrowException) as error:
+                raise IntegrityError(f"{path}: {error}") from error
+
+    ordered = (batch.select(schema.names).cast(schema) for batch in read())
+    return pa.RecordBatchReader.from_batches(schema, ordered)
 
 
 def _joined(

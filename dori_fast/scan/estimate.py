@@ -97,7 +97,8 @@ def estimate(
         reading = perf_counter() - began
         sample = _scorable(first, _PROBE_BATCHES * model.batch_size) if first else None
         if not sample:
-            raise UsageError(f"scan: no row of the first {shard_size} of {prompts} can be scored")
+            named = prompts if isinstance(prompts, str | Path) else "the prompts"
+            raise UsageError(f"scan: no row of the first {shard_size} of {named} can be scored")
         # the first batch pays for what is set up once
         score_rows(model, chosen, _scorable(sample, model.batch_size), lambda done: None)
         began = perf_counter()

@@ -63,11 +63,14 @@ class Process(Place):
         except (EOFError, OSError):
             return None
 
-    def leave(self, deadline: float) -> None:
-        """End it: by itself if it is at work and does so in time."""
+    def await_end(self, deadline: float) -> None:
+        """Let it end by itself until then; a loading one hears nothing, and is not waited for."""
         if self.ready:
             self._process.join(max(0.0, deadline - monotonic()))
-        self.end()
+
+    def kill(self) -> None:
+        """Does not wait for its end."""
+        self._process.kill()
 
     def end(self) -> str:
         self._process.join(0.5)
@@ -115,7 +118,15 @@ class Processes:
             place.connection.close()
         deadline = monotonic() + PARTING
         for place in running:
-            place.leave(deadline)
+            if not place.ready:
+                place.kill()
+        for place in running:
+            place.await_end(deadline)
+        # all before the first is waited for
+        for place in running:
+            place.kill()
+        for place in running:
+            place.end()
 
 
 @contextmanager

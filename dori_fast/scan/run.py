@@ -41,6 +41,7 @@ from dori_fast.scan.settings import (
     checked,
     chosen_detector,
     limited,
+    refuse_inside,
 )
 from dori_fast.scan.signals import Interrupts, interruptible
 
@@ -146,7 +147,12 @@ def scan(
         engine=engine,
     )
     chosen = chosen_detector(detector, settings)
-    with prompts_on_disk(prompts) as path, batch_size_of(model, settings):
+    refuse_inside(out, prompts)
+    with (
+        interruptible() as interrupts,
+        prompts_on_disk(prompts) as path,
+        batch_size_of(model, settings),
+    ):
         selection = Selection.of(where, keep)
         reader = open_prompts(path, column, selection)
         described = model.describe()
@@ -177,10 +183,8 @@ def scan(
         )
         schema = shard_schema(reader.schema, decided=decision is not None)
         doing = _engine(model, Work(chosen, decision, record.run_hash), settings)
-        with (
-            interruptible() as interrupts,
-            RunDirectory(Path(out), record, schema, resume, part) as run,
-        ):
+        interrupts.check()
+        with RunDirectory(Path(out), record, schema, resume, part) as run:
             _compare_threads(run)
             return _finish(run, reader, settings, doing, decision, interrupts, on_progress)
 

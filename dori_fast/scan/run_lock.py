@@ -45,10 +45,14 @@ class RunLock:
         text = json.dumps({**owner, "since": self._since, "share": share})
         # whole for a reader at any moment, but of no worth after a crash: not forced to the disk;
         # a disk that refuses it will show itself where results are written
+        temporary = self._root / f".owner{self._name}.{os.getpid()}{TEMPORARY}"
         with suppress(OSError):
-            temporary = self._root / f".owner{self._name}.{os.getpid()}{TEMPORARY}"
-            temporary.write_text(text + "\n")
-            os.replace(temporary, self._owner)
+            try:
+                temporary.write_text(text + "\n")
+                os.replace(temporary, self._owner)
+            finally:
+                # a signal may come between the two
+                temporary.unlink(missing_ok=True)
 
     def release(self) -> None:
         self._held.close()

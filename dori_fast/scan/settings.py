@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dori_fast.errors import UsageError
+from dori_fast.scan.files import SUFFIXES, input_files
+from dori_fast.scan.hub_dataset import HUB
 from dori_fast.scan.rows import Reader, Rows
 from dori_fast.scan.run_directory import Resume
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from dori_fast.models import Denoiser
 
 SEEDS, STEPS, FPR = 4, 1, 0.01
+_SHOWN = 40
 EngineName = Literal["local", "ray"]
 
 
@@ -30,10 +34,11 @@ class Settings(BaseModel):
     seeds: Annotated[int, Field(ge=1, le=2**20)]
     steps: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"]
-    limit: Annotated[int, Field(ge=0)] | None
+    # rows are numbered by int64, and a shard's are in memory at once
+    limit: Annotated[int, Field(ge=0, lt=2**63)] | None
     resume: Resume = "auto"
     max_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
-    shard_size: Annotated[int, Field(ge=1)] = 2048
+    shard_size: Annotated[int, Field(ge=1, le=2**31)] = 2048
     workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = 1
     watchdog: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     engine: EngineName = "local"
@@ -46,7 +51,40 @@ def checked(command: str, **arguments: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][:1])
-        raise UsageError(f"{command}: {name}={first['input']!r}: {first['msg']}") from error
+        raise UsageError(f"{command}: {name}={_shown(first['input'])}: {first['msg']}") from error
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes no integer of more than some thousand digits
+        return "a huge number"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def refuse_inside(out: str | Path, prompts: str | Path | Iterable[object]) -> None:
+    """Raises UsageError if what is written to ``out`` would be read as input the next time."""
+    if isinstance(prompts, str | Path) and _is_read(Path(out).resolve(), prompts):
+        raise UsageError(
+            f"{out}: lies inside the input {prompts}, which takes the results for prompts"
+            " — use an --out outside it, or one in it whose name begins with _"
+        )
+
+
+def _is_read(out: Path, prompts: str | Path) -> bool:
+    source = Path(prompts)
+    if source.is_dir() and source.suffix.lower() not in SUFFIXES:
+        if not out.is_relative_to(source.resolve()):
+            return False
+        # what the reader of folders passes over
+        below = out.relative_to(source.resolve()).parts
+        return not any(part.startswith((".", "_")) for part in below)
+    if source.exists() or str(prompts).startswith(HUB):
+        return False
+    # a pattern, which is known by what it finds
+    shards = out / "shards"
+    return any(file.path.absolute().is_relative_to(shards) for file in input_files(prompts))
 
 
 def chosen_detector(detector: str | Detector, settings: Settings) -> Detector:

@@ -48,6 +48,10 @@ def interruptible() -> Iterator[Interrupts]:
     before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
         yield interrupts
+    except Exception:
+        # a signal inside a library's callback may come back as that library's own error
+        interrupts.check()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

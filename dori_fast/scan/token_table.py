@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import os
+import shutil
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from dori_fast.errors import UsageError
+from dori_fast.scan.durable import disk_refusals
 
 # a row may have 100,000 tokens
 _BATCH = 2048
+_WORKSPACE, _NEW, _LOCK = ".dedup-", ".new", "lock"
+_REFUSALS = {os.strerror(n): n for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)}
 _DIGEST = ("d0", "d1", "d2", "d3")
 _SEEN = pa.schema(
     [
@@ -28,6 +35,15 @@ _SEEN = pa.schema(
 )
 
 
+def import_duckdb() -> Any:
+    """The module; UsageError if it is not installed."""
+    try:
+        import duckdb
+    except ImportError as error:
+        raise UsageError("dedup: needs duckdb — pip install 'dori-fast[dedup]'") from error
+    return duckdb
+
+
 @contextmanager
 def database(beside: Path, memory: str) -> Iterator[Any]:
     """A DuckDB connection whose table and spills lie in a folder that is removed afterwards.
@@ -37,13 +53,12 @@ def database(beside: Path, memory: str) -> Iterator[Any]:
         memory: what it may hold in memory, such as ``"1GB"``.
 
     Raises:
-        UsageError: DuckDB is not installed, or ``memory`` is no size or not enough.
+        UsageError: DuckDB is not installed, ``memory`` is no size or not enough, or there is no
+            folder to work in.
+        StorageError: the disk refused.
     """
-    try:
-        import duckdb
-    except ImportError as error:
-        raise UsageError("dedup: needs duckdb — pip install 'dori-fast[dedup]'") from error
-    with TemporaryDirectory(prefix=".dedup-", dir=beside.parent) as folder:
+    duckdb = import_duckdb()
+    with _workspace(beside) as folder:
         settings: dict[str, Any] = {
             "memory_limit": memory,
             "temp_directory": f"{folder}/spilled",
@@ -52,12 +67,81 @@ def database(beside: Path, memory: str) -> Iterator[Any]:
             "threads": 1,
         }
         try:
-            with duckdb.connect(f"{folder}/table", config=settings) as connection:
+            with _connected(f"{folder}/table", settings) as connection:
                 yield connection
-        except duckdb.OutOfMemoryException as error:
-            raise UsageError(f"dedup: {memory} of memory are not enough — give more") from error
-        except (duckdb.InvalidInputException, duckdb.ParserException) as error:
-            raise UsageError(f"dedup: memory {memory!r}: {error}") from error
+        except duckdb.Error as error:
+            number = _errno(error)
+            if number is not None:
+                with disk_refusals(beside):
+                    raise OSError(number, os.strerror(number)) from error
+            if "Out of Memory Error" in str(error):
+                raise UsageError(f"dedup: {memory} of memory are not enough — give more") from error
+            raise
+
+
+def _connected(path: str, settings: dict[str, Any]) -> Any:
+    duckdb = import_duckdb()
+    try:
+        return duckdb.connect(path, config=settings)
+    except (duckdb.InvalidInputException, duckdb.ParserException) as error:
+        memory = settings["memory_limit"]
+        raise UsageError(f"dedup: memory {memory!r}: {error} — such as 4GB") from error
+    except duckdb.IOException as error:
+        if _errno(error) is not None:
+            raise
+        raise UsageError(f"{path}: cannot be made ({error}) — use another --out") from error
+
+
+def _errno(error: Exception) -> int | None:
+    """What the disk refused, which DuckDB says in its text alone."""
+    for text, number in _REFUSALS.items():
+        if text in str(error):
+            return number
+    # by default 90 % of what is free on the disk
+    return errno.ENOSPC if "max_temp_directory_size" in str(error) else None
+
+
+@contextmanager
+def _workspace(beside: Path) -> Iterator[Path]:
+    """A locked folder next to a path, for a while; those that dead processes left there go."""
+    try:
+        with disk_refusals(beside):
+            if not beside.parent.is_dir():
+                raise UsageError(f"{beside}: there is no folder {beside.parent} — make it first")
+            _sweep(beside.parent)
+            new = Path(mkdtemp(prefix=_NEW + _WORKSPACE, dir=beside.parent))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"{beside}: cannot be written ({reason}) — use another --out") from error
+    # by this name it is swept; before it has its lock, another process might do so
+    folder = new.with_name(new.name.removeprefix(_NEW))
+    try:
+        with disk_refusals(beside):
+            lock = (new / _LOCK).open("w")
+        with lock:
+            _lock(lock.fileno())
+            yield new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    for stale in parent.glob(f"{_WORKSPACE}*"):
+        # no lock: not ours; another process may sweep too
+        with suppress(OSError), (stale / _LOCK).open("r+") as lock:
+            if _lock(lock.fileno()):
+                shutil.rmtree(stale, ignore_errors=True)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether nobody else has it; the kernel lets go of it when the process ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        # held, or a file system without locks, where nothing is swept
+        return False
+    return True
 
 
 class TokenTable:
@@ -122,7 +206,11 @@ def batches(
     connection: Any, query: str, parameters: Sequence[Any] = ()
 ) -> Iterator[pa.RecordBatch]:
     """A query's result, one batch in memory."""
-    yield from connection.sql(query, params=list(parameters)).to_arrow_reader(_BATCH)
+    try:
+        yield from connection.sql(query, params=list(parameters)).to_arrow_reader(_BATCH)
+    except (OSError, pa.ArrowException) as error:
+        # what DuckDB says once its result is read comes from pyarrow
+        raise import_duckdb().OperationalError(str(error)) from error
 
 
 def _digest(ids: Sequence[int] | None) -> tuple[int | None, ...]:

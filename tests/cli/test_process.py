@@ -116,6 +116,31 @@ def test_closed_stdout_is_no_error(tiny: str, tmp_path: Path) -> None:
     assert shards(tmp_path / "run") == ["part-00000.parquet"]
 
 
+@pytest.mark.parametrize("closed", ["<&- >&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_closed_before_the_start_are_no_error(
+    tiny: str, tmp_path: Path, closed: str
+) -> None:
+    path, run = tmp_path / "p.txt", tmp_path / "run"
+    path.write_text("a\nb\n")
+
+    def code(*arguments: str | Path) -> int:
+        words = [*COMMAND, *map(str, arguments)]
+        command = ["bash", "-c", f'"$@" {closed}', "bash", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+        # nor do errors take the way of results
+        assert "error:" not in done.stdout
+        return done.returncode
+
+    assert code("scan", path, "--out", run, "--model", tiny) == 0
+    assert shards(run) == ["part-00000.parquet"]
+    assert code("verify", run, "--files-only") == 0
+    assert code("status", run) == 0
+    assert code("status", tmp_path / "typo") == 2
+    assert code("status", "--no-such-option") == 2
+    assert code("--help") == 0
+
+
 def test_a_terminal_gets_a_progress_line_and_nothing_else(tiny: str, tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("".join(f"prompt number {i}\n" for i in range(64)))

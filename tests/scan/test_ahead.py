@@ -89,6 +89,32 @@ def test_leaving_early_ends_the_thread_and_closes_the_source():
     assert closed.wait(10)
 
 
+def test_nobody_waits_for_an_item_that_takes_long():
+    asked, release, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def slow():
+        try:
+            yield 0
+            asked.set()
+            release.wait(60)
+            yield 1
+            pytest.fail("asked for after the end")
+        finally:
+            closed.set()
+
+    with pytest.raises(ZeroDivisionError), read_ahead(slow()) as items:
+        next(items)
+        assert asked.wait(10)
+        began = time.monotonic()
+        raise ZeroDivisionError
+    assert time.monotonic() - began < 8
+    (left,) = threads()
+    release.set()
+    left.join(10)
+    assert threads() == []
+    assert closed.wait(10)
+
+
 def test_ctrl_c_arrives_while_the_main_thread_waits_for_the_source():
     release = threading.Event()
 

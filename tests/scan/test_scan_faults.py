@@ -11,6 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import dori_fast
@@ -29,6 +31,10 @@ from tests.scan.scanning import PROMPTS, Signalling, Spelling, scanned
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": "many"}, "batch_size='many'"),
         ({"limit": -1}, "limit=-1"),
+        ({"limit": 2**63}, "limit=9223372036854775808: "),
+        ({"limit": 10**400}, r"limit=10{36}\.\.\.: "),
+        ({"limit": 10**5000}, "limit=a huge number: "),
+        ({"shard_size": 10**19}, "shard_size=10000000000000000000: "),
         ({"max_errors": -0.1}, "max_errors=-0.1"),
         ({"max_errors": math.nan}, "max_errors=nan"),
         ({"shard_size": 0}, "shard_size=0"),
@@ -79,6 +85,53 @@ def test_a_signal_drops_the_open_shard(model: Any, tmp_path: Path, number: int) 
     result = scanned(model, PROMPTS, out, detector=Spelling(), shard_size=4)
     assert result.scored == len(PROMPTS) - 8
     assert [row["prompt"] for row in result.rows()] == PROMPTS
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_run_directory_is_there(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    from dori_fast.scan import run
+
+    def hashed(path: Path) -> str:
+        os.kill(os.getpid(), number)
+        return digest(path)
+
+    digest, before = run.input_sha256, signal.getsignal(number)
+    monkeypatch.setattr(run, "input_sha256", hashed)
+    with pytest.raises(ScanInterrupted, match=signal.Signals(number).name):
+        scanned(model, PROMPTS, tmp_path / "run")
+    assert signal.getsignal(number) is before
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", [".", "run", "deep/down/run"])
+def test_results_among_the_prompts_are_refused(model: Any, tmp_path: Path, name: str) -> None:
+    folder, link = tmp_path / "in", tmp_path / "link"
+    folder.mkdir()
+    (folder / "p.parquet").write_bytes(b"")
+    link.symlink_to(folder)
+    for source, out in [(folder, folder / name), (link, folder / name), (folder, link / name)]:
+        with pytest.raises(UsageError, match="lies inside the input .*outside it"):
+            scanned(model, source, out)
+    assert [path.name for path in folder.iterdir()] == ["p.parquet"]
+
+
+def test_results_beside_the_prompts_or_passed_over(model: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(pa.table({"prompt": ["a", "b"]}), folder / "p.parquet")
+    options = {"detector": Spelling()}
+    for out in (folder / "_runs" / "1", folder / ".run", tmp_path / "in-run"):
+        for scored in (2, 0):
+            assert scanned(model, folder, out, **options).scored == scored
+    # a pattern may see the results once they are there
+    (folder / "deep").mkdir()
+    (folder / "p.parquet").rename(folder / "deep" / "p.parquet")
+    pattern = f"{folder}/deep/**/p*.parquet"
+    assert scanned(model, pattern, folder / "deep" / "run", **options).scored == 2
+    with pytest.raises(UsageError, match="lies inside the input"):
+        scanned(model, pattern, folder / "deep" / "run", **options)
 
 
 def test_works_off_the_main_thread(model: Any, tmp_path: Path) -> None:

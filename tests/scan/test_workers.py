@@ -22,7 +22,7 @@ from dori_fast.errors import UsageError
 from dori_fast.prune import NeuronMask
 from dori_fast.scan import ScanResult, StorageError, WorkerError
 from dori_fast.scan.ledger import Ledger
-from dori_fast.scan.processes import Process
+from dori_fast.scan.processes import Process, Processes
 from dori_fast.scan.worker import _portable
 from dori_fast.scan.workers import Workers
 from tests.faults.invariants import violations
@@ -117,6 +117,44 @@ def test_a_finished_run_starts_no_process(
 ) -> None:
     monkeypatch.setattr(Process, "start", lambda self: pytest.fail("started"))
     assert scanned(model, prompts, alone.out, seeds=2, workers=2, **OPTIONS).scored == 0
+
+
+class Loading:
+    """What a worker is given to load, and takes a hundred seconds to."""
+
+    def __reduce__(self) -> Any:
+        return time.sleep, (100,)
+
+
+def test_parting_with_loading_workers_takes_no_time() -> None:
+    crew = object.__new__(Processes)
+    crew._places = [Process(number, pickle.dumps(Loading())) for number in range(6)]
+    for place in crew.places:
+        place.start()
+    began = time.monotonic()
+    crew.part()
+    # half a second was spent on each, one after another
+    assert time.monotonic() - began < 2.5
+    assert multiprocessing.active_children() == []
+
+
+def test_how_a_worker_ended() -> None:
+    alive, killed, left = (Process(number, pickle.dumps(Loading())) for number in range(3))
+    left._order = pickle.dumps(Leaving())
+    for place in (alive, killed, left):
+        place.start()
+    killed._process.kill()
+    # as it is called: when the pipe has closed
+    assert killed.hear() is None and left.hear() is None
+    ends = [place.end() for place in (alive, killed, left)]
+    assert ends == ["was ended", "died of SIGKILL", "ended with code 7"]
+
+
+class Leaving:
+    """A worker that ends by itself as it loads."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (7,)
 
 
 def test_an_error_of_the_request_is_raised_at_once(
