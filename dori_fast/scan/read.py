@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from dori_fast.scan.rows import Reader
 from dori_fast.scan.select import EVERYTHING, Selection
 from dori_fast.scan.selected import Selected
 from dori_fast.scan.tar_file import TarFile, tar_sha256
+
+_BLOCK = 1 << 20
 
 
 def open_prompts(
@@ -95,15 +98,20 @@ def prompts_on_disk(prompts: str | Path | Iterable[object]) -> Iterator[Path]:
         yield path
 
 
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(path: Path, stopped: threading.Event | None = None) -> str:
+    """The sha256 of a file's bytes, in hexadecimal, or of those read before it was ``stopped``."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while (read := file.readinto(block)) and not (stopped and stopped.is_set()):
+            digest.update(block[:read])
+    return digest.hexdigest()
 
 
-def _content_sha256(path: Path) -> str:
+def _content_sha256(path: Path, stopped: threading.Event) -> str:
     try:
-        return (tar_sha256 if path.suffix.lower() == ".tar" else file_sha256)(path)
+        if path.suffix.lower() == ".tar":
+            return tar_sha256(path)
+        return file_sha256(path, stopped)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror} — it cannot be read to its end") from error
 
@@ -116,9 +124,14 @@ def input_sha256(path: str | Path) -> str:
     with a line ``<sha256>  <name>`` for each, in their order, the name relative to the input's
     folder: also another order or another folder name (a partition's value) is another input.
     """
-    files = input_files(path)
+    files, stopped = input_files(path), threading.Event()
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_content_sha256, [file.path for file in files]))
+        try:
+            digests = list(pool.map(lambda file: _content_sha256(file.path, stopped), files))
+        except BaseException:
+            # a signal: leaving the pool waits for the files that are being read
+            stopped.set()
+            raise
     if len(files) == 1:
         return digests[0]
     lines = [f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True)]

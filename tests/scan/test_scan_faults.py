@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,18 @@ def test_a_signal_before_the_run_directory_is_there(
         scanned(model, PROMPTS, tmp_path / "run")
     assert signal.getsignal(number) is before
     assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_while_a_huge_file_is_hashed(model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.touch()
+    # takes no room; a minute to hash
+    os.truncate(path, 10**11)
+    threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    began = time.monotonic()
+    with pytest.raises(ScanInterrupted):
+        scanned(model, path, tmp_path / "run")
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("name", [".", "run", "deep/down/run"])
