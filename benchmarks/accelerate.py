@@ -120,8 +120,8 @@ def compare(
         with counted(unet) as rows:
             answers[name] = call()
         evaluations[name] = sum(rows) / prompts
-    peaks = {name: peak_megabytes(call) for name, call in ways.items()}
     samples = harness.interleave(ways, timer, rounds)
+    peaks = {name: peak_megabytes(call) for name, call in ways.items()}
     first = next(iter(ways))
     figures = {
         name: {

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -38,6 +39,9 @@ from benchmarks.peer_models import base, checkout, sd_unet, unfused
 RESULTS = harness.RESULTS / "quality" / "drop_in.json"
 PROMPT = "a photo of a key"
 ROUNDS = 3
+# one round for the memory, which is recorded in a process of its own: afterwards the allocator has
+# grown, and code that allocates much runs faster than in a script
+MEMORY = False
 # of SAIL's scores in float32, whose derivatives are summed in another order
 SAME_SCORE = 1e-5
 # of Wen's embeddings and slopes, relative, whose batches are of another size
@@ -66,21 +70,22 @@ class Counter:
 
 
 def compare(unet: Any, released: Callable[[], Any], ours: Callable[[], Any]) -> dict[str, Any]:
-    """Both in turn: results, samples, the median ratio of seconds; apart from it the memory."""
+    """Both in turn: results, samples, the median ratio of seconds; or of one round the memory."""
     ratios, counter = [], Counter(unet)
     for _ in range(ROUNDS):
         theirs = counter.run(released)
         mine = counter.run(ours)
         ratios.append(theirs[2] / mine[2])
-    return {
+    found = {
         "released": theirs[0],
         "ours": mine[0],
         "released_samples": theirs[1],
         "ours_samples": mine[1],
         "released_over_ours_seconds": round(median(ratios), 2),
-        "released_peak_megabytes": peak_megabytes(released),
-        "ours_peak_megabytes": peak_megabytes(ours),
     }
+    if MEMORY:
+        found[PEAKS[0]], found[PEAKS[1]] = peak_megabytes(released), peak_megabytes(ours)
+    return found
 
 
 def wen(folder: Path) -> dict[str, Any]:
@@ -213,17 +218,35 @@ RUNS: dict[str, tuple[Callable[[Path], dict[str, Any]], ...]] = {
     "sail": (sail,),
 }
 PEERS = (*RUNS, "unlearndiffatk")
+PEAKS = ("released_peak_megabytes", "ours_peak_megabytes")
+# the peers' scripts print as well
+_MARK = "row: "
 
 
 def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
     """A peer's script and functions; what cannot be imported says what it lacks."""
     try:
         if name == "unlearndiffatk":
-            return peer_unlearning.compare(folder, ROUNDS)
-        script = peer_scripts.compare(name, folder, ROUNDS)
+            return peer_unlearning.compare(folder, ROUNDS, MEMORY)
+        script = {} if MEMORY else peer_scripts.compare(name, folder, ROUNDS)
     except ImportError as error:
         script = {"peer": name, "not_run": str(error)}
     return [script, *(run(folder) for run in RUNS.get(name, ()))]
+
+
+def in_a_new_process(name: str, peers: Path) -> list[dict[str, Any]]:
+    """A peer's rows with the memory beside the seconds, each from a process of its own."""
+    found = []
+    for options in ([], ["--memory"]):
+        command = [sys.executable, "-m", "benchmarks.drop_in", "--peers", peers, "--only", name]
+        done = subprocess.run([*command, *options], check=False, stdout=subprocess.PIPE, text=True)
+        lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
+        found.append([json.loads(line.removeprefix(_MARK)) for line in lines])
+    seconds, memory = found
+    return [
+        row | {key: one[key] for key in PEAKS if key in one}
+        for row, one in zip(seconds, memory, strict=True)
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -232,17 +255,21 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.drop_in", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--peers", type=Path, required=True, help="folder of the checkouts")
-    parser.add_argument("--only", choices=sorted(PEERS), help="one of them")
-    parser.add_argument("--no-write", action="store_true", help="leave the results alone")
+    parser.add_argument("--only", choices=sorted(PEERS), help="one of them; nothing is written")
+    parser.add_argument("--memory", action="store_true", help="its memory in place of its seconds")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = []
-    for name in PEERS:
-        if options.only in (None, name):
-            found = rows_of(name, options.peers.resolve() / name)
+    rows: list[dict[str, Any]] = []
+    if options.only:
+        global ROUNDS, MEMORY
+        ROUNDS, MEMORY = (1, True) if options.memory else (ROUNDS, False)
+        rows = rows_of(options.only, options.peers.resolve() / options.only)
+        print(*(_MARK + json.dumps(row) for row in rows), sep="\n", flush=True)
+    else:
+        for name in PEERS:
+            found = in_a_new_process(name, options.peers)
             rows += found
             print(*map(json.dumps, found), sep="\n", flush=True)
-    if not options.no_write:
         result = {
             "machine": harness.machine_name("cpu"),
             "versions": harness.library_versions(),

@@ -48,8 +48,8 @@ def _pictures(kind: Any, task: Any) -> Any:
         return kind.sampling(task, ids, task.id2embedding(ids), **size)
 
 
-def compare(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """A row for the projection and one for the pictures, both sides in turn."""
+def compare(folder: Path, rounds: int, memory: bool = False) -> list[dict[str, Any]]:
+    """A row for the projection and one for the pictures, both sides in turn; or their memory."""
     with checkout(folder / "src"):
         attack: Any = importlib.import_module("attackers.text_grad_").TextGrad
         kind: Any = importlib.import_module("tasks.classifier_").ClassifierTask
@@ -69,7 +69,7 @@ def compare(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 ):
                     key = f"{name} {side}"
                     runs.setdefault(key, []).append(_counted(task.target_unet_sd, call))
-                    if key not in peaks:
+                    if memory and key not in peaks:
                         peaks[key] = peak_megabytes(call)
             df.unpatch("unlearndiffatk")
     return [_row(name, runs, peaks) for name in ("projection", "sampling")]
@@ -97,6 +97,7 @@ def _row(
     released, ours = runs[f"{name} released"], runs[f"{name} ours"]
     theirs, mine = (torch.as_tensor(x[-1][0]).double() for x in (released, ours))
     tolerance = PROJECTED if name == "projection" else LEVELS
+    sides = ("released", "ours") if peaks else ()
     return {
         "peer": "unlearndiffatk",
         "function": name,
@@ -106,6 +107,4 @@ def _row(
         "released_over_ours_seconds": round(
             median(a[2] / b[2] for a, b in zip(released, ours, strict=True)), 2
         ),
-        "released_peak_megabytes": peaks[f"{name} released"],
-        "ours_peak_megabytes": peaks[f"{name} ours"],
-    }
+    } | {f"{side}_peak_megabytes": peaks[f"{name} {side}"] for side in sides}
