@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dori_fast._text import by_number
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.scan.dedup import MEMORY, ROWS, UNIQUE, DedupRecord, tokenizer_files
 from dori_fast.scan.durable import write_durably
@@ -127,7 +128,8 @@ def _shards(folder: Path, run: Path, record: RunRecord, known: DedupRecord) -> l
     identity = record.identity
     unique = open_prompts(folder / UNIQUE, identity["column"])
     schema = as_stored(shard_schema(unique.schema, record.threshold is not None))
-    paths = sorted((run / "shards").glob("part-*.parquet"))
+    found = (run / "shards").glob("part-*.parquet")
+    paths = sorted(found, key=lambda path: by_number(path.name))
     rows = 0
     for index, path in enumerate(paths):
         first = index * int(identity["shard_size"])
