@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 
 
+def check_moments(report: dict[str, Any]) -> None:
+    """Of many kills; a dozen may well fall otherwise."""
+    states = [kill["state"] for kill in report["kills"] if kill["code"] == -9]
+    assert states.count("scoring") + states.count("committing") >= 0.9 * len(states), states
+    assert min(states.count("scoring"), states.count("committing")) >= 0.1 * len(states), states
+
+
 def check_campaign(report: dict[str, Any], wanted: int) -> None:
     kills = [kill for kill in report["kills"] if kill["code"] == -9]
     assert len(kills) >= wanted, "the crashes have to happen"
-    states = [kill["state"] for kill in kills]
-    assert states.count("scoring") + states.count("committing") >= 0.9 * len(states), states
-    assert min(states.count("scoring"), states.count("committing")) >= 0.1 * len(states), states
     assert [kill["violations"] for kill in report["kills"] if kill["violations"]] == []
     for end in report["ends"]:
         assert (end["code"], end["violations"]) == (0, []), end
@@ -22,11 +26,14 @@ def check_campaign(report: dict[str, Any], wanted: int) -> None:
 def test_200_kills_at_random(experiment: Any) -> None:
     report = experiment("random_kills", wanted=200, seed=0, fast=True)
     check_campaign(report, 200)
+    check_moments(report)
 
 
 @pytest.mark.nightly
 def test_1000_kills_at_random(experiment: Any) -> None:
-    check_campaign(experiment("random_kills", wanted=1000, seed=1, fast=True), 1000)
+    report = experiment("random_kills", wanted=1000, seed=1, fast=True)
+    check_campaign(report, 1000)
+    check_moments(report)
 
 
 def test_kills_of_a_scan_that_runs_a_network(experiment: Any) -> None:
