@@ -1,4 +1,4 @@
-"""Peers' released functions against the same after `df.patch`, interleaved in one process.
+"""Peers' released functions against the same after `df.patch`, in turn, a process for each peer.
 
     python -m benchmarks.drop_in --peers DIR
 
