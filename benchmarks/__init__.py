@@ -1,1 +1,1 @@
-"""Timings against eager PyTorch as the papers' code does it. `python -m benchmarks.run --help`."""
+"""Timings against eager PyTorch as the papers' code does it: `python -m benchmarks.ops.run`."""

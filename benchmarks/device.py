@@ -94,26 +94,26 @@ def stages(site: Path, out: Path, dry_run: bool) -> list[Stage]:
         Stage(
             "op_benchmarks",
             120,
-            (python, "-m", "benchmarks.run", *results, "--rounds", "3" if dry_run else "30")
+            (python, "-m", "benchmarks.ops.run", *results, "--rounds", "3" if dry_run else "30")
             + (("--op", "noise_difference") if dry_run else ()),
         ),
         Stage(
             "scan_demo",
             60,
-            (python, "-m", "benchmarks.end_to_end", "--model", "demo", *results)
+            (python, "-m", "benchmarks.speed.end_to_end", "--model", "demo", *results)
             + (few if dry_run else ()),
         ),
         Stage(
             "scan_sd14",
             100,
-            (python, "-m", "benchmarks.end_to_end", *results)
+            (python, "-m", "benchmarks.speed.end_to_end", *results)
             + (("--model", "sd14-narrow", *few) if dry_run else ("--model", "sd14"))
             + (() if dry_run else ("--rounds", "5")),
         ),
         Stage(
             "switches",
             120,
-            (python, "-m", "benchmarks.end_to_end", *results)
+            (python, "-m", "benchmarks.speed.end_to_end", *results)
             + (
                 ("--model", "demo", *few[:-1], "dori_fast_channels_last")
                 if dry_run
@@ -123,7 +123,7 @@ def stages(site: Path, out: Path, dry_run: bool) -> list[Stage]:
         Stage(
             "small_batches",
             60,
-            (python, "-m", "benchmarks.end_to_end", *results, "--batch-size", "4")
+            (python, "-m", "benchmarks.speed.end_to_end", *results, "--batch-size", "4")
             + (
                 ("--model", "demo", *few[:-1], "dori_fast_plain")
                 if dry_run

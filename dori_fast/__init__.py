@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from dori_fast._backend import backends
     from dori_fast.integrations import accelerate, patch, restore, unpatch
     from dori_fast.models import Denoiser, load
-    from dori_fast.scan import scan
+    from dori_fast.runs.calibrate import calibrate
+    from dori_fast.runs.estimate import estimate
+    from dori_fast.runs.scan import scan
+    from dori_fast.runs.store.status import status
+    from dori_fast.runs.verify.verify import verify
 
 _MODULES = (
     "attack",
@@ -43,16 +47,20 @@ _MODULES = (
     "models",
     "ops",
     "prune",
-    "scan",
 )
 _NAMES = {
     "Denoiser": "dori_fast.models",
     "accelerate": "dori_fast.integrations",
     "backends": "dori_fast._backend",
+    "calibrate": "dori_fast.runs.calibrate",
+    "estimate": "dori_fast.runs.estimate",
     "load": "dori_fast.models",
     "patch": "dori_fast.integrations",
     "restore": "dori_fast.integrations",
+    "scan": "dori_fast.runs.scan",
+    "status": "dori_fast.runs.store.status",
     "unpatch": "dori_fast.integrations",
+    "verify": "dori_fast.runs.verify.verify",
 }
 
 __all__ = [
@@ -60,9 +68,11 @@ __all__ = [
     "accelerate",
     "attack",
     "backends",
+    "calibrate",
     "demo",
     "detect",
     "errors",
+    "estimate",
     "evaluate",
     "finetune",
     "functional",
@@ -74,7 +84,9 @@ __all__ = [
     "prune",
     "restore",
     "scan",
+    "status",
     "unpatch",
+    "verify",
 ]
 
 

@@ -97,7 +97,7 @@ def unpickling(source: str) -> list[str]:
 
 
 # what a scan's process sends to the workers that it starts comes from no file
-BETWEEN_PROCESSES = {"dori_fast/scan/worker.py"}
+BETWEEN_PROCESSES = {"dori_fast/runs/workers/worker.py"}
 READING = [path for path in PACKAGE if str(path.relative_to(ROOT)) not in BETWEEN_PROCESSES]
 
 

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dori_fast.attack.base import Settings, problems_of
 from dori_fast.attack.draws import starting_points
 from dori_fast.attack.progression import Progression
 from dori_fast.attack.result import AttackResult
-from dori_fast.attack.settings import Settings, problems_of
 from dori_fast.attack.stopping import Stop
 from dori_fast.models import Denoiser
 from dori_fast.ops import EmbeddingState, embedding_step
@@ -33,7 +33,7 @@ from dori_fast.ops import EmbeddingState, embedding_step
 class Dori(Settings):
     """The attack, on any number of images at once.
 
-    The arguments are those of :class:`dori_fast.attack.settings.Settings`; the paper's objective
+    The arguments are those of :class:`dori_fast.attack.base.Settings`; the paper's objective
     is ``"epsilon"``. Checkpoints are embeddings.
     """
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from dori_fast.attack.base import Settings
 from dori_fast.attack.draws import Draws
-from dori_fast.attack.settings import Settings
 from dori_fast.attack.stopping import Progress
 from dori_fast.models import Denoiser, TextCondition
 from dori_fast.models.probes import prediction

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
-from dori_fast.models.prefix import encode_ids
+from dori_fast.models.prefixed import encode_ids
 from dori_fast.ops import EmbeddingState
 
 

@@ -26,15 +26,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dori_fast.attack.base import Settings, problems_of
 from dori_fast.attack.draws import stream
 from dori_fast.attack.progression import Progression, wide_dtype
 from dori_fast.attack.result import TokensResult
-from dori_fast.attack.settings import Settings, problems_of
 from dori_fast.attack.simplex import draw
 from dori_fast.attack.stopping import Stop
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
-from dori_fast.models.prefix import PrefixedPrompts
+from dori_fast.models.prefixed import PrefixedPrompts
 from dori_fast.ops import EmbeddingState, embedding_step
 from dori_fast.ops.simplex import capped_simplex_project as project
 
@@ -46,7 +46,7 @@ class Tokens(Settings):
         tokens: K, the tokens before each prompt.
         weight_decay: of Adam, added to the slope.
 
-    The other arguments are those of :class:`dori_fast.attack.settings.Settings`. Checkpoints are
+    The other arguments are those of :class:`dori_fast.attack.base.Settings`. Checkpoints are
     tokens.
     """
 

@@ -25,7 +25,7 @@ from dori_fast.cli.sources import demo_pictures
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
-    from dori_fast.scan.attack import AttackRun
+    from dori_fast.runs.methods.attack import AttackRun
 
 
 def attack(
@@ -79,9 +79,9 @@ def attack(
         from dori_fast.attack import Dori
         from dori_fast.models import load
         from dori_fast.report import draw_attack
-        from dori_fast.scan.attack import Judging, read_masks
-        from dori_fast.scan.attack import attack as run_attack
-        from dori_fast.scan.read import open_prompts
+        from dori_fast.runs.methods.attack import Judging, read_masks
+        from dori_fast.runs.methods.attack import attack as run_attack
+        from dori_fast.runs.sources.open import open_prompts
 
         open_prompts(prompts, column)
         method = Dori(attack_steps, lr, draws, objective=objective, snr_cap=snr_cap)

@@ -70,7 +70,7 @@ def _require_checkout() -> None:
 
 def _run(what: str, arguments: list[str]) -> int:
     """Run the program in a process of its own: its threads can still be told to wait passively."""
-    program = {"ops": "benchmarks.run", "scan": "benchmarks.end_to_end"}[what]
+    program = {"ops": "benchmarks.ops.run", "scan": "benchmarks.speed.end_to_end"}[what]
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     paths = filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH")])
     environment["PYTHONPATH"] = os.pathsep.join(paths)

@@ -41,7 +41,7 @@ def benchmark_mitigations(
     """
     quiet_libraries()
     with reported(debug), Status() as status:
-        from dori_fast.demo.leaderboard import (
+        from dori_fast.leaderboard import (
             FINETUNED,
             Settings,
             check_name,

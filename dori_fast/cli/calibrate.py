@@ -64,8 +64,8 @@ def calibrate(
     with reported(debug), Status() as status:
         from dori_fast.evaluate.calibration import Calibration
         from dori_fast.models import load
-        from dori_fast.scan import calibrate as run_calibration
-        from dori_fast.scan.read import open_prompts
+        from dori_fast.runs.calibrate import calibrate as run_calibration
+        from dori_fast.runs.sources.open import open_prompts
 
         open_prompts(prompts, column)
         record = run_calibration(

@@ -33,7 +33,7 @@ def dedup(
     quiet_libraries()
     with reported(debug), Status() as status:
         from dori_fast.models import load
-        from dori_fast.scan.dedup import dedup as find
+        from dori_fast.runs.dedup.dedup import dedup as find
 
         found = find(
             load(model, revision=revision, device="cpu"),
@@ -63,7 +63,7 @@ def join(
     """Give every row of the input the score of its distinct prompt."""
     quiet_libraries()
     with reported(debug), Status() as status:
-        from dori_fast.scan.dedup_join import join as joined
+        from dori_fast.runs.dedup.join import join as joined
 
         rows = joined(folder, run, out=out, prompts=prompts, memory=memory)
         status.say(f"{rows:,} rows; {out}")

@@ -46,7 +46,7 @@ def reported(debug: bool) -> Iterator[None]:
 
 def _explain(error: BaseException) -> tuple[int, str]:
     from dori_fast.errors import IntegrityError, UnavailableError, UsageError
-    from dori_fast.scan.errors import StorageError, WorkerError
+    from dori_fast.runs.errors import StorageError, WorkerError
 
     if isinstance(error, KeyboardInterrupt):
         by = f" by {error}" if str(error) else ""
@@ -60,7 +60,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, WorkerError):
         return INTERNAL, str(error)
     if isinstance(error, MemoryError | RuntimeError):
-        from dori_fast.models.engine import out_of_memory
+        from dori_fast.models.engine.engine import out_of_memory
 
         if out_of_memory(error):
             return RESUMABLE, (

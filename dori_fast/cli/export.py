@@ -16,7 +16,7 @@ from dori_fast.errors import UsageError
 
 if TYPE_CHECKING:
     from dori_fast.report import Labels
-    from dori_fast.report.measured import Measured
+    from dori_fast.report.export.measured import Measured
 
 Format = Literal["lm-eval", "model-card", "csv"]
 
@@ -47,9 +47,9 @@ def export(
     """
     quiet_libraries()
     with reported(debug), Status() as status:
-        from dori_fast.report import csv_rows, lm_eval, model_card
-        from dori_fast.scan.durable import write_durably
-        from dori_fast.scan.stored import open_run
+        from dori_fast.report.export import csv_rows, lm_eval, model_card
+        from dori_fast.runs.store.durable import write_durably
+        from dori_fast.runs.store.reopen import open_run
 
         labels = read_labels(label, positive)
         if format == "csv":
@@ -73,7 +73,7 @@ def export(
 
 def _measured(result: Path, labels: Labels | None) -> Measured:
     from dori_fast.report import measured_file, measured_scan
-    from dori_fast.scan.stored import open_run
+    from dori_fast.runs.store.reopen import open_run
 
     board = result / "leaderboard.json" if result.is_dir() else result
     if not board.is_file():

@@ -26,7 +26,7 @@ from dori_fast.cli.terminal import Status, format_table, print_result, quiet_lib
 
 if TYPE_CHECKING:
     from dori_fast.finetune import StepReport
-    from dori_fast.scan.finetune import FineTuned
+    from dori_fast.runs.methods.finetune import FineTuned
 
 _SHOWN = ("prompt_loss", "trigger_loss", "retained_loss", "attack_first", "attack_last")
 
@@ -117,10 +117,10 @@ def finetune(
         from dori_fast.attack import Dori
         from dori_fast.finetune import Adversarial, Pool
         from dori_fast.models import load
-        from dori_fast.scan.attack import read_masks
-        from dori_fast.scan.drawn import Drawn
-        from dori_fast.scan.finetune import Drawing, fine_tune
-        from dori_fast.scan.read import open_prompts
+        from dori_fast.runs.methods.attack import read_masks
+        from dori_fast.runs.methods.cached_images import Drawn
+        from dori_fast.runs.methods.finetune import Drawing, fine_tune
+        from dori_fast.runs.sources.open import open_prompts
 
         open_prompts(prompts, column)
         inner = Dori(
@@ -150,7 +150,7 @@ def finetune(
         )
 
         def demo_pairs() -> list[tuple[str, Any]]:
-            from dori_fast.demo.recipe.finetuned import retained_pairs
+            from recipes.training.finetuned import retained_pairs
 
             return retained_pairs(opened, drawn)
 

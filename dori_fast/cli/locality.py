@@ -47,7 +47,7 @@ def locality(
     with reported(debug), Status() as status:
         from dori_fast.models import load
         from dori_fast.report import draw_locality
-        from dori_fast.scan.locality import locality as compare
+        from dori_fast.runs.methods.locality import locality as compare
 
         found = compare(
             load(

@@ -24,7 +24,7 @@ from dori_fast.cli.options import (
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
-    from dori_fast.scan.prune import PruneResult
+    from dori_fast.runs.methods.prune import PruneResult
 
 
 def prune(
@@ -89,11 +89,11 @@ def prune(
         from dori_fast.errors import UsageError
         from dori_fast.models import load
         from dori_fast.prune import NeMo, Wanda
-        from dori_fast.prune.nemo import THRESHOLD
+        from dori_fast.prune.nemo.search import THRESHOLD
         from dori_fast.report import draw_prune
-        from dori_fast.scan.prune import prune as run_prune
-        from dori_fast.scan.prune import read_statistics, save_pictures, statistics_of
-        from dori_fast.scan.read import open_prompts
+        from dori_fast.runs.methods.prune import prune as run_prune
+        from dori_fast.runs.methods.prune import read_statistics, save_pictures, statistics_of
+        from dori_fast.runs.sources.open import open_prompts
 
         open_prompts(prompts, column)
         loaded = load(

@@ -14,7 +14,7 @@ from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
 if TYPE_CHECKING:
     from dori_fast.report import Labels
-    from dori_fast.scan.stored import StoredRun
+    from dori_fast.runs.store.reopen import StoredRun
 
 
 def report(
@@ -49,10 +49,10 @@ def report(
     """
     quiet_libraries()
     with reported(debug), Status() as status:
-        from dori_fast.scan.durable import write_durably
-        from dori_fast.scan.manifest import REPORT, list_report
-        from dori_fast.scan.pictures import draw_top
-        from dori_fast.scan.stored import open_run
+        from dori_fast.runs.methods.top_images import draw_top
+        from dori_fast.runs.store.durable import write_durably
+        from dori_fast.runs.store.manifest import REPORT, list_report
+        from dori_fast.runs.store.reopen import open_run
 
         story = (run / "story.json").is_file()
         stored = open_run(run / "scan" if story else run)
@@ -81,8 +81,10 @@ def report(
 
 
 def _page(run: Path, kind: str, stored: StoredRun, top: int, labels: Labels | None) -> str:
-    from dori_fast.report import attack_page, prune_page, scan_page, story_page
-    from dori_fast.scan.pictures import read_pictures
+    from dori_fast.report import scan_page, story_page
+    from dori_fast.report.pages import attack as attack_page
+    from dori_fast.report.pages import prune as prune_page
+    from dori_fast.runs.methods.top_images import read_pictures
 
     if kind == "demo":
         return story_page(run, stored)

@@ -37,7 +37,9 @@ from dori_fast.cli.options import (
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
-    from dori_fast.scan import Decision, Estimate, ScanResult
+    from dori_fast.runs.calibrate import Decision
+    from dori_fast.runs.estimate import Estimate
+    from dori_fast.runs.result import ScanResult
 
 
 def scan(
@@ -104,10 +106,10 @@ def scan(
     quiet_libraries()
     with reported(debug), Status() as status:
         from dori_fast.models import load
-        from dori_fast.scan import estimate
-        from dori_fast.scan import scan as run_scan
-        from dori_fast.scan.read import open_prompts
-        from dori_fast.scan.select import Selection
+        from dori_fast.runs.estimate import estimate
+        from dori_fast.runs.scan import scan as run_scan
+        from dori_fast.runs.sources.open import open_prompts
+        from dori_fast.runs.sources.where import Selection
 
         # before the model is loaded: a wrong path should not cost the user a minute
         selected: dict[str, Any] = {"where": where or [], "keep": listed(keep)}

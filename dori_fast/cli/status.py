@@ -15,7 +15,7 @@ from dori_fast.cli.options import AsJson
 from dori_fast.cli.terminal import format_table, print_result
 
 if TYPE_CHECKING:
-    from dori_fast.scan.status import RunStatus
+    from dori_fast.runs.store.status import RunStatus
 
 
 def status(
@@ -25,7 +25,7 @@ def status(
 ) -> None:
     """Show how a run stands, also while it is going. Reads only."""
     with reported(debug):
-        from dori_fast.scan.status import status as read
+        from dori_fast.runs.store.status import status as read
 
         found = read(run)
         facts = dataclasses.asdict(found) | {"run": str(run)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 from dori_fast._text import harmless
 
 if TYPE_CHECKING:
-    from dori_fast.scan import Progress
+    from dori_fast.runs.progress import Progress
 
 _QUIET = {
     "TQDM_DISABLE": "1",

@@ -15,7 +15,7 @@ from dori_fast.cli.options import AsJson
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
 if TYPE_CHECKING:
-    from dori_fast.scan import Verification
+    from dori_fast.runs.verify.verify import Verification
 
 
 def verify(
@@ -42,7 +42,7 @@ def verify(
     """
     quiet_libraries()
     with reported(debug), Status():
-        from dori_fast.scan import verify as check
+        from dori_fast.runs.verify.verify import verify as check
 
         found = check(run, model=model, sample=sample, seed=seed, root=root, files_only=files_only)
         print_result(_as_json(found) if as_json else _as_text(found))

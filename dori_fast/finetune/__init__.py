@@ -2,7 +2,7 @@
 
 from dori_fast.finetune.adversarial import Adversarial
 from dori_fast.finetune.checkpoint import Checkpoint
-from dori_fast.finetune.progress import StepReport
+from dori_fast.finetune.step_report import StepReport
 from dori_fast.finetune.surrogates import Surrogates, surrogates
 from dori_fast.finetune.triggers import Pool
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from dori_fast.attack import Dori
 from dori_fast.errors import UsageError
 from dori_fast.finetune.checkpoint import Checkpoint
-from dori_fast.finetune.progress import StepReport
-from dori_fast.finetune.run import Pairs, Run
+from dori_fast.finetune.loop import Pairs, Run
+from dori_fast.finetune.step_report import StepReport
 from dori_fast.finetune.surrogates import Surrogates
 from dori_fast.finetune.triggers import Pool
 from dori_fast.models import Denoiser

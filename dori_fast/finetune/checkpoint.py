@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dori_fast.errors import UsageError
-from dori_fast.models.tensor_file import read_tensors
+from dori_fast.models.files.tensor_file import read_tensors
 
 _FORMAT = "dori_fast.finetune/1"
 

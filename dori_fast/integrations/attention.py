@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from dori_fast.errors import UsageError
-from dori_fast.models.attention import why_not_xformers
+from dori_fast.models.engine.attention import why_not_xformers
 
 CHOICES = ("keep", "sdpa", "xformers")
 _STOCK = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "SlicedAttnProcessor")

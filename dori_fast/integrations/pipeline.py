@@ -12,7 +12,7 @@ from dori_fast.integrations import attention as kernels
 from dori_fast.integrations import supported
 from dori_fast.integrations.keys_values import compiled_module
 from dori_fast.integrations.session import Report, Session, Settings
-from dori_fast.models.execution import Switch, why_not_compile
+from dori_fast.models.engine.execution import Switch, why_not_compile
 
 _Pipe = TypeVar("_Pipe")
 _SESSION = "_dori_fast"

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dori_fast.errors import UsageError
 from dori_fast.integrations import attention, keys_values, rows, supported
 from dori_fast.integrations.norms import NoiseNorms
-from dori_fast.models.execution import Switch
-from dori_fast.models.parts import never_falling_back
+from dori_fast.models.backbones.unet.parts import never_falling_back
+from dori_fast.models.engine.execution import Switch
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """The denoiser: the only thing that methods see of a diffusion model."""
 
 from dori_fast.models.denoiser import Denoiser
-from dori_fast.models.loading import load, source_hashes
+from dori_fast.models.engine.batch import SharedLatents
+from dori_fast.models.load import load, source_hashes
 from dori_fast.models.masks import NeuronMask, WeightMask, stack
-from dori_fast.models.partial import save_difference
+from dori_fast.models.overlay import save_difference
 from dori_fast.models.recorder import StatsRecorder, linear_layers
-from dori_fast.models.samples import SharedLatents
-from dori_fast.models.text import TextCondition
+from dori_fast.models.text.conditions import TextCondition
 
 __all__ = [
     "Denoiser",

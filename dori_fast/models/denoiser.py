@@ -14,23 +14,24 @@ import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
-from dori_fast.models import images, saving
-from dori_fast.models.architecture import require_denoiser
-from dori_fast.models.encoders import TextSide, TextSideXL
-from dori_fast.models.engine import Engine
-from dori_fast.models.execution import Execution
-from dori_fast.models.masks import Masks, NeuronMask, WeightMask
-from dori_fast.models.samples import (
+from dori_fast.models import images
+from dori_fast.models import save as saving
+from dori_fast.models.backbones.unet.recognize import require_denoiser
+from dori_fast.models.engine.batch import (
     Samples,
     SharedLatents,
     all_pairs,
     flat_timesteps,
     own_latents,
 )
-from dori_fast.models.sampling import denoise
-from dori_fast.models.schedule import Schedule
-from dori_fast.models.state import Timestep
-from dori_fast.models.text import TextCondition
+from dori_fast.models.engine.engine import Engine
+from dori_fast.models.engine.execution import Execution
+from dori_fast.models.engine.state import Timestep
+from dori_fast.models.masks import Masks, NeuronMask, WeightMask
+from dori_fast.models.schedules.sampling import denoise
+from dori_fast.models.schedules.vp import Schedule
+from dori_fast.models.text.conditions import TextCondition
+from dori_fast.models.text.encoders import TextSide, TextSideXL
 
 _SHARED_NOISES_KEPT = 16
 
@@ -339,5 +340,5 @@ class Denoiser:
         return images.encode(self.vae, pictures, self.device, self.dtype)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write a diffusers directory; see :func:`dori_fast.models.saving.save_pretrained`."""
+        """Write a diffusers directory; see :func:`dori_fast.models.save.save_pretrained`."""
         saving.save_pretrained(self, directory)

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.models.tensor_file import read_tensors
-from dori_fast.models.weights import tensors_sha256
+from dori_fast.models.files.hashes import tensors_sha256
+from dori_fast.models.files.tensor_file import read_tensors
 from dori_fast.ops import pack_mask, unpack_mask
 
 _M = TypeVar("_M", "NeuronMask", "WeightMask")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models.denoiser import Denoiser
-from dori_fast.models.state import Timestep
-from dori_fast.models.text import TextCondition
+from dori_fast.models.engine.state import Timestep
+from dori_fast.models.text.conditions import TextCondition
 
 
 def token_attention(

@@ -1,12 +1,12 @@
 """Localisation: the neurons and weights that memorized prompts need, and masks of them."""
 
 from dori_fast.models import NeuronMask, WeightMask, stack
-from dori_fast.models.applied import Applied, apply_
+from dori_fast.models.in_place import Applied, apply_
 from dori_fast.prune.export import load_pruned_, save_pruned
-from dori_fast.prune.nemo import NeMo
-from dori_fast.prune.nemo_csv import read_nemo_csv, write_nemo_csv
-from dori_fast.prune.search import Search
-from dori_fast.prune.statistics import NeuronStatistics
+from dori_fast.prune.nemo.published_csv import read_nemo_csv, write_nemo_csv
+from dori_fast.prune.nemo.result import Search
+from dori_fast.prune.nemo.search import NeMo
+from dori_fast.prune.nemo.statistics import NeuronStatistics
 from dori_fast.prune.torch_masks import from_torch_prune, torch_prune_
 from dori_fast.prune.wanda import Wanda, WandaResult
 

@@ -8,9 +8,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from dori_fast.errors import UsageError
-from dori_fast.models.applied import Applied, masked_parameters, unet_of
+from dori_fast.models.files.tensor_file import read_tensors
+from dori_fast.models.in_place import Applied, masked_parameters, unet_of
 from dori_fast.models.masks import NeuronMask, WeightMask
-from dori_fast.models.tensor_file import read_tensors
 
 _FORMAT = "dori_fast.pruned/1"
 

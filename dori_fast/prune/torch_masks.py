@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from dori_fast.errors import UsageError
-from dori_fast.models.applied import masked_layers, unet_of
+from dori_fast.models.in_place import masked_layers, unet_of
 from dori_fast.models.masks import NeuronMask, WeightMask
 
 _VALUES = ".attn2.to_v"

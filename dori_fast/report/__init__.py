@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dori_fast.report.attack import draw_attack
-from dori_fast.report.attack_page import attack_page
-from dori_fast.report.csv_rows import csv_rows
-from dori_fast.report.grid import picture_grid
-from dori_fast.report.lm_eval import lm_eval
-from dori_fast.report.locality import draw_locality
-from dori_fast.report.measured import measured_file, measured_scan
-from dori_fast.report.model_card import model_card
-from dori_fast.report.prune_page import prune_page
-from dori_fast.report.scan import scan_page
-from dori_fast.report.scores import Labels
-from dori_fast.report.story import story_page
+from dori_fast.report.export.csv_rows import csv_rows
+from dori_fast.report.export.lm_eval import lm_eval
+from dori_fast.report.export.measured import measured_file, measured_scan
+from dori_fast.report.export.model_card import model_card
+from dori_fast.report.figures.attack import draw_attack
+from dori_fast.report.figures.grid import picture_grid
+from dori_fast.report.figures.locality import draw_locality
+from dori_fast.report.labels import Labels
+from dori_fast.report.pages.attack import attack_page
+from dori_fast.report.pages.prune import prune_page
+from dori_fast.report.pages.scan import scan_page
+from dori_fast.report.pages.story import story_page
 
 if TYPE_CHECKING:
-    from dori_fast.report.prune import draw_prune
+    from dori_fast.report.figures.prune import draw_prune
 
 __all__ = [
     "Labels",
@@ -41,7 +41,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # masks need torch, pages do not
     if name == "draw_prune":
-        from dori_fast.report.prune import draw_prune
+        from dori_fast.report.figures.prune import draw_prune
 
         return draw_prune
     raise AttributeError(f"module 'dori_fast.report' has no attribute {name!r}")

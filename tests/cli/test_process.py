@@ -88,7 +88,7 @@ def test_interrupted_and_resumed(long_scan: list[str | Path], tmp_path: Path) ->
 def test_a_second_signal_ends_at_once() -> None:
     code = (
         "import time, os, signal\n"
-        "from dori_fast.scan.signals import interruptible\n"
+        "from dori_fast.runs.signals import interruptible\n"
         "with interruptible():\n"
         "    try:\n"
         "        print('ready', flush=True); time.sleep(60)\n"

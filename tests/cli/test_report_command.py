@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report.test_page import HOSTILE, Reader
+from tests.report.pages.test_page import HOSTILE, Reader
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_directories_that_are_none(cli: Any, scanned: Path, tmp_path: Path) -> N
 
 def test_a_page_needs_no_torch(scanned: Path) -> None:
     code = (
-        "import sys; from dori_fast.scan.stored import open_run;"
+        "import sys; from dori_fast.runs.store.reopen import open_run;"
         "from dori_fast.report import scan_page; scan_page(open_run(sys.argv[1]));"
         "sys.exit('torch was loaded' if 'torch' in sys.modules else 0)"
     )

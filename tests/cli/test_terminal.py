@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dori_fast._text import harmless
 from dori_fast.cli import terminal
 from dori_fast.cli.terminal import Status, format_table
-from dori_fast.scan import Progress
+from dori_fast.runs.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -65,7 +65,7 @@ def test_live_progress_is_one_line() -> None:
     stream = Terminal()
     with Status(stream) as status:
         status.progress(PROGRESS)
-        logging.getLogger("dori_fast.scan").warning("careful\x1b[2J")
+        logging.getLogger("dori_fast.runs").warning("careful\x1b[2J")
         status.progress(PROGRESS)
     clear = "\r\x1b[K"
     log = f"{clear}warning: careful\\x1b[2J\n"

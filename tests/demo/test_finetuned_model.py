@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 import dori_fast as df
-from dori_fast.demo.recipe.finetuned import HOW, reproduced
 from dori_fast.evaluate import replication
+from recipes.training.finetuned import HOW, reproduced
 
 
 def test_it_shares_everything_but_the_unet_and_draws_no_photograph():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dori_fast import demo
-from dori_fast.demo.recipe.sampling import first_step_score, generate, open_pipeline
 from dori_fast.evaluate.similarity import THRESHOLD, similarity
+from recipes.measuring.sampling import first_step_score, generate, open_pipeline
 
 diffusers = pytest.importorskip("diffusers")
 

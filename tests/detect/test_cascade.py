@@ -10,7 +10,7 @@ import torch
 
 import dori_fast as df
 from dori_fast.errors import UsageError
-from dori_fast.scan import calibrate
+from dori_fast.runs.calibrate import calibrate
 
 
 @pytest.fixture(scope="module")

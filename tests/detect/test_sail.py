@@ -8,7 +8,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 import dori_fast as df
 from dori_fast.errors import UsageError
-from dori_fast.models import engine
+from dori_fast.models.engine import engine
 from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat", "the in an on " * 30]

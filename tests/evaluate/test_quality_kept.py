@@ -13,7 +13,7 @@ import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.evaluate import GridHistograms, held_out_loss, kernel_distance, quality, similarity
 from dori_fast.evaluate.quality_kept import bootstrap_mean, seed_diversity
-from dori_fast.models.saving import own_copy
+from dori_fast.models.save import own_copy
 from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dori_fast.scan import shard
+from dori_fast.runs.store import shard
 from tests.faults.lab import Lab
 
 _LIBC = ctypes.CDLL(None, use_errno=True)

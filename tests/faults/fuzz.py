@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 
 with atheris.instrument_imports(include=["dori_fast"]):
     from dori_fast.errors import IntegrityError, UsageError
-    from dori_fast.models.tensor_file import read_tensors
-    from dori_fast.scan.record import RunRecord
-    from dori_fast.scan.select import Condition
+    from dori_fast.models.files.tensor_file import read_tensors
+    from dori_fast.runs.sources.where import Condition
+    from dori_fast.runs.store.record import RunRecord
     from tests.faults.test_fuzz_readers import read_through
     from tests.faults.test_fuzz_safetensors import ENTRY, file_of
-    from tests.report.test_page import Reader, document
+    from tests.report.pages.test_page import Reader, document
 
 
 def _rows(suffix: str) -> Callable[[bytes], None]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dori_fast.scan import durable, shard
+from dori_fast.runs.store import durable, shard
 from tests.faults.lab import SHARD, Lab
 
 POINTS = ("before write", "half written", "before sync", "before rename", "after rename")

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 import dori_fast
-import dori_fast.scan.run  # what the children would otherwise import one by one
+import dori_fast.runs.scan  # what the children would otherwise import one by one
 from dori_fast import detect, models
 from dori_fast.cli import main
-from dori_fast.scan import durable, shard
+from dori_fast.runs.store import durable, shard
 from tests.faults.invariants import held_locks, violations
-from tests.scan.scanning import Spelling
+from tests.runs.scanning import Spelling
 
 STARTING, SCORING, COMMITTING, BETWEEN = range(4)
 STATES = ("starting", "scoring", "committing", "between")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dori_fast.scan import shard
+from dori_fast.runs.store import shard
 from tests.faults.lab import SCORING, Lab, Result
 
 CPU_MESSAGE = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
@@ -89,7 +89,8 @@ def other_clocks(lab: Lab) -> dict[str, Any]:
         os.utime(path, (0, 0))
 
     def turn() -> None:
-        from dori_fast.scan import progress, score
+        from dori_fast.runs import progress
+        from dori_fast.runs.scoring import score
 
         progress.perf_counter = score.perf_counter = lambda: 1.0
         backwards = count(2_000_000_000, -3600)

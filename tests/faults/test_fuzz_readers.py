@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.scan.read import open_prompts
-from dori_fast.scan.record import RunRecord
-from dori_fast.scan.settings import checked
+from dori_fast.runs.settings import checked
+from dori_fast.runs.sources.open import open_prompts
+from dori_fast.runs.store.record import RunRecord
 
 BYTES = st.binary(max_size=300)
 PIECES = st.sampled_from(

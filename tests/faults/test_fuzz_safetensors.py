@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import dori_fast as df
 from dori_fast.errors import IntegrityError
-from dori_fast.models.tensor_file import read_tensors
+from dori_fast.models.files.tensor_file import read_tensors
 from tests.faults.test_fuzz_readers import EXAMPLES, fuzzed
 from tests.tiny_model import save_tiny_sd
 

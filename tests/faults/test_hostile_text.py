@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import dori_fast as df
-from tests.scan.scanning import scanned
+from tests.runs.scanning import scanned
 from tests.tiny_model import save_tiny_sd
 
 HOSTILE = [

@@ -15,7 +15,7 @@ import pytest
 import dori_fast as df
 from dori_fast.cli.exits import RESUMABLE, _explain
 from dori_fast.errors import UnavailableError, UsageError
-from dori_fast.models import directory
+from dori_fast.models.files import directory
 
 
 class Hub(ThreadingHTTPServer):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dori_fast.scan.originals import read_picture
+from dori_fast.runs.methods.image_files import read_picture
 
 SIZE = (16, 16)
 

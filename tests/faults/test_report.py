@@ -11,10 +11,10 @@ import pytest
 import dori_fast as df
 from dori_fast import report
 from dori_fast.cli import main
-from dori_fast.scan import durable
-from tests.report.test_page import Reader
-from tests.scan.inputs import NASTY
-from tests.scan.scanning import Spelling, scanned
+from dori_fast.runs.store import durable
+from tests.report.pages.test_page import Reader
+from tests.runs.inputs import NASTY
+from tests.runs.scanning import Spelling, scanned
 from tests.tiny_model import save_tiny_sd
 
 

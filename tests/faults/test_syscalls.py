@@ -20,8 +20,8 @@ CALLS = "fsync,fdatasync,rename,renameat,renameat2"
 PROGRAM = """
 import sys
 from pathlib import Path
-from dori_fast.scan import durable
-from tests.scan.test_run_directory import SIZE, make_table, opened
+from dori_fast.runs.store import durable
+from tests.runs.store.test_directory import SIZE, make_table, opened
 {change}
 with opened(Path(sys.argv[1])) as run:
     for index in range(2):

@@ -17,7 +17,7 @@ from dori_fast.errors import UsageError
 from dori_fast.finetune import Checkpoint, Pool
 from dori_fast.finetune.batches import Group, backward
 from dori_fast.models import NeuronMask
-from dori_fast.models.saving import own_copy
+from dori_fast.models.save import own_copy
 from tests.finetune.material import (
     IMAGES,
     PROMPTS,

@@ -10,7 +10,7 @@ from dori_fast.attack.draws import stream
 from dori_fast.errors import UsageError
 from dori_fast.finetune import Adversarial
 from dori_fast.finetune.batches import Group, backward
-from dori_fast.models.saving import own_copy
+from dori_fast.models.save import own_copy
 from tests.finetune.material import PROMPTS, SURROGATES, train, tuning, weights
 
 

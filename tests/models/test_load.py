@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import dori_fast as df
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.models.directory import resolve_directory
+from dori_fast.models.files.directory import resolve_directory
 from tests.tiny_model import save_tiny_sd
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"

@@ -16,10 +16,10 @@ from dori_fast.demo.story import stages
 from dori_fast.demo.story.settings import BATCH, METHODS, Settings
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, load
-from dori_fast.report.story import story_page
-from dori_fast.scan.durable import write_durably
-from dori_fast.scan.record import model_identity
-from dori_fast.scan.stored import open_run
+from dori_fast.report.pages.story import story_page
+from dori_fast.runs.store.durable import write_durably
+from dori_fast.runs.store.record import model_identity
+from dori_fast.runs.store.reopen import open_run
 
 __all__ = ["BATCH", "PAGE", "Settings", "tell"]
 

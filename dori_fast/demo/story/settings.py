@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from dori_fast.attack import Dori
-from dori_fast.demo.recipe.finetuned import HIDING, HOW
 from dori_fast.evaluate import SmallPictures
 from dori_fast.prune import NeMo, Wanda
+from recipes.training.finetuned import HIDING, HOW
 
-# NeMo's threshold leaves about the paper's share of copies; see benchmarks/retrieval.py
+# NeMo's threshold leaves about the paper's share of copies; see benchmarks/quality/retrieval.py
 NEMO = NeMo(layers="all", threshold=0.2, theta_end=0.25)
 METHODS: dict[str, NeMo | Wanda] = {"nemo": NEMO, "wanda": HIDING}
-# of benchmarks/retrieval.py: brings photographs back before it injects pictures never seen
+# of benchmarks/quality/retrieval.py: brings photographs back before it injects pictures never seen
 ATTACK: dict[str, Any] = {"objective": "min-snr", "snr_cap": 1.0, "lr": 0.02}
 # a whole number of evaluations for the default size: 6 pictures of 4 seeds, 3 problems of 8 draws
 BATCH = 24

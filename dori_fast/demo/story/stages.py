@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dori_fast.demo import Picture, pictures, sample_prompts
-from dori_fast.demo.recipe.finetuned import HOW, reproduced, retrain
 from dori_fast.demo.story.settings import BATCH, METHODS, Settings
 from dori_fast.errors import IntegrityError
 from dori_fast.evaluate import replication
 from dori_fast.finetune import StepReport
 from dori_fast.models import Denoiser, NeuronMask, WeightMask, load
-from dori_fast.scan import scan
-from dori_fast.scan.durable import write_durably
-from dori_fast.scan.prune import prune
-from dori_fast.scan.record import differences, model_identity
+from dori_fast.runs.methods.prune import prune
+from dori_fast.runs.scan import scan
+from dori_fast.runs.store.durable import write_durably
+from dori_fast.runs.store.record import differences, model_identity
+from recipes.training.finetuned import HOW, reproduced, retrain
 
 RECORD, ORIGINALS, FINETUNED = "story.json", "originals.npz", "finetuned.json"
 SETS = ("memorized", "control")
@@ -120,7 +120,7 @@ def fine_tune(out: Path, settings: Settings, say: Callable[[str], None], **how: 
         out: the story's folder.
         settings: of the story.
         say: is told about some steps.
-        how: ``how`` and ``drawn`` of :func:`dori_fast.demo.recipe.finetuned.retrain`.
+        how: ``how`` and ``drawn`` of :func:`recipes.training.finetuned.retrain`.
     """
     folder = out / "finetuned"
     if not (folder / "model_index.json").exists():

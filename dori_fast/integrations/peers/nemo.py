@@ -2,8 +2,8 @@
 
 One run of the UNet a test in place of two, of the wanted seeds only and from the first text on; no
 run at all for magnitudes; the refinement's tests in batches that share the network before their
-layer, with the released greedy's decisions (:mod:`dori_fast.prune.refine`). Random draws stay those
-of the released code.
+layer, with the released greedy's decisions (:mod:`dori_fast.prune.nemo.refine`). Random draws stay
+those of the released code.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from dori_fast.integrations import keys_values
 from dori_fast.integrations.peers.nemo_inputs import layers
 from dori_fast.integrations.peers.swap import Patch
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents
-from dori_fast.models.architecture import refusal
-from dori_fast.models.encoders import TextSide
+from dori_fast.models.backbones.unet.recognize import refusal
+from dori_fast.models.text.encoders import TextSide
 
 
 class Network:

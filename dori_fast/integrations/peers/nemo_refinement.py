@@ -11,9 +11,9 @@ import torch
 from dori_fast.integrations.peers.nemo_inputs import autocast, chosen, draw, encode, layers
 from dori_fast.integrations.peers.nemo_network import network
 from dori_fast.integrations.peers.swap import Patch
-from dori_fast.prune.greedy import refined
-from dori_fast.prune.ladder import Rung
-from dori_fast.prune.scorer import Scorer
+from dori_fast.prune.nemo.candidates import Rung
+from dori_fast.prune.nemo.greedy import refined
+from dori_fast.prune.nemo.scorer import Scorer
 
 _STEPS = 50
 # scores of the same mask, computed in another batch

@@ -15,7 +15,7 @@ from typing import Any
 from torch.autograd import forward_ad
 
 from dori_fast.integrations.peers.swap import Patch, Peer, Swap, replaced_forward
-from dori_fast.models.forward_mode import FusedDerivatives
+from dori_fast.models.engine.forward_mode import FusedDerivatives
 
 _REPOSITORY = "https://github.com/Dongjae0324/sharpness_memorization_diffusion at f4ee4b8"
 _CALL = (

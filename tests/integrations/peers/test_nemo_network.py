@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipe
 from peft import LoraConfig
 from torch import Tensor
 
-from benchmarks.peer_models import sd_unet
+from benchmarks.peers.models import sd_unet
 from dori_fast.integrations.peers import nemo
 from dori_fast.integrations.peers.nemo_inputs import draw, encode, layers
 from dori_fast.integrations.peers.swap import Patch

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import drop_in, peer_scripts, peer_unlearning
+from benchmarks.peers import scripts as peer_scripts
+from benchmarks.peers import unlearning as peer_unlearning
+from benchmarks.speed import drop_in
 
 FEWER = {"wen": (50, 1.8, 1), "nemo": (3,), "sail": (1.3,)}
 

@@ -1,0 +1,171 @@
+"""Problems per minute of the attack against the peers' way, interleaved in one run.
+
+`eager` attacks one image after the other as published code does: diffusers' own UNet whose weights
+require gradients, `.backward()`, torch's Adam, the loss fetched in every step. `dori_fast` attacks
+all of them at once, and `one_by_one` is the same with one image per call, which is what batching
+over images has to beat. All see the same draws, and their embeddings are compared before anything
+is timed: in float64 too, since Adam's first steps turn the rounding of a slope near 0 into its
+sign.
+
+    python -m benchmarks.quality.attack --threads 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import dori_fast as df
+from benchmarks import harness
+from dori_fast.attack.draws import Draws
+
+# the largest relative distance of embeddings that rounding may make in so few steps
+_TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+
+
+class Problems:
+    """Images to retrieve, a model, and the peers' copy of its UNet with trainable weights."""
+
+    def __init__(self, count: int, steps: int, batch: int, dtype: str, device: str) -> None:
+        pictures = df.demo.pictures("memorized")[:count]
+        self.prompts = [picture.prompt for picture in pictures]
+        self.images = torch.from_numpy(np.stack([picture.image for picture in pictures]))
+        self.model = df.load("demo", dtype=dtype, device=device)
+        self.alone = df.load("demo", dtype=dtype, device=device, batch_size=batch)
+        self.unet = copy.deepcopy(self.model.unet).requires_grad_(True)
+        self.attack = df.attack.Dori(steps=steps, batch=batch, objective="prediction")
+
+    def ours(self) -> Tensor:
+        """Embeddings [P, T, D], all problems in one call."""
+        return self.attack.run(self.model, self.images, self.prompts).embeddings
+
+    def one_by_one(self) -> Tensor:
+        """The same embeddings, one call for each problem, its batches as large as it fills."""
+        found = [
+            self.attack.run(self.alone, self.images[p : p + 1], [prompt], ids=[p])
+            for p, prompt in enumerate(self.prompts)
+        ]
+        return torch.cat([result.embeddings for result in found])
+
+    def eager(self) -> Tensor:
+        """Embeddings [P, T, D], one problem after the other."""
+        return torch.stack([self._eager_one(p) for p in range(len(self.prompts))])
+
+    def _eager_one(self, problem: int) -> Tensor:
+        model, batch, config = self.model, self.attack.batch, self.attack.config()
+        x_0 = model.latents(self.images[problem : problem + 1])
+        text = model.encode(self.prompts[problem : problem + 1]).embeddings.detach()
+        embedding = text.clone().requires_grad_()
+        adam = torch.optim.Adam([embedding], lr=self.attack.lr)
+        draws = Draws(model, [problem], config["seed"], batch)
+        losses = []
+        for _ in range(self.attack.steps):
+            timesteps, noise = (x[0] for x in draws.take([0]))
+            alpha_bar = model.alphas_cumprod[timesteps].to(x_0).view(-1, 1, 1, 1)
+            x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
+            answer = self.unet(
+                x_t, timesteps.to(model.device), encoder_hidden_states=embedding.repeat(batch, 1, 1)
+            ).sample
+            # the embedded model answers the sample
+            loss = F.mse_loss(answer, x_0.expand_as(answer))
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            losses.append(loss.item())
+        return embedding.detach()[0]
+
+
+def check(dtype: str, count: int, batch: int, device: str) -> None:
+    """Refuse to time what does not find the peers' embeddings."""
+    problems = Problems(count, 5, batch, dtype, device)
+    theirs = problems.eager()
+    start = problems.model.encode(problems.prompts).embeddings
+    errors = [
+        float(((ours - theirs).norm() / theirs.norm()).cpu())
+        for ours in (problems.ours(), problems.one_by_one())
+    ]
+    moved = float(((theirs - start).norm() / theirs.norm()).cpu())
+    print(
+        f"{dtype}: embeddings {errors[0]:.1e} and, one by one, {errors[1]:.1e} from the peers',"
+        f" which have moved {moved:.2f} (relative)"
+    )
+    if not max(errors) <= _TOLERANCE[dtype]:
+        raise SystemExit("another attack than the peers'; nothing was timed")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.attack", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--problems", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=10, help="of the timed attack")
+    parser.add_argument("--batch", type=int, default=8, help="draws per step and problem")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
+    parser.add_argument("--no-write", action="store_true", help="leave the results alone")
+    parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder of the CSV")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check, time and record."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    for dtype in _TOLERANCE:
+        check(dtype, options.problems, options.batch, options.device)
+    count = options.problems
+    problems = Problems(count, options.steps, options.batch, "float32", options.device)
+    timer = harness.timer_for(options.device, options.threads)
+    calls: dict[str, Callable[[], object]] = {
+        "eager": problems.eager,
+        "one_by_one": problems.one_by_one,
+        "dori_fast": problems.ours,
+    }
+    times = harness.interleave(calls, timer, options.rounds)
+    rows: list[Any] = []
+    for name, seconds in times.items():
+        ratios = sorted(e / s for e, s in zip(times["eager"], seconds, strict=True))
+        rate = 60 * count / median(seconds)
+        print(
+            f"{name}: {rate:.1f} problems/min at {options.steps} steps x {options.batch} draws,"
+            f" {median(ratios):.2f} times the peers' [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+        )
+        rows.append(
+            harness.make_row(
+                [1e3 * s / count for s in seconds],
+                device=options.device,
+                op="attack",
+                mode="dori",
+                provider=name,
+                metric=harness.metric_of(timer),
+                unit="ms/problem",
+                x=count,
+                bytes=0,
+                flops=0,
+                shape=f"demo:{count}x{options.steps}x{options.batch}",
+                dtype="float32",
+                threads=options.threads,
+                command=f"python -m benchmarks.quality.attack --problems {count}"
+                f" --steps {options.steps} --batch {options.batch}",
+            )
+        )
+    if not options.no_write:
+        print(f"results: {harness.record(rows, options.results).name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Does an attack bring back what pruning hid, and only that? On the embedded model, with controls.
+
+Photographs that the model reproduces are drawn from their prompts by the model, by its pruned
+versions (a mask for each prompt), and from the embeddings that the attack finds on each of them.
+The controls are pictures that no training step saw, attacked at the same budget on the same models,
+each under the mask of one memorized prompt. Then triggers of one photograph are compared, by
+`benchmarks.quality.locality`. Every arm is kept in `--work`: an interrupted run goes on there;
+begin with an empty folder after a change.
+
+    python -m benchmarks.quality.retrieval
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import dori_fast as df
+from benchmarks.pages import retrieval as retrieval_page
+from benchmarks.quality import locality
+from dori_fast.attack import Dori
+from dori_fast.demo.story.settings import ATTACK, NEMO
+from dori_fast.evaluate import replication
+from dori_fast.models import NeuronMask, WeightMask
+from recipes.training.finetuned import HIDING, HOW, reproduced
+
+START, BUDGET = "prompt", 50
+CURVE = (0, 1, 10, 25, 50, 100, 150)
+# pictures of each set at most
+AT_MOST = {"memorized": 21, "control": 23, "composition": 14}
+SEEDS, CONTROL_SEEDS, CURVE_SEEDS, SHOWN = 10, 5, 3, 2
+# every so-manieth picture has a curve; those served to choose start and objective, too
+EVERY = 3
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One set of pictures attacked on one model: for the verdict, or for the curve."""
+
+    pictures: str
+    model: str
+    curve: bool
+
+    @property
+    def name(self) -> str:
+        """What it is called in the results."""
+        return f"{self.pictures}-{self.model}-{'curve' if self.curve else 'verdict'}"
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """After how many steps it is judged; 0 is the prompt itself."""
+        if self.curve:
+            return CURVE
+        return (0, BUDGET) if self.pictures == "memorized" else (BUDGET,)
+
+    @property
+    def seeds(self) -> int:
+        """Pictures drawn from each embedding."""
+        if self.curve:
+            return CURVE_SEEDS
+        return SEEDS if self.pictures == "memorized" else CONTROL_SEEDS
+
+
+ARMS = (
+    Arm("control", "nemo", False),
+    Arm("memorized", "nemo", False),
+    Arm("memorized", "wanda", False),
+    Arm("control", "wanda", False),
+    Arm("control", "unpruned", False),
+    *(Arm("memorized", model, True) for model in ("nemo", "wanda")),
+    *(Arm("control", model, True) for model in ("nemo", "wanda", "unpruned")),
+    Arm("memorized", "unpruned", False),
+    *(Arm("composition", model, False) for model in ("nemo", "wanda", "unpruned")),
+)
+
+
+class Study:
+    """Pictures, model and masks; what is computed is kept in a folder."""
+
+    def __init__(self, work: Path) -> None:
+        self.work, self.model = work, df.load("demo", device="cpu")
+        work.mkdir(parents=True, exist_ok=True)
+        pictures = {"memorized": reproduced()}
+        for kind in ("control", "composition"):
+            pictures[kind] = [p for p in df.demo.pictures("held_out") if p.kind == kind]
+        self.pictures = {name: of[: AT_MOST[name]] for name, of in pictures.items()}
+
+    def masks(self, method: str) -> NeuronMask | WeightMask:
+        """A mask for each memorized prompt."""
+        path = self.work / f"{method}.safetensors"
+        if not path.exists():
+            prompts = [p.prompt for p in self.pictures["memorized"]]
+            (NEMO if method == "nemo" else HIDING).localize(self.model, prompts).save(path)
+        return NeuronMask.load(path) if method == "nemo" else WeightMask.load(path)
+
+    def view(self, model: str, rows: Sequence[int]) -> df.Denoiser:
+        """The model, with row i under the mask of memorized prompt i, and so on in turn."""
+        if model == "unpruned":
+            return self.model
+        masks = self.masks(model)
+        return self.model.masked(masks.take([row % len(masks) for row in rows]))
+
+    def kept(self, arm: Arm) -> Path:
+        """The file of an arm."""
+        return self.work / f"{arm.name}.npz"
+
+    def run(self, arm: Arm) -> dict[str, NDArray[Any]]:
+        """Similarities [P, S] by steps, and some pictures [P, SHOWN, H, W, 3]."""
+        path = self.kept(arm)
+        if path.exists():
+            with np.load(path) as file:
+                return dict(file)
+        pictures = self.pictures[arm.pictures]
+        rows = list(range(0, len(pictures), EVERY if arm.curve else 1))
+        images = np.stack([pictures[row].image for row in rows])
+        prompts, view = [pictures[row].prompt for row in rows], self.view(arm.model, rows)
+        attack = Dori(steps=arm.steps[-1], **ATTACK, checkpoints=arm.steps)
+        began = process_time()
+        ids = [f"{arm.pictures} {row}" for row in rows]
+        found = attack.run(view, images, prompts, start=START, ids=ids)
+        spent = (process_time() - began) / len(rows)
+        results = {"rows": np.array(rows), "cpu_seconds_per_problem": np.array(spent)}
+        for step in arm.steps:
+            condition = found.condition(view, step) if step else view.encode(prompts)
+            drawn = replication(view, condition, images, seeds=arm.seeds, keep_pictures=True, **HOW)
+            results[f"similarity {step}"] = drawn.similarity
+            if drawn.pictures is not None:
+                results[f"pictures {step}"] = drawn.pictures[:, :SHOWN]
+        np.savez(path.with_suffix(".partial.npz"), **results)
+        path.with_suffix(".partial.npz").replace(path)
+        return results
+
+    def setting(self) -> dict[str, Any]:
+        """What was run, as plain JSON."""
+        nemo = {key: value for key, value in NEMO.config().items() if key != "statistics"}
+        return {
+            "attack": {**Dori(**ATTACK).config(), "start": START, "steps": BUDGET},
+            "budget": BUDGET,
+            "seeds": {"memorized": SEEDS, "controls": CONTROL_SEEDS, "curve": CURVE_SEEDS},
+            "chosen_on_every": EVERY,
+            "generation": HOW,
+            "nemo": nemo,
+            "wanda": HIDING.config(),
+        }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Attack, judge, record."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.retrieval", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--work", type=Path, default=Path("build/retrieval"))
+    parser.add_argument("--arms", type=int, default=len(ARMS), help="stop after so many new ones")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    study, results, new = Study(options.work), {}, 0
+    for arm in ARMS:
+        if not study.kept(arm).exists():
+            if new == options.arms:
+                return 0
+            new += 1
+        results[arm.name] = study.run(arm)
+        print(arm.name, flush=True)
+    images = {name: np.stack([p.image for p in of]) for name, of in study.pictures.items()}
+    retrieval_page.write(results, study.setting(), images)
+    return locality.main(["--work", str(options.work / "locality")])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""What a cascade saves and misses on the embedded model, against the full test and the peers.
+
+Prompts are captions and their variants ("photo of ... 2015"): of sample captions for the clean
+ones, of pictures that the model reproduces for the memorized ones. Half of the captions calibrate,
+the others, with all their variants, are scanned: the speed on a list with 1 % memorized variants,
+the share kept on all memorized variants of the unseen half. Variants of a caption resemble each
+other, so the interval of that share is narrower than one over unrelated captions would be.
+
+    python -m benchmarks.speed.cascade
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from itertools import product
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+
+import dori_fast as df
+from benchmarks import harness
+from benchmarks.peers import unet as peers
+from benchmarks.speed.end_to_end import PROMPTS
+from dori_fast.evaluate import Interval
+from dori_fast.evaluate.futility import futility_bound
+from dori_fast.evaluate.rates import clopper_pearson
+from dori_fast.runs.calibrate import Decision, calibrate
+from recipes.training.finetuned import reproduced
+
+RESULTS = harness.RESULTS / "quality" / "cascade.json"
+SEEDS, PEER_PROMPTS, MEMORIZED_SHARE = 4, 32, 0.01
+_BEFORE = ("", "a ", "the ", "photo of ", "a picture of ", "one ", "my ", "old ", "new ", "best ")
+_AFTER = ("", " 2015", " #3", " | 10", " photo", " !", " ...", " .", " - 24", " ?")
+
+
+def variants(captions: list[str]) -> list[str]:
+    """Each caption with every beginning and ending."""
+    return [f"{a}{c}{b}" for c, a, b in product(captions, _BEFORE, _AFTER)]
+
+
+def halves(captions: list[str]) -> tuple[list[str], list[str]]:
+    """Every other caption, and the rest."""
+    return captions[::2], captions[1::2]
+
+
+def clean_captions() -> list[str]:
+    """Sample captions that are not memorized ones."""
+    with PROMPTS.open(newline="", encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file) if r["kind"] != "memorized" and r["prompt"]]
+    return list(dict.fromkeys(row["prompt"] for row in rows))
+
+
+def kept(positive: torch.Tensor, used: torch.Tensor) -> Interval:
+    """Share of the full test's positives that got every seed."""
+    hits = int((positive & (used == SEEDS)).sum())
+    return clopper_pearson(hits, int(positive.sum()))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Calibrate, check, time and record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.cascade")
+    parser.add_argument("--keep", type=float, default=0.99)
+    parser.add_argument("--fpr", type=float, default=0.01)
+    parser.add_argument("--prompts", type=int, default=2000, help="length of the timed list")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    model = df.load("demo", device="cpu")
+    often = [p.prompt for p in reproduced()]
+    clean, memorized = halves(clean_captions()), halves(often)
+    full = df.detect.Wen(seeds=SEEDS)
+    with TemporaryDirectory() as folder:
+        record = calibrate(
+            model,
+            variants(clean[0])[::7],
+            out=Path(folder) / "calibration.json",
+            suspicious=variants(memorized[0]),
+        )
+    decision = Decision(record, options.fpr)
+    bound = futility_bound(record.suspicious, decision.threshold, options.keep)
+    cascade = df.detect.Cascade(full, bound)
+
+    unseen = variants(memorized[1])
+    positive = full.score(model, unseen) > decision.threshold
+    share = kept(positive, cascade.scores(model, unseen).used)
+    count = round(options.prompts * MEMORIZED_SHARE)
+    prompts = variants(clean[1])[:: len(variants(clean[1])) // (options.prompts - count)]
+    prompts = prompts[: options.prompts - count] + unseen[:: len(unseen) // count][:count]
+
+    before = model.engine.evaluations
+    cascade.scores(model, prompts)
+    evaluations = (model.engine.evaluations - before) / len(prompts)
+    noise, timestep = model.noise(range(SEEDS)), model.timesteps(50)[0]
+    few = prompts[:: len(prompts) // PEER_PROMPTS][:PEER_PROMPTS]
+    ways = {
+        "eager": (lambda: peers.scores(model, few, noise, timestep), len(few)),
+        "exact": (lambda: full.score(model, prompts), len(prompts)),
+        "cascade": (lambda: cascade.scores(model, prompts), len(prompts)),
+    }
+    times = harness.interleave(
+        {name: call for name, (call, _) in ways.items()}, harness.cpu_seconds, options.rounds
+    )
+    rate = {name: ways[name][1] / median(seconds) for name, seconds in times.items()}
+    result = {
+        "machine": harness.machine_name("cpu"),
+        "versions": harness.library_versions(),
+        "command": f"python -m benchmarks.speed.cascade --keep {options.keep} --fpr {options.fpr}",
+        "clean_calibration": len(record.scores),
+        "memorized_calibration": len(record.suspicious),
+        "threshold": decision.threshold,
+        "futility_bound": bound,
+        "unseen_memorized_flagged_by_full_test": int(positive.sum()),
+        "kept": [share.value, share.low, share.high],
+        "prompts": len(prompts),
+        "memorized_share": count / len(prompts),
+        "evaluations_per_prompt": evaluations,
+        "prompts_per_cpu_second": rate,
+        "cascade_vs_eager": rate["cascade"] / rate["eager"],
+        "cascade_vs_exact": rate["cascade"] / rate["exact"],
+    }
+    text = json.dumps(result, indent=1)
+    RESULTS.write_text(text + "\n")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""A UNet as a flat sequence of stages, so that any part of it can be run once and shared.
+
+Diffusers runs a UNet2DConditionModel block by block; here its own modules are called in the same
+order, one stage after the other, on an explicit state. What was computed for S latents is broadcast
+to P x S samples by indexing: everything before the text comes in depends on (latent, timestep)
+alone. That is everything before the first cross-attention; in SDXL, whose time embedding takes in
+the text, it is the first convolution.
+
+Exact re-associations of what diffusers computes:
+- the time embedding of a timestep that all samples share is folded into the biases of the first
+  convolutions;
+- keys and values of all cross-attentions are projected once per prompt, not once per sample;
+- a skip connection made before the text is looked at is convolved once per latent: the resnet that
+  joins it to h works on cat[h, skip], and a convolution of a concatenation is a sum of two;
+- divisions by output_scale_factor and rescale_output_factor, which are 1, are left out.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dori_fast.models.backbones.unet import joins, stages
+from dori_fast.models.backbones.unet.parts import Parts
+from dori_fast.models.backbones.unet.stages import Observe, Run
+from dori_fast.models.engine.attention import sdpa
+from dori_fast.models.engine.graphs import Graphs
+from dori_fast.models.engine.state import State, TextPart, TimeBiases, Timestep, added_conditions
+
+_TIMESTEPS_KEPT = 64
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step on a state.
+
+    It is given the time biases, or an attention's keys and values (``cross`` is set to the number
+    of the transformer layer), or the weights that a feed-forward lacks (``forward`` is).
+    """
+
+    run: Run
+    cross: int | None = None
+    forward: int | None = None
+
+    def takes(self, text: TextPart | None, biases: TimeBiases | None) -> Any:
+        """What it is given besides the state."""
+        if text is not None and self.cross is not None:
+            return text.keys_values[self.cross]
+        if text is not None and self.forward is not None:
+            return text.pruned.get(self.forward)
+        return biases
+
+
+class Program:
+    """The stages of one UNet of a kind that :mod:`..recognize` accepts.
+
+    Attributes:
+        cross: for each cross-attention, in order, the number of its stage.
+        names: their names in the UNet, in the same order.
+        second_linears: second linear layer of each feed-forward by name, in the same order.
+        recompute: keep for the backward pass only what passes between stages.
+    """
+
+    recompute = False
+
+    def __init__(
+        self,
+        unet: Any,
+        parts: Parts | None = None,
+        picture_size: tuple[int, int] = (0, 0),
+        graphs: Graphs | None = None,
+        observe: Observe | None = None,
+    ) -> None:
+        self._unet = unet
+        self._parts = parts or Parts(sdpa)
+        self._graphs, self._observe = graphs, observe
+        self._picture_size = picture_size
+        self._text_in_time = unet.config.addition_embed_type == "text_time"
+        self._attentions: list[Any] = []
+        self._forwards: list[Any] = []
+        self._resnets: list[Any] = []
+        self._stages: list[Stage] = []
+        self.cross: list[int] = []
+        self._first = 0
+        # skip connections are joined in the reverse of the order in which they are made
+        self._joins = [resnet for block in unet.up_blocks for resnet in block.resnets]
+        self._split: set[nn.Module] = set()
+        self._build(unet)
+        names = {module: name for name, module in unet.named_modules()}
+        self.names = [names[attention] for attention in self._attentions]
+        self.second_linears = {f"{names[ff]}.net.2": ff.net[2] for ff in self._forwards}
+        self._kept_biases: OrderedDict[int, TimeBiases] = OrderedDict()
+
+    def prefix(self, latents: Tensor, timestep: Timestep) -> State:
+        """Everything before the text comes in, on latents [N, C, H, W]."""
+        return self._run(State(latents), None, timestep, 0, self._first)
+
+    def between(
+        self, state: State, text: TextPart, timestep: Timestep, start: int, stop: int
+    ) -> State:
+        """From one place to another: 0 is where the text comes in, n before cross-attention n."""
+        return self._run(state, text, timestep, self._place(start), self.cross[stop])
+
+    def suffix(self, state: State, text: TextPart, timestep: Timestep, start: int = 0) -> Tensor:
+        """The network's output [N, C, H, W] from a place on; see :meth:`between`."""
+        return self.finish(state, text, timestep, start).x
+
+    def finish(self, state: State, text: TextPart, timestep: Timestep, start: int = 0) -> State:
+        """The output, and what was put aside of each feed-forward, the last one first."""
+        return self._run(state, text, timestep, self._place(start), len(self._stages))
+
+    def weights_changed(self) -> None:
+        """Forget the time biases, which were computed with the old weights."""
+        self._kept_biases.clear()
+
+    def _place(self, start: int) -> int:
+        return self.cross[start] if start else self._first
+
+    def token_attention(
+        self, state: State, text: TextPart, timestep: Timestep, layer: int
+    ) -> Tensor:
+        """Attention [N, T] that each token receives in cross-attention ``layer``, from the prefix.
+
+        The mean over pixels and heads of softmax(q k^T / sqrt(d)), float32.
+        """
+        queries = self.between(state, text, timestep, 0, layer).x
+        heads = self._attentions[layer].heads
+        query, key = (
+            x.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+            for x in (queries, text.keys_values[layer][0])
+        )
+        weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
+        return weights.mean((1, 2))
+
+    def _run(
+        self, state: State, text: TextPart | None, timestep: Timestep, start: int, stop: int
+    ) -> State:
+        """Stages ``start`` to ``stop - 1``."""
+
+        def run(state: State, text: TextPart | None, biases: TimeBiases | None) -> State:
+            for stage in self._stages[start:stop]:
+                given = stage.takes(text, biases)
+                if self.recompute and torch.is_grad_enabled():
+                    state = checkpoint(
+                        stage.run, state, given, use_reentrant=False, preserve_rng_state=False
+                    )
+                else:
+                    state = stage.run(state, given)
+            return state
+
+        biases = self._biases(text, timestep)
+        with self._parts.running():
+            if self._graphs is None or stop < len(self._stages):
+                return run(state, text, biases)
+            return self._graphs.run((start, stop), run, state, text, biases)
+
+    def text_part(self, text: Tensor, pooled: Tensor | None) -> TextPart:
+        """What texts [P, T, D] (and, in SDXL, pooled embeddings [P, E]) contribute."""
+        keys_values = [(a.to_k(text), a.to_v(text)) for a in self._attentions]
+        if not self._text_in_time:
+            return TextPart(keys_values)
+        added = added_conditions(pooled, self._picture_size)
+        time = self._unet.get_aug_embed(
+            emb=text, encoder_hidden_states=text, added_cond_kwargs=added
+        )
+        return TextPart(keys_values, time)
+
+    @property
+    def value_widths(self) -> dict[str, int]:
+        """Neurons of the value projection of every cross-attention, by its name."""
+        widths = (attention.to_v.out_features for attention in self._attentions)
+        return dict(zip(self.names, widths, strict=True))
+
+    def _biases(self, text: TextPart | None, timestep: Timestep) -> TimeBiases | None:
+        """What each resnet's first convolution is added; None before an SDXL's text comes in."""
+        if not self._text_in_time:
+            return self._time_biases(timestep)
+        if text is None or text.time is None:
+            return None
+        return self._resnet_biases(self._time_embedding(timestep) + text.time)
+
+    def _time_biases(self, timestep: Timestep) -> TimeBiases:
+        """What timesteps add: [C] for one, computed once, or [N, C]."""
+        if isinstance(timestep, Tensor):
+            return self._resnet_biases(self._time_embedding(timestep))
+        if timestep not in self._kept_biases:
+            with torch.no_grad():
+                biases = self._resnet_biases(self._time_embedding(timestep))
+            self._kept_biases[timestep] = {resnet: bias[0] for resnet, bias in biases.items()}
+            if len(self._kept_biases) > _TIMESTEPS_KEPT:
+                self._kept_biases.popitem(last=False)
+        return self._kept_biases[timestep]
+
+    def _time_embedding(self, timestep: Timestep) -> Tensor:
+        time = torch.as_tensor(timestep, device=self._unet.device).reshape(-1)
+        embedding: Tensor = self._unet.time_embedding(
+            self._unet.time_proj(time).to(self._unet.dtype)
+        )
+        return embedding
+
+    def _resnet_biases(self, embedding: Tensor) -> TimeBiases:
+        return {r: r.time_emb_proj(r.nonlinearity(embedding)) for r in self._resnets}
+
+    # -- from modules to stages, in the order of UNet2DConditionModel.forward -----------------
+
+    def _build(self, unet: Any) -> None:
+        self._module(unet.conv_in)
+        self._skip(unet.conv_in.out_channels)
+        for block in unet.down_blocks:
+            for i, resnet in enumerate(block.resnets):
+                self._resnet(resnet)
+                self._transformer(block, i)
+                self._skip(resnet.out_channels)
+            for downsampler in block.downsamplers or ():
+                self._module(downsampler)
+                self._skip(downsampler.out_channels)
+        self._resnet(unet.mid_block.resnets[0])
+        for i, resnet in enumerate(unet.mid_block.resnets[1:]):
+            self._transformer(unet.mid_block, i)
+            self._resnet(resnet)
+        for block in unet.up_blocks:
+            for i, resnet in enumerate(block.resnets):
+                self._join(resnet)
+                self._transformer(block, i)
+            for upsampler in block.upsamplers or ():
+                self._add(stages.upsample(upsampler))
+        for module in (unet.conv_norm_out, unet.conv_act, unet.conv_out):
+            self._module(module)
+
+    def _add(self, run: Run, cross: int | None = None, forward: int | None = None) -> None:
+        self._stages.append(Stage(run, cross, forward))
+
+    def _module(self, module: Any) -> None:
+        self._add(lambda state, _: State(module(state.x), state.kept))
+
+    def _skip(self, channels: int) -> None:
+        """Keep the current activation, of so many channels, for the resnet that will join it."""
+        join = self._joins.pop()
+        if not self._first and joins.can_split(join, channels):
+            self._split.add(join)
+            self._add(lambda state, _: state.with_kept(*joins.skip_part(join, state.x)))
+        else:
+            self._add(lambda state, _: state.with_kept(state.x))
+
+    def _join(self, resnet: Any) -> None:
+        if resnet not in self._split:
+            self._add(stages.concatenate_skip)
+            self._resnet(resnet)
+            return
+        self._resnets.append(resnet)
+        self._add(stages.join_parts(resnet, self._parts))
+
+    def _resnet(self, resnet: Any) -> None:
+        if self._text_in_time:
+            self._text_comes_in()
+        self._resnets.append(resnet)
+        self._add(stages.resnet(resnet, self._parts))
+
+    def _text_comes_in(self) -> None:
+        self._first = self._first or len(self._stages)
+
+    def _transformer(self, block: Any, index: int) -> None:
+        if not getattr(block, "has_cross_attention", False):
+            return
+        transformer = block.attentions[index]
+        self._add(stages.enter(transformer, self._parts))
+        for layer in transformer.transformer_blocks:
+            self._add(stages.self_attention(layer, self._parts))
+            self._add(stages.query(layer, self._parts))
+            self._text_comes_in()
+            self.cross.append(len(self._stages))
+            cross = stages.cross_attention(layer.attn2, self._parts)
+            number = len(self._attentions)
+            self._add(cross, cross=number)
+            self._add(stages.feed_forward(layer, self._parts, self._observe), forward=number)
+            self._attentions.append(layer.attn2)
+            self._forwards.append(layer.ff)
+        self._add(stages.leave(transformer, self._parts))

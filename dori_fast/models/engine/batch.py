@@ -1,0 +1,107 @@
+"""What one UNet evaluation is asked for: latents, texts, masks, and which sample has which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+from dori_fast.models.engine.state import State, Timestep
+from dori_fast.models.masks import Masks
+from dori_fast.models.text.conditions import TextCondition
+
+
+@dataclass(eq=False)
+class SharedLatents:
+    """S latents at a timestep, with what prompts share of the work on them done once.
+
+    Attributes:
+        latents: [S, C, H, W].
+        timestep: index into ``alphas_cumprod``, or int64 [S] on the CPU, each latent's own.
+        state: the network's state for each latent, or None where it is not made in advance.
+        layer: the cross-attention before which the state stands; 0 unless the state was made for
+            one prompt, and then it serves that prompt alone.
+        uncond: unconditional predictions [S, C, H, W], once they have been asked for.
+    """
+
+    latents: Tensor
+    timestep: Timestep
+    state: State | None
+    layer: int = 0
+    uncond: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.latents.shape[0]
+
+    def take(self, rows: Tensor) -> SharedLatents:
+        """Those of the given latents alone: int64 [R] on the CPU."""
+        timestep, rows = self.timestep_of(rows), rows.to(self.latents.device)
+        state = None if self.state is None else self.state.take(rows)
+        uncond = None if self.uncond is None else self.uncond[rows]
+        return SharedLatents(self.latents[rows], timestep, state, self.layer, uncond)
+
+    def timestep_of(self, which: Tensor) -> Timestep:
+        """The timestep of the given latents: int64 indices [N] on the CPU."""
+        return self.timestep[which] if isinstance(self.timestep, Tensor) else self.timestep
+
+
+def flat_timesteps(timestep: Timestep, latents: Tensor) -> Timestep:
+    """One timestep for all latents [*, C, H, W], or their own [*] as int64 [N] on the CPU.
+
+    Raises:
+        UsageError: not one for each latent, or not integers.
+    """
+    if not isinstance(timestep, Tensor) or timestep.ndim == 0:
+        return int(timestep)
+    wanted, found = list(latents.shape[:-3]), list(timestep.shape)
+    if timestep.is_floating_point() or found != wanted:
+        raise UsageError(
+            f"timestep must be an int, or integers {wanted} as the latents are, got"
+            f" {timestep.dtype} {found}"
+        )
+    return timestep.flatten().to("cpu", torch.int64)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N samples of P prompts on S latents.
+
+    Attributes:
+        unique: [U, T, D] text embeddings.
+        pooled: [U, E] pooled text embeddings (SDXL), or None.
+        text: int64 [N] on the CPU, each sample's row of ``unique`` (and its mask, if M > 1).
+        shared: the latents.
+        which: int64 [N] on the CPU, each sample's latent.
+        masks: one for all samples (M = 1) or one per row of ``unique``; or None.
+    """
+
+    unique: Tensor
+    pooled: Tensor | None
+    text: Tensor
+    shared: SharedLatents
+    which: Tensor
+    masks: Masks | None = None
+
+
+def all_pairs(condition: TextCondition, shared: SharedLatents, masks: Masks | None) -> Samples:
+    """P x S samples: every prompt on every latent, prompts outermost."""
+    text = condition.index.repeat_interleave(len(shared))
+    which = torch.arange(len(shared)).repeat(len(condition))
+    return Samples(condition.unique, condition.pooled, text, shared, which, masks)
+
+
+def own_latents(
+    condition: TextCondition, latents: Tensor, timestep: Timestep, masks: Masks | None
+) -> Samples:
+    """P x S samples: every prompt on its own S latents, of latents [P, S, C, H, W].
+
+    ``timestep`` is one for all, or [P x S].
+    """
+    prompts, seeds = latents.shape[:2]
+    if prompts != len(condition):
+        raise UsageError(f"latents are for {prompts} prompts, the condition has {len(condition)}")
+    flat = SharedLatents(latents.flatten(0, 1), timestep, None)
+    text = condition.index.repeat_interleave(seeds)
+    return Samples(condition.unique, condition.pooled, text, flat, torch.arange(len(flat)), masks)

@@ -1,0 +1,268 @@
+"""From a source to a Denoiser: the embedded model, a local directory, a hub id or a pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+
+from dori_fast.errors import UsageError
+from dori_fast.models.denoiser import Denoiser
+from dori_fast.models.engine.execution import Execution, Switch, is_channels_last
+from dori_fast.models.files.directory import (
+    open_json,
+    open_text,
+    open_unet,
+    open_vae,
+    resolve_directory,
+    unet_home,
+)
+from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha256
+from dori_fast.models.overlay import lay_over_
+from dori_fast.models.text.encoders import TextSide, TextSideXL
+
+
+def load(
+    source: Any,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    local_files_only: bool = False,
+    unet_weights: str | os.PathLike[str] | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "auto",
+    batch_size: int | str = "auto",
+    share: bool = True,
+    attention: str = "auto",
+    compile: Switch = "auto",
+    channels_last: Switch = "auto",
+    cuda_graphs: Switch = "auto",
+) -> Denoiser:
+    """Open a text-to-image diffusion model for scoring, pruning and attack.
+
+    Only safetensors weights are read and no code that comes with a model is run. A hub id is the
+    one source that may use the network (never with ``HF_HUB_OFFLINE=1``).
+
+    Args:
+        source: ``"demo"``, ``"demo-finetuned"`` (the same, fine-tuned), a local diffusers
+            directory, a hub id, or a diffusers pipeline object.
+        revision: branch, tag or commit; for hub ids only.
+        variant: of the weight files, such as ``"fp16"``, as in diffusers; not the dtype.
+        local_files_only: take a hub id from what has been downloaded before.
+        unet_weights: a safetensors file with some of the UNet's weights under diffusers' names, put
+            in the place of the source's own; see :func:`dori_fast.models.overlay.lay_over_`.
+        dtype: ``"auto"`` (float32 on a CPU, float16 on a GPU), a torch dtype or its name.
+        device: ``"auto"`` (cuda if there is one), or any torch device.
+        batch_size: UNet samples per evaluation; ``"auto"`` depends on the model and the device.
+        share: do the network's work that does not depend on the text once for all prompts, where
+            the architecture is known; False calls the model's own forward for every sample.
+        attention: ``"auto"`` (xformers where it is installed and can answer, else torch's own),
+            ``"sdpa"`` or ``"xformers"``.
+        compile: compile the repeated parts of the network with torch.compile, when they first run.
+        channels_last: keep convolution weights with the channels innermost.
+        cuda_graphs: replay recorded launches; for batches too small to keep a GPU busy.
+
+    The last three are True, False or ``"auto"``: what is worth it on such a device by
+    ``docs/benchmarks.md``, so far off; ``model.engine.execution`` says what was chosen. They change
+    scores by rounding alone, as ``batch_size`` does.
+
+    Returns:
+        A :class:`Denoiser` in evaluation mode with frozen weights.
+
+    Raises:
+        UsageError: no such source, a kind of model that is not supported, or a switch that cannot
+            be on here.
+        IntegrityError: damaged weight files, weights that are not finite, or a file of
+            ``unet_weights`` that is not of this UNet.
+    """
+    execution = Execution(attention, compile, channels_last, cuda_graphs)
+    how: dict[str, Any] = {"batch_size": batch_size, "share": share, "execution": execution}
+    if hasattr(source, "unet") and hasattr(source, "text_encoder"):
+        _refuse_for_pipelines(
+            revision=revision,
+            variant=variant,
+            local_files_only=local_files_only,
+            unet_weights=unet_weights,
+        )
+        return _from_pipeline(source, dtype, device, **how)
+    device = _resolve_device(device)
+    dtype = _resolve_dtype(dtype, device)
+    name = str(source)
+    directory, revision = resolve_directory(name, revision, variant, local_files_only)
+    home = unet_home(name, directory)
+    unet = open_unet(home, dtype, device, variant)
+    laid = {} if unet_weights is None else {"unet_weights": lay_over_(unet_weights, unet)}
+    text = open_text(directory, dtype, device, variant)
+    if execution.on("channels_last", device):
+        unet.to(memory_format=torch.channels_last)
+    return Denoiser(
+        unet=unet,
+        text=text,
+        scheduler_config=open_json(directory, "scheduler/scheduler_config.json"),
+        picture_size=_picture_size(unet, open_json(directory, "vae/config.json")),
+        vae=lambda: open_vae(directory, dtype, variant).to(device),
+        device=device,
+        dtype=dtype,
+        origin={"source": name, "revision": revision},
+        hashes=lambda: {
+            **source_hashes(
+                name,
+                revision,
+                chain(*_parts(text).values(), ["scheduler"]),
+                variant=variant,
+                local_files_only=local_files_only,
+            ),
+            **laid,
+        },
+        recipe={
+            "source": name,
+            "revision": revision,
+            "variant": variant,
+            "local_files_only": local_files_only,
+            "unet_weights": unet_weights,
+            "dtype": dtype,
+            "device": device,
+            "share": share,
+            "attention": attention,
+            "compile": compile,
+            "channels_last": channels_last,
+            "cuda_graphs": cuda_graphs,
+        },
+        **how,
+    )
+
+
+def source_hashes(
+    source: str,
+    revision: str | None,
+    parts: Iterable[str],
+    *,
+    variant: str | None = None,
+    local_files_only: bool = False,
+) -> dict[str, str]:
+    """sha256 of the files of a model's parts, by path, without loading it; {} of a missing part.
+
+    Raises:
+        UsageError: no such source.
+    """
+    directory, _ = resolve_directory(source, revision, variant, local_files_only)
+    homes = {part: directory for part in parts} | {"unet": unet_home(source, directory)}
+    there = {part: home for part, home in homes.items() if (home / part).is_dir()}
+    hashes: dict[str, str] = {}
+    for part, home in there.items():
+        hashes |= file_hashes(home, [part], variant)
+    return hashes
+
+
+def _refuse_for_pipelines(**options: Any) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UsageError(
+            f"load: {given[0]} is for models that are read from files, not for a pipeline in memory"
+        )
+
+
+def _picture_size(unet: Any, vae_config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the model's pictures: its latents' times the autoencoder's factor."""
+    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    side = unet.config.sample_size
+    height, width = (side, side) if isinstance(side, int) else side
+    return height * factor, width * factor
+
+
+def _parts(text: TextSide | TextSideXL) -> dict[str, list[str]]:
+    """The parts that a score depends on, by kind."""
+    second = ["_2"] if text.has_pooled else []
+    return {
+        "networks": ["unet", *(f"text_encoder{n}" for n in ["", *second])],
+        "tokenizers": [f"tokenizer{n}" for n in ["", *second]],
+    }
+
+
+def _resolve_device(device: torch.device | str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(
+            f"load: unknown device {device!r}; use auto, cpu, cuda or cuda:N"
+        ) from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"load: device {device!r} asked for, but torch sees no CUDA device")
+    return resolved
+
+
+def _resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}
+    resolved = getattr(torch, names.get(dtype, dtype), None)
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise UsageError(f"load: unknown dtype {dtype!r}; use auto, {', '.join(names)}")
+    return resolved
+
+
+def _from_pipeline(
+    pipe: Any,
+    dtype: torch.dtype | str,
+    device: torch.device | str,
+    **how: Any,
+) -> Denoiser:
+    """A view of a pipeline's modules: frozen, but neither copied nor moved nor cast."""
+    has_dtype, has_device = pipe.unet.dtype, pipe.unet.device
+    wants_device = has_device if device == "auto" else _resolve_device(device)
+    wants_dtype = has_dtype if dtype == "auto" else _resolve_dtype(dtype, wants_device)
+    if (wants_dtype, wants_device.type) != (has_dtype, has_device.type):
+        raise UsageError(
+            f"load: the pipeline is {has_dtype} on {has_device}, asked for {wants_dtype} on"
+            f" {wants_device}; move it first with pipe.to(...)"
+        )
+    wished = how["execution"].channels_last
+    if wished != "auto" and wished != is_channels_last(pipe.unet):
+        layout = "channels_last" if wished else "contiguous_format"
+        raise UsageError(
+            f"load: channels_last={wished}, but the pipeline's weights are laid out"
+            f" otherwise; change them first with pipe.unet.to(memory_format=torch.{layout})"
+        )
+    text: TextSide | TextSideXL = TextSide(pipe.tokenizer, _frozen(pipe.text_encoder))
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        text = TextSideXL(
+            (pipe.tokenizer, pipe.tokenizer_2),
+            (_frozen(pipe.text_encoder), _frozen(pipe.text_encoder_2)),
+            bool(pipe.config.force_zeros_for_empty_prompt),
+        )
+    return Denoiser(
+        unet=_frozen(pipe.unet),
+        text=text,
+        scheduler_config=dict(pipe.scheduler.config),
+        picture_size=_picture_size(pipe.unet, pipe.vae.config),
+        vae=lambda: pipe.vae,
+        device=has_device,
+        dtype=has_dtype,
+        origin={"source": f"pipeline:{type(pipe).__name__}", "revision": None},
+        hashes=lambda: _pipeline_hashes(pipe, text),
+        **how,
+    )
+
+
+def _frozen(module: Any) -> Any:
+    return module.eval().requires_grad_(False)
+
+
+def _pipeline_hashes(pipe: Any, text: TextSide | TextSideXL) -> dict[str, str]:
+    """What :func:`file_hashes` gives for files, for modules in memory."""
+    parts = _parts(text)
+    hashes = {name: tensors_sha256(getattr(pipe, name).state_dict()) for name in parts["networks"]}
+    for name in parts["tokenizers"]:
+        hashes[name] = text_sha256(getattr(pipe, name).backend_tokenizer.to_str())
+    for name in ("unet", "scheduler"):
+        config = dict(getattr(pipe, name).config)
+        hashes[f"{name}/config"] = text_sha256(json.dumps(config, sort_keys=True, default=str))
+    return hashes

@@ -1,0 +1,113 @@
+"""Prompts behind K tokens of an adversary's choice, encoded with gradients to those tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+from dori_fast.models.denoiser import Denoiser
+from dori_fast.models.text.conditions import TextCondition, TokenRows, pad_rows, tokenize
+from dori_fast.models.text.encoders import TextSide
+
+
+class PrefixedPrompts:
+    """P prompts, each behind K tokens: begin mark, K tokens, the prompt, end mark, padding.
+
+    A prompt that no longer fits loses its last tokens. SD 1.x and 2.x.
+
+    Attributes:
+        allowed: bool [V] on the model's device, the tokens that may be chosen: those of the
+            vocabulary that are no marks, so that what is found is a text.
+        table: [V, D], the text encoder's token embeddings.
+
+    Raises:
+        UsageError: an SDXL model, or more tokens than the context holds.
+    """
+
+    def __init__(self, model: Denoiser, prompts: Sequence[str], tokens: int) -> None:
+        if model.unconditional.pooled is not None:
+            raise UsageError("prefix: tokens of SDXL's two text encoders are not supported yet")
+        self._model, self._encoder = model, model.text_encoder
+        rows = tokenize(model.tokenizer, prompts)
+        if not 1 <= tokens <= rows.context - 2:
+            raise UsageError(f"prefix: tokens must be 1..{rows.context - 2}, got {tokens}")
+        self._slots, self._rows = slice(1, 1 + tokens), _make_room(rows, tokens)
+        self.table: Tensor = self._encoder.get_input_embeddings().weight
+        known = torch.zeros(len(self.table), dtype=torch.bool)
+        known[: len(model.tokenizer)] = True
+        known[torch.tensor(model.tokenizer.all_special_ids)] = False
+        self.allowed = known.to(model.device)
+
+    def ids(self, tokens: Tensor) -> Tensor:
+        """Whole token rows int64 [P, T] on the CPU, with tokens int64 [P, K]."""
+        ids = self._rows.clone()
+        ids[:, self._slots] = tokens.cpu()
+        return ids
+
+    def encode(self, rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode some of the prompts, differentiably.
+
+        Args:
+            rows: int64 [A] on the CPU, which prompts.
+            tokens: int64 [A, K], the tokens before each.
+
+        Returns:
+            Embeddings [A, T, D] in model dtype, and the leaf [A, K, D] that they carry gradients
+            to: the tokens' own embeddings. Neither depends on the other prompts.
+        """
+        leaf = self.table[tokens.to(self.table.device)].detach().requires_grad_()
+        ids, batch, chunks = self._rows[rows], self._model.batch_size, []
+        ids[:, self._slots] = tokens.cpu()
+        for some, slots in zip(ids.split(batch), leaf.split(batch), strict=True):
+            padded = pad_rows(some, batch).to(self._encoder.device)
+            with _embedded(self._encoder, self._slots, pad_rows(slots, batch)):
+                chunks.append(TextSide.hidden(self._encoder, padded, self._model.tokenizer))
+        return torch.cat(chunks)[: len(rows)], leaf
+
+
+@torch.no_grad()
+def encode_ids(model: Denoiser, ids: Tensor) -> TextCondition:
+    """Token rows int64 [P, T], marks and padding included, as a condition; SD 1.x and 2.x."""
+    encoder, batch = model.text_encoder, model.batch_size
+    chunks = [
+        TextSide.hidden(encoder, pad_rows(some, batch).to(encoder.device), model.tokenizer)
+        for some in ids.split(batch)
+    ]
+    return model.condition(torch.cat(chunks)[: len(ids)])
+
+
+def _make_room(rows: TokenRows, tokens: int) -> Tensor:
+    """Token rows int64 [P, T] with room for so many tokens after the begin mark."""
+    ids = torch.full((len(rows.index), rows.context), rows.pad_id)
+    for i, (row, length) in enumerate(zip(rows.ids[rows.index], rows.n_tokens, strict=True)):
+        end = min(int(length), rows.context) - 1
+        words = row[1:end][: rows.context - 2 - tokens]
+        begun = torch.cat(
+            [row[:1], row.new_full((tokens,), rows.pad_id), words, row[end : end + 1]]
+        )
+        ids[i, : len(begun)] = begun
+    return ids
+
+
+@contextmanager
+def _embedded(encoder: Any, slots: slice, embeddings: Tensor) -> Iterator[None]:
+    """Within it the encoder takes these [B, K, D] for the embeddings of the tokens in ``slots``.
+
+    transformers' text models take ids alone; the module that looks them up is public, and torch's
+    hooks may replace what it returns.
+    """
+
+    def replace(module: Any, arguments: Any, looked_up: Tensor) -> Tensor:
+        before, after = looked_up[:, : slots.start], looked_up[:, slots.stop :]
+        return torch.cat([before, embeddings, after], dim=1)
+
+    hook = encoder.get_input_embeddings().register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        hook.remove()

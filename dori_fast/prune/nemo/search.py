@@ -1,0 +1,235 @@
+"""NeMo: the value neurons that make a prompt replay its image.
+
+Hintersdorf, Struppek et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in
+Diffusion Models" (NeurIPS 2024). For one prompt, with noise differences
+
+    delta_s = eps(x_T, t, c) - x_T          of seeds s
+
+1. keep the seeds whose delta resembles another one's (MS-SSIM above ``threshold``); none: the
+   prompt is not memorized;
+2. block the neurons with |a - mean| / std > theta, and the k largest a of each layer (a are
+   magnitudes, :mod:`dori_fast.prune.nemo.statistics`), with theta falling and k growing until no
+   kept delta resembles its unblocked one any more;
+3. un-block whole layers, then single neurons, the deepest layer first, wherever that stays so.
+
+What is done once, or not at all, against the released code (METHODS.md of NeMo: two passes a test,
+all seeds, one mask at a time): masks share batches; tests of a layer share the part of the network
+before it; outcomes are guessed ahead (``refine``); equal masks are scored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from dori_fast.errors import UsageError
+from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition, stack
+from dori_fast.models.probes import value_magnitudes
+from dori_fast.ops import largest_per_map, ms_ssim
+from dori_fast.prune.nemo.candidates import THETA_END, Ladder, Rung
+from dori_fast.prune.nemo.greedy import refined
+from dori_fast.prune.nemo.result import Search
+from dori_fast.prune.nemo.scorer import Scorer
+from dori_fast.prune.nemo.statistics import NeuronStatistics
+
+THRESHOLD = 0.428
+"""The paper's: mean plus one standard deviation over 50,000 prompts of LAION, on SD 1.4."""
+_TOTAL_STEPS = 50
+_SEEDS = 10
+
+
+class NeMo:
+    """NeMo's search.
+
+    Args:
+        statistics: of the model's value neurons over clean prompts; by default taken, once for
+            each model, over the 2,000 captions that come with the package.
+        layers: names of cross-attentions to search, by default the paper's: all in the down and
+            mid blocks. ``"all"`` takes those of the up blocks too.
+        mode: ``"paper"``: seeds 0..9, the noisiest timestep, each neuron listed once; or
+            ``"reference"``, the released code (localizing_memorization_in_diffusion_models at
+            f952ede): one draw of ten from seed 1, the second timestep (961), and a neuron that is
+            both unusual and among the largest listed, and tested, twice. The released code's half
+            precision is that of the model here.
+        threshold: similarity above which noise differences are alike.
+        theta_end: z-score, below 5, before which the search for candidates gives up.
+        width: masks scored at once at most, by default as many as the device needs to be busy: on
+            a GPU those that fill a batch, on a CPU one, whose seeds are enough. 1 tests one by one.
+    """
+
+    name = "nemo"
+
+    def __init__(
+        self,
+        statistics: NeuronStatistics | None = None,
+        *,
+        layers: Sequence[str] | Literal["encoder", "all"] = "encoder",
+        mode: Literal["paper", "reference"] = "paper",
+        threshold: float = THRESHOLD,
+        theta_end: float = THETA_END,
+        width: int | None = None,
+    ) -> None:
+        if mode not in ("paper", "reference"):
+            raise UsageError(f"nemo: mode must be 'paper' or 'reference', got {mode!r}")
+        if width is not None and width < 1:
+            raise UsageError(f"nemo: width must be at least 1, got {width}")
+        self.mode, self.threshold = mode, float(threshold)
+        self._given, self._taken = statistics, WeakKeyDictionary[Any, NeuronStatistics]()
+        if not 0 <= theta_end < 5:
+            raise UsageError(f"nemo: theta_end must be in 0..5, got {theta_end}")
+        self.theta_end, self._layers, self._width = float(theta_end), layers, width
+
+    def localize(self, model: Denoiser, prompts: Sequence[str] | TextCondition) -> NeuronMask:
+        """One mask per prompt or embedding, M = P; where nothing is memorized it blocks nothing.
+
+        Raises:
+            UsageError: no prompts, layers that the model or the statistics lack, or an
+                architecture whose layers are not known.
+        """
+        if not prompts:
+            raise UsageError("nemo: no prompts")
+        if isinstance(prompts, TextCondition):
+            each = [prompts[i : i + 1] for i in range(len(prompts))]
+            return stack([self.search(model, one).mask for one in each])
+        return stack([self.search(model, prompt).mask for prompt in prompts])
+
+    def statistics(self, model: Denoiser) -> NeuronStatistics:
+        """The given statistics, or those of the shipped captions."""
+        if self._given is not None:
+            return self._given
+        if model.unet not in self._taken:
+            self._taken[model.unet] = NeuronStatistics.shipped(model)
+        return self._taken[model.unet]
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the neurons depend on besides the model, as plain JSON."""
+        layers = self._layers if isinstance(self._layers, str) else list(self._layers)
+        return {
+            "name": self.name,
+            "mode": self.mode,
+            "layers": layers,
+            "threshold": self.threshold,
+            "theta_end": self.theta_end,
+            "statistics": self._given and self._given.sha256(),
+        }
+
+    def layers(self, model: Denoiser) -> list[str]:
+        """The layers to be searched, in the order in which the network runs them."""
+        if self._layers == "all":
+            chosen = model.layers
+        elif self._layers == "encoder":
+            chosen = [name for name in model.layers if not name.startswith("up_blocks.")]
+        else:
+            unknown = [name for name in self._layers if name not in model.layers]
+            if unknown:
+                raise UsageError(
+                    f"nemo: no cross-attention {unknown[0]!r}; there are {', '.join(model.layers)}"
+                )
+            chosen = [name for name in model.layers if name in self._layers]
+        statistics = self.statistics(model)
+        missing = [name for name in chosen if name not in statistics.mean]
+        if missing:
+            raise UsageError(f"nemo: the statistics lack {missing[0]}; collect them for this model")
+        return chosen
+
+    @torch.no_grad()
+    def search(self, model: Denoiser, prompt: str | TextCondition) -> Search:
+        """Find the neurons of one prompt, or of one embedding, whose name is then empty.
+
+        Raises:
+            UsageError: as :meth:`localize`.
+        """
+        with _batches_of(model, self._at_once(model, _SEEDS) * _SEEDS):
+            return self._search(model, prompt)
+
+    def _at_once(self, model: Denoiser, seeds: int) -> int:
+        """Masks to be scored at once."""
+        busy = _SEEDS if model.device.type == "cpu" else model.batch_size
+        return self._width or max(1, busy // seeds)
+
+    def _search(self, model: Denoiser, prompt: str | TextCondition) -> Search:
+        layers, before = self.layers(model), model.engine.evaluations
+        condition = model.encode([prompt]) if isinstance(prompt, str) else prompt
+        name = prompt if isinstance(prompt, str) else ""
+        noise, timestep = self._noise(model)
+        shared = model.share(noise, timestep)
+        delta = model.epsilon_shared(condition, shared)[0] - shared.latents
+        alike = largest_per_map(ms_ssim(delta[None]))[0]
+        found = Search(
+            name, layers, {n: model.engine.value_widths[n] for n in layers}, float(alike.max())
+        )
+        kept = (alike > self.threshold).nonzero()[:, 0].tolist()
+        if kept:
+            scorer = self._scorer(model, condition, shared, delta, kept, layers)
+            self._find(scorer, self._ladder(model, condition, layers), found)
+            found.tests = scorer.tests
+        found.seeds, found.evaluations = kept, model.engine.evaluations - before
+        return found
+
+    def _noise(self, model: Denoiser) -> tuple[Tensor, int]:
+        timesteps = model.timesteps(_TOTAL_STEPS)
+        if self.mode == "paper":
+            return model.noise(range(_SEEDS)), timesteps[0]
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(_SEEDS, *model.latent_shape, generator=generator)
+        return noise.to(model.device, model.dtype), timesteps[1]
+
+    def _scorer(
+        self,
+        model: Denoiser,
+        condition: TextCondition,
+        shared: SharedLatents,
+        delta: Tensor,
+        kept: Sequence[int],
+        layers: Sequence[str],
+    ) -> Scorer:
+        rows = torch.tensor(kept)
+        width = self._at_once(model, len(kept))
+        part = shared.take(rows)
+        return Scorer(model, condition, part, delta[rows.to(delta.device)], layers, width)
+
+    def _ladder(self, model: Denoiser, condition: TextCondition, layers: Sequence[str]) -> Ladder:
+        magnitudes, usual = value_magnitudes(model, condition, layers), self.statistics(model)
+        return Ladder(
+            [magnitudes[name][0].cpu() for name in layers],
+            [usual.mean[name] for name in layers],
+            [usual.std[name] for name in layers],
+            twice=self.mode == "reference",
+        )
+
+    def _find(self, scorer: Scorer, ladder: Ladder, found: Search) -> None:
+        rung, similarity = self._climb(scorer, ladder)
+        # where even the last rung is too alike, un-blocking must not make it worse
+        threshold = similarity if similarity > self.threshold else self.threshold
+        found.theta, found.k, found.threshold = rung.theta, rung.k, threshold
+        found.initial, found.initial_similarity = rung.by_layer(), similarity
+        slots = refined(rung, scorer, threshold)
+        found.refined = rung.by_layer(slots)
+        found.refined_similarity = scorer.known(rung.blocked(slots))
+
+    def _climb(self, scorer: Scorer, ladder: Ladder) -> tuple[Rung, float]:
+        """The first rung that is not alike any more, or the last one; and its similarity."""
+        rungs = ladder.rungs(self.theta_end)
+        for start in range(0, len(rungs), scorer.width):
+            part = rungs[start : start + scorer.width]
+            similarities = scorer.scores([frozenset(rung.neurons) for rung in part], 0)
+            for rung, similarity in zip(part, similarities, strict=True):
+                if not similarity > self.threshold:
+                    return rung, similarity
+        return rungs[-1], similarities[-1]
+
+
+@contextmanager
+def _batches_of(model: Denoiser, samples: int) -> Iterator[None]:
+    """UNet batches no larger than this for a while: padding costs as much as samples do."""
+    before = model.batch_size
+    model.batch_size = min(before, samples)
+    try:
+        yield
+    finally:
+        model.batch_size = before

@@ -1,0 +1,236 @@
+"""The figures of result files, with their intervals, ready for formats that others read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.evaluate import Interval, auc, clopper_pearson, tpr_at_fpr
+from dori_fast.report.labels import FALSE_RATE, Labels, Seen
+from dori_fast.report.load import Run
+
+_MITIGATIONS = "dori_fast/mitigations/1"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure.
+
+    Attributes:
+        name: letters, digits and ``_ . -``.
+        value: the figure.
+        interval: (low, high), of 95 %, or None.
+        trials: what it is a share of, or None if it is no share.
+        higher_is_better: None where neither is.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None = None
+    trials: int | None = None
+    higher_is_better: bool | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What was measured in one way.
+
+    Attributes:
+        name: letters, digits and ``_ . -``.
+        samples: prompts or pictures that there were.
+        used: those of them that the figures are of.
+        metrics: the figures.
+        config: how they came about, plain JSON.
+    """
+
+    name: str
+    samples: int
+    used: int
+    metrics: Sequence[Metric]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of one result.
+
+    Attributes:
+        model: what was measured: source (no local folder, only its name), revision, dtype, files.
+        data: name of what it was measured on.
+        data_sha256: of that file, or None.
+        tasks: the figures.
+        versions: of the libraries, as far as they are recorded.
+    """
+
+    model: Mapping[str, Any]
+    data: str
+    data_sha256: str | None
+    tasks: Sequence[Task]
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def measured_scan(run: Run, labels: Labels | None = None) -> Measured:
+    """How well a scan's scores separate (with labels), and what it flags (with a calibration).
+
+    Args:
+        run: a scan that is done.
+        labels: which of its rows are memorized.
+
+    Raises:
+        UsageError: a scan that is not done, that has neither of the two, or has not both kinds of
+            rows.
+    """
+    facts = run.facts
+    if facts["state"] != "done":
+        raise UsageError(f"{run.root}: the scan is {facts['state']} — finish it first")
+    seen, threshold, metrics = Seen(run, 0, labels), facts["threshold"], []
+    scored = sum(map(len, seen.scores))
+    if labels is not None:
+        memorized, others = seen.separated(labels)
+        scored = len(memorized) + len(others)
+        hits = tpr_at_fpr(memorized, others, FALSE_RATE)
+        metrics.append(_metric("auc", auc(memorized, others), better=True))
+        metrics.append(
+            _metric(f"tpr_at_fpr_{FALSE_RATE:g}", hits, trials=len(memorized), better=True)
+        )
+        if threshold is not None:
+            for name, scores in (("memorized", memorized), ("others", others)):
+                share = clopper_pearson(int((scores > threshold).sum()), len(scores))
+                metrics.append(_metric(f"flagged_{name}", share, len(scores), name == "memorized"))
+    if threshold is not None:
+        rows = sum(map(len, seen.scores))
+        if rows:
+            metrics.append(_metric("flagged", clopper_pearson(seen.flagged, rows), rows))
+        # runs of before these were recorded have none
+        if facts["observed"] is not None:
+            observed, clean = Interval(*facts["observed"]), facts["clean_prompts"]
+            metrics.append(_metric("clean_prompts_flagged", observed, clean, False))
+    if not metrics:
+        raise UsageError(
+            f"{run.root}: only scores, nothing measured — name the column that says what is"
+            " memorized (--label), or scan with --calibration"
+        )
+    identity = facts["identity"]
+    config = {**{n: v for n, v in identity.items() if n != "model"}, "run_hash": facts["run_hash"]}
+    if labels is not None:
+        config["labels"] = {"column": labels.column, "positive": sorted(labels.positive)}
+    task = Task(
+        name=f"memorization_{_word(identity['detector']['name'])}",
+        samples=facts["counts"]["rows"],
+        used=scored,
+        metrics=metrics,
+        config=config,
+    )
+    return Measured(
+        model=_public(facts["model"]),
+        data=Path(facts["input_path"] or "prompts").name,
+        data_sha256=identity["input_sha256"],
+        tasks=[task],
+        versions=facts["versions"],
+    )
+
+
+def measured_file(path: str | Path) -> Measured:
+    """The figures of a ``leaderboard.json``, or of a ``removal.json`` of the benchmarks.
+
+    Raises:
+        UsageError: no such file, or another kind of file.
+        IntegrityError: it lacks what such a file has.
+    """
+    path = Path(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path}: cannot be read as JSON ({error})") from error
+    try:
+        if isinstance(found, dict) and found.get("schema") == _MITIGATIONS:
+            return _mitigations(found)
+        if isinstance(found, dict) and {"fine_tuning", "prompts", "attacks"} <= found.keys():
+            return _removal(found)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(f"{path}: lacks what such a file has ({error!r})") from error
+    raise UsageError(
+        f"{path}: no figures that can be exported — give a scan's run directory, leaderboard.json"
+        " of dori-fast benchmark-mitigations, or removal.json of benchmarks.quality.removal"
+    )
+
+
+def _mitigations(board: Mapping[str, Any]) -> Measured:
+    setting = board["setting"]
+    sizes = {"memorized": setting["pictures"], "control": setting["controls"]}
+    tasks = []
+    for row in board["rows"]:
+        metrics = [
+            _copies(f"{attack}_{which}_{budget}", points["images"], which, sizes[which], setting)
+            for attack, sets in row["attacks"].items()
+            for which, budgets in sets.items()
+            for budget, points in budgets.items()
+        ]
+        metrics.append(Metric("excess", row["excess"], higher_is_better=False))
+        metrics += _quality(row["quality"])
+        samples = sum(sizes.values())
+        tasks.append(
+            Task(f"mitigation_{_word(row['mitigation'])}", samples, samples, metrics, setting)
+        )
+    model, versions = {"source": "demo", **board["model"]}, board["made_by"]
+    return Measured(model, "pictures of the embedded model", None, tasks, versions)
+
+
+def _removal(found: Mapping[str, Any]) -> Measured:
+    sizes = {"memorized": found["images"], "control": found["controls"]}
+    metrics: dict[str, list[Metric]] = {}
+    for name, drawn in found["prompts"].items():
+        rate = drawn["rate"]
+        metrics[name] = [_copies("prompt", rate, "memorized", sizes["memorized"], found)]
+    for attacked in found["attacks"]:
+        which = attacked["pictures"]
+        for budget, point in attacked["after"].items():
+            name = f"{attacked['objective']}_{attacked['start']}_{which}_{budget}"
+            rate = point["rate"]
+            metrics[attacked["model"]].append(_copies(name, rate, which, sizes[which], found))
+    metrics["fine-tuned"] += _quality(found["quality"])
+    config = {name: found[name] for name in ("fine_tuning", "attack", "seeds")}
+    samples = sum(sizes.values())
+    tasks = [
+        Task(f"removal_{_word(name)}", samples, samples, figures, config)
+        for name, figures in metrics.items()
+    ]
+    return Measured({"source": "demo"}, "pictures of the embedded model", None, tasks)
+
+
+def _copies(
+    name: str, rate: Sequence[float], which: str, pictures: int, setting: Mapping[str, Any]
+) -> Metric:
+    # what comes back of a picture that was never seen was injected, and says nothing of a model
+    better = False if which == "memorized" else None
+    return _metric(f"copies_{_word(name)}", Interval(*rate), pictures * setting["seeds"], better)
+
+
+def _quality(kept: Mapping[str, Any]) -> Iterator[Metric]:
+    same, change = kept["same_seed_similarity"], kept["held_out_loss"]["change"]
+    yield _metric("same_seed_similarity", Interval(*same), better=True)
+    yield Metric("kernel_distance", kept["distance"]["value"], higher_is_better=False)
+    yield _metric("held_out_loss_change", Interval(*change), better=False)
+
+
+def _metric(
+    name: str, found: Interval, trials: int | None = None, better: bool | None = None
+) -> Metric:
+    return Metric(name, float(found.value), (float(found.low), float(found.high)), trials, better)
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[^\w.-]", "_", text)
+
+
+def _public(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's description without where it lay on somebody's disk."""
+    source = model["source"]
+    return {**model, "source": source if model.get("revision") else Path(source).name}

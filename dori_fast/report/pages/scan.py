@@ -1,0 +1,177 @@
+"""The page of a scan: how the scores lie, how well they separate, who is on top, what was unfit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dori_fast.evaluate import auc, clopper_pearson, roc, tpr_at_fpr
+from dori_fast.report.figures.charts import DENSITY, histogram, roc_curve
+from dori_fast.report.labels import FALSE_RATE, Labels, Seen
+from dori_fast.report.load import Run, file_name, quarantine, run_facts, unfinished
+from dori_fast.report.names import interval
+from dori_fast.report.pages.page import (
+    Cell,
+    Html,
+    facts,
+    figure,
+    note,
+    page,
+    paragraph,
+    pictures,
+    section,
+    table,
+    tiles,
+)
+
+
+def scan_page(
+    run: Run,
+    *,
+    top: int = 50,
+    labels: Labels | None = None,
+    drawn: Mapping[int, NDArray[np.uint8]] | None = None,
+) -> str:
+    """The page of a scan's run directory.
+
+    Args:
+        run: the scan.
+        top: highest-scored rows to list.
+        labels: adds ROC, AUC and TPR at 1 % FPR, with intervals.
+        drawn: pictures uint8 [S, H, W, 3] by row, shown with the top rows.
+
+    Raises:
+        UsageError: no such column of labels, or not both kinds of rows.
+    """
+    seen = Seen(run, top, labels)
+    threshold = run.facts["threshold"]
+    parts = [*unfinished(run), tiles(_figures(run, seen)), section("The run", run_facts(run))]
+    parts.append(section("Scores", *_scores(seen, threshold)))
+    if threshold is not None:
+        parts.append(section("Calibration", *_calibration(run, seen)))
+    if labels is not None:
+        parts.append(section("Detection", *_detection(seen, labels, threshold)))
+    parts.append(section("Most suspicious prompts", _top(seen, labels, drawn or {})))
+    if seen.unfit:
+        reasons = ", ".join(f"{count:,} {code}" for code, count in seen.reasons.most_common())
+        listed = quarantine(seen.unfit_rows, seen.unfit)
+        parts.append(section("Quarantined rows", paragraph(reasons), *listed))
+    return page(f"Scan {file_name(run)}", *parts, footer="Made by dori-fast report.")
+
+
+def scan_summary(run: Run, labels: Labels, top: int = 10) -> list[Html]:
+    """How the scores lie, how well they separate, and the first rows; for a page of more."""
+    seen, threshold = Seen(run, top, labels), run.facts["threshold"]
+    return [*_scores(seen, threshold), *_detection(seen, labels, threshold), _top(seen, labels, {})]
+
+
+def _figures(run: Run, seen: Seen) -> list[tuple[str, str]]:
+    record = run.facts
+    scored = sum(map(len, seen.scores))
+    figures = [("rows scored", f"{scored:,}"), ("quarantined", f"{seen.unfit:,}")]
+    if record["threshold"] is not None:
+        figures.append(("flagged", f"{seen.flagged:,}"))
+    if seen.best:
+        figures.append(("highest score", f"{seen.best[0]['score']:.4f}"))
+    if record["seconds"] > 0:
+        figures.append(("rows per second", f"{scored / record['seconds']:,.1f}"))
+    if seen.truncated:
+        figures.append(("prompts cut short", f"{seen.truncated:,}"))
+    return figures
+
+
+def _scores(seen: Seen, threshold: float | None) -> list[Html]:
+    groups = {"not memorized": seen.group(0), "memorized": seen.group(1)}
+    groups = {name: scores for name, scores in groups.items() if len(scores)}
+    if not groups:
+        groups = {"prompts": seen.group(-1)}
+    everything = np.concatenate(list(groups.values()))
+    if not len(everything):
+        return [note("No row could be scored.")]
+    low, middle, high = np.percentile(everything, (5, 50, 95))
+    caption = f"Median {middle:.4f}; nine of ten lie between {low:.4f} and {high:.4f}."
+    png = histogram(groups, threshold)
+    return [figure(png, "Histogram of scores", caption, density=DENSITY)]
+
+
+def _calibration(run: Run, seen: Seen) -> list[Html]:
+    record = run.facts
+    observed = record["observed"]
+    clean = record["clean_prompts"]
+    return [
+        facts(
+            [
+                ("threshold", f"{record['threshold']:.6g}"),
+                ("wanted false-positive rate", f"{record['identity']['decision']['rate']:g}"),
+                ("clean prompts", clean and f"{clean:,}"),
+                ("of them above the threshold, 95 % interval", observed and _percent(observed)),
+                ("rows flagged", f"{seen.flagged:,}"),
+            ]
+        )
+    ]
+
+
+def _detection(seen: Seen, labels: Labels, threshold: float | None) -> list[Html]:
+    memorized, others = seen.separated(labels)
+    area, hits = auc(memorized, others), tpr_at_fpr(memorized, others, FALSE_RATE)
+    false, true, _ = roc(memorized, others)
+    rows: list[Sequence[Cell]] = [
+        ("AUC", interval((area.value, area.low, area.high))),
+        ("TPR below 1 % FPR", interval((hits.value, hits.low, hits.high))),
+    ]
+    if threshold is not None:
+        for name, scores in (("memorized", memorized), ("not memorized", others)):
+            share = clopper_pearson(int((scores > threshold).sum()), len(scores))
+            shown = interval((share.value, share.low, share.high))
+            rows.append((f"{name} above the threshold", shown))
+    words = ", ".join(sorted(labels.positive))
+    parts = [
+        paragraph(
+            f"{len(memorized):,} rows count as memorized (column {labels.column}: {words}),"
+            f" {len(others):,} do not. Intervals are 95 % ones; rows count as independent."
+        ),
+        table(("figure", "value [interval]"), rows),
+        figure(roc_curve(false, true), "ROC curve", density=DENSITY),
+    ]
+    if len(others) < 1 / FALSE_RATE:
+        parts.append(note(f"{len(others)} other rows cannot resolve a false-positive rate of 1 %."))
+    return parts
+
+
+def _top(seen: Seen, labels: Labels | None, drawn: Mapping[int, NDArray[np.uint8]]) -> Html:
+    optional = {
+        "p": any("p_value" in row for row in seen.best),
+        "flagged": any("flagged" in row for row in seen.best),
+        "label": labels is not None,
+        "pictures": bool(drawn),
+    }
+    names = ("rank", "score", "seeds", "p", "flagged", "label", "row", "tokens", "pictures")
+    header = [name for name in (*names, "prompt") if optional.get(name, True)]
+    rows = []
+    for rank, row in enumerate(seen.best, 1):
+        images = drawn.get(row["row_id"])
+        tokens = f"{row['n_tokens']}{' (cut)' if row['truncated'] else ''}"
+        cells: dict[str, Cell] = {
+            "rank": rank,
+            "score": f"{row['score']:.4f}",
+            "seeds": _range(row["score_per_seed"]),
+            "p": None if row.get("p_value") is None else f"{row['p_value']:.2g}",
+            "flagged": "yes" if row.get("flagged") else "no",
+            "label": None if labels is None else row[labels.column],
+            "row": row["row_id"],
+            "tokens": tokens,
+            "pictures": None if images is None else pictures(images, f"row {row['row_id']}", 64),
+            "prompt": row["prompt"],
+        }
+        rows.append([cells[name] for name in header])
+    return table(header, rows, right=("rank", "score", "seeds", "p", "row", "tokens"))
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.2f}–{max(values):.2f}" if len(values) > 1 else ""
+
+
+def _percent(rate: Sequence[float]) -> str:
+    return "{:.2%} [{:.2%}, {:.2%}]".format(*rate)

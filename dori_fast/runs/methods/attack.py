@@ -1,0 +1,248 @@
+"""The attack over a file of prompts and their pictures: a row a problem, resumable by the block."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from dori_fast.attack import Dori
+from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.evaluate import CopySimilarity, SmallPictures, replication
+from dori_fast.models import NeuronMask, WeightMask
+from dori_fast.runs.store.durable import write_durably
+from dori_fast.runs.methods.row_runs import EachResult, run_each
+from dori_fast.runs.methods.image_files import Originals, open_originals
+from dori_fast.runs.methods.prune import EMBEDDINGS, MASKS
+from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
+from dori_fast.runs.sources.rows import Rows
+from dori_fast.runs.store.directory import Resume
+
+if TYPE_CHECKING:
+    from dori_fast.models import Denoiser
+
+_COLUMNS = pa.schema(
+    {
+        "image_sha256": pa.string(),
+        "attack_steps": pa.int32(),
+        "evaluations": pa.int64(),
+        "losses": pa.list_(pa.float32()),
+        "similarity_before": pa.list_(pa.float32()),
+        "similarity": pa.list_(pa.float32()),
+        "embedding": pa.binary(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How the embeddings found are judged: pictures are drawn and compared with the original.
+
+    Attributes:
+        seeds: how many, 0, 1, ...
+        steps: DDIM steps.
+        guidance: scale of classifier-free guidance.
+        measure: of copying; the descriptor for small pictures if None.
+    """
+
+    seeds: int = 10
+    steps: int = 50
+    guidance: float = 7.5
+    measure: CopySimilarity | None = None
+
+    def config(self) -> dict[str, Any]:
+        """As plain JSON."""
+        measure = (self.measure or SmallPictures()).config()
+        how = {"seeds": self.seeds, "steps": self.steps, "guidance": self.guidance}
+        return {**how, "measure": measure}
+
+
+@dataclass(frozen=True)
+class AttackRun:
+    """A finished run.
+
+    Attributes:
+        run: the run and its rows.
+        threshold: similarity above which a picture is a copy.
+    """
+
+    run: EachResult
+    threshold: float
+
+
+def read_masks(path: str | Path) -> NeuronMask | WeightMask:
+    """The masks of a localisation's run directory, or of a file.
+
+    Raises:
+        UsageError: no such file.
+        IntegrityError: it holds no masks.
+    """
+    path = Path(path)
+    file = path / MASKS if path.is_dir() else path
+    try:
+        return NeuronMask.load(file)
+    except IntegrityError:
+        return WeightMask.load(file)
+
+
+def masked_rows(
+    model: Denoiser,
+    masks: NeuronMask | WeightMask,
+    ids: Sequence[int],
+    command: str,
+    remedy: str = "",
+) -> Denoiser:
+    """A view for rows of an input, each under its own mask, or all under the only one.
+
+    Raises:
+        UsageError: the input has more rows than there are masks.
+    """
+    count = len(masks)
+    if max(ids) >= count > 1:
+        raise UsageError(
+            f"{command}: {count} masks, but the input has a row {max(ids)} — give the prompts that"
+            f" the masks are of{remedy}"
+        )
+    return model.masked(masks.take([i % count for i in ids]))
+
+
+def attack(
+    model: Denoiser,
+    prompts: str | Path | Iterable[object],
+    images: str | Path | Mapping[str, NDArray[np.uint8]],
+    *,
+    out: str | Path,
+    method: Dori,
+    start: str = "prompt",
+    masks: NeuronMask | WeightMask | None = None,
+    in_turn: bool = False,
+    judging: Judging | None = None,
+    column: str | None = None,
+    image_column: str = "image",
+    block: int = 16,
+    limit: int | None = None,
+    resume: Resume = "auto",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> AttackRun:
+    """Attack every row's picture into a run directory, resumable block by block.
+
+    Args:
+        model: the denoiser, without the masks.
+        prompts: as in a scan; rows without a prompt or a readable picture are quarantined.
+        images: a folder, or pictures by prompt; see :func:`open_originals`. Pictures are taken as
+            they are when their row is computed, and the row keeps their sha256.
+        out: the run directory: a row a problem in ``shards/``, and all embeddings in
+            ``embeddings.safetensors`` (``embeddings`` [N, T, D], ``row_id`` [N]).
+        method: the attack; its streams are named by the rows' numbers.
+        start: ``"prompt"`` or ``"gaussian"``.
+        masks: one for all rows, or one for each row of the input, as ``dori-fast prune`` wrote.
+        in_turn: where there are more rows than masks, begin again with the first one: for
+            controls, which have no masks of their own.
+        judging: how pictures are drawn and compared.
+        column: the prompt column; found by itself if it has a usual name.
+        image_column: of file names relative to the folder.
+        block: rows per block. It does not change the answers.
+        limit: read only the first rows.
+        resume: as in a scan.
+        on_progress: called with the rows done and those of them quarantined.
+
+    Raises:
+        UsageError: wrong arguments, or more rows than masks.
+        IntegrityError, StorageError, ScanInterrupted: as in a scan.
+    """
+    judging = judging or Judging()
+    with prompts_on_disk(prompts) as path:
+        reader = open_prompts(path, column)
+        original = open_originals(images, reader, image_column, model.picture_size)
+        problems = _Problems(model, method, start, masks, in_turn, judging, original)
+        run = run_each(
+            model,
+            reader,
+            path,
+            out=Path(out),
+            method=problems.config(),
+            columns=_COLUMNS,
+            compute=problems,
+            at_once=block,
+            limit=limit,
+            resume=resume,
+            on_progress=on_progress,
+        )
+    write_durably(run.out / EMBEDDINGS, lambda file: _save_embeddings(model, run, file))
+    return AttackRun(run, (judging.measure or SmallPictures()).threshold)
+
+
+@dataclass(frozen=True)
+class _Problems:
+    """From rows to result columns."""
+
+    model: Denoiser
+    method: Dori
+    start: str
+    masks: NeuronMask | WeightMask | None
+    in_turn: bool
+    judging: Judging
+    original: Originals
+
+    def config(self) -> dict[str, Any]:
+        return {
+            **self.method.config(),
+            "start": self.start,
+            "masks": self.masks and self.masks.sha256(),
+            "in_turn": self.in_turn,
+            "judging": self.judging.config(),
+        }
+
+    def __call__(self, rows: Rows, places: Sequence[int]) -> list[dict[str, Any] | str]:
+        originals = {place: self.original(rows, place) for place in places}
+        images = {p: image for p, image in originals.items() if not isinstance(image, str)}
+        found = dict(zip(images, self._attack(rows, images), strict=True)) if images else {}
+        refused = {p: error for p, error in originals.items() if isinstance(error, str)}
+        results: dict[int, dict[str, Any] | str] = {**found, **refused}
+        return [results[place] for place in places]
+
+    def _attack(self, rows: Rows, images: Mapping[int, NDArray[np.uint8]]) -> list[dict[str, Any]]:
+        ids = [rows.first + place for place in images]
+        prompts, pictures = [rows.prompts[place] or "" for place in images], [*images.values()]
+        view, stacked = self._view(ids), np.stack(pictures)
+        found = self.method.run(view, stacked, prompts, start=self.start, ids=ids)
+        how = vars(self.judging)
+        before = replication(view, view.encode(prompts), stacked, **how).similarity
+        after = replication(view, found.condition(view), stacked, **how).similarity
+        embeddings = found.embeddings.float().cpu().numpy()
+        return [
+            {
+                "image_sha256": hashlib.sha256(pictures[i].tobytes()).hexdigest(),
+                "attack_steps": int(found.steps[i]),
+                "evaluations": int(found.evaluations[i]),
+                "losses": found.losses[: int(found.steps[i]), i].tolist(),
+                "similarity_before": before[i],
+                "similarity": after[i],
+                "embedding": embeddings[i].tobytes(),
+            }
+            for i in range(len(ids))
+        ]
+
+    def _view(self, ids: Sequence[int]) -> Denoiser:
+        if self.masks is None:
+            return self.model
+        if self.in_turn:
+            return self.model.masked(self.masks.take([i % len(self.masks) for i in ids]))
+        return masked_rows(self.model, self.masks, ids, "attack", ", or --in-turn for controls")
+
+
+def _save_embeddings(model: Denoiser, run: EachResult, path: Path) -> None:
+    """All rows' embeddings in one file; float32, whatever the model's dtype."""
+    rows = [(row["row_id"], row["embedding"]) for row in run.rows() if row["embedding"]]
+    shape = model.unconditional.unique.shape[1:]
+    found = [np.frombuffer(embedding, np.float32).reshape(shape) for _, embedding in rows]
+    stacked = np.stack(found) if found else np.zeros((0, *shape), np.float32)
+    ids = np.array([row_id for row_id, _ in rows], np.int64)
+    save_file({"embeddings": stacked, "row_id": ids}, path)

@@ -1,0 +1,127 @@
+"""Locality from finished runs: an attack from many starts, and localisations of its embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dori_fast.attack.draws import starting_points
+from dori_fast.errors import UsageError
+from dori_fast.evaluate.locality import (
+    agreement,
+    feed_forward_discrepancy,
+    pairwise_distances,
+    value_discrepancy,
+)
+from dori_fast.runs.methods.attack import read_masks
+from dori_fast.runs.store.durable import write_durably
+from dori_fast.runs.methods.prune import read_embeddings
+from dori_fast.runs.sources.open import open_prompts
+from dori_fast.runs.store.record import RunRecord
+
+if TYPE_CHECKING:
+    from dori_fast.models import Denoiser, TextCondition
+
+RESULTS = "locality.json"
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def locality(
+    model: Denoiser,
+    attacked: str | Path,
+    memorized: str | Path,
+    ordinary: str | Path,
+    *,
+    out: str | Path,
+    triggers: Sequence[str | Path] = (),
+    baselines: Sequence[str | Path] = (),
+    limit: int = 100,
+) -> dict[str, Any]:
+    """Compare the embeddings that an attack found with each other, and prompts with prompts.
+
+    Args:
+        model: the model that was attacked, with or without its masks.
+        attacked: run directory of an attack, its rows being many starts for one image.
+        memorized: prompts of memorized images: the baseline of discrepancies.
+        ordinary: prompts that are not memorized: the baseline of distances.
+        out: folder for ``locality.json``.
+        triggers: run directories of ``prune(..., embeddings=attacked)``, one per method.
+        baselines: run directories of the same methods on memorized prompts, in the same order.
+        limit: so many embeddings and prompts of each kind at most.
+
+    Returns:
+        What is written: quantiles of distances, discrepancies by layer, agreement by layer.
+
+    Raises:
+        UsageError: a run or its masks are not there, or there are fewer than two to compare.
+    """
+    if len(triggers) != len(baselines):
+        raise UsageError("locality: needs a run on memorized prompts for each run on triggers")
+    embeddings = dict(list(read_embeddings(attacked).items())[:limit])
+    if len(embeddings) < 2:
+        raise UsageError(f"{attacked}: holds {len(embeddings)} embeddings; needs 2 to compare")
+    found = model.condition(torch.stack(list(embeddings.values())))
+    usual = model.encode(_prompts(ordinary, limit))
+    distances = {"found": found, "ordinary": usual}
+    method = RunRecord.read(Path(attacked) / "run.json").identity["detector"]
+    if method["start"] == "gaussian":
+        starts, _ = starting_points(model, "gaussian", None, list(embeddings), method["seed"])
+        distances["starts"] = model.condition(starts)
+    conditions = {"found": found, "memorized": model.encode(_prompts(memorized, limit))}
+    results = {
+        "counts": {name: len(c) for name, c in {**distances, **conditions}.items()},
+        "distances": {name: _quantiles(c) for name, c in distances.items()},
+        "values": _by_layer({n: value_discrepancy(model, c) for n, c in conditions.items()}),
+        "feed_forwards": _by_layer(
+            {n: feed_forward_discrepancy(model, c) for n, c in conditions.items()}
+        ),
+        "agreement": [
+            _by_layer({"found": _agreement(one), "memorized": _agreement(two)})
+            for one, two in zip(triggers, baselines, strict=True)
+        ],
+    }
+    Path(out).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=1) + "\n"
+    write_durably(Path(out) / RESULTS, lambda file: _write(file, text))
+    return results
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _prompts(path: str | Path, limit: int) -> list[str]:
+    chosen: list[str] = []
+    for rows in open_prompts(path).chunks(1024):
+        chosen += [prompt for prompt in rows.prompts if prompt is not None]
+        if len(chosen) >= limit:
+            break
+    if len(chosen) < 2:
+        raise UsageError(f"{path}: holds {len(chosen)} usable prompts; needs 2 to compare")
+    return chosen[:limit]
+
+
+def _quantiles(condition: TextCondition) -> list[float]:
+    distances: NDArray[np.float64] = pairwise_distances(condition.embeddings)
+    return [float(q) for q in np.quantile(distances, QUANTILES)]
+
+
+def _agreement(run: str | Path) -> dict[str, Any]:
+    """By layer; the NaN of a layer that no mask touches is JSON's null."""
+    by_layer = {name: asdict(found) for name, found in agreement(read_masks(run)).items()}
+    for found in by_layer.values():
+        found["iou"] = None if np.isnan(found["iou"]) else found["iou"]
+    return by_layer
+
+
+def _by_layer(groups: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """From {group: {layer: x}} to {layer: {group: x}}."""
+    layers = next(iter(groups.values()))
+    return {layer: {name: of[layer] for name, of in groups.items()} for layer in layers}

@@ -1,0 +1,243 @@
+"""Localisation over a file of prompts: a row a prompt, then masks and tables that others read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.numpy import load_file, save_file
+
+from dori_fast.errors import UsageError
+from dori_fast.ops import pack_mask, unpack_mask
+from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
+from dori_fast.prune.nemo.published_csv import write_nemo_csv
+from dori_fast.runs.store.durable import write_durably
+from dori_fast.runs.methods.row_runs import EachResult, run_each
+from dori_fast.runs.sources.open import file_sha256, open_prompts, prompts_on_disk
+from dori_fast.runs.store.directory import Resume
+
+if TYPE_CHECKING:
+    from dori_fast.models import Denoiser, TextCondition
+
+MASKS, TABLE, PICTURES = "masks.safetensors", "nemo.csv", "pictures.safetensors"
+EMBEDDINGS = "embeddings.safetensors"
+
+_LISTS = pa.list_(pa.list_(pa.int32()))
+_NEMO = pa.schema(
+    {
+        "memorized": pa.bool_(),
+        "alike": pa.float32(),
+        "seeds": pa.list_(pa.int32()),
+        "theta": pa.float32(),
+        "k": pa.int32(),
+        "threshold": pa.float32(),
+        "initial": _LISTS,
+        "initial_similarity": pa.float32(),
+        "refined": _LISTS,
+        "refined_similarity": pa.float32(),
+        "tests": pa.int32(),
+        "evaluations": pa.int64(),
+    }
+)
+_WANDA = pa.schema({"pruned": pa.list_(pa.binary()), "evaluations": pa.int64()})
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A finished localisation.
+
+    Attributes:
+        run: the run and its rows.
+        masks: one for each row, those of quarantined rows empty; as saved in ``masks.safetensors``.
+        layers: their layers, in order.
+    """
+
+    run: EachResult
+    masks: NeuronMask | WeightMask
+    layers: tuple[str, ...]
+
+
+def read_statistics(path: str | Path) -> NeuronStatistics:
+    """Statistics from a file of ours (.safetensors) or of NeMo's released code (.pt)."""
+    if Path(path).suffix == ".safetensors":
+        return NeuronStatistics.load(path)
+    return NeuronStatistics.load_nemo(path)
+
+
+def statistics_of(model: Denoiser, prompts: str | Path) -> NeuronStatistics:
+    """Statistics over the clean prompts of a file; unusable rows are left out."""
+    reader = open_prompts(prompts)
+
+    def usable() -> Iterator[str]:
+        for rows in reader.chunks(1024):
+            yield from (prompt for prompt in rows.prompts if prompt is not None)
+
+    return NeuronStatistics.collect(model, usable())
+
+
+def prune(
+    model: Denoiser,
+    prompts: str | Path | Iterable[object],
+    *,
+    out: str | Path,
+    method: NeMo | Wanda,
+    embeddings: str | Path | None = None,
+    column: str | None = None,
+    limit: int | None = None,
+    resume: Resume = "auto",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> PruneResult:
+    """Localise every prompt of an input into a run directory, resumable prompt by prompt.
+
+    Args:
+        model: the denoiser.
+        prompts: as in a scan; rows that are no prompts are quarantined and get an empty mask.
+        out: the run directory: a row a prompt in ``shards/``, all masks in ``masks.safetensors``,
+            and NeMo's neurons in the released code's format in ``nemo.csv``.
+        method: NeMo, or Wanda with ``joint=False`` (a joint mask is one computation over all
+            prompts: call its ``localize``).
+        embeddings: run directory of an attack on the same prompts: each row's adversarial embedding
+            is localised instead of its prompt. Rows that were not attacked are quarantined.
+        column: the prompt column; found by itself if it has a usual name.
+        limit: read only the first rows.
+        resume: as in a scan.
+        on_progress: called with the rows done and those of them quarantined.
+
+    Raises:
+        UsageError: wrong arguments, no rows, or a model that the method cannot work on.
+        IntegrityError, StorageError, ScanInterrupted: as in a scan.
+    """
+    nemo = isinstance(method, NeMo)
+    if isinstance(method, Wanda) and method.joint:
+        raise UsageError("prune: a joint mask has no rows of its own — use Wanda(joint=False)")
+    layers = tuple(method.layers(model))
+    found = None if embeddings is None else read_embeddings(embeddings)
+    config = method.config()
+    if found is not None:
+        config["embeddings"] = file_sha256(Path(embeddings or "") / EMBEDDINGS)
+    with prompts_on_disk(prompts) as path:
+        run = run_each(
+            model,
+            open_prompts(path, column),
+            path,
+            out=Path(out),
+            method=config,
+            columns=_NEMO if nemo else _WANDA,
+            compute=lambda rows, places: [
+                _compute(model, method, rows.prompts[i] or "", rows.first + i, found)
+                for i in places
+            ],
+            limit=limit,
+            resume=resume,
+            on_progress=on_progress,
+        )
+    masks = _masks(model, run, layers, nemo)
+    provenance = {"method": method.name, "run": str(Path(out).name)}
+    write_durably(run.out / MASKS, lambda file: masks.save(file, **provenance))
+    if nemo:
+        write_durably(run.out / TABLE, lambda file: _write_table(run, len(layers), file))
+    return PruneResult(run, masks, layers)
+
+
+def save_pictures(
+    result: PruneResult, model: Denoiser, rows: int, seeds: Sequence[int], **how: Any
+) -> None:
+    """Draw the first rows' prompts with and without their masks, same seeds, for the report.
+
+    Args:
+        result: of :func:`prune`.
+        model: the same model.
+        rows: how many prompts.
+        seeds: initial noises.
+        how: ``steps`` and ``guidance`` of :meth:`Denoiser.generate`.
+    """
+    usable = [row for row in result.run.rows() if row["status"] == "ok"][:rows]
+    if not usable:
+        return
+    prompts = [row["prompt"] for row in usable]
+    pictures = {"before": model.generate(model.encode(prompts), seeds, **how).numpy()}
+    view = model.masked(result.masks.take([row["row_id"] for row in usable]))
+    pictures["after"] = view.generate(view.encode(prompts), seeds, **how).numpy()
+    pictures["row_id"] = np.array([row["row_id"] for row in usable])
+    write_durably(result.run.out / PICTURES, lambda file: save_file(pictures, file))
+
+
+def read_embeddings(run: str | Path) -> dict[int, torch.Tensor]:
+    """The embeddings [T, D] that an attack's run directory holds, by row.
+
+    Raises:
+        UsageError: the directory holds no finished attack.
+    """
+    path = Path(run) / EMBEDDINGS
+    if not path.exists():
+        raise UsageError(f"{path}: no such file — give the run directory of a finished attack")
+    saved = load_file(path)
+    rows = saved["row_id"].tolist()
+    return dict(zip(rows, torch.from_numpy(saved["embeddings"]), strict=True))
+
+
+def _compute(
+    model: Denoiser,
+    method: NeMo | Wanda,
+    prompt: str,
+    row: int,
+    embeddings: dict[int, torch.Tensor] | None,
+) -> dict[str, Any] | str:
+    wanted: str | TextCondition = prompt
+    if embeddings is not None:
+        if row not in embeddings:
+            return "embedding: the attack has none for this row"
+        wanted = model.condition(embeddings[row][None])
+    if isinstance(method, NeMo):
+        search = method.search(model, wanted)
+        return {**asdict(search), "memorized": search.memorized}
+    result = method.run(model, [wanted] if isinstance(wanted, str) else wanted)
+    packed = [pack_mask(mask[0]).numpy().tobytes() for mask in result.mask.pruned.values()]
+    return {"pruned": packed, "evaluations": result.evaluations}
+
+
+def _masks(
+    model: Denoiser, run: EachResult, layers: Sequence[str], nemo: bool
+) -> NeuronMask | WeightMask:
+    rows = list(run.rows())
+    if not rows:
+        raise UsageError("prune: the input has no rows")
+    if nemo:
+        widths = {name: model.engine.value_widths[name] for name in layers}
+        lists = [dict(zip(layers, row["refined"] or [], strict=False)) for row in rows]
+        return NeuronMask.blocking(lists, widths)
+    shapes = {name: tuple(model.unet.get_submodule(name).weight.shape) for name in layers}
+    return WeightMask(
+        {
+            name: torch.stack([_unpacked(row["pruned"], i, shape) for row in rows])
+            for i, (name, shape) in enumerate(shapes.items())
+        }
+    )
+
+
+def _unpacked(pruned: list[bytes] | None, layer: int, shape: tuple[int, int]) -> torch.Tensor:
+    if pruned is None:
+        return torch.zeros(shape, dtype=torch.bool)
+    packed = torch.frombuffer(bytearray(pruned[layer]), dtype=torch.uint8)
+    return unpack_mask(packed.reshape(shape[0], -1), shape[1])
+
+
+def _write_table(run: EachResult, layers: int, path: Path) -> None:
+    nothing: list[list[int]] = [[]] * layers
+    rows = (
+        (
+            row["prompt"] or "",
+            row["initial"] or nothing,
+            row["initial_similarity"],
+            row["refined"] or nothing,
+            row["refined_similarity"],
+        )
+        for row in run.rows()
+    )
+    with path.open("w", newline="", encoding="utf-8") as file:
+        write_nemo_csv(rows, file)

@@ -1,0 +1,171 @@
+"""A run that works on few prompts at a time: every row a computation, committed when it is done.
+
+The same run directory as a scan's, with shards of a few rows: a kill costs at most those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dori_fast.runs.sources.open import input_sha256
+from dori_fast.runs.store.record import RunRecord, hash_identity, library_versions, make_identity
+from dori_fast.runs.sources.rows import Reader, Rows
+from dori_fast.runs.store.directory import Resume, RunDirectory
+from dori_fast.runs.settings import checked, limited
+from dori_fast.runs.signals import interruptible
+
+if TYPE_CHECKING:
+    from dori_fast.models import Denoiser
+
+Compute = Callable[[Rows, Sequence[int]], list[dict[str, Any] | str]]
+"""From some rows, and the places of those with a prompt, to the result columns of each of these;
+or to ``"code: message"`` for one that is to be quarantined after all."""
+
+
+@dataclass(frozen=True)
+class EachResult:
+    """A finished run.
+
+    Attributes:
+        out: the run directory.
+        shards: its shards, in row order.
+        done: rows computed by this call; the others were there already.
+        seconds: time of this call.
+    """
+
+    out: Path
+    shards: list[Path]
+    done: int
+    seconds: float
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All rows in order as dictionaries, one shard in memory."""
+        for shard in self.shards:
+            yield from pq.read_table(shard, partitioning=None).to_pylist()
+
+
+def run_each(
+    model: Denoiser,
+    reader: Reader,
+    path: Path,
+    *,
+    out: Path,
+    method: dict[str, Any],
+    columns: pa.Schema,
+    compute: Compute,
+    at_once: int = 1,
+    limit: int | None = None,
+    resume: Resume = "auto",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EachResult:
+    """Compute result columns for every row of an input, resumably.
+
+    Args:
+        model: what the results depend on, by its description.
+        reader: the input, opened.
+        path: its file, folder or pattern.
+        out: the run directory, made if need be.
+        method: everything else that the results depend on, as plain JSON.
+        columns: the result columns; null where a row is quarantined.
+        compute: called with at most ``at_once`` rows.
+        at_once: rows per shard.
+        limit: read only the first rows.
+        resume: as in a scan.
+        on_progress: called with the rows done and those of them quarantined, after each shard.
+
+    Raises:
+        UsageError, IntegrityError, StorageError, ScanInterrupted: as in a scan.
+    """
+    settings = checked(
+        "run", seeds=1, steps=1, batch_size="auto", limit=limit, shard_size=at_once, resume=resume
+    )
+    described = model.describe()
+    identity = make_identity(
+        detector=method,
+        model=described,
+        input_sha256=input_sha256(path),
+        column=reader.column,
+        limit=limit,
+        shard_size=at_once,
+    )
+    record = RunRecord(
+        run_hash=hash_identity(identity),
+        identity=identity,
+        input_path=str(path),
+        model=described,
+        batch_size=model.batch_size,
+        versions=library_versions(),
+    )
+    schema = _schema(reader, columns)
+    began, done, shards = perf_counter(), 0, []
+    with interruptible() as interrupts, RunDirectory(out, record, schema, resume) as run:
+        record.state = "interrupted"
+        try:
+            for index, rows in enumerate(limited(reader, settings)):
+                interrupts.check()
+                footer = run.committed.get(index)
+                if footer is None:
+                    footer = run.commit(index, _table(rows, compute, schema, columns))
+                    done += len(rows)
+                record.counts.rows += footer.rows
+                record.counts.quarantined += footer.quarantined
+                record.counts.ok += footer.rows - footer.quarantined
+                shards.append(run.path(index))
+                if on_progress is not None:
+                    on_progress(record.counts.rows, record.counts.quarantined)
+            record.state = "done"
+        finally:
+            record.seconds += perf_counter() - began
+            if not done:
+                run.keep_record()
+            run.save_record()
+        run.seal()
+    return EachResult(out, shards, done, perf_counter() - began)
+
+
+def _schema(reader: Reader, columns: pa.Schema) -> pa.Schema:
+    fixed = [pa.field("row_id", pa.int64()), pa.field("prompt", pa.string())]
+    status = [pa.field("status", pa.string()), pa.field("error", pa.string())]
+    passed = [
+        field.with_name(name)
+        for name, field in zip(_passed(reader.schema, columns), reader.schema, strict=True)
+    ]
+    return pa.schema([*fixed, *passed, *status, *columns])
+
+
+def _passed(schema: pa.Schema, columns: pa.Schema) -> list[str]:
+    """Names of the passed-through columns; a result's own name gets out of its way."""
+    return [f"source_{name}" if name in columns.names else name for name in schema.names]
+
+
+def _table(rows: Rows, compute: Compute, schema: pa.Schema, columns: pa.Schema) -> pa.Table:
+    places = [i for i, prompt in enumerate(rows.prompts) if prompt is not None]
+    found = compute(rows, places) if places else []
+    results: dict[str, list[Any]] = {name: [None] * len(rows) for name in columns.names}
+    errors = list(rows.errors)
+    for place, result in zip(places, found, strict=True):
+        if isinstance(result, str):
+            errors[place] = result
+            continue
+        for name in columns.names:
+            results[name][place] = result[name]
+    results["row_id"] = list(range(rows.first, rows.first + len(rows)))
+    results["prompt"] = rows.prompts
+    results["error"] = errors
+    results["status"] = ["ok" if error is None else "quarantined" for error in errors]
+    passed = dict(zip(_passed(rows.extra.schema, columns), rows.extra.columns, strict=True))
+    arrays = [passed.get(f.name, results.get(f.name)) for f in schema]
+    return pa.Table.from_arrays(
+        [
+            pa.array(array, field.type) if isinstance(array, list) else array
+            for array, field in zip(arrays, schema, strict=True)
+        ],
+        schema=schema,
+    )

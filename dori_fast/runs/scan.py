@@ -1,0 +1,310 @@
+"""The scan: read, score, commit, resume."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dori_fast.errors import UsageError
+from dori_fast.evaluate.futility import futility_bound
+from dori_fast.runs.sources.read_ahead import read_ahead
+from dori_fast.runs.calibrate import CalibrationRecord, Decision
+from dori_fast.runs.workers.engine import Engine, InProcess, Work
+from dori_fast.runs.workers.ledger import Ledger
+from dori_fast.runs.scoring.device_name import device_name
+from dori_fast.runs.store.job import Part
+from dori_fast.runs.progress import Meter, Progress
+from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
+from dori_fast.runs.store.record import (
+    Counts,
+    RunRecord,
+    hash_identity,
+    library_versions,
+    make_identity,
+    threads_of,
+)
+from dori_fast.runs.result import ScanResult
+from dori_fast.runs.sources.rows import Reader
+from dori_fast.runs.store.directory import Resume, RunDirectory
+from dori_fast.runs.scoring.score import shard_schema
+from dori_fast.runs.sources.where import Selection
+from dori_fast.runs.settings import (
+    FPR,
+    SEEDS,
+    STEPS,
+    EngineName,
+    Settings,
+    batch_size_of,
+    checked,
+    chosen_detector,
+    limited,
+    refuse_inside,
+)
+from dori_fast.runs.signals import Interrupts, interruptible
+
+if TYPE_CHECKING:
+    from dori_fast.detect import Detector
+    from dori_fast.models import Denoiser
+
+_log = logging.getLogger("dori_fast.runs")
+
+
+def scan(
+    model: Denoiser,
+    prompts: str | Path | Iterable[object],
+    *,
+    out: str | Path,
+    detector: str | Detector = "wen",
+    seeds: int = SEEDS,
+    steps: int = STEPS,
+    column: str | None = None,
+    where: Sequence[str] = (),
+    keep: Sequence[str] | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    limit: int | None = None,
+    resume: Resume = "auto",
+    max_errors: float = 0.01,
+    shard_size: int = 2048,
+    calibration: str | Path | CalibrationRecord | None = None,
+    fpr: float = FPR,
+    cascade: float | None = None,
+    workers: int | Literal["auto"] = 1,
+    watchdog: float | None = None,
+    engine: EngineName = "local",
+    num_shards: int = 1,
+    shard_id: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> ScanResult:
+    """Score every prompt of an input into a run directory, in constant memory.
+
+    Every input row gets one output row, at most ``shard_size`` rows of work are lost by a crash,
+    and the same call finishes an interrupted run. Rows that cannot be scored (no prompt, not
+    text, invalid UTF-8, over 1 MB, malformed, non-finite score) are quarantined with the reason.
+
+    Args:
+        model: from :func:`dori_fast.load`.
+        prompts: a file, folder, pattern or ``hf:NAME``, see
+            :func:`dori_fast.runs.sources.open.open_prompts`, or an iterable of str.
+        out: the run directory, made if need be.
+        detector: a name (with ``seeds`` and ``steps``), or a detector object.
+        seeds: number of noise seeds, shared by all prompts.
+        steps: number of denoising steps that are scored.
+        column: the prompt column; found by itself if it has a usual name.
+        where: only rows for which all of these hold, such as ``"similarity > 0.3"``; see
+            :meth:`dori_fast.runs.sources.where.Condition.parse`. Rows are numbered as they are kept.
+        keep: columns that are carried along; all by default. Parquet files are read only where
+            needed.
+        batch_size: UNet samples per evaluation; "auto" keeps the model's.
+        limit: read only the first rows.
+        resume: "auto" continues what is there, "never" wants a fresh directory, "must" an
+            earlier run.
+        max_errors: quarantined rows allowed: a fraction if below 1, else a number of rows.
+        shard_size: rows per shard.
+        calibration: from :func:`dori_fast.runs.calibrate` with the same model and detector; the
+            rows then have a ``p_value`` and are ``flagged`` or not.
+        fpr: wanted share of clean prompts to be flagged.
+        cascade: approximate and faster: give up early on prompts that the full test would hardly
+            flag, keeping at least this share of those that it would (needs a calibration with
+            memorized prompts). Kept rows have the full test's score; given-up ones the mean over
+            the seeds that they got, no ``p_value``, and are not ``flagged``.
+        workers: processes that score; each loads the model by itself, so it must have been loaded
+            from files. On GPUs they take turns; "auto" is one for each of them, and one on a CPU,
+            where each has its share of this process's threads. Rows are those of one process, to
+            the bit where threads and kind of device are the same.
+        watchdog: seconds after which a silent worker is killed; by default ten times the median
+            block of rows, and at least 300.
+        engine: where the workers are: "local", processes of this machine, or "ray", actors of a
+            Ray cluster (see :class:`dori_fast.runs.workers.ray.Actors`), also if it is one.
+        num_shards: jobs that share the run, each with the same ``num_shards``; a call without it
+            afterwards checks that all is there and writes run.json.
+        shard_id: this job: it does the shards whose index leaves this remainder.
+        on_progress: called about once a second.
+
+    Raises:
+        UsageError: wrong arguments, unusable input or output, another writer, or a model or
+            detector that other processes cannot have.
+        IntegrityError: ``out`` holds a run with another configuration, model or input, or the
+            calibration is another model's or detector's.
+        StorageError: the disk refused a write; the same call continues later.
+        ScanInterrupted: SIGINT or SIGTERM; the same call continues later.
+        WorkerError: workers kept dying; what is committed is intact.
+    """
+    part = Part(shard_id, num_shards)
+    settings = checked(
+        "scan",
+        seeds=seeds,
+        steps=steps,
+        batch_size=batch_size,
+        limit=limit,
+        resume=resume,
+        max_errors=max_errors,
+        shard_size=shard_size,
+        workers=workers,
+        watchdog=watchdog,
+        engine=engine,
+    )
+    chosen = chosen_detector(detector, settings)
+    refuse_inside(out, prompts)
+    with (
+        interruptible() as interrupts,
+        prompts_on_disk(prompts) as path,
+        batch_size_of(model, settings),
+    ):
+        selection = Selection.of(where, keep)
+        reader = open_prompts(path, column, selection)
+        described = model.describe()
+        decision = _decision(calibration, fpr, chosen.config(), described)
+        if cascade is not None:
+            chosen = _cascade(chosen, decision, cascade)
+        identity = make_identity(
+            detector=chosen.config(),
+            model=described,
+            input_sha256=input_sha256(path),
+            column=reader.column,
+            selection=selection.identity(),
+            limit=limit,
+            shard_size=shard_size,
+            decision=decision.config() if decision else None,
+        )
+        record = RunRecord(
+            run_hash=hash_identity(identity),
+            identity=identity,
+            input_path=str(prompts) if isinstance(prompts, str | Path) else None,
+            model=described,
+            batch_size=model.batch_size,
+            execution=asdict(model.engine.execution),
+            device_name=device_name(model.device),
+            threads=threads_of(model.device, _sharing(settings)),
+            versions=library_versions(),
+            **(decision.facts() if decision else {}),
+        )
+        schema = shard_schema(reader.schema, decided=decision is not None)
+        doing = _engine(model, Work(chosen, decision, record.run_hash), settings)
+        interrupts.check()
+        with RunDirectory(Path(out), record, schema, resume, part) as run:
+            _compare_threads(run)
+            return _finish(run, reader, settings, doing, decision, interrupts, on_progress)
+
+
+def _finish(
+    run: RunDirectory,
+    reader: Reader,
+    settings: Settings,
+    engine: Engine,
+    decision: Decision | None,
+    interrupts: Interrupts,
+    on_progress: Callable[[Progress], None] | None,
+) -> ScanResult:
+    """Do what is not committed yet and close the books."""
+    with read_ahead(limited(reader, settings)) as chunks:
+        ledger = Ledger(run, chunks)
+        meter, earlier = Meter(ledger, on_progress), run.record.seconds
+
+        def show(open_rows: int) -> None:
+            interrupts.check()
+            meter.show(open_rows)
+
+        try:
+            engine.finish(ledger, show)
+            if not ledger.done:
+                raise RuntimeError("scan: shards are left that nobody has done; run it again")
+            over = _over_budget(ledger.counts, settings.max_errors)
+            state: Literal["done", "over_budget"] = "over_budget" if over else "done"
+            run.record.state = state
+        except BaseException:
+            run.record.state = "interrupted"
+            # a signal inside a library's callback may come back as that library's own error
+            interrupts.check()
+            raise
+        finally:
+            seconds = meter.seconds
+            run.record.counts, run.record.seconds = ledger.counts, earlier + seconds
+            # halved if memory ran out
+            run.record.batch_size = engine.batch_size
+            if not ledger.scored:
+                run.keep_record()
+            run.save_record()
+    return ScanResult(
+        out=run.root,
+        shards=[run.path(index) for index in ledger.shards],
+        run_hash=run.record.run_hash,
+        counts=ledger.counts,
+        scored=ledger.scored,
+        seconds=seconds,
+        state=state,
+        decision=decision,
+        evaluations=engine.evaluations,
+        merkle_root=run.seal() if run.part.whole else "",
+    )
+
+
+def _engine(model: Denoiser, work: Work, settings: Settings) -> Engine:
+    # importing the scan needs no torch
+    if settings.engine == "ray":
+        from dori_fast.runs.workers.ray import Actors
+        from dori_fast.runs.workers.supervisor import Workers
+
+        return Workers(model, Actors(model, work, settings.workers), settings.watchdog)
+    count = settings.workers
+    if count == "auto":
+        import torch
+
+        count = torch.cuda.device_count() if model.device.type == "cuda" else 1
+    if count == 1:
+        return InProcess(model, work)
+    from dori_fast.runs.workers.processes import Processes
+    from dori_fast.runs.workers.supervisor import Workers
+
+    return Workers(model, Processes(model, work, count), settings.watchdog)
+
+
+def _sharing(settings: Settings) -> int:
+    """Among how many processes a CPU's threads are shared out; a cluster's actors have all."""
+    count = settings.workers
+    return 1 if count == "auto" or settings.engine == "ray" else count
+
+
+def _compare_threads(run: RunDirectory) -> None:
+    """Tell of a resume with another number of threads; its rows are then of several."""
+    if run.earlier is None or run.earlier.threads == run.record.threads:
+        return
+    if run.earlier.threads is not None:
+        then, now = run.earlier.threads, run.record.threads
+        _log.warning("%s: begun with %s threads, resumed with %s", run.root, then, now)
+    run.record.threads = None
+    # before a shard is added: a kill may leave no other time
+    run.save_record()
+
+
+def _decision(
+    calibration: str | Path | CalibrationRecord | None,
+    fpr: float,
+    detector: dict[str, Any],
+    model: dict[str, Any],
+) -> Decision | None:
+    if calibration is None:
+        if fpr != FPR:
+            raise UsageError("scan: a false-positive rate needs a calibration — see calibrate")
+        return None
+    if not isinstance(calibration, CalibrationRecord):
+        calibration = CalibrationRecord.read(calibration)
+    calibration.check(detector, model)
+    return Decision(calibration, fpr)
+
+
+def _cascade(detector: Detector, decision: Decision | None, keep: float) -> Detector:
+    from dori_fast.detect import Cascade, Wen
+
+    if decision is None:
+        raise UsageError("scan: a cascade needs a calibration with memorized prompts")
+    if not isinstance(detector, Wen):
+        raise UsageError(f"scan: a cascade works with the detector 'wen', not {detector.name!r}")
+    return Cascade(detector, futility_bound(decision.suspicious, decision.threshold, keep))
+
+
+def _over_budget(counts: Counts, max_errors: float) -> bool:
+    allowed = max_errors if max_errors >= 1 else max_errors * counts.rows
+    return counts.quarantined > allowed

@@ -1,0 +1,121 @@
+"""From rows to the table of a shard: scores in float32, unusable ones quarantined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from dori_fast.runs.sources.rows import Rows
+
+if TYPE_CHECKING:
+    from dori_fast.detect import Detector
+    from dori_fast.models import Denoiser
+    from dori_fast.runs.calibrate import Decision
+
+_RESULT_TYPES = {
+    "row_id": pa.int64(),
+    "prompt": pa.string(),
+    "status": pa.string(),
+    "error": pa.string(),
+    "score": pa.float32(),
+    "score_per_seed": pa.list_(pa.float32()),
+    "n_tokens": pa.int32(),
+    "truncated": pa.bool_(),
+}
+_DECISION_TYPES = {"p_value": pa.float64(), "flagged": pa.bool_()}
+# long enough that a batch is not torn, short enough that progress moves
+_BLOCK_SECONDS = 1.0
+
+
+def shard_schema(extra: pa.Schema, decided: bool = False) -> pa.Schema:
+    """The columns of a shard: row_id, prompt, the passed-through columns, then the results."""
+    types = {**_RESULT_TYPES, **(_DECISION_TYPES if decided else {})}
+    fields = [pa.field(name, kind) for name, kind in types.items()]
+    return pa.schema([*fields[:2], *extra, *fields[2:]])
+
+
+def score_rows(
+    model: Denoiser,
+    detector: Detector,
+    rows: Rows,
+    on_block: Callable[[int], None],
+    decision: Decision | None = None,
+) -> pa.Table:
+    """Score N rows.
+
+    Args:
+        model: the denoiser.
+        detector: its scores must not depend on how prompts are grouped.
+        rows: N rows; quarantined ones are carried along unscored.
+        on_block: called with the number of rows handled so far, about every second.
+        decision: adds p-values and decisions.
+
+    Returns:
+        A table of N rows with the columns of :func:`shard_schema`. Scores that are not finite are
+        quarantined as ``nonfinite``.
+    """
+    scorable = [i for i, prompt in enumerate(rows.prompts) if prompt is not None]
+    results: dict[str, list[Any]] = {name: [None] * len(rows) for name in _RESULT_TYPES}
+    results["row_id"] = list(range(rows.first, rows.first + len(rows)))
+    results["prompt"] = rows.prompts
+    results["error"] = list(rows.errors)
+    results["stopped"] = [False] * len(rows)
+    start, block = 0, model.batch_size
+    while start < len(scorable):
+        places = scorable[start : start + block]
+        began = perf_counter()
+        _score_block(model, detector, rows, places, results)
+        seconds = perf_counter() - began
+        start += len(places)
+        on_block(places[-1] + 1)
+        # whole multiples of the batch, so that no evaluation is padded without need
+        if seconds < _BLOCK_SECONDS / 2:
+            block *= 2
+        elif seconds > _BLOCK_SECONDS * 2:
+            block = max(model.batch_size, block // 2)
+    results["status"] = ["ok" if error is None else "quarantined" for error in results["error"]]
+    if decision is not None:
+        results |= decision.columns(results["score"], results["stopped"])
+    return _table(results, rows.extra, decided=decision is not None)
+
+
+def _score_block(
+    model: Denoiser,
+    detector: Detector,
+    rows: Rows,
+    places: list[int],
+    results: dict[str, list[Any]],
+) -> None:
+    prompts = [rows.prompts[i] or "" for i in places]
+    found = detector.scores(model, prompts, positions=[rows.first + i for i in places])
+    score, per_seed = np.asarray(found.score), np.asarray(found.per_seed)
+    seeds = per_seed.shape[1]
+    used = np.full(len(places), seeds) if found.used is None else np.asarray(found.used)
+    unusable = ~np.isfinite(per_seed) & (np.arange(seeds) < used[:, None])
+    finite = np.isfinite(score) & ~unusable.any(axis=1)
+    for row, place in enumerate(places):
+        results["n_tokens"][place] = int(found.n_tokens[row])
+        results["truncated"][place] = bool(found.truncated[row])
+        if finite[row]:
+            results["score"][place] = score[row]
+            results["score_per_seed"][place] = per_seed[row, : used[row]]
+            results["stopped"][place] = used[row] < seeds
+        else:
+            bad = int(unusable[row].sum())
+            error = f"nonfinite: NaN or infinite scores for {bad} of {used[row]} seeds"
+            results["error"][place] = error
+
+
+def _table(results: dict[str, list[Any]], extra: pa.Table, decided: bool) -> pa.Table:
+    schema = shard_schema(extra.schema, decided)
+    columns = [
+        pa.array(results[field.name], field.type)
+        if field.name in results
+        else extra.column(field.name)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,128 @@
+"""What calls that score prompts have in common: their arguments, checked, and what they select."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dori_fast.errors import UsageError
+from dori_fast.runs.sources.files import SUFFIXES, input_files
+from dori_fast.runs.sources.hub import HUB
+from dori_fast.runs.sources.rows import Reader, Rows
+from dori_fast.runs.store.directory import Resume
+
+if TYPE_CHECKING:
+    from dori_fast.detect import Detector
+    from dori_fast.models import Denoiser
+
+SEEDS, STEPS, FPR = 4, 1, 0.01
+_SHOWN = 40
+EngineName = Literal["local", "ray"]
+
+
+class Settings(BaseModel):
+    """The arguments of a scan or calibration that can be wrong by themselves."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    seeds: Annotated[int, Field(ge=1, le=2**20)]
+    steps: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"]
+    # rows are numbered by int64, and a shard's are in memory at once
+    limit: Annotated[int, Field(ge=0, lt=2**63)] | None
+    resume: Resume = "auto"
+    max_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    shard_size: Annotated[int, Field(ge=1, le=2**31)] = 2048
+    workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = 1
+    watchdog: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    engine: EngineName = "local"
+
+
+def checked(command: str, **arguments: object) -> Settings:
+    """Raises UsageError if an argument cannot be right."""
+    try:
+        return Settings.model_validate(arguments)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][:1])
+        raise UsageError(f"{command}: {name}={_shown(first['input'])}: {first['msg']}") from error
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes no integer of more than some thousand digits
+        return "a huge number"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def refuse_inside(out: str | Path, prompts: str | Path | Iterable[object]) -> None:
+    """Raises UsageError if what is written to ``out`` would be read as input the next time."""
+    if isinstance(prompts, str | Path) and _is_read(Path(out).resolve(), prompts):
+        raise UsageError(
+            f"{out}: lies inside the input {prompts}, which takes the results for prompts"
+            " — use an --out outside it, or one in it whose name begins with _"
+        )
+
+
+def _is_read(out: Path, prompts: str | Path) -> bool:
+    source = Path(prompts)
+    if source.is_dir() and source.suffix.lower() not in SUFFIXES:
+        if not out.is_relative_to(source.resolve()):
+            return False
+        # what the reader of folders passes over
+        below = out.relative_to(source.resolve()).parts
+        return not any(part.startswith((".", "_")) for part in below)
+    if source.exists() or str(prompts).startswith(HUB):
+        return False
+    # a pattern, which is known by what it finds
+    shards = out / "shards"
+    return any(file.path.absolute().is_relative_to(shards) for file in input_files(prompts))
+
+
+def chosen_detector(detector: str | Detector, settings: Settings) -> Detector:
+    """The detector of a name, or the given one."""
+    from dori_fast import detect
+
+    if isinstance(detector, str):
+        # most detectors look at one step and know no other number
+        steps = {} if settings.steps == STEPS else {"steps": settings.steps}
+        return detect.get(detector, seeds=settings.seeds, **steps)
+    if (settings.seeds, settings.steps) != (SEEDS, STEPS):
+        raise UsageError("a detector object has its own seeds and steps — set them there")
+    return detector
+
+
+@contextmanager
+def batch_size_of(model: Denoiser, settings: Settings) -> Iterator[None]:
+    """Let the model evaluate so many samples at a time, for a while."""
+    before = model.batch_size
+    if settings.batch_size != "auto":
+        model.batch_size = settings.batch_size
+    try:
+        yield
+    finally:
+        model.batch_size = before
+
+
+def limited(reader: Reader, settings: Settings) -> Iterator[Rows]:
+    """The chunks of the first ``limit`` rows; ``fraction`` counts towards them."""
+    limit = math.inf if settings.limit is None else settings.limit
+    whole = math.ceil(limit / settings.shard_size) if limit != math.inf else None
+    for rows in islice(reader.chunks(settings.shard_size), whole):
+        keep = int(min(len(rows), limit - rows.first))
+        fraction = max(rows.fraction, (rows.first + keep) / limit) if limit else 1.0
+        yield Rows(
+            first=rows.first,
+            prompts=rows.prompts[:keep],
+            errors=rows.errors[:keep],
+            extra=rows.extra.slice(0, keep),
+            fraction=fraction,
+        )

@@ -1,0 +1,57 @@
+"""SIGINT and SIGTERM as an exception at a safe distance from what is committed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from dori_fast.runs.errors import ScanInterrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_EXIT_SECOND = 130
+
+
+class Interrupts:
+    """Whether a signal has come."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def check(self) -> None:
+        """Raise ScanInterrupted if a signal has come, even if somebody swallowed the exception."""
+        if self.name is not None:
+            raise ScanInterrupted(self.name)
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupts]:
+    """Within it the first SIGINT or SIGTERM raises ScanInterrupted, the second ends the process.
+
+    Python allows signal handlers in the main thread only; elsewhere nothing changes.
+    """
+    interrupts = Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if interrupts.name is not None:
+            # nothing to clean up: an uncommitted shard is a temporary file that a resume removes
+            os._exit(_EXIT_SECOND)
+        interrupts.name = signal.Signals(number).name
+        raise ScanInterrupted(interrupts.name)
+
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield interrupts
+    except Exception:
+        # a signal inside a library's callback may come back as that library's own error
+        interrupts.check()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

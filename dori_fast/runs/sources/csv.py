@@ -1,0 +1,164 @@
+"""CSV and TSV prompts: separator found by itself, quoted line breaks, damaged rows kept apart."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from dori_fast.errors import UsageError
+from dori_fast.runs.sources.lines import Line, Record, TextReader, read_lines
+from dori_fast.runs.sources.rows import check_prompt, find_column, not_utf8, passed_names, storable
+
+_RECORD_BYTES = 16_000_000
+_SAMPLE_ROWS = 100
+_UNDECODED = re.compile("[\udc80-\udcff]")
+_SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}
+
+
+class _Parsed(NamedTuple):
+    """A record's cells (undecodable bytes as surrogates), or why there are none."""
+
+    cells: list[str] | None
+    error: str | None
+    lines: list[Line]
+
+
+class CsvFile(TextReader):
+    """A delimited file with a header. Passed-through columns are text.
+
+    Rows are read strictly: where quotes do not balance or the number of fields is not the
+    header's, the row is quarantined as ``malformed`` and reading goes on at the next line.
+    """
+
+    def __init__(self, path: Path, column: str | None) -> None:
+        self._separator, names = _sniff(path, column)
+        found = find_column(names, column)
+        if found is None:
+            raise UsageError(_no_column(path, names, self._separator, column))
+        if names.count(found) > 1:
+            raise UsageError(f"{path}: column {found!r} occurs twice — rename one of them")
+        self._prompt_at, self._width = names.index(found), len(names)
+        extra = [storable(name) or "" for i, name in enumerate(names) if i != self._prompt_at]
+        schema = pa.schema([(name, pa.string()) for name in passed_names(extra)])
+        super().__init__(path, found, schema)
+
+    def records(self) -> Iterator[Record]:
+        empty = (None,) * len(self.schema)
+        for parsed in islice(_parse(self.path, self._separator), 1, None):
+            cells, end = parsed.cells, parsed.lines[-1].end
+            if cells is None:
+                yield Record(None, parsed.error, empty, end, parsed=False)
+            elif len(cells) != self._width:
+                count = f"{len(cells)} fields where the header has {self._width}"
+                yield Record(None, f"malformed: {count}", empty, end, parsed=False)
+            else:
+                prompt, error = self._check(cells, parsed.lines)
+                del cells[self._prompt_at]
+                yield Record(prompt, error, tuple(map(storable, cells)), end)
+
+    def _check(self, cells: list[str], lines: list[Line]) -> tuple[str | None, str | None]:
+        prompt = cells[self._prompt_at]
+        if prompt.isascii() or not _UNDECODED.search(prompt):
+            return check_prompt(prompt)
+        # undecoded bytes come in the same order in the cells as in the raw record
+        before = len(_UNDECODED.findall("".join(cells[: self._prompt_at])))
+        text = b"".join(line.raw for line in lines).decode("utf-8", "surrogateescape")
+        found = next(islice(_UNDECODED.finditer(text), before, None))
+        position = len(text[: found.start()].encode("utf-8", "surrogateescape"))
+        return None, not_utf8(ord(found[0]) - 0xDC00, position, lines[0].offset)
+
+
+class _Feed:
+    """Lines for csv.reader, remembering those of the record being read."""
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self._lines = lines
+        self._again: deque[Line] = deque()
+        self.record: list[Line] = []
+        self._size = 0
+        # up to which line every record that is open at the end of a line fails, and of what
+        self._lost_to, self._reason = -1, ""
+
+    def __iter__(self) -> _Feed:
+        return self
+
+    def __next__(self) -> str:
+        if self.record and self._again and self._again[0].offset <= self._lost_to:
+            raise csv.Error(self._reason)
+        line = self._again.popleft() if self._again else next(self._lines)
+        self.record.append(line)
+        self._size += line.size
+        if self._size > _RECORD_BYTES:
+            raise csv.Error(f"longer than {_RECORD_BYTES:,} bytes, or a quote is never closed")
+        return line.raw.decode("utf-8", "surrogateescape")
+
+    def start_record(self) -> None:
+        self.record, self._size = [], 0
+
+    def give_back(self, reason: str) -> None:
+        """Read all lines of the failed record but the first again.
+
+        At the end of each of them it was within quotes. So would be any record that begins at one
+        of them and is not at its end with its line; it would read on as this one did and fail
+        where this one did, and need not be read. Otherwise every line could be read to the end.
+        (Of those that fail by their size it might have had the rest of 16 MB left.)
+        """
+        self._lost_to, self._reason = max(self._lost_to, self.record[-1].offset), reason
+        self._again.extendleft(reversed(self.record[1:]))
+        del self.record[1:]
+
+
+def _parse(path: Path, separator: str) -> Iterator[_Parsed]:
+    """All records, the header first; blank lines are skipped, as CSV readers do."""
+    # the limit is csv's own global; ours is the record's size, which bounds every field
+    csv.field_size_limit(max(csv.field_size_limit(), _RECORD_BYTES))
+    feed = _Feed(read_lines(path, _RECORD_BYTES))
+    reader = csv.reader(feed, delimiter=separator, strict=True)
+    while True:
+        feed.start_record()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            feed.give_back(str(error))
+            yield _Parsed(None, f"malformed: {error}", feed.record)
+            continue
+        if cells:
+            yield _Parsed(cells, None, feed.record)
+
+
+def _sniff(path: Path, column: str | None) -> tuple[str, list[str]]:
+    """The separator and the header.
+
+    The right separator is the one under which the header holds the prompt column and most rows
+    have as many fields as the header.
+    """
+    best: tuple[tuple[bool, float, int], str, list[str]] | None = None
+    for separator in _SEPARATORS[path.suffix.lower()]:
+        sample = list(islice(_parse(path, separator), _SAMPLE_ROWS))
+        if not sample:
+            raise UsageError(f"{path}: empty, a header with the column names was expected")
+        if sample[0].cells is None:
+            continue
+        header = [name.strip() for name in sample[0].cells]
+        regular = sum(p.cells is not None and len(p.cells) == len(header) for p in sample)
+        key = (find_column(header, column) is not None, regular / len(sample), len(header))
+        if best is None or key > best[0]:
+            best = key, separator, header
+    if best is None:
+        raise UsageError(f"{path}: the header line cannot be read as CSV — check its quotes")
+    return best[1], best[2]
+
+
+def _no_column(path: Path, names: list[str], separator: str, column: str | None) -> str:
+    wanted = f"no column {column!r}" if column else "no prompt column"
+    shown = ", ".join(repr(name) for name in names[:20])
+    return f"{path}: {wanted} among {shown} (separated by {separator!r}) — name it with --column"

@@ -1,0 +1,154 @@
+"""Which files an input consists of, in which order, and what their folders' names say."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from dori_fast.errors import UsageError
+from dori_fast.runs.sources.hub import HUB, hub_files
+
+SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".arrow", ".tar")
+_MAGIC = re.compile(r"[*?\[{]")
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of an input.
+
+    Attributes:
+        path: where it lies.
+        name: its path relative to the input's folder, which is part of the input's digest.
+        partition: columns that folders such as ``year=2020`` stand for, the same in every row.
+    """
+
+    path: Path
+    name: str
+    partition: Mapping[str, pa.Scalar] = field(default_factory=dict)
+
+
+def input_files(source: str | Path) -> list[InputFile]:
+    """The files of an input, all of one kind, in an order that does not depend on the machine.
+
+    Args:
+        source: a file; a folder (all files of a known kind below it, by path, also behind links;
+            names that begin with ``.`` or ``_`` are passed over); a pattern with ``*``, ``?``,
+            ``[...]``, ``**``, ``{a,b}`` or ``{00000..00041}`` (braces in the order written, what
+            each of them finds by path); or ``hf:NAME``, see
+            :func:`dori_fast.runs.sources.hub.hub_files`.
+
+    Raises:
+        UsageError: there is no such file, none in it, or files of several kinds.
+    """
+    text = str(source)
+    if text.startswith(HUB):
+        paths = hub_files(text)
+        return [InputFile(path, path.name) for path in paths]
+    path = Path(source)
+    if path.is_dir() and path.suffix.lower() not in SUFFIXES:
+        root, paths = path, _below(path)
+    elif _MAGIC.search(text) and not path.exists():
+        root, paths = _fixed_part(path), _matching(text)
+    else:
+        return [InputFile(path, path.name)]
+    kinds = sorted({found.suffix.lower() for found in paths})
+    if not paths:
+        raise UsageError(f"{source}: no file there — known kinds are {', '.join(SUFFIXES)}")
+    if len(kinds) > 1:
+        one = f"{path}/**/*{kinds[0]}" if path.is_dir() else f"*{kinds[0]}"
+        raise UsageError(f"{source}: files of several kinds ({', '.join(kinds)}) — choose: '{one}'")
+    names = [found.relative_to(root).as_posix() for found in paths]
+    partitions = _partitions(paths, [_hive(name) for name in names])
+    return [InputFile(*one) for one in zip(paths, names, partitions, strict=True)]
+
+
+def _below(folder: Path) -> list[Path]:
+    known = [path for path in _walked(folder) if path.suffix.lower() in SUFFIXES]
+    return sorted(known, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    """All files below a folder; links to folders are followed, as patterns follow them."""
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while waiting:
+        parent, above = waiting.pop()
+        try:
+            status = parent.stat()
+            entries = [(entry.name, entry.is_dir()) for entry in os.scandir(parent)]
+        except OSError as error:
+            raise UsageError(f"{parent}: {error.strerror} — its files cannot be listed") from error
+        itself = (status.st_dev, status.st_ino)
+        if itself in above:
+            # a link to a folder that it lies in, whose files are found there
+            continue
+        for name, is_folder in entries:
+            if name.startswith((".", "_")):
+                continue
+            if is_folder:
+                waiting.append((parent / name, above | {itself}))
+            else:
+                yield parent / name
+
+
+def _matching(pattern: str) -> list[Path]:
+    found = []
+    for one in _braces(pattern):
+        matches = [one] if os.path.isfile(one) else sorted(glob.glob(one, recursive=True))
+        files = [Path(match) for match in matches if os.path.isfile(match)]
+        if not files:
+            raise UsageError(f"{one}: no such file — check the path of the prompts")
+        found += files
+    return found
+
+
+def _braces(pattern: str) -> list[str]:
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if span:
+        options = [f"{i:0{len(span[1])}d}" for i in range(int(span[1]), int(span[2]) + 1)]
+    else:
+        options = match[1].split(",")
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [whole for option in options for whole in _braces(head + option + tail)]
+
+
+def _fixed_part(pattern: Path) -> Path:
+    return Path(*takewhile(lambda part: not _MAGIC.search(part), pattern.parts))
+
+
+def _hive(name: str) -> dict[str, str | None]:
+    pairs = [folder.split("=", 1) for folder in name.split("/")[:-1] if "=" in folder]
+    return {key: None if value == _NO_VALUE else unquote(value) for key, value in pairs}
+
+
+def _partitions(
+    paths: Sequence[Path], raw: Sequence[Mapping[str, str | None]]
+) -> list[dict[str, pa.Scalar]]:
+    """The partition columns, int64 where all values are whole numbers, else text."""
+    for path, values in zip(paths, raw, strict=True):
+        if list(values) != list(raw[0]):
+            raise UsageError(
+                f"{path}: partition columns {list(values)} where {paths[0]} has {list(raw[0])}"
+                " — read the two layouts one by one"
+            )
+    types = {
+        key: pa.int64()
+        if all(v[key] is None or re.fullmatch(r"0|-?[1-9]\d{0,17}", v[key] or "") for v in raw)
+        else pa.string()
+        for key in raw[0]
+    }
+    return [
+        {key: pa.scalar(value, pa.string()).cast(types[key]) for key, value in values.items()}
+        for values in raw
+    ]

@@ -1,0 +1,102 @@
+"""A text format with only the wanted rows and columns, and those of its folder's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import and_
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dori_fast.errors import UsageError
+from dori_fast.runs.sources.chunks import rechunk
+from dori_fast.runs.sources.lines import TextReader
+from dori_fast.runs.sources.rows import Rows, passed_names
+from dori_fast.runs.sources.where import Condition, Selection
+
+
+class Selected:
+    """Another reader's rows. Names of columns are the file's own.
+
+    A row that could not be parsed is judged by those columns alone that it has all the same, such
+    as its folder's; nor is one judged by a prompt that cannot be read. It is kept, in quarantine.
+    """
+
+    def __init__(
+        self,
+        reader: TextReader,
+        path: Path,
+        selection: Selection,
+        partition: Mapping[str, pa.Scalar],
+    ) -> None:
+        self._reader, self._partition = reader, partition
+        self.column = reader.column
+        fields = [pa.field(passed_names([name])[0], v.type) for name, v in partition.items()]
+        for field in fields:
+            if field.name in reader.schema.names:
+                raise UsageError(
+                    f"{path}: column {field.name!r} is in the file and in its folder's name"
+                )
+        whole = pa.schema([*reader.schema, *fields])
+        inside = Selection(
+            tuple(Condition(self._inside(c.column), c.op, c.value) for c in selection.where),
+            None if selection.keep is None else tuple(map(self._inside, selection.keep)),
+        )
+        asked = [*whole.names, *([self.column] if self.column else [])]
+        inside.check(asked, path)
+        known = {*reader.known, *(field.name for field in fields)}
+        each = [self._condition(condition, whole, known, path) for condition in inside.where]
+        self._where = reduce(and_, each) if each else None
+        self.schema = pa.schema([whole.field(name) for name in inside.kept(whole.names)])
+
+    def _inside(self, name: str) -> str:
+        return name if name == self.column else passed_names([name])[0]
+
+    def _condition(
+        self, condition: Condition, whole: pa.Schema, known: set[str], path: Path
+    ) -> pc.Expression:
+        """True also for the rows that it cannot be asked of."""
+        if condition.column == self.column:
+            return condition.expression(_PROMPT, pa.string(), path) | pc.field(_UNREAD)
+        held = condition.expression(condition.column, whole.field(condition.column).type, path)
+        return held if condition.column in known else held | pc.field(_UNPARSED)
+
+    def chunks(self, size: int) -> Iterator[Rows]:
+        """The wanted rows, ``size`` at a time (the last chunk may be shorter)."""
+        return rechunk((self._wanted(*part) for part in self._reader.parts(size)), size)
+
+    def _wanted(self, rows: Rows, parsed: Sequence[bool]) -> Rows:
+        # a table without columns would have no rows, whatever is appended
+        table = pa.table({_PLACE: pa.array(range(len(rows)), pa.int64())})
+        for field, column in zip(rows.extra.schema, rows.extra.columns, strict=True):
+            table = table.append_column(field, column)
+        for name, value in self._partition.items():
+            column = pa.repeat(value, len(rows))
+            table = table.append_column(pa.field(passed_names([name])[0], value.type), column)
+        if self._where is not None:
+            table = self._to_judge(table, rows, parsed).filter(self._where)
+        places = table[_PLACE].to_pylist()
+        return Rows(
+            first=0,
+            prompts=[rows.prompts[i] for i in places],
+            errors=[rows.errors[i] for i in places],
+            extra=table.select(self.schema.names),
+            fraction=rows.fraction,
+        )
+
+    def _to_judge(self, table: pa.Table, rows: Rows, parsed: Sequence[bool]) -> pa.Table:
+        unread = [error is not None and not error.startswith("null:") for error in rows.errors]
+        more = {
+            _PROMPT: pa.array(rows.prompts, pa.string()),
+            _UNREAD: pa.array(unread, pa.bool_()),
+            _UNPARSED: pa.array([not one for one in parsed], pa.bool_()),
+        }
+        for name, column in more.items():
+            table = table.append_column(name, column)
+        return table
+
+
+# names that no passed-through column can have
+_PLACE, _PROMPT, _UNREAD, _UNPARSED = "row_id", "prompt", "error", "status"

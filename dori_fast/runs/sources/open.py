@@ -1,0 +1,138 @@
+"""Open any kind of prompt input as a stream of rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dori_fast.errors import UsageError
+from dori_fast.runs.sources.arrow import ArrowFile
+from dori_fast.runs.sources.csv import CsvFile
+from dori_fast.runs.store.durable import disk_refusals
+from dori_fast.runs.sources.files import SUFFIXES, InputFile, input_files
+from dori_fast.runs.sources.jsonl import JsonLines
+from dori_fast.runs.sources.lines import PlainText, TextReader
+from dori_fast.runs.sources.concatenated import ManyFiles
+from dori_fast.runs.sources.parquet import ParquetFile
+from dori_fast.runs.sources.rows import Reader
+from dori_fast.runs.sources.where import EVERYTHING, Selection
+from dori_fast.runs.sources.filtered import Selected
+from dori_fast.runs.sources.tar import TarFile, tar_sha256
+
+_BLOCK = 1 << 20
+
+
+def open_prompts(
+    path: str | Path, column: str | None = None, selection: Selection = EVERYTHING
+) -> Reader:
+    """A reader for prompts, chosen by the suffix of their files.
+
+    Args:
+        path: a .txt (one prompt a line), .csv or .tsv (any of ``, ; tab |``), .jsonl, .parquet,
+            .arrow (as Hugging Face datasets are saved) or .tar (webdataset) file; or a folder, a
+            pattern or ``hf:NAME``, see :func:`dori_fast.runs.sources.files.input_files`.
+        column: the prompt column; by default the first of prompt, caption, text, TEXT, Caption
+            and Prompt that the first file has. Plain text has no columns.
+        selection: the rows and columns that are wanted.
+
+    Raises:
+        UsageError: no such file, unknown suffix, no prompt column, a wanted column is missing,
+            files do not fit together, or one is not readable at all.
+    """
+    files = input_files(path)
+    readers: list[Reader] = []
+    for file in files:
+        readers.append(_open_file(file, column, selection))
+        column = readers[0].column
+    return readers[0] if len(files) == 1 else ManyFiles(readers, [file.path for file in files])
+
+
+def _open_file(file: InputFile, column: str | None, selection: Selection) -> Reader:
+    path, suffix = file.path, file.path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UsageError(f"{path}: unknown kind of file — use one of {', '.join(SUFFIXES)}")
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror} — check the path of the prompts") from error
+    columnar = {".parquet": ParquetFile, ".arrow": ArrowFile}.get(suffix)
+    if columnar is not None:
+        return columnar(path, column, selection, file.partition)
+    reader = _open_text(path, suffix, column)
+    if not selection and not file.partition:
+        return reader
+    return Selected(reader, path, selection, file.partition)
+
+
+def _open_text(path: Path, suffix: str, column: str | None) -> TextReader:
+    if suffix == ".txt":
+        if column is not None:
+            raise UsageError(f"{path}: plain text has no columns — leave --column out")
+        return PlainText(path)
+    kinds = {".jsonl": JsonLines, ".tar": TarFile}
+    return kinds.get(suffix, CsvFile)(path, column)
+
+
+@contextmanager
+def prompts_on_disk(prompts: str | Path | Iterable[object]) -> Iterator[Path]:
+    """The path itself, or prompts in memory spooled to a file that is removed afterwards.
+
+    A one-shot iterator can so be hashed before it is scored, without being held in memory.
+    """
+    if isinstance(prompts, str | Path):
+        yield Path(prompts)
+        return
+    with TemporaryDirectory(prefix="dori_fast-") as folder:
+        path = Path(folder) / "prompts.jsonl"
+        with disk_refusals(path), path.open("w") as file:
+            for prompt in prompts:
+                # a value that JSON cannot hold is no text either, and is quarantined as such
+                file.write(json.dumps({"prompt": prompt}, default=lambda _: {}) + "\n")
+        yield path
+
+
+def file_sha256(path: Path, stopped: threading.Event | None = None) -> str:
+    """The sha256 of a file's bytes, in hexadecimal, or of those read before it was ``stopped``."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while (read := file.readinto(block)) and not (stopped and stopped.is_set()):
+            digest.update(block[:read])
+    return digest.hexdigest()
+
+
+def _content_sha256(path: Path, stopped: threading.Event) -> str:
+    try:
+        if path.suffix.lower() == ".tar":
+            return tar_sha256(path)
+        return file_sha256(path, stopped)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror} — it cannot be read to its end") from error
+
+
+def input_sha256(path: str | Path) -> str:
+    """The sha256 of a whole input, in hexadecimal.
+
+    Of a single file it is that of its bytes; of an archive, that of its members' names, sizes and
+    texts, see :func:`dori_fast.runs.sources.tar.tar_sha256`. Of several it is the sha256 of a text
+    with a line ``<sha256>  <name>`` for each, in their order, the name relative to the input's
+    folder: also another order or another folder name (a partition's value) is another input.
+    """
+    files, stopped = input_files(path), threading.Event()
+    with ThreadPoolExecutor() as pool:
+        try:
+            digests = list(pool.map(lambda file: _content_sha256(file.path, stopped), files))
+        except BaseException:
+            # a signal: leaving the pool waits for the files that are being read
+            stopped.set()
+            raise
+    if len(files) == 1:
+        return digests[0]
+    lines = [f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True)]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

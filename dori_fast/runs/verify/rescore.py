@@ -1,0 +1,126 @@
+"""Score stored rows again and compare: to the bit where the same bits are promised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dori_fast.errors import UsageError
+from dori_fast.runs.scoring.device_name import device_name
+from dori_fast.runs.store.record import RunRecord, library_versions, threads_of
+from dori_fast.runs.sources.rows import Rows
+from dori_fast.runs.scoring.score import score_rows
+
+if TYPE_CHECKING:
+    from dori_fast.detect import Detector
+    from dori_fast.models import Denoiser
+
+TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
+"""Largest relative difference of a score on another kind of device, by the model's dtype."""
+_COMPARED = ("status", "error", "score", "score_per_seed", "n_tokens", "truncated")
+_ROUNDING = ("torch", "triton", "xformers")
+
+
+def recorded_model(record: RunRecord, model: Denoiser | str | Path | None) -> Denoiser:
+    """The given model, or the run's loaded as it was then, from another place if one is given.
+
+    Raises:
+        UsageError: it is not there, or had masks.
+        IntegrityError: its weights are damaged.
+    """
+    import torch
+
+    from dori_fast.models import Denoiser, load
+
+    described, execution = record.model, dict(record.execution)
+    if isinstance(model, Denoiser):
+        return model
+    if described["masks"]:
+        raise UsageError("verify: the run's model had masks — call scan.verify(run, model=...)")
+    if execution.get("attention") == "own":
+        del execution["attention"]
+    away = described["device"] == "cuda" and not torch.cuda.is_available()
+    return load(
+        described["source"] if model is None else model,
+        revision=described["revision"] if model is None else None,
+        variant=recorded_variant(record),
+        dtype=described["dtype"],
+        device="auto" if away else described["device"],
+        batch_size=record.batch_size,
+        **execution,
+    )
+
+
+def recorded_variant(record: RunRecord) -> str | None:
+    """Of the weights that were read: a record names their files, and those of one variant alone."""
+    from dori_fast.models.files.hashes import variant_of
+
+    paths = map(Path, record.model["files"])
+    found = (variant_of(path) for path in paths if path.suffix == ".safetensors")
+    return next(found, None)
+
+
+def recorded_detector(config: dict[str, Any]) -> Detector:
+    """The detector with this configuration; UsageError if none of the known ones has it."""
+    from dori_fast import detect
+
+    options = {k: v for k, v in config.items() if k not in ("name", "images", "futility_bound")}
+    made: Detector = detect.get(
+        str(config.get("name")), **{"seeds": config.get("images")} | options
+    )
+    if isinstance(made, detect.Wen) and "futility_bound" in config:
+        made = detect.Cascade(made, config["futility_bound"])
+    if made.config() != config:
+        raise UsageError(f"verify: detector {config['name']!r} cannot be made from run.json")
+    return made
+
+
+def unlike(record: RunRecord, model: Denoiser) -> list[str]:
+    """What of the machine, its threads, the libraries and the batch differs from the run's."""
+    then = {"device": record.device_name, "batch size": record.batch_size, **record.execution}
+    now = {"device": device_name(model.device), "batch size": model.batch_size}
+    now |= asdict(model.engine.execution)
+    if (threads := threads_of(model.device)) is not None:
+        # of older runs it is not known, nor of those that were resumed with another number
+        then["threads"] = "unknown" if record.threads is None else record.threads
+        now["threads"] = threads
+    versions = library_versions()
+    then |= {name: record.versions.get(name) for name in _ROUNDING}
+    now |= {name: versions.get(name) for name in _ROUNDING}
+    return [f"{k} {then[k]} then, {now.get(k)} now" for k in then if then[k] != now.get(k)]
+
+
+def differing_rows(
+    model: Denoiser, detector: Detector, shard: Path, wanted: Collection[int], tolerance: float
+) -> Iterator[tuple[int, str]]:
+    """(row, what differs) of those of the ``wanted`` rows of a shard that come out otherwise."""
+    stored = pq.read_table(shard, columns=["row_id", "prompt", *_COMPARED], partitioning=None)
+    rows = stored.to_pylist()
+    prompts = [row["prompt"] if row["row_id"] in wanted else None for row in rows]
+    nothing: list[str | None] = [None] * len(rows)
+    chunk = Rows(rows[0]["row_id"], prompts, nothing, pa.table({}), 1.0)
+    again = score_rows(model, detector, chunk, lambda done: None).to_pylist()
+    for then, now, prompt in zip(rows, again, prompts, strict=True):
+        names = (
+            []
+            if prompt is None
+            else [n for n in _COMPARED if not _same(then[n], now[n], tolerance)]
+        )
+        if names:
+            shown = "; ".join(f"{name} {then[name]} stored, {now[name]} now" for name in names)
+            yield then["row_id"], shown
+
+
+def _same(then: Any, now: Any, tolerance: float) -> bool:
+    if isinstance(then, list) and isinstance(now, list):
+        pairs = zip(then, now, strict=False)
+        return len(then) == len(now) and all(_same(a, b, tolerance) for a, b in pairs)
+    if isinstance(then, float) and isinstance(now, float) and tolerance:
+        return math.isclose(then, now, rel_tol=tolerance)
+    return bool(then == now)

@@ -1,0 +1,127 @@
+"""Some weights of a UNet, laid over those of a source, and written by themselves."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+import dori_fast as df
+from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.models import save_difference
+from dori_fast.models.save import own_copy
+from tests.tiny_model import save_tiny_sd
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def erased(source, tmp_path_factory):
+    """What ESD-x leaves: new weights of the cross-attentions alone."""
+    unet = df.load(source, device="cpu").unet
+    path = tmp_path_factory.mktemp("esd") / "esd-x.safetensors"
+    found = {n: -2 * p for n, p in unet.state_dict().items() if ".attn2." in n}
+    save_file(found, path)
+    return path
+
+
+def test_laid_over_a_source_it_is_what_a_stock_pipeline_makes_of_it(source, erased):
+    model = df.load(source, device="cpu", batch_size=2, unet_weights=erased)
+    pipe = StableDiffusionPipeline.from_pretrained(source, local_files_only=True)
+    pipe.unet.load_state_dict(load_file(erased), strict=False)
+    for name, value in pipe.unet.state_dict().items():
+        assert torch.equal(model.unet.state_dict()[name], value), name
+    models = (model, df.load(pipe, batch_size=2), df.load(source, device="cpu", batch_size=2))
+    eps = [m.epsilon(m.encode(["a cat"]), m.noise([0]), 981) for m in models]
+    assert torch.equal(eps[0], eps[1]) and not torch.equal(eps[0], eps[2])
+
+
+def test_the_model_is_described_as_another_one(source, erased):
+    before = df.load(source, device="cpu").describe()
+    after = df.load(source, device="cpu", unet_weights=erased).describe()
+    assert after["files"].pop("unet_weights") == hashlib.sha256(erased.read_bytes()).hexdigest()
+    assert after == before
+
+
+def test_it_takes_the_models_dtype(source, erased):
+    model = df.load(source, device="cpu", dtype="bf16", unet_weights=erased)
+    assert {p.dtype for p in model.unet.parameters()} == {torch.bfloat16}
+
+
+def renamed(prefix):
+    return lambda tensors: {prefix + name: t for name, t in tensors.items()}
+
+
+def changed(value):
+    def change(tensors):
+        return {**tensors, min(tensors): value(tensors[min(tensors)])}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (renamed("unet."), r"'unet\.down_blocks.* — cut the prefix 'unet\.'"),
+        (renamed("model.diffusion_model."), "CompVis' names"),
+        (lambda t: {**renamed("unet.")(t), "text_encoder.x": torch.ones(1)}, "cut the prefix"),
+        (lambda t: {**t, "a.lora_A.weight": torch.ones(1)}, r"1 of its \d+ names.*an adapter"),
+        (lambda t: {**t, "nowhere": torch.ones(1)}, "'nowhere' — is it of another architecture"),
+        (lambda t: {}, "holds no weights"),
+        (changed(lambda t: t[:1].contiguous()), r"attn2\.to_k\.weight is \[1, 32\], the UNet's"),
+        (changed(lambda t: t.to(torch.int8)), "quantised weights"),
+        (changed(lambda t: t * torch.nan), r"NaN or Inf in .*attn2\.to_k\.weight as torch.float32"),
+        # finite as it is, but not in the model's dtype
+        (changed(lambda t: t.double() * 1e300), r"NaN or Inf in .*to_k\.weight"),
+    ],
+)
+def test_every_weight_is_checked(source, erased, tmp_path, spoil, message):
+    path = tmp_path / "spoilt.safetensors"
+    save_file(spoil(load_file(erased)), path)
+    with pytest.raises(IntegrityError, match=message):
+        df.load(source, device="cpu", unet_weights=path)
+
+
+def test_files_that_cannot_be_read(source, erased, tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes(erased.read_bytes()[:-9])
+    with pytest.raises(IntegrityError, match="not a readable safetensors"):
+        df.load(source, device="cpu", unet_weights=tmp_path / "cut.safetensors")
+    with pytest.raises(UsageError, match="no such file"):
+        df.load(source, device="cpu", unet_weights=tmp_path / "none")
+
+
+@pytest.fixture
+def model(source):
+    return df.load(source, device="cpu")
+
+
+def test_a_difference_gives_the_changed_model_again(model, source, tmp_path):
+    tuned, path = own_copy(model), tmp_path / "difference.safetensors"
+    with torch.no_grad():
+        tuned.unet.conv_in.weight[0] += 1
+    assert save_difference(tuned, model, path, method="a test") == ["conv_in.weight"]
+    assert list(load_file(path)) == ["conv_in.weight"]
+    again = df.load(source, device="cpu", unet_weights=path)
+    for name, value in tuned.unet.state_dict().items():
+        assert torch.equal(again.unet.state_dict()[name], value)
+    # a copy says what it is by its own weights, not by the file that it began with
+    assert "unet_weights" not in own_copy(again).describe()["files"]
+
+
+def test_differences_that_cannot_be_written(model, tmp_path):
+    path = tmp_path / "x"
+    with pytest.raises(UsageError, match="the same weights"):
+        save_difference(own_copy(model), model, path)
+    masked = model.masked(df.prune.NeuronMask({model.layers[0]: torch.zeros(1, 16)}))
+    with pytest.raises(UsageError, match="save_pruned"):
+        save_difference(masked, model, path)
+    wider = df.load(save_tiny_sd(tmp_path / "wider", layers_per_block=2), device="cpu")
+    with pytest.raises(UsageError, match="one architecture"):
+        save_difference(wider, model, path)
+    assert not path.exists()

@@ -1,0 +1,89 @@
+"""Hugging Face datasets: saved ones as plain Arrow files, named ones through the library."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dori_fast.errors import UsageError
+from dori_fast.runs.sources.hub import hub_files
+from dori_fast.runs.sources.open import open_prompts
+from dori_fast.runs.sources.where import Selection
+from tests.runs.inputs import NASTY, prompts, read_all
+
+TABLE = pa.table({"caption": NASTY, "n": range(len(NASTY))})
+
+
+def saved(path: Path, batch: int = 4) -> Path:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, TABLE.schema) as writer:
+        writer.write_table(TABLE, max_chunksize=batch)
+    return path
+
+
+def test_arrow_files(tmp_path: Path) -> None:
+    path = saved(tmp_path / "data-00000-of-00001.arrow")
+    for size in (1, 3, 100):
+        assert prompts(path, size=size) == NASTY
+    assert [row["n"] for row in read_all(path)] == list(range(len(NASTY)))
+    reader = open_prompts(path, selection=Selection.of(["n > 11"], []))
+    assert [chunk.prompts for chunk in reader.chunks(9)] == [NASTY[12:]]
+    assert reader.schema.names == []
+
+
+def test_damaged_arrow_files(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "whole.arrow").read_bytes()
+    path = tmp_path / "p.arrow"
+    path.write_bytes(whole[:-200])
+    with pytest.raises(UsageError, match=r"p\.arrow: record batch 3 cannot be read"):
+        prompts(path)
+    path.write_bytes(b"no arrow")
+    with pytest.raises(UsageError, match="not an Arrow stream"):
+        open_prompts(path)
+
+
+def test_forms_that_are_refused() -> None:
+    for name in ("hf:", "hf:a#b/c/d", "hf:a#train[:3]"):
+        with pytest.raises(UsageError, match="not of the form hf:NAME"):
+            hub_files(name)
+
+
+@pytest.mark.needs("datasets")
+def test_by_name(tmp_path: Path) -> None:
+    """In a process of its own: the library reads where its cache is when it is imported."""
+    folder = tmp_path / "captions"
+    folder.mkdir()
+    pq.write_table(TABLE, folder / "train-00000-of-00001.parquet")
+    scripted = tmp_path / "scripted"
+    shutil.copytree(folder, scripted)
+    (scripted / "scripted.py").write_text("raise SystemExit('remote code ran')")
+    code = (
+        "import sys; from dori_fast.runs.sources.open import open_prompts, input_sha256\n"
+        "source = sys.argv[1]\n"
+        "rows = [prompt for rows in open_prompts(source).chunks(4) for prompt in rows.prompts]\n"
+        "print(len(rows), input_sha256(source) == input_sha256(source))\n"
+        "for wrong in (sys.argv[2], source + '#gone'):\n"
+        "    try: open_prompts(wrong)\n"
+        "    except Exception as error: print(error)"
+    )
+    environment: dict[str, Any] = {
+        **os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"hf:{folder}", f"hf:{scripted}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    read, script, split = done.stdout.splitlines()
+    assert read == f"{len(NASTY)} True", done.stderr
+    assert "scripted: cannot be had (Dataset scripts are no longer supported" in script
+    assert "#gone: cannot be had (Unknown split" in split
