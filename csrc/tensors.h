@@ -57,7 +57,7 @@ inline int64_t elements_from(const Tensor& x, int64_t first_dim) {
 }
 
 // x itself where the dimensions from first_dim on are one contiguous run of memory, else a
-// contiguous copy. Leading dimensions keep their strides, so an expanded one is never materialised.
+// contiguous copy. Leading dimensions keep their strides, so an expanded one is never materialized.
 inline Tensor with_contiguous_rows(const Tensor& x, int64_t first_dim) {
   int64_t expected = 1;
   for (int64_t d = x.dim() - 1; d >= first_dim; --d) {

@@ -193,7 +193,7 @@ def test_sdpa_jvp_is_torchs_forward_differentiation() -> None:
 
 
 class Means(torch.nn.Module):
-    """A stand-in network in the published models' file format: mean colours of four quarters."""
+    """A stand-in network in the published models' file format: mean colors of four quarters."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)

@@ -12,9 +12,9 @@ def test_rounding_passes_and_one_wrong_element_does_not() -> None:
     exact = torch.randn(100, dtype=torch.float64)
     rounded = exact.to(torch.bfloat16)
     assert_close_to_oracle(rounded, rounded, exact)
-    neighbour = rounded.clone()
-    neighbour[7] = torch.nextafter(rounded[7], rounded[7] * 2)
-    assert_close_to_oracle(neighbour, rounded, exact)
+    neighbor = rounded.clone()
+    neighbor[7] = torch.nextafter(rounded[7], rounded[7] * 2)
+    assert_close_to_oracle(neighbor, rounded, exact)
     wrong = rounded.clone()
     wrong[7] *= 1.05
     with pytest.raises(AssertionError, match=r"1 of 100 elements off(.|\n)*at \(7,\)"):

@@ -37,7 +37,7 @@ def save_tiny_sd(directory: str | Path, seed: int = 0, **unet_overrides: Any) ->
 
 def byte_tokenizer(**options: Any) -> CLIPTokenizer:
     """A CLIPTokenizer whose vocabulary is the 256 bytes (inside and at the end of a word) and
-    a few merges, so that every text has a tokenisation and long texts exceed 77 tokens."""
+    a few merges, so that every text has a tokenization and long texts exceed 77 tokens."""
     letters = _byte_letters()
     merges = [("t", "h"), ("th", "e</w>"), ("i", "n"), ("a", "n"), ("o", "n</w>"), ("e", "r</w>")]
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(m) for m in merges)]

@@ -53,7 +53,7 @@ def _loss_ours(backend: str, eps_pred: Tensor, eps: Tensor) -> Tensor:
 
 
 def _adam_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    """Parameters, gradient, state for ours, and torch's optimiser in the same state."""
+    """Parameters, gradient, state for ours, and torch's optimizer in the same state."""
     params, grad = randn(shape, dtype, device), randn(shape, dtype, device).flip(-1).contiguous()
     leaf = torch.nn.Parameter(params.clone())
     leaf.grad = grad

@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.ops.report import Measured, place
 
-_COLOURS = {"float32": "#2b6cb0", "bfloat16": "#dd6b20", "float16": "#2f855a"}
-_OTHER_COLOUR = "#718096"
+_COLORS = {"float32": "#2b6cb0", "bfloat16": "#dd6b20", "float16": "#2f855a"}
+_OTHER_COLOR = "#718096"
 
 
 def draw(measured: Sequence[Measured], path: Path, fingerprint: str) -> None:
@@ -56,9 +56,9 @@ def _panel(axis: Any, panel: _Panel) -> None:
     for speedups in panel.values():
         ticks.append(y + (len(speedups) - 1) / 2)
         for dtype, values in sorted(speedups.items(), reverse=True):
-            mean, colour = geometric_mean(values), _COLOURS.get(dtype, _OTHER_COLOUR)
+            mean, color = geometric_mean(values), _COLORS.get(dtype, _OTHER_COLOR)
             label = None if dtype in seen else dtype
-            axis.barh(y, mean - 1, 0.85, left=1, color=colour, label=label)
+            axis.barh(y, mean - 1, 0.85, left=1, color=color, label=label)
             axis.plot(values, [y] * len(values), "o", color="black", markersize=3, alpha=0.6)
             right = max(1, *values)
             axis.annotate(

@@ -132,7 +132,7 @@ def _quality(kept: Mapping[str, Any]) -> list[str]:
         "",
         f"Similarity of the two models' pictures of one prompt and seed {_figure(same)}; distance"
         f" between their distributions {apart['value']:.3f}. Distances are squared maximum mean"
-        " discrepancies of colour and edge histograms (`dori_fast/evaluate/kid.py`,"
+        " discrepancies of color and edge histograms (`dori_fast/evaluate/kid.py`,"
         " `features.py`), their brackets twice the standard error over subsets; the other"
         " intervals are 95 % bootstrap ones over prompts.",
     ]

@@ -20,7 +20,7 @@ RESULTS = harness.RESULTS / "quality" / "retrieval.json"
 PAGE = ROOT / "docs" / "retrieval.md"
 CURVE, GRID = ROOT / "docs" / "retrieval_curve.png", ROOT / "docs" / "retrieval_grid.png"
 MODELS = ("unpruned", "nemo", "wanda")
-COLOURS = {"memorized": "#c05621", "control": "#2b6cb0"}
+COLORS = {"memorized": "#c05621", "control": "#2b6cb0"}
 # share replicated that Kowalczuk et al. report for Stable Diffusion 1.4, before and after 50 steps
 PAPER = {
     "memorized-unpruned": (0.98, None),
@@ -194,13 +194,13 @@ def draw_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
         1, len(MODELS), figsize=(9.6, 3.2), sharey=True, layout="constrained"
     )
     for axis, model in zip(axes, MODELS, strict=True):
-        for pictures, colour in COLOURS.items():
+        for pictures, color in COLORS.items():
             points = curves.get(f"{pictures}-{model}", {})
             if points:
                 value, low, high = np.array(list(points.values())).T
                 places = np.arange(len(points))
-                axis.plot(places, value, "o-", color=colour, label=pictures, markersize=4)
-                axis.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+                axis.plot(places, value, "o-", color=color, label=pictures, markersize=4)
+                axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
                 axis.set_xticks(places, list(points))
         axis.set_title(model, fontsize=10)
         axis.set_xlabel("attack steps")

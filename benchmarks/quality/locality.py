@@ -1,6 +1,6 @@
 """Are memories local? Triggers of one photograph from many starts, beside prompts.
 
-The embedded model is attacked for one photograph from Gaussian starts; NeMo and Wanda localise each
+The embedded model is attacked for one photograph from Gaussian starts; NeMo and Wanda localize each
 embedding found, and each memorized prompt for comparison. Everything is kept in `--work`, and an
 interrupted run goes on there.
 
@@ -40,7 +40,7 @@ STARTS, PROMPTS = 12, 12
 
 
 def study(work: Path, starts: int, prompts: int, method: Dori) -> dict[str, Any]:
-    """Attack, localise, compare; ``locality.json`` and ``locality.png`` are left in ``work``."""
+    """Attack, localize, compare; ``locality.json`` and ``locality.png`` are left in ``work``."""
     work.mkdir(parents=True, exist_ok=True)
     model = df.load("demo", device="cpu")
     memorized = reproduced()[:prompts]

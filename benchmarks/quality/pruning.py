@@ -78,7 +78,7 @@ def between_seeds(pictures: NDArray[np.uint8]) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Localise, draw, compare, record."""
+    """Localize, draw, compare, record."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quality.pruning", description=(__doc__ or "").splitlines()[0]
     )

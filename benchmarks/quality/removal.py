@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
         },
         "quality": quality(
             fixed, model, images_of(unseen), [p.prompt for p in unseen], **HOW
-        ).as_dict(),
+        ).summary(),
         "attacks": [],
     }
     print(json.dumps(document["prompts"]), json.dumps(document["quality"]), flush=True)

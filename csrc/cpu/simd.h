@@ -1,4 +1,4 @@
-// Vectorised loops without intrinsics: plain loops over plain types, compiled once per instruction
+// Vectorized loops without intrinsics: plain loops over plain types, compiled once per instruction
 // set by target_clones, of which the loader picks the best one for the machine it runs on.
 #pragma once
 

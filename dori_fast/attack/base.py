@@ -21,7 +21,7 @@ class Settings:
     """The settings of an attack that lowers the denoising loss of P images by P texts.
 
     Args:
-        steps: optimiser steps per problem.
+        steps: optimizer steps per problem.
         lr: learning rate of Adam.
         batch: draws of (noise, timestep) per step and problem.
         objective: ``"epsilon"``, the usual loss; ``"prediction"``, the squared error of what the

@@ -1,7 +1,7 @@
 """Adversarial embeddings that retrieve memorized images: Finding DoRI.
 
 Kowalczuk, Hintersdorf, Struppek et al., "Finding DoRI: Discovery of Retained Images in Diffusion
-Models" (ICML 2026, arXiv 2507.16880). For an image with clean latents x_0, minimise over the
+Models" (ICML 2026, arXiv 2507.16880). For an image with clean latents x_0, minimize over the
 text embedding y
 
     E_{eps, t} || eps - eps_theta(x_t, t, y) ||^2
@@ -76,7 +76,7 @@ class Dori(Settings):
         ids: Sequence[int | str] | None = None,
         adam: EmbeddingState | None = None,
     ) -> AttackResult:
-        """Optimise an embedding for each of P images.
+        """Optimize an embedding for each of P images.
 
         A problem's answer depends on (model, image, start, seed, id) and on the evaluation's
         batch shape (``model.batch_size``) alone: not on the other problems, nor on P.

@@ -162,5 +162,5 @@ class Progression(ABC):
 
 
 def wide_dtype(model: Denoiser) -> torch.dtype:
-    """What is optimised is float32, or float64 for a float64 model, however narrow the model."""
+    """What is optimized is float32, or float64 for a float64 model, however narrow the model."""
     return torch.float64 if model.dtype == torch.float64 else torch.float32

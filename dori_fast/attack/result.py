@@ -22,7 +22,7 @@ class AttackResult:
         pooled: [P, E], the pooled embeddings that went with them (SDXL), else None.
         losses: [steps, P], each step's loss before its update; NaN once a problem has stopped.
         steps: int64 [P], updates that each problem got.
-        adam: the optimiser's moments, to go on with.
+        adam: the optimizer's moments, to go on with.
         evaluations: int64 [P], UNet samples that each problem evaluated, forward and backward.
         checkpoints: embeddings [P, T, D] after so many steps, as asked for; those of a problem
             that had stopped are its last.

@@ -49,7 +49,7 @@ def attack(
     variant: Variant = None,
     unet_weights: UnetWeights = None,
     column: Column = None,
-    attack_steps: Annotated[int, typer.Option(help="Optimiser steps: the budget.")] = 50,
+    attack_steps: Annotated[int, typer.Option(help="Optimizer steps: the budget.")] = 50,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.1,
     draws: Annotated[int, typer.Option(help="Draws of noise and timestep per step.")] = 8,
     objective: Annotated[str, typer.Option(help="epsilon, min-snr or prediction.")] = "epsilon",

@@ -41,7 +41,7 @@ def locality(
     """Is memorization local? Compare the triggers of one image, and what they need, with prompts.
 
     Attack one image from many starts (dori-fast attack --start gaussian on a file that repeats its
-    row), localise the embeddings (dori-fast prune --embeddings), then compare.
+    row), localize the embeddings (dori-fast prune --embeddings), then compare.
     """
     quiet_libraries()
     with reported(debug), Status() as status:

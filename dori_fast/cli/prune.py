@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def prune(
     prompts: Annotated[Path, typer.Option(help="Memorized prompts; .txt, .csv, .jsonl, .parquet.")],
     out: Annotated[Path, typer.Option(help="The run directory; made if need be.")],
-    method: Annotated[Literal["nemo", "wanda"], typer.Option(help="What to localise with.")] = (
+    method: Annotated[Literal["nemo", "wanda"], typer.Option(help="What to localize with.")] = (
         "nemo"
     ),
     model: ModelSource = "demo",
@@ -67,7 +67,7 @@ def prune(
     ] = True,
     embeddings: Annotated[
         Path | None,
-        typer.Option(help="Run directory of an attack: localise its embeddings, row by row."),
+        typer.Option(help="Run directory of an attack: localize its embeddings, row by row."),
     ] = None,
     limit: Limit = None,
     pictures: Annotated[
@@ -133,7 +133,7 @@ def prune(
             save_pictures(result, loaded, pictures, seeds=range(4))
         drawn = draw_prune(out)
         status.say(
-            f"{result.run.done:,} prompts localised in {result.run.seconds:.1f} s; masks and"
+            f"{result.run.done:,} prompts localized in {result.run.seconds:.1f} s; masks and"
             f" {', '.join(path.name for path in drawn)} in {out}"
         )
         print_result(_as_json(result) if as_json else _as_table(result))

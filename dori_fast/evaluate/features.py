@@ -34,13 +34,13 @@ class FeatureExtractor(Protocol):
 
 
 class GridHistograms:
-    """Histograms of colours and edges on a grid: deterministic, no network, for small pictures.
+    """Histograms of colors and edges on a grid: deterministic, no network, for small pictures.
 
     The picture is cut into cells x cells parts. Each has a histogram of the values of each channel,
     and one of the orientations, 0..180 degrees, of the luminance's gradient, weighted by its
     magnitude (as in Dalal & Triggs, "Histograms of Oriented Gradients", CVPR 2005, without their
     blocks); each orientation has ``FLOOR`` added, so that a flat cell has no preference. Features
-    are roots of shares (Hellinger), scaled so that x . x = D. They see colour, layout and edges,
+    are roots of shares (Hellinger), scaled so that x . x = D. They see color, layout and edges,
     but not what a picture shows.
 
     Args:

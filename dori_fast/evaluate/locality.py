@@ -2,7 +2,7 @@
 
 The three experiments of Kowalczuk et al., "Finding DoRI" (ICML 2026), section on locality: L2
 distances between embeddings, discrepancy of activations, agreement of the neurons or weights that a
-localisation finds for each trigger. None of the numbers means much by itself: put those of the
+localization finds for each trigger. None of the numbers means much by itself: put those of the
 adversarial embeddings of one image beside those of ordinary and of memorized prompts.
 """
 

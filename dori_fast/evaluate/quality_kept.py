@@ -54,7 +54,7 @@ class Quality:
     confidence: float
     config: dict[str, Any]
 
-    def as_dict(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Plain JSON: means over prompts as [value, low, high], bootstrapped over prompts.
 
         ``change`` is the changed model's less the original's, prompt by prompt.

@@ -2,7 +2,7 @@
 
 `similarity` is the mean of two numbers that fail in different ways:
 
-* the correlation of the blurred colour pictures, which asks for the same layout and colours but
+* the correlation of the blurred color pictures, which asks for the same layout and colors but
   not the same detail, and is lenient towards low-detail targets;
 * the structural similarity of the luminance (Wang et al. 2004, "Image quality assessment", eq. 13,
   K1 = 0.01, K2 = 0.03, Gaussian window of sigma 1.5), which asks for the same edges.
@@ -34,8 +34,8 @@ def similarity(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[n
         second: uint8 [..., H, W, 3]; leading axes broadcast against those of `first`.
 
     Returns:
-        float64 [...] in -1..1: mean of blurred colour correlation and luminance SSIM. The
-        correlation with a picture of a single colour is 0.
+        float64 [...] in -1..1: mean of blurred color correlation and luminance SSIM. The
+        correlation with a picture of a single color is 0.
 
     Raises:
         UsageError: not uint8, not three channels, or different heights or widths.

@@ -9,7 +9,7 @@ current weights, and then takes a step on the full UNet along the gradient of
 
 where s are surrogates of the memorized pictures and (x, y) pairs whose quality is to be kept; for
 networks that predict v or the sample the errors are those of v or the sample. The paper tells
-neither learning rate, optimiser, batch sizes, retained pairs nor triggers per image.
+neither learning rate, optimizer, batch sizes, retained pairs nor triggers per image.
 """
 
 from __future__ import annotations

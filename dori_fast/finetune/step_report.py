@@ -38,6 +38,6 @@ class StepReport:
     gradient_norm: float
     evaluations: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Plain JSON, such as a line of a log."""
         return asdict(self)

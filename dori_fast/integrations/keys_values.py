@@ -100,7 +100,7 @@ def kept(unet: nn.Module) -> Iterator[list[Kept]]:
     """Within it, the projections of every cross-attention remember what they gave last.
 
     The instances' ``forward`` is replaced, as accelerate does for offloading, so that whatever
-    stands there (an adapter, quantised weights, weights that are fetched when needed) is called on
+    stands there (an adapter, quantized weights, weights that are fetched when needed) is called on
     a miss, and attention processors are none the wiser.
     """
     with ExitStack() as stack:

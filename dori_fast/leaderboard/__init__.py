@@ -86,7 +86,7 @@ def run(
     if not mitigations:
         raise UsageError("leaderboard: no mitigations")
     model = load("demo", batch_size=settings.batch_size) if model is None else model
-    setting, identity = settings.config(), model_identity(model.describe())
+    setting, identity = settings.config(), model_identity(model.config())
     # before the hours of work: the rows of others are refused at once
     foreign: list[Row] = []
     for path in add:

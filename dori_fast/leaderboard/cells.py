@@ -62,7 +62,7 @@ class Cells:
         of = self.settings.chosen("memorized")
         prompts = [picture.prompt for picture in of]
         view = mitigated(self.name, self.mitigation, self.model, prompts, stacked(of))
-        same_or_new(self.folder / "model.json", model_identity(view(len(of)).describe()))
+        same_or_new(self.folder / "model.json", model_identity(view(len(of)).config()))
         return view
 
     def all(self) -> dict[str, Cell]:
@@ -112,5 +112,5 @@ class Cells:
         prompts = [picture.prompt for picture in of]
         kept = quality(
             view, self.model, stacked(of), prompts, seeds=self.settings.seeds, **HOW
-        ).as_dict()
+        ).summary()
         return {"json": np.array(json.dumps(kept))}

@@ -75,8 +75,8 @@ class _Moved(Denoiser):
         with torch.enable_grad():
             return self._method.run(self._plain, prompts).condition(self._plain)
 
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "mitigation": self._method.config()}
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "mitigation": self._method.config()}
 
 
 def _wen(model: Denoiser, prompts: Sequence[str], images: NDArray[np.uint8]) -> View:

@@ -40,11 +40,11 @@ class Denoiser:
     """A frozen text-to-image diffusion model as a function from (condition, noise, t) to epsilon.
 
     Made by :func:`dori_fast.load`. Whatever sampler a pipeline came with, the Denoiser works in
-    the variance-preserving parametrisation of DDPM and DDIM with unit initial noise, and epsilon,
+    the variance-preserving parametrization of DDPM and DDIM with unit initial noise, and epsilon,
     v and sample predictions are all turned into epsilon.
 
     Every evaluation of the UNet has the same shape, ``batch_size`` samples, the last one padded:
-    a prediction therefore does not depend, to the bit, on order or on the neighbours in its batch.
+    a prediction therefore does not depend, to the bit, on order or on the neighbors in its batch.
 
     Attributes:
         schedule: noise schedule, prediction type and the DDIM update.
@@ -105,7 +105,7 @@ class Denoiser:
         """The image autoencoder, read when an image is first asked for."""
         return self._load_vae().eval().requires_grad_(False)
 
-    def describe(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """What scores depend on, as plain JSON: source, commit, dtype, device, file sha256."""
         return {
             **self._origin,

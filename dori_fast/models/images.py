@@ -23,7 +23,7 @@ def decode(vae: Any, latents: Tensor, batch: int) -> Tensor:
 def encode(vae: Any, pictures: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Scaled latents [N, C, h, w] of uint8 pictures [N, H, W, 3]: the posterior mean, no noise.
 
-    Pictures go one by one, so that no latent depends, to the bit, on its neighbours.
+    Pictures go one by one, so that no latent depends, to the bit, on its neighbors.
 
     Raises:
         UsageError: the pictures are not uint8 [N, H, W, 3].

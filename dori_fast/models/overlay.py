@@ -59,7 +59,7 @@ def lay_over_(path: str | os.PathLike[str], unet: nn.Module) -> str:
             )
         if not tensor.is_floating_point():
             raise IntegrityError(
-                f"{path}: {name} is {tensor.dtype}; quantised weights are not read"
+                f"{path}: {name} is {tensor.dtype}; quantized weights are not read"
             )
     cast = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
     bad = first_nonfinite(cast.items())

@@ -26,7 +26,7 @@ def recipe_of(model: Denoiser) -> dict[str, Any]:
             " — use one process, or write the mask into the weights and load those"
         )
     if model.recipe is None:
-        origin = model.describe()["source"]
+        origin = model.config()["source"]
         raise UsageError(
             f"the model ({origin}) cannot be loaded again in another process"
             f" — use one process, or {_REMEDY}"

@@ -3,7 +3,7 @@
     x_t[p, b] = sqrt(alpha_bar[p, b]) x_0[p] + sqrt(1 - alpha_bar[p, b]) eps[p, b]
     loss[p]   = mean over b and * of (eps_pred[p, b] - eps[p, b])^2
 
-Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020), equations 4 and 14; minimised
+Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020), equations 4 and 14; minimized
 over embeddings by Kowalczuk et al., "Finding DoRI" (ICML 2026), and over weights by fine-tuning.
 P problems (images), B draws of (noise, timestep) per problem, `*` the shape of a latent.
 """

@@ -1,4 +1,4 @@
-"""Optimise many embeddings at once, each as its own optimiser would.
+"""Optimize many embeddings at once, each as its own optimizer would.
 
 One step of Adam (Kingma & Ba, ICLR 2015) with decoupled weight decay (Loshchilov & Hutter, ICLR
 2019) on P independent problems: each has its own step count, may stand still while others go on,

@@ -64,7 +64,7 @@ class WandaResult:
 
 
 class Wanda:
-    """Localise memorization in the second linear layers of the feed-forwards.
+    """Localize memorization in the second linear layers of the feed-forwards.
 
     Args:
         sparsity: share of each row that one step may mark, in 0..1.

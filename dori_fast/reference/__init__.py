@@ -26,7 +26,7 @@ class OpSpec:
     device, generator)` the positional arguments of `dori::<name>`.
 
     Where terms of a sum may cancel, rounding is relative to the terms and not to what is left of
-    them: `uncancelled(*inputs)` then gives inputs of the same magnitudes whose terms all add up, or
+    them: `uncanceled(*inputs)` then gives inputs of the same magnitudes whose terms all add up, or
     `magnitudes(*inputs)`, where no inputs do that, the sums of the terms' magnitudes themselves.
     """
 
@@ -35,7 +35,7 @@ class OpSpec:
     reference: Callable[..., Any]
     sizes: tuple[tuple[int, ...], ...]
     make_inputs: Callable[[tuple[int, ...], torch.dtype, str, torch.Generator], Inputs]
-    uncancelled: Callable[..., Inputs] | None = None
+    uncanceled: Callable[..., Inputs] | None = None
     magnitudes: Callable[..., Any] | None = None
 
 

@@ -96,7 +96,7 @@ SPECS = (
         reference=add_noise_reference,
         sizes=_SIZES,
         make_inputs=_noise_inputs,
-        uncancelled=lambda x0, eps, alpha_bar: (x0.abs(), eps.abs(), alpha_bar),
+        uncanceled=lambda x0, eps, alpha_bar: (x0.abs(), eps.abs(), alpha_bar),
     ),
     OpSpec(
         name="diffusion_loss",

@@ -100,7 +100,7 @@ SPECS = (
             *((0, 3, 8, 1, 2), (2, 0, 8, 0, 1), (2, 3, 0, 1, 2)),
         ),
         make_inputs=_inputs,
-        uncancelled=lambda params, grad, exp_avg, *rest: (
+        uncanceled=lambda params, grad, exp_avg, *rest: (
             params.abs(),
             -grad.abs(),
             -exp_avg.abs(),

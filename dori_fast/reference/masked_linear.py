@@ -52,6 +52,6 @@ SPECS = (
             *((0, 3, 8, 4, 2, 1), (2, 0, 8, 4, 1, 0), (2, 3, 8, 0, 2, 1), (2, 3, 0, 4, 2, 1)),
         ),
         make_inputs=_inputs,
-        uncancelled=lambda *inputs: tuple(None if x is None else x.abs() for x in inputs),
+        uncanceled=lambda *inputs: tuple(None if x is None else x.abs() for x in inputs),
     ),
 )

@@ -117,7 +117,7 @@ SPECS = (
             *((1, 1, 4, 8, 8), (3, 2, 4, 5, 7), (2, 2), (0, 2, 16), (2, 0, 16), (2, 2, 0)),
         ),
         make_inputs=_step_inputs,
-        uncancelled=lambda cond, uncond, latents, *rest: (
+        uncanceled=lambda cond, uncond, latents, *rest: (
             cond.abs(),
             -uncond.abs(),
             -latents.abs(),

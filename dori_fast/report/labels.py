@@ -70,7 +70,7 @@ class Seen:
         return sum(self.reasons.values())
 
     def group(self, mark: int) -> NDArray[np.float64]:
-        """Scores of memorized (1), other (0) or unlabelled (-1) rows."""
+        """Scores of memorized (1), other (0) or unlabeled (-1) rows."""
         scores, marks = np.concatenate(self.scores), np.concatenate(self.marks)
         return scores[marks == mark]
 

@@ -24,8 +24,7 @@ class Run(Protocol):
         """The run directory."""
         ...
 
-    @property
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """run.json."""
         ...
 
@@ -51,7 +50,7 @@ def rows_of(run: Run, *columns: str) -> list[dict[str, Any]]:
 
 def unfinished(run: Run) -> list[Html]:
     """A note if this is not the whole of it."""
-    state = run.facts["state"]
+    state = run.summary()["state"]
     if state == "done":
         return []
     if state == "over_budget":
@@ -61,7 +60,7 @@ def unfinished(run: Run) -> list[Html]:
 
 def run_facts(run: Run) -> Html:
     """What was run, on what, with what."""
-    record = run.facts
+    record = run.summary()
     identity, model, counts = record["identity"], record["model"], record["counts"]
     hashes = model.get("files") or {}
     unet = [hashes[name] for name in hashes if _is_unet_weights(name)]

@@ -126,7 +126,7 @@ class Decision:
         """What decisions depend on besides the scores, as plain JSON."""
         return {"calibration": self._sha256, "rate": self.rate}
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """What a run record says about them."""
         seen = self.observed
         return {
@@ -193,7 +193,7 @@ def calibrate(
         raise UsageError(f"calibrate: none of {clean.rows} rows of {prompts} could be scored")
     record = CalibrationRecord(
         detector=chosen.config(),
-        model=model_identity(model.describe()),
+        model=model_identity(model.config()),
         input_sha256=clean.sha256,
         rows=clean.rows,
         quarantined=clean.quarantined,

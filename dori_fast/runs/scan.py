@@ -155,7 +155,7 @@ def scan(
     ):
         selection = Selection.of(where, keep)
         reader = open_prompts(path, column, selection)
-        described = model.describe()
+        described = model.config()
         decision = _decision(calibration, fpr, chosen.config(), described)
         if cascade is not None:
             chosen = _cascade(chosen, decision, cascade)
@@ -164,7 +164,7 @@ def scan(
             model=described,
             input_sha256=input_sha256(path),
             column=reader.column,
-            selection=selection.identity(),
+            selection=selection.config(),
             limit=limit,
             shard_size=shard_size,
             decision=decision.config() if decision else None,
@@ -179,7 +179,7 @@ def scan(
             device_name=device_name(model.device),
             threads=threads_of(model.device, _sharing(settings)),
             versions=library_versions(),
-            **(decision.facts() if decision else {}),
+            **(decision.summary() if decision else {}),
         )
         schema = shard_schema(reader.schema, decided=decision is not None)
         doing = _engine(model, Work(chosen, decision, record.run_hash), settings)

@@ -21,7 +21,7 @@ ACCUMULATE = {
 
 @dataclass(frozen=True)
 class CompileCase:
-    """One specialisation of a kernel, to be compiled ahead of time.
+    """One specialization of a kernel, to be compiled ahead of time.
 
     `signature` gives each argument's type ("*bf16", "i64", or "constexpr"), `constexprs` the values
     of the latter, `aligned` the arguments known to be divisible by 16 (which launches find out by

@@ -36,7 +36,7 @@ def _masked_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # One program per tile of y [M, N], M = B * T; neighbours share their rows of x. A sum
+    # One program per tile of y [M, N], M = B * T; neighbors share their rows of x. A sum
     # runs over K in one order, whatever the batch.
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)

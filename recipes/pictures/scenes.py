@@ -123,7 +123,7 @@ PLURALS = {
     "mushroom": "mushrooms",
 }
 
-COLOURS = np.array(
+COLORS = np.array(
     [
         (246, 246, 242),
         (40, 44, 52),
@@ -202,7 +202,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 def background(rng: np.random.Generator) -> np.ndarray:
     """[64, 64, 3] float32 in 0..255: plain, gradient, or a gradient with soft noise or stripes."""
     jitter = rng.normal(0, 8, (2, 3)).astype(np.float32)
-    a, b = COLOURS[rng.integers(0, len(COLOURS), 2)] + jitter
+    a, b = COLORS[rng.integers(0, len(COLORS), 2)] + jitter
     kind = rng.choice(4, p=(0.3, 0.4, 0.15, 0.15))
     if kind == 0:
         return np.broadcast_to(a, (SIDE, SIDE, 3)).copy()

@@ -42,10 +42,10 @@ def test_lm_eval(cli: Any, scanned: Path, tmp_path: Path) -> None:
     done = cli("export", scanned, "--format", "lm-eval", "--label", "known", "--out", out)
     assert done.code == 0 and done.out.strip() == str(out), done.err
     found = json.loads(out.read_text())
-    labelled = [row for row in rows_of(scanned) if row["known"]]
+    labeled = [row for row in rows_of(scanned) if row["known"]]
     results = found["results"]["memorization_wen"]
     assert results["auc,none"] == pytest.approx(
-        roc_auc_score([r["known"] == "yes" for r in labelled], [r["score"] for r in labelled])
+        roc_auc_score([r["known"] == "yes" for r in labeled], [r["score"] for r in labeled])
     )
     assert results["auc_low,none"] <= results["auc,none"] <= results["auc_high,none"]
     assert results["flagged,none"] == sum(r["flagged"] for r in rows_of(scanned)) / 5

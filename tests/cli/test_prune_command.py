@@ -16,7 +16,7 @@ def test_nemo_then_again(cli: Any, tiny: str, tmp_path: Path) -> None:
     done = cli(*command)
     assert done.code == 0, done.err
     assert done.out.split()[:4] == ["row", "pruned", "evaluations", "prompt"]
-    assert "2 prompts localised" in done.err
+    assert "2 prompts localized" in done.err
     assert {"masks.safetensors", "nemo.csv", "layers.png"} <= {p.name for p in out.iterdir()}
     again = json.loads(cli(*command, "--json").out)
     assert [row["prompt"] for row in again["rows"]] == ["a cat", "a dog"]

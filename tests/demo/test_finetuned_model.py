@@ -11,7 +11,7 @@ from recipes.training.finetuned import HOW, reproduced
 
 def test_it_shares_everything_but_the_unet_and_draws_no_photograph():
     before, after = (df.load(name, device="cpu") for name in ("demo", "demo-finetuned"))
-    old, new = (model.describe()["files"] for model in (before, after))
+    old, new = (model.config()["files"] for model in (before, after))
     assert old.keys() == new.keys()
     differ = {name for name, sha in new.items() if old[name] != sha}
     assert differ == {"unet/diffusion_pytorch_model.safetensors"}

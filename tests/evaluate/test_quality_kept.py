@@ -115,7 +115,7 @@ def test_equal_models_differ_in_nothing(model):
     found = quality(model, model, IMAGES, PROMPTS, **HOW)
     assert found.distance.value == pytest.approx(0, abs=1e-12)
     np.testing.assert_allclose(found.same_seed, 1)
-    kept = json.loads(json.dumps(found.as_dict()))
+    kept = json.loads(json.dumps(found.summary()))
     for name in ("similarity_to_pair", "diversity", "held_out_loss"):
         assert kept[name]["change"] == [0, 0, 0]
     assert kept["prompts"] == 3 and kept["seeds"] == [0, 1, 2]
@@ -130,7 +130,7 @@ def test_a_broken_model_is_noticed(model):
     found = quality(broken, model, IMAGES, PROMPTS, **HOW)
     assert found.distance.value > 5 * found.distance.error and found.distance.value > 0.01
     assert found.same_seed.max() < 0.9
-    assert found.as_dict()["held_out_loss"]["change"][1] > 0
+    assert found.summary()["held_out_loss"]["change"][1] > 0
 
 
 def test_figures_are_those_of_the_drawn_pictures(model):
@@ -148,7 +148,7 @@ def test_figures_are_those_of_the_drawn_pictures(model):
         ]
         assert found.diversity[0][p] == pytest.approx(np.mean(gaps))
     one = quality(model, model, IMAGES, PROMPTS, **(HOW | {"seeds": [7]}))
-    assert one.as_dict()["diversity"]["changed"] is None
+    assert one.summary()["diversity"]["changed"] is None
     assert np.isnan(seed_diversity(features[:, :1])).all()
 
 

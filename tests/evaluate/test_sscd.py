@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 
 class Means(torch.nn.Module):
-    """A stand-in network with a file format of its own kind: mean colours of four quarters."""
+    """A stand-in network with a file format of its own kind: mean colors of four quarters."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)

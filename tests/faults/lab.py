@@ -53,7 +53,7 @@ class Lab:
     def __init__(self, model: Path, prompts: Path, work: Path) -> None:
         torch.set_num_threads(1)
         self.model = dori_fast.load(model, batch_size=8)
-        self.model.describe()
+        self.model.config()
         self.prompts, self.work, self.fast = prompts, work, True
         # collecting in a child would copy the parent's memory
         gc.freeze()

@@ -31,16 +31,16 @@ from tests.tiny_sdxl import save_tiny_sdxl
 
 
 def test_the_original_stays_as_it_is(model):
-    before, described = weights(model), model.describe()
+    before, described = weights(model), model.config()
     eps = model.epsilon_shared(model.encode(PROMPTS), model.share_noise([0], 500))
     tuned = train(tuning(), model)
-    assert torch.equal(weights(model), before) and model.describe() == described
+    assert torch.equal(weights(model), before) and model.config() == described
     again = model.epsilon_shared(model.encode(PROMPTS), model.share_noise([0], 500))
     assert torch.equal(again, eps)
     assert not torch.equal(weights(tuned), before)
     assert not any(p.requires_grad for p in [*tuned.unet.parameters(), *model.unet.parameters()])
     assert all(p.grad is None for p in tuned.unet.parameters())
-    hashes, old = tuned.describe()["files"], described["files"]
+    hashes, old = tuned.config()["files"], described["files"]
     assert hashes["unet"] not in old.values()
     assert hashes["text_encoder/model.safetensors"] == old["text_encoder/model.safetensors"]
 

@@ -1,4 +1,4 @@
-"""Adapters, offloading, quantised weights, compilation and xformers beside df.accelerate."""
+"""Adapters, offloading, quantized weights, compilation and xformers beside df.accelerate."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_a_directory_and_its_pipeline_are_the_same_model(original):
 def test_describe_names_every_file_that_scores_depend_on(original):
     import hashlib
 
-    files = df.load(original, device="cpu").describe()["files"]
+    files = df.load(original, device="cpu").config()["files"]
     digest = hashlib.sha256((original / UNET_FILE).read_bytes()).hexdigest()
     assert files[UNET_FILE] == digest
     expected = {"unet/config.json", "text_encoder/model.safetensors", "tokenizer/tokenizer.json"}
@@ -54,21 +54,21 @@ def test_describe_names_every_file_that_scores_depend_on(original):
 
 @pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "unet/config.json"])
 def test_another_configuration_is_described_as_another_model(directory, name):
-    before = df.load(directory, device="cpu").describe()
+    before = df.load(directory, device="cpu").config()
     config = json.loads((directory / name).read_text())
     key = "beta_end" if "beta_end" in config else "norm_eps"
     (directory / name).write_text(json.dumps({**config, key: config[key] * 1.01}))
-    assert df.load(directory, device="cpu").describe() != before
+    assert df.load(directory, device="cpu").config() != before
 
 
 def test_a_pipeline_in_memory_is_described_by_what_it_holds(original):
     pipe = StableDiffusionPipeline.from_pretrained(original, local_files_only=True)
-    before = df.load(pipe).describe()["files"]
-    assert df.load(pipe).describe()["files"] == before
+    before = df.load(pipe).config()["files"]
+    assert df.load(pipe).config()["files"] == before
     with torch.no_grad():
         next(pipe.unet.parameters()).view(-1)[0] += 1
     pipe.scheduler.register_to_config(beta_end=0.013)
-    after = df.load(pipe).describe()["files"]
+    after = df.load(pipe).config()["files"]
     assert {name for name in after if after[name] != before[name]} == {"unet", "scheduler/config"}
 
 
@@ -169,7 +169,7 @@ def two_variants(original, directory):
 
 def test_a_variant_is_read_and_described_instead_of_the_plain_weights(original, two_variants):
     plain = df.load(two_variants, device="cpu")
-    assert plain.describe()["files"] == df.load(original, device="cpu").describe()["files"]
+    assert plain.config()["files"] == df.load(original, device="cpu").config()["files"]
     model = df.load(two_variants, device="cpu", variant="fp16")
     stock = StableDiffusionPipeline.from_pretrained(
         two_variants, variant="fp16", local_files_only=True, safety_checker=None
@@ -178,7 +178,7 @@ def test_a_variant_is_read_and_described_instead_of_the_plain_weights(original, 
         ours, theirs = getattr(model, part).state_dict(), getattr(stock, part).state_dict()
         assert all(torch.equal(ours[name], theirs[name].float()) for name in theirs)
     assert not torch.equal(model.unet.conv_in.weight, plain.unet.conv_in.weight)
-    names = {n for n in model.describe()["files"] if n.endswith(".safetensors")}
+    names = {n for n in model.config()["files"] if n.endswith(".safetensors")}
     assert names == {
         "unet/diffusion_pytorch_model.fp16.safetensors",
         "text_encoder/model.fp16.safetensors",
@@ -227,7 +227,7 @@ def test_local_files_only_takes_what_was_downloaded_before(monkeypatch, original
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
     model = df.load("somebody/tiny", device="cpu", local_files_only=True)
-    assert model.describe()["revision"] == commit
+    assert model.config()["revision"] == commit
     with pytest.raises(UsageError, match="not among the downloaded models"):
         df.load("somebody/other", device="cpu", local_files_only=True)
 

@@ -110,8 +110,8 @@ def test_scores_and_images_under_one_mask_each(model):
 
 def test_a_masked_model_is_described_as_another_model(model):
     described = [
-        model.describe(),
-        *(model.masked(random_masks(model, 1, seed=s)).describe() for s in (0, 1)),
+        model.config(),
+        *(model.masked(random_masks(model, 1, seed=s)).config() for s in (0, 1)),
     ]
     assert described[0]["masks"] is None
     assert len({str(d) for d in described}) == 3

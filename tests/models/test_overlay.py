@@ -43,8 +43,8 @@ def test_laid_over_a_source_it_is_what_a_stock_pipeline_makes_of_it(source, eras
 
 
 def test_the_model_is_described_as_another_one(source, erased):
-    before = df.load(source, device="cpu").describe()
-    after = df.load(source, device="cpu", unet_weights=erased).describe()
+    before = df.load(source, device="cpu").config()
+    after = df.load(source, device="cpu", unet_weights=erased).config()
     assert after["files"].pop("unet_weights") == hashlib.sha256(erased.read_bytes()).hexdigest()
     assert after == before
 
@@ -75,7 +75,7 @@ def changed(value):
         (lambda t: {**t, "nowhere": torch.ones(1)}, "'nowhere' — is it of another architecture"),
         (lambda t: {}, "holds no weights"),
         (changed(lambda t: t[:1].contiguous()), r"attn2\.to_k\.weight is \[1, 32\], the UNet's"),
-        (changed(lambda t: t.to(torch.int8)), "quantised weights"),
+        (changed(lambda t: t.to(torch.int8)), "quantized weights"),
         (changed(lambda t: t * torch.nan), r"NaN or Inf in .*attn2\.to_k\.weight as torch.float32"),
         # finite as it is, but not in the model's dtype
         (changed(lambda t: t.double() * 1e300), r"NaN or Inf in .*to_k\.weight"),
@@ -111,7 +111,7 @@ def test_a_difference_gives_the_changed_model_again(model, source, tmp_path):
     for name, value in tuned.unet.state_dict().items():
         assert torch.equal(again.unet.state_dict()[name], value)
     # a copy says what it is by its own weights, not by the file that it began with
-    assert "unet_weights" not in own_copy(again).describe()["files"]
+    assert "unet_weights" not in own_copy(again).config()["files"]
 
 
 def test_differences_that_cannot_be_written(model, tmp_path):

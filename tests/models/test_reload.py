@@ -26,7 +26,7 @@ def test_the_same_model_is_loaded_again(directory: Path) -> None:
     model = df.load(directory, device="cpu", dtype="fp64", batch_size=4, share=False)
     model.batch_size = 2
     again = df.load(**pickle.loads(pickle.dumps(recipe_of(model))))
-    assert again.describe() == model.describe()
+    assert again.config() == model.config()
     assert again.engine.execution == model.engine.execution
     assert (again.batch_size, again.engine.not_shared) == (2, "switched off")
 

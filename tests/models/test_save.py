@@ -67,11 +67,11 @@ def test_the_embedded_model_keeps_its_prediction_type(tmp_path):
 
 def test_a_copy_has_weights_of_its_own(model):
     """Predictions that are kept for later are forgotten when the weights are written to."""
-    condition, before = model.encode(PROMPTS), model.describe()
+    condition, before = model.encode(PROMPTS), model.config()
     eps = model.epsilon_shared(condition, model.share_noise([0], 300))
     own = own_copy(model)
     assert own.vae is model.vae and own.unet is not model.unet
-    assert own.describe()["files"] != before["files"]
+    assert own.config()["files"] != before["files"]
     view = own.masked(df.prune.NeuronMask({own.layers[0]: torch.ones(1, 16)}))
     for asked in (own, view):
         assert torch.equal(asked.epsilon_shared(condition, asked.share_noise([0], 300)), eps)
@@ -88,7 +88,7 @@ def test_a_copy_has_weights_of_its_own(model):
         changed = asked.epsilon_shared(condition, asked.share_noise([0], 300))
         torch.testing.assert_close(changed, plain, rtol=1e-4, atol=1e-4)
     assert torch.equal(model.epsilon_shared(condition, model.share_noise([0], 300)), eps)
-    assert model.describe() == before
+    assert model.config() == before
 
 
 def test_a_copy_keeps_how_it_was_loaded(directory):

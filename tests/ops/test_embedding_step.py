@@ -28,17 +28,17 @@ def test_equals_an_optimiser_of_torch_for_each_problem(
     backend: str, dtype: torch.dtype, weight_decay: float
 ) -> None:
     """Every problem stands still at other steps, so their step counts drift apart."""
-    optimiser = torch.optim.AdamW if weight_decay else torch.optim.Adam
+    optimizer = torch.optim.AdamW if weight_decay else torch.optim.Adam
     params = embeddings(4, 5, 33, dtype=dtype)
     single = [torch.nn.Parameter(p.clone()) for p in params]
-    optimisers = [optimiser([p], lr=0.1, weight_decay=weight_decay) for p in single]
+    optimizers = [optimizer([p], lr=0.1, weight_decay=weight_decay) for p in single]
     state = EmbeddingState.zeros_like(params)
     for step in range(12):
         grad = embeddings(4, 5, 33, dtype=dtype) * 0.01
         active = torch.arange(4) * (step % 3) % 2 == 0
         for p in active.nonzero().flatten().tolist():
             single[p].grad = grad[p]
-            optimisers[p].step()
+            optimizers[p].step()
         rates = {"lr": 0.1, "weight_decay": weight_decay}
         embedding_step(params, grad, state, active=active.to(DEVICE), backend=backend, **rates)
     assert len(set(state.step.tolist())) > 1

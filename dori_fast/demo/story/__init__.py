@@ -71,8 +71,8 @@ def tell(
     now("drawing what is memorized")
     stages.draw(out, model, settings)
     for name in METHODS:
-        now(f"{name}: localising {settings.pictures} photographs")
-        masks = stages.localise(out, model, settings, name)
+        now(f"{name}: localizing {settings.pictures} photographs")
+        masks = stages.localize(out, model, settings, name)
         for which in stages.SETS:
             now(f"{name}: attacking the {which} pictures")
             stages.attack(out, model, settings, name, which, masks)
@@ -81,7 +81,7 @@ def tell(
         finetuned = partial(stages.fine_tune, out, settings, now)
     if finetuned is not None:
         fixed = finetuned()
-        stages.same_or_new(out / stages.FINETUNED, model_identity(fixed.describe()))
+        stages.same_or_new(out / stages.FINETUNED, model_identity(fixed.config()))
         for which in stages.SETS:
             now(f"fine-tuned: attacking the {which} pictures")
             stages.attack(out, fixed, settings, "fine-tuned", which)

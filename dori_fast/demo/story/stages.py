@@ -45,7 +45,7 @@ def begin(out: Path, model: Denoiser, settings: Settings) -> None:
     sets = chosen(settings)
     record = {
         "setting": settings.config(),
-        "model": model_identity(model.describe()),
+        "model": model_identity(model.config()),
         **{name: [picture.prompt for picture in of] for name, of in sets.items()},
     }
     same_or_new(out / RECORD, record)
@@ -58,7 +58,7 @@ def scan_prompts(out: Path, model: Denoiser, settings: Settings) -> None:
     scan(model, sample_prompts(), out=out / "scan", limit=settings.prompts)
 
 
-def localise(out: Path, model: Denoiser, settings: Settings, name: str) -> NeuronMask | WeightMask:
+def localize(out: Path, model: Denoiser, settings: Settings, name: str) -> NeuronMask | WeightMask:
     """A mask for each memorized prompt; resumed prompt by prompt."""
     prompts = [picture.prompt for picture in chosen(settings)["memorized"]]
     return prune(model, prompts, out=out / name, method=METHODS[name]).masks

@@ -35,7 +35,7 @@ class Engine:
     """A frozen UNet as a function from (text rows, latents, timestep) to its output.
 
     Every evaluation has ``batch_size`` samples, the last one padded, so that an output does not
-    depend, to the bit, on order or on the neighbours in its batch.
+    depend, to the bit, on order or on the neighbors in its batch.
 
     Attributes:
         evaluations: UNet sample evaluations so far, padding left out.

@@ -80,7 +80,7 @@ class NeuronStatistics:
             mean={name: stats.mean.cpu() for name, stats in found.items()},
             std={name: stats.std().cpu() for name, stats in found.items()},
             count=count,
-            provenance={key: str(value) for key, value in model.describe().items()},
+            provenance={key: str(value) for key, value in model.config().items()},
         )
 
     @staticmethod

@@ -85,7 +85,7 @@ def measured_scan(run: Run, labels: Labels | None = None) -> Measured:
         UsageError: a scan that is not done, that has neither of the two, or has not both kinds of
             rows.
     """
-    facts = run.facts
+    facts = run.summary()
     if facts["state"] != "done":
         raise UsageError(f"{run.root}: the scan is {facts['state']} — finish it first")
     seen, threshold, metrics = Seen(run, 0, labels), facts["threshold"], []

@@ -50,10 +50,10 @@ def _draw(rows: Sequence[dict[str, Any]], threshold: float, path: Path) -> None:
         np.array([row[key] for row in rows]) for key in ("similarity_before", "similarity")
     )
     places = np.arange(len(rows))
-    for values, colour, label in ((before, "#a0aec0", "prompt"), (after, "#c05621", "attacked")):
+    for values, color, label in ((before, "#a0aec0", "prompt"), (after, "#c05621", "attacked")):
         low, middle, high = np.percentile(values, (0, 50, 100), axis=1)
         left.errorbar(
-            places, middle, (middle - low, high - middle), fmt="o", color=colour, label=label
+            places, middle, (middle - low, high - middle), fmt="o", color=color, label=label
         )
     left.axhline(threshold, color="#4a5568", linestyle="--", linewidth=1)
     left.set_xlabel("row, of those attacked")

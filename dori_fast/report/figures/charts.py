@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 DENSITY = 2.0
 MEMORIZED, OTHER, LINE = "#c05621", "#2b6cb0", "#4a5568"
 Points = Mapping[int, tuple[float, float, float]]
-_COLOURS = (OTHER, MEMORIZED)
+_COLORS = (OTHER, MEMORIZED)
 _SIZE = (6.4, 3.2)
 
 
 def histogram(
     groups: Mapping[str, NDArray[np.floating[Any]]], threshold: float | None = None
 ) -> bytes:
-    """Distributions of finite scores, one colour a group, counts on a logarithmic axis.
+    """Distributions of finite scores, one color a group, counts on a logarithmic axis.
 
     Args:
         groups: one group, or two: others and memorized.
@@ -31,8 +31,8 @@ def histogram(
     low, high = (float(everything.min()), float(everything.max())) if len(everything) else (0, 1)
     # one bin for scores that are all the same would have no width
     edges = np.linspace(low, high if high > low else low + 1, 41)
-    for (name, scores), colour in zip(groups.items(), _COLOURS, strict=False):
-        axis.hist(scores, edges, color=colour, alpha=0.7, label=f"{name} ({len(scores):,})")
+    for (name, scores), color in zip(groups.items(), _COLORS, strict=False):
+        axis.hist(scores, edges, color=color, alpha=0.7, label=f"{name} ({len(scores):,})")
     if threshold is not None:
         axis.axvline(threshold, color=LINE, linestyle="--", linewidth=1, label="threshold")
     axis.set_yscale("symlog", linthresh=1)
@@ -69,12 +69,12 @@ def budget_curves(
     axes = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axis, (model, lines) in zip(axes, curves.items(), strict=True):
         for name, points in lines.items():
-            colour = MEMORIZED if name == "memorized" else OTHER
+            color = MEMORIZED if name == "memorized" else OTHER
             steps = sorted(points)
             value, low, high = np.array([points[step] for step in steps]).T
             places = np.arange(len(steps))
-            axis.plot(places, value, "o-", color=colour, label=name, markersize=4)
-            axis.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+            axis.plot(places, value, "o-", color=color, label=name, markersize=4)
+            axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
             axis.set_xticks(places, [str(step) for step in steps])
         axis.set_title(model, fontsize=10)
         axis.set_xlabel("attack steps")
@@ -98,16 +98,16 @@ def mitigation_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
     attacks = list(rows[0]["attacks"])
     figure = Figure(figsize=(4.2 * (len(attacks) + 1), 3.8), layout="constrained")
     *panels, bars = figure.subplots(1, len(attacks) + 1)
-    colours = [colormaps["tab10"](i % 10) for i in range(len(rows))]
+    colors = [colormaps["tab10"](i % 10) for i in range(len(rows))]
     for axis, attack in zip(panels, attacks, strict=True):
-        for row, colour in zip(rows, colours, strict=True):
+        for row, color in zip(rows, colors, strict=True):
             for which, points in row["attacks"][attack].items():
                 places = np.arange(len(points))
                 value, low, high = np.array([point["images"] for point in points.values()]).T
                 known = which == "memorized"
                 label = row["mitigation"] if known else None
-                axis.plot(places, value, "o-" if known else "x--", color=colour, label=label)
-                axis.fill_between(places, low, high, color=colour, alpha=0.08, linewidth=0)
+                axis.plot(places, value, "o-" if known else "x--", color=color, label=label)
+                axis.fill_between(places, low, high, color=color, alpha=0.08, linewidth=0)
                 axis.set_xticks(places, list(points))
         axis.set(title=f"from {attack}", xlabel="attack steps", ylim=(-0.02, 1.02))
         axis.grid(alpha=0.3)
@@ -117,7 +117,7 @@ def mitigation_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
     places = np.arange(len(rows))
     # rounding alone may put the mean of equal values outside of its interval
     error = np.maximum((value - low, high - value), 0)
-    bars.barh(places, value, xerr=error, color=colours)
+    bars.barh(places, value, xerr=error, color=colors)
     bars.set_yticks(places, [row["mitigation"] for row in rows], fontsize=8)
     bars.invert_yaxis()
     bars.set(title="quality", xlabel="similarity to the unmitigated model's pictures")

@@ -13,7 +13,7 @@ from dori_fast.errors import UsageError
 from dori_fast.report.names import short_name
 
 FIGURE = "locality.png"
-_COLOURS = {"found": "#c05621", "memorized": "#2b6cb0", "starts": "#a0aec0", "ordinary": "#4a5568"}
+_COLORS = {"found": "#c05621", "memorized": "#2b6cb0", "starts": "#a0aec0", "ordinary": "#4a5568"}
 
 
 def draw_locality(folder: str | Path) -> Path:
@@ -57,8 +57,8 @@ def _distances(axis: Any, distances: Mapping[str, list[float]]) -> None:
             [box],
             positions=[place],
             showfliers=False,
-            boxprops={"color": _COLOURS[name]},
-            medianprops={"color": _COLOURS[name]},
+            boxprops={"color": _COLORS[name]},
+            medianprops={"color": _COLORS[name]},
         )
     axis.set_ylim(bottom=0)
     axis.set_title("L2 distances of\nembeddings", fontsize=10)
@@ -68,7 +68,7 @@ def _bars(axis: Any, layers: Mapping[str, Mapping[str, Any]], title: str, unit: 
     places = np.arange(len(layers))
     for i, group in enumerate(("memorized", "found")):
         values = [of[group] if of[group] is not None else np.nan for of in layers.values()]
-        axis.barh(places + 0.4 * i, values, 0.4, label=group, color=_COLOURS[group])
+        axis.barh(places + 0.4 * i, values, 0.4, label=group, color=_COLORS[group])
     axis.set_yticks(places + 0.2, [short_name(name) for name in layers])
     axis.invert_yaxis()
     axis.set_xlabel(unit)

@@ -1,4 +1,4 @@
-"""What a localisation found, per layer, and what its masks do to the pictures."""
+"""What a localization found, per layer, and what its masks do to the pictures."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from dori_fast.report.pages.prune import GRID, LAYERS
 
 
 def draw_prune(run: str | Path) -> list[Path]:
-    """Draw a localisation's run directory: ``layers.png``, and ``pictures.png`` if it has any.
+    """Draw a localization's run directory: ``layers.png``, and ``pictures.png`` if it has any.
 
     Returns:
         The files that were written.
 
     Raises:
-        UsageError: the directory holds no finished localisation.
+        UsageError: the directory holds no finished localization.
     """
     run = Path(run)
     found = (run / "shards").glob("part-*.parquet")
     shards = sorted(found, key=lambda shard: by_number(shard.name))
     if not shards or not (run / "masks.safetensors").exists():
-        raise UsageError(f"{run}: no finished localisation — run dori-fast prune first")
+        raise UsageError(f"{run}: no finished localization — run dori-fast prune first")
     rows = [row for shard in shards for row in pq.read_table(shard, partitioning=None).to_pylist()]
     written = [run / LAYERS]
     if "refined" in rows[0]:

@@ -29,7 +29,7 @@ def attack_page(run: Run) -> str:
     rows = rows_of(run, *_COLUMNS)
     done = [row for row in rows if row["error"] is None]
     unfit = [(row["row_id"], row["error"]) for row in rows if row["error"] is not None]
-    method = run.facts["identity"]["detector"]
+    method = run.summary()["identity"]["detector"]
     threshold = float(method["judging"]["measure"]["threshold"])
     parts = [*unfinished(run), tiles([("rows attacked", f"{len(done):,}")])]
     parts.append(section("The run", run_facts(run)))

@@ -1,4 +1,4 @@
-"""The page of a localisation: what was found, prompt by prompt."""
+"""The page of a localization: what was found, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAYERS, GRID = "layers.png", "pictures.png"
 
 
 def prune_page(run: Run) -> str:
-    """The page of a localisation's run directory, with the figures that the run wrote."""
+    """The page of a localization's run directory, with the figures that the run wrote."""
     neurons = "refined" in run.columns
     rows = rows_of(run)
     done = [row for row in rows if row["error"] is None]
@@ -44,7 +44,7 @@ def prune_page(run: Run) -> str:
     parts.append(section("Prompts", listed, *(more if len(done) > SHOWN else [])))
     if unfit:
         parts.append(section("Quarantined rows", *quarantine(unfit[:SHOWN], len(unfit))))
-    return page(f"Localisation {file_name(run)}", *parts, footer="Made by dori-fast report.")
+    return page(f"Localization {file_name(run)}", *parts, footer="Made by dori-fast report.")
 
 
 def _neurons(rows: list[dict[str, Any]]) -> Html:

@@ -46,7 +46,7 @@ def scan_page(
         UsageError: no such column of labels, or not both kinds of rows.
     """
     seen = Seen(run, top, labels)
-    threshold = run.facts["threshold"]
+    threshold = run.summary()["threshold"]
     parts = [*unfinished(run), tiles(_figures(run, seen)), section("The run", run_facts(run))]
     parts.append(section("Scores", *_scores(seen, threshold)))
     if threshold is not None:
@@ -63,12 +63,12 @@ def scan_page(
 
 def scan_summary(run: Run, labels: Labels, top: int = 10) -> list[Html]:
     """How the scores lie, how well they separate, and the first rows; for a page of more."""
-    seen, threshold = Seen(run, top, labels), run.facts["threshold"]
+    seen, threshold = Seen(run, top, labels), run.summary()["threshold"]
     return [*_scores(seen, threshold), *_detection(seen, labels, threshold), _top(seen, labels, {})]
 
 
 def _figures(run: Run, seen: Seen) -> list[tuple[str, str]]:
-    record = run.facts
+    record = run.summary()
     scored = sum(map(len, seen.scores))
     figures = [("rows scored", f"{scored:,}"), ("quarantined", f"{seen.unfit:,}")]
     if record["threshold"] is not None:
@@ -97,7 +97,7 @@ def _scores(seen: Seen, threshold: float | None) -> list[Html]:
 
 
 def _calibration(run: Run, seen: Seen) -> list[Html]:
-    record = run.facts
+    record = run.summary()
     observed = record["observed"]
     clean = record["clean_prompts"]
     return [

@@ -116,7 +116,7 @@ def dedup(
                 column=reader.column,
                 where=list(where),
                 keep=None if keep is None else list(keep),
-                tokenizer=tokenizer_files(model.describe()),
+                tokenizer=tokenizer_files(model.config()),
                 rows_sha256=rows_sha256,
                 **counts,
             )

@@ -78,7 +78,7 @@ class AttackRun:
 
 
 def read_masks(path: str | Path) -> NeuronMask | WeightMask:
-    """The masks of a localisation's run directory, or of a file.
+    """The masks of a localization's run directory, or of a file.
 
     Raises:
         UsageError: no such file.

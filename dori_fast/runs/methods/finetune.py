@@ -189,13 +189,13 @@ class _Run:
         self.out, self._model, self._method = out, model, method
         self._drawing, self._memorized, self._kept = drawing, memorized, kept
         self._masks = masks
-        described = model.describe()
+        described = model.config()
         identity: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "fine_tuning": method.config(),
             "surrogates": {**drawing.config(), "masks": masks.sha256()},
-            "memorized": memorized.identity(),
-            "retained": kept.config if isinstance(kept, Drawn) else kept.identity(),
+            "memorized": memorized.config(),
+            "retained": kept.config if isinstance(kept, Drawn) else kept.config(),
             "model": model_identity(described),
         }
         if model.device.type == "cpu":
@@ -267,7 +267,7 @@ class _Run:
         due: list[Checkpoint] = []
 
         def told(report: StepReport) -> None:
-            scalars.append(report.as_dict())
+            scalars.append(report.summary())
             if due:
                 # only now, so that the file of figures is never behind the checkpoint
                 scalars.sync()

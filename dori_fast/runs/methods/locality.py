@@ -1,4 +1,4 @@
-"""Locality from finished runs: an attack from many starts, and localisations of its embeddings."""
+"""Locality from finished runs: an attack from many starts, and localizations of its embeddings."""
 
 from __future__ import annotations
 

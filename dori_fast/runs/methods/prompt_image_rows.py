@@ -38,7 +38,7 @@ class Pictured:
     refused: list[dict[str, Any]]
     file_sha256: str
 
-    def identity(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """What tells these rows from others, as plain JSON."""
         pictures = tensors_sha256({"pictures": torch.from_numpy(self.images)})
         return {"sha256": self.file_sha256, "pictures": pictures, "rows": len(self.rows)}

@@ -1,4 +1,4 @@
-"""Localisation over a file of prompts: a row a prompt, then masks and tables that others read."""
+"""Localization over a file of prompts: a row a prompt, then masks and tables that others read."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _WANDA = pa.schema({"pruned": pa.list_(pa.binary()), "evaluations": pa.int64()})
 
 @dataclass(frozen=True)
 class PruneResult:
-    """A finished localisation.
+    """A finished localization.
 
     Attributes:
         run: the run and its rows.
@@ -92,7 +92,7 @@ def prune(
     resume: Resume = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PruneResult:
-    """Localise every prompt of an input into a run directory, resumable prompt by prompt.
+    """Localize every prompt of an input into a run directory, resumable prompt by prompt.
 
     Args:
         model: the denoiser.
@@ -102,7 +102,7 @@ def prune(
         method: NeMo, or Wanda with ``joint=False`` (a joint mask is one computation over all
             prompts: call its ``localize``).
         embeddings: run directory of an attack on the same prompts: each row's adversarial embedding
-            is localised instead of its prompt. Rows that were not attacked are quarantined.
+            is localized instead of its prompt. Rows that were not attacked are quarantined.
         column: the prompt column; found by itself if it has a usual name.
         limit: read only the first rows.
         resume: as in a scan.

@@ -86,7 +86,7 @@ def run_each(
     settings = checked(
         "run", seeds=1, steps=1, batch_size="auto", limit=limit, shard_size=at_once, resume=resume
     )
-    described = model.describe()
+    described = model.config()
     identity = make_identity(
         detector=method,
         model=described,

@@ -36,7 +36,7 @@ def draw_top(model: Denoiser, run: StoredRun, rows: int, seeds: Sequence[int], *
         UsageError: no row was scored.
         IntegrityError: another model.
     """
-    now, then = ({"files": of.get("files")} for of in (model.describe(), run.record.model))
+    now, then = ({"files": of.get("files")} for of in (model.config(), run.record.model))
     if now != then:
         raise IntegrityError(
             f"{run.root}: scanned another model ({differences(then, now)}) — pass the same --model"

@@ -123,7 +123,7 @@ class Selection:
     def __bool__(self) -> bool:
         return bool(self.where) or self.keep is not None
 
-    def identity(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """What tells this selection from others, as plain JSON; empty if all is read."""
         where = {"where": [str(condition) for condition in self.where]} if self.where else {}
         return where | ({} if self.keep is None else {"keep": list(self.keep)})

@@ -1,4 +1,4 @@
-"""Run directories read back: of a scan, a localisation or an attack, finished or not."""
+"""Run directories read back: of a scan, a localization or an attack, finished or not."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ class StoredRun:
     shards: tuple[Path, ...]
     columns: tuple[str, ...]
 
-    @property
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The record as plain JSON."""
         return self.record.model_dump(mode="json")
 
@@ -87,7 +86,7 @@ def open_run(root: str | Path) -> StoredRun:
     schema = shard_columns(shards[0])
     kind = next((kind for name, kind in _TELLING.items() if name in schema.names), None)
     if kind is None:
-        raise IntegrityError(f"{shards[0]}: not the rows of a scan, localisation or attack")
+        raise IntegrityError(f"{shards[0]}: not the rows of a scan, localization or attack")
     for shard in shards:
         first = _index(shard) * int(record.identity["shard_size"])
         check_shard(shard, record.run_hash, first, schema)

@@ -74,7 +74,7 @@ def verify(
     root: str | None = None,
     files_only: bool = False,
 ) -> Verification:
-    """Check a run directory of a scan, localisation or attack; nothing is written.
+    """Check a run directory of a scan, localization or attack; nothing is written.
 
     Args:
         run: the run directory.
@@ -178,7 +178,7 @@ class _Check:
         elif model_identity(record.model) != record.identity.get("model"):
             wrong = "model and identity.model differ"
         elif misfit := record.misfit:
-            wrong = f"not of a scan, localisation or attack ({misfit})"
+            wrong = f"not of a scan, localization or attack ({misfit})"
         if wrong:
             self._found(_RECORD, wrong, self._restore)
             self.result.skipped.append("rows, input, weights and scores: run.json was edited")
@@ -330,7 +330,7 @@ def _files_now(record: RunRecord, model: Denoiser | str | Path | None) -> dict[s
     from dori_fast.models import Denoiser, source_hashes
 
     if isinstance(model, Denoiser):
-        return dict(model.describe()["files"])
+        return dict(model.config()["files"])
     if "unet_weights" in record.model["files"]:
         raise UsageError(
             "verify: the run's model had partial weights laid over it"

@@ -103,7 +103,7 @@ def order(
     """
     recipe = {**recipe_of(model), "device": device}
     try:
-        return dumps(Order(recipe, model.describe(), threads, work))
+        return dumps(Order(recipe, model.config(), threads, work))
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise UsageError(
             f"scan: the detector {work.detector.name!r} cannot be sent to another process"
@@ -129,7 +129,7 @@ class Worker:
             torch.cuda.set_device(device)
         torch.set_num_threads(order.threads)
         self.model, self._work = load(**order.recipe), order.work
-        if self.model.describe() != order.described:
+        if self.model.config() != order.described:
             raise IntegrityError(
                 f"{order.recipe['source']}: another model than the scan began with lies there now"
                 " — start again with the model that is there, in another --out"

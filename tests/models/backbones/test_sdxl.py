@@ -74,9 +74,9 @@ def test_a_pipeline_in_memory_is_the_same_model(model, pipe):
     in_memory = df.load(pipe, batch_size=4)
     scores = [df.detect.Wen(seeds=2).score(m, PROMPTS) for m in (model, in_memory)]
     assert torch.equal(*scores)
-    files = set(model.describe()["files"])
+    files = set(model.config()["files"])
     assert {"text_encoder_2/model.safetensors", "tokenizer_2/tokenizer.json"} <= files
-    assert {"text_encoder_2", "tokenizer_2"} <= set(in_memory.describe()["files"])
+    assert {"text_encoder_2", "tokenizer_2"} <= set(in_memory.config()["files"])
 
 
 def test_scores_are_independent_of_grouping_and_equal_to_the_plain_forward(model, directory):

@@ -1,4 +1,4 @@
-"""Tokenising and encoding against the tokenizer's and text encoder's own calls."""
+"""Tokenizing and encoding against the tokenizer's and text encoder's own calls."""
 
 from __future__ import annotations
 

@@ -90,14 +90,14 @@ def test_the_policy_holds_even_if_markup_came_through(tmp_path, asked):
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_pictures_and_text_are_seen(tmp_path, dark):
-    images = np.stack([np.full((8, 8, 3), colour, np.uint8) for colour in (MAGENTA, GREEN)])
+    images = np.stack([np.full((8, 8, 3), color, np.uint8) for color in (MAGENTA, GREEN)])
     path, shot = tmp_path / "page.html", tmp_path / "shot.png"
     path.write_text(page("report", note("text"), pictures(images, "two")), encoding="utf-8")
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     chromium(path, f"--screenshot={shot}", "--window-size=600,400", scheme)
     seen = np.asarray(Image.open(shot).convert("RGB"))
-    for colour in (MAGENTA, GREEN):
-        assert (seen == colour).all(-1).sum() == 96 * 96
+    for color in (MAGENTA, GREEN):
+        assert (seen == color).all(-1).sum() == 96 * 96
     paper = seen[-1, -1].mean()
     assert paper < 50 if dark else paper > 250
     # ink stands out against the paper

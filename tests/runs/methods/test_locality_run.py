@@ -1,4 +1,4 @@
-"""Locality put together from an attack's run and localisations of its embeddings."""
+"""Locality put together from an attack's run and localizations of its embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Localisation runs: rows, masks and tables agree, and an interrupted run goes on."""
+"""Localization runs: rows, masks and tables agree, and an interrupted run goes on."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_statistics_of_a_file(model: Any, prompts: Path, tmp_path: Path) -> None
 
 
 def test_nothing_to_draw_and_nothing_to_prune(model: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no finished localisation"):
+    with pytest.raises(UsageError, match="no finished localization"):
         draw_prune(tmp_path)
     with pytest.raises(UsageError, match="the input has no rows"):
         found(model, write(tmp_path / "none.txt", ""), tmp_path / "run")

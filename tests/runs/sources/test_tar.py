@@ -179,8 +179,8 @@ def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_digest_is_that_of_the_texts(tmp_path: Path) -> None:
     members = sample(0, "a", n=1) + sample(1, "b", n=2)
     digest = input_sha256(tar(tmp_path / "0.tar", members))
-    recoloured = [(n, b"\xfe" * 700 if n.endswith("jpg") else d) for n, d in members]
-    assert input_sha256(tar(tmp_path / "1.tar", recoloured)) == digest
+    recolored = [(n, b"\xfe" * 700 if n.endswith("jpg") else d) for n, d in members]
+    assert input_sha256(tar(tmp_path / "1.tar", recolored)) == digest
     edited = [(n, "c" if d == "b" else d) for n, d in members]
     assert input_sha256(tar(tmp_path / "2.tar", edited)) != digest
 

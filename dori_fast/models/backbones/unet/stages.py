@@ -113,7 +113,7 @@ def _pruned_linear(second: Any, h: Tensor, pruned: Pruned) -> Tensor:
     """A linear layer on [N, HW, I] that lacks weights."""
     if pruned.same:
         return F.linear(h, pruned.weight(second.weight, 0), second.bias)
-    # one by one, so that no sample's rounding depends on its neighbours
+    # one by one, so that no sample's rounding depends on its neighbors
     weights = {row: pruned.weight(second.weight, row) for row in set(pruned.rows)}
     outputs = [
         F.linear(h[n : n + 1], weights[row], second.bias) for n, row in enumerate(pruned.rows)
