@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     )
     from dori_fast._backend import backends
     from dori_fast.integrations import accelerate, patch, restore, unpatch
-    from dori_fast.models import Denoiser, load
+    from dori_fast.models import Denoiser
+    from dori_fast.models.load import load
     from dori_fast.runs.calibrate import calibrate
     from dori_fast.runs.estimate import estimate
     from dori_fast.runs.scan import scan

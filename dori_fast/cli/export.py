@@ -47,7 +47,7 @@ def export(
     """
     quiet_libraries()
     with reported(debug), Status() as status:
-        from dori_fast.report.export import csv_rows, lm_eval, model_card
+        from dori_fast.report import csv_rows, lm_eval, model_card
         from dori_fast.runs.store.durable import write_durably
         from dori_fast.runs.store.reopen import open_run
 

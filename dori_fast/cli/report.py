@@ -81,9 +81,7 @@ def report(
 
 
 def _page(run: Path, kind: str, stored: StoredRun, top: int, labels: Labels | None) -> str:
-    from dori_fast.report import scan_page, story_page
-    from dori_fast.report.pages import attack as attack_page
-    from dori_fast.report.pages import prune as prune_page
+    from dori_fast.report import attack_page, prune_page, scan_page, story_page
     from dori_fast.runs.methods.top_images import read_pictures
 
     if kind == "demo":

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dori_fast.report.export import csv_rows
+from dori_fast.report import csv_rows
 
 
 class Rows:

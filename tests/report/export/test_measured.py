@@ -11,8 +11,7 @@ from huggingface_hub import ModelCard
 from scipy.stats import sem
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.report import measured_file
-from dori_fast.report.export import lm_eval, model_card
+from dori_fast.report import lm_eval, measured_file, model_card
 from dori_fast.report.export.measured import Measured, Metric, Task
 
 REMOVAL = Path(__file__).parents[3] / "benchmarks" / "results" / "quality" / "removal.json"

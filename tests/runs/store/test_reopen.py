@@ -12,7 +12,7 @@ import pytest
 
 from dori_fast.errors import IntegrityError
 from dori_fast.report.figures import attack
-from dori_fast.report.export import csv_rows
+from dori_fast.report import csv_rows
 from dori_fast.runs.store.shard import commit_shard
 from dori_fast.runs.store.reopen import open_run
 from tests.runs.scanning import Spelling, scanned
