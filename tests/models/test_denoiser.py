@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 
 import dori_fast as df
 from dori_fast.errors import UsageError
-from dori_fast.models.schedules.prediction import ddim_step, to_epsilon
+from dori_fast.models.schedules.vp import ddim_step, to_epsilon
 from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "", "another the in an on"]

@@ -26,7 +26,7 @@ def refuse_over(model: Any, samples: int, error: Exception) -> None:
         if args[0].shape[0] > samples:
             raise error
 
-    model.engine.unet.conv_out.register_forward_pre_hook(check)
+    model.unet.conv_out.register_forward_pre_hook(check)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError(CPU_MESSAGE)])

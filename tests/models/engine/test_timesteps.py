@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask
-from dori_fast.models.engine.state import added_conditions
+from dori_fast.models.backbones.unet.program import added_conditions
 from dori_fast.models.probes import prediction
 from tests.tiny_model import save_tiny_sd
 from tests.tiny_sdxl import save_tiny_sdxl
@@ -46,7 +46,7 @@ def plain(model, text, pooled, latents):
     rows = []
     for p in range(P):
         row = None if pooled is None else pooled[p : p + 1]
-        added = added_conditions(row, model.engine._picture_size)
+        added = added_conditions(row, model.image_size)
         rows.append(
             torch.cat(
                 [
@@ -119,7 +119,7 @@ def test_no_gradient_is_kept_of_what_the_text_has_no_part_in(sources):
     text, _, latents = problem(model)
     condition = model.condition(text.requires_grad_())
     prefix = model.engine._prefix(
-        model.engine._known_program(),
+        model.engine.program,
         model.samples(condition, latents, TIMESTEPS).shared,
         torch.arange(P * B),
     )
