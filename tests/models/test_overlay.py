@@ -1,4 +1,4 @@
-"""Some weights of a UNet, laid over those of a source, and written by themselves."""
+"""Files with some of a UNet's weights: loading them over a source, and writing them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def erased(source, tmp_path_factory):
-    """What ESD-x leaves: new weights of the cross-attentions alone."""
+    """A file as from ESD-x: new weights of the cross-attentions alone."""
     unet = df.load(source, device="cpu").unet
     path = tmp_path_factory.mktemp("esd") / "esd-x.safetensors"
     found = {n: -2 * p for n, p in unet.state_dict().items() if ".attn2." in n}
@@ -76,7 +76,7 @@ def changed(value):
         (changed(lambda t: t[:1].contiguous()), r"attn2\.to_k\.weight is \[1, 32\], the UNet's"),
         (changed(lambda t: t.to(torch.int8)), "quantized weights"),
         (changed(lambda t: t * torch.nan), r"NaN or Inf in .*attn2\.to_k\.weight as torch.float32"),
-        # finite as it is, but not in the model's dtype
+        # finite in float64, but not in the model's dtype
         (changed(lambda t: t.double() * 1e300), r"NaN or Inf in .*to_k\.weight"),
     ],
 )
@@ -109,7 +109,7 @@ def test_a_difference_gives_the_changed_model_again(model, source, tmp_path):
     again = df.load(source, device="cpu", unet_weights=path)
     for name, value in tuned.unet.state_dict().items():
         assert torch.equal(again.unet.state_dict()[name], value)
-    # a copy says what it is by its own weights, not by the file that it began with
+    # a copy is described by its own weights, not by the file that it began with
     assert "unet_weights" not in again.copy().config()["files"]
 
 

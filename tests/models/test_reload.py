@@ -1,4 +1,4 @@
-"""A model that files describe can be loaded again from its recipe; others say why not."""
+"""A model that files describe can be loaded again from its recipe; others are refused."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_the_embedded_model_keeps_its_prediction_type(tmp_path):
     assert torch.equal(again.encode(["a portrait of an astronaut"]).unique, condition.unique)
     for name, value in model.unet.state_dict().items():
         assert torch.equal(again.unet.state_dict()[name], value)
-    # where a file's tensors lie in memory may change how a CPU rounds
+    # the place of a tensor in memory may change how a CPU rounds
     torch.testing.assert_close(
         again.epsilon(condition, again.noise([3]), 400),
         model.epsilon(condition, model.noise([3]), 400),
@@ -65,7 +65,7 @@ def test_the_embedded_model_keeps_its_prediction_type(tmp_path):
 
 
 def test_a_copy_has_weights_of_its_own(model):
-    """Predictions that are kept for later are forgotten when the weights are written to."""
+    """Kept predictions are discarded when the weights change."""
     condition, before = model.encode(PROMPTS), model.config()
     eps = model.epsilon_shared(condition, model.share_noise([0], 300))
     own = model.copy()

@@ -1,4 +1,4 @@
-"""SDXL: two text encoders, pooled embeddings and the picture's size in the time embedding."""
+"""SDXL: two text encoders, pooled embeddings and the image size in the time embedding."""
 
 from __future__ import annotations
 

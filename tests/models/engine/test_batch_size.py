@@ -1,4 +1,4 @@
-"""The batch size where nobody says it."""
+"""The automatic batch size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GB = 1e9
         (0.3 * GB, 8 * GB, 24 * GB, 16),
         (1.3 * GB, 0, 80 * GB, 32),
         (3 * GB, 0, 4 * GB, 1),
-        # not even one fits: the run itself will say so
+        # not even one fits, so the run itself will raise
         (3 * GB, 0, 1 * GB, 1),
         (0.0, 0, 1 * GB, 64),
     ],

@@ -1,4 +1,4 @@
-"""The switches: what "auto" chooses, what is refused, and that they change rounding alone."""
+"""The switches: choices of "auto", refusals, and changes of rounding alone."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_compiled_parts_are_exact(differentiated):
             assert (actual - expected).norm() <= 1e-12 * expected.norm()
 
     compare(961)
-    # another timestep needs no other code
+    # another timestep needs no recompilation
     with torch.compiler.set_stance("fail_on_recompile"):
         compare(21)
 

@@ -1,4 +1,4 @@
-"""Out of memory: smaller batches from then on, equal scores, one log line a halving, a floor."""
+"""Out of memory: batches are halved down to one sample, scores stay equal."""
 
 from __future__ import annotations
 

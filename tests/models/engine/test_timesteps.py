@@ -1,4 +1,4 @@
-"""A timestep for each sample of a batch, and gradients, against the plain network one by one."""
+"""Own timesteps for each sample of a batch, and gradients, against the plain network one by one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load(sources, name, dtype, **options):
 
 
 def problem(model):
-    """Text, pooled text (SDXL) and latents, drawn alike for every dtype."""
+    """Text, pooled text (SDXL) and latents, the same for every dtype."""
     generator = torch.Generator().manual_seed(0)
     like = model.unconditional
     shapes = [like.unique.shape[1:], *([like.pooled.shape[1:]] if like.pooled is not None else [])]
@@ -114,7 +114,7 @@ def test_a_prediction_and_its_gradient_depend_on_no_neighbour(sources, name):
 
 
 def test_no_gradient_is_kept_of_what_the_text_has_no_part_in(sources):
-    """One problem: the prefix's backward pass is as absent as the weights'."""
+    """The backward pass skips the prefix and the weights."""
     model = load(sources, "sd", "float32", batch_size=P * B)
     text, _, latents = problem(model)
     condition = model.condition(text.requires_grad_())
@@ -161,7 +161,7 @@ def test_what_the_network_is_trained_to_answer_becomes_epsilon(sources, kind):
     target = schedule.target(x_0, eps, TIMESTEPS)
     found = schedule.epsilon(target.flatten(0, 1), x_t.flatten(0, 1), TIMESTEPS.flatten())
     torch.testing.assert_close(found, eps.flatten(0, 1))
-    # the conversion of each sample is that of its own timestep
+    # each sample is converted with its own timestep
     for n, t in enumerate(TIMESTEPS.flatten().tolist()):
         one = schedule.epsilon(target.flatten(0, 1)[n : n + 1], x_t.flatten(0, 1)[n : n + 1], t)
         torch.testing.assert_close(found[n : n + 1], one)
