@@ -212,12 +212,12 @@ def _from_pipeline(
 ) -> Denoiser:
     """A view of a pipeline's modules: frozen, but neither copied nor moved nor cast."""
     has_dtype, has_device = pipe.unet.dtype, pipe.unet.device
-    wants_device = has_device if device == "auto" else _resolve_device(device)
-    wants_dtype = has_dtype if dtype == "auto" else _resolve_dtype(dtype, wants_device)
-    if (wants_dtype, wants_device.type) != (has_dtype, has_device.type):
+    to_device = has_device if device == "auto" else _resolve_device(device)
+    to_dtype = has_dtype if dtype == "auto" else _resolve_dtype(dtype, to_device)
+    if (to_dtype, to_device.type) != (has_dtype, has_device.type):
         raise UsageError(
-            f"load: the pipeline is {has_dtype} on {has_device}, requested {wants_dtype} on"
-            f" {wants_device}; move it first with pipe.to(...)"
+            f"load: the pipeline is {has_dtype} on {has_device}, requested {to_dtype} on"
+            f" {to_device}; move it first with pipe.to(...)"
         )
     backbone, wanted = _backbone(pipe.unet, pipe.vae.config), how["execution"].channels_last
     if wanted != "auto" and wanted != backbone.channels_last:
