@@ -39,7 +39,7 @@ def in_turn(model: Denoiser, masks: NeuronMask | WeightMask) -> View:
     """Row i under mask i, and so on in turn; one mask alone is everybody's."""
     if len(masks) == 1:
         return lambda n: model.masked(masks)
-    return lambda n: model.masked(masks.take([row % len(masks) for row in range(n)]))
+    return lambda n: model.masked(masks.in_turn(n))
 
 
 def fixed(load: Callable[[], Denoiser]) -> Mitigation:

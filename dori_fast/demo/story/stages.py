@@ -96,11 +96,7 @@ def attack(
 
     def compute() -> dict[str, NDArray[Any]]:
         of = chosen(settings)[which]
-        view = (
-            model
-            if masks is None
-            else model.masked(masks.take([row % len(masks) for row in range(len(of))]))
-        )
+        view = model if masks is None else model.masked(masks.in_turn(len(of)))
         prompts, images = [p.prompt for p in of], np.stack([p.image for p in of])
         ids = [f"{which} {row}" for row in range(len(of))]
         found = settings.attack().run(view, images, prompts, ids=ids)
