@@ -58,6 +58,8 @@ MODELS = {
     "engine": {"masks", "text", "files"},
     # they know no files, no methods and no batches
     "backbones": {"engine", "masks", "text"},
+    # opens the networks that files describe
+    "modules": {"files", "text"},
     "denoiser": {"engine", "backbones", "masks", "text", "schedules", "images", "files"},
 }
 ABOVE_THE_DENOISER = {"load", "save", "reload", "overlay", "probes", "in_place", "prefixed"}
