@@ -14,8 +14,9 @@ import torch
 
 import dori_fast
 from dori_fast import _extension, ops
-from dori_fast._backend import BACKENDS, backends, why_not
+from dori_fast._backend import BACKENDS, why_not
 from dori_fast._library import OPS
+from dori_fast.ops.backends import backends
 from tests.ops import calls
 from tests.ops.contract import DEVICE, NOT_IN_CPP, OP_BACKENDS, SPECS, backends_of, inputs_of
 
