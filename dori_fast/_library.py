@@ -8,7 +8,6 @@ autograd formula costs five times as much per call.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -90,12 +89,7 @@ def define_op(
 def _imported_when_called(target: str) -> Callable[..., Any]:
     """Return a function that calls the function `target`, "module:function"."""
     module, function = target.split(":")
-
-    @functools.cache
-    def imported() -> Callable[..., Any]:
-        return getattr(importlib.import_module(module), function)
-
-    return lambda *arguments: imported()(*arguments)
+    return lambda *arguments: getattr(importlib.import_module(module), function)(*arguments)
 
 
 def mark_written(*tensors: torch.Tensor) -> None:

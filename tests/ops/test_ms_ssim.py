@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dori_fast.ops import largest_per_map, ms_ssim, ms_ssim_pairs, ms_ssim_settings
 from dori_fast.testing import check_backend
-from tests.ops.contract import DEVICE, DTYPES, SPECS, backends_of
+from tests.ops.contract import DEVICE, DTYPES, SPECS, backends_of, check_threads
 
 with warnings.catch_warnings():
     # An old version, from before newer Python and setuptools.
@@ -183,13 +183,7 @@ def test_a_group_does_not_depend_on_its_batch(backend: str, dtype: torch.dtype) 
 @pytest.mark.parametrize("threads", (1, 2, 5))
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     maps = drawn(2, 6, 4, 64, 64, dtype=torch.float32)
-    before = torch.get_num_threads()
-    expected = ms_ssim(maps)
-    try:
-        torch.set_num_threads(threads)
-        assert torch.equal(ms_ssim(maps), expected)
-    finally:
-        torch.set_num_threads(before)
+    check_threads(lambda: (ms_ssim(maps),), threads)
 
 
 def test_kernels_keep_more_digits_than_torchmetrics() -> None:
