@@ -79,9 +79,10 @@ SPECS = (
         name="neuron_mask",
         public="neuron_mask",
         reference=neuron_mask_reference,
-        # widths around the vector widths, both ranks of the scale, empty dimensions
+        # widths around the vector widths and beyond the float16 buffer and Triton's block (1024);
+        # both ranks of the scale; empty dimensions
         sizes=(
-            *((2, 3, neurons, 2) for neurons in (1, 3, 63, 64, 257, 1000)),
+            *((2, 3, neurons, 2) for neurons in (1, 3, 63, 64, 257, 1000, 1027)),
             *((3, 2, 65, 1), (1, 1, 8, 1), (2, 5, 320, 2)),
             *((0, 3, 8, 2), (2, 0, 8, 1), (2, 3, 0, 2)),
         ),

@@ -5,7 +5,13 @@ import math
 
 import pytest
 
-from tests.ops.contract import COVER, NONFINITE_COVER, SPECS, factors_of, nonfinite_factors_of
+from tests.ops.contract import (
+    COVER,
+    NONFINITE_COVER,
+    OP_BACKENDS,
+    factors_of,
+    nonfinite_factors_of,
+)
 from tests.ops.pairwise import cover
 
 
@@ -29,7 +35,8 @@ def test_all_pairs_meet_in_few_rows(sizes: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("covers", "factors_of"), [(COVER, factors_of), (NONFINITE_COVER, nonfinite_factors_of)]
 )
-def test_the_contract_covers_all_pairs_of_every_operator(covers: dict, factors_of) -> None:
-    for name in SPECS:
-        rows = [(*case[1:], *row) for case in covers if case[0] == name for row in covers[case]]
+def test_the_contract_covers_all_pairs_in_every_backend(covers: dict, factors_of) -> None:
+    for name, backend in OP_BACKENDS:
+        cases = [case for case in covers if case[:2] == (name, backend)]
+        rows = [(case[2], *row) for case in cases for row in covers[case]]
         assert pairs_of(rows) == pairs_of(list(itertools.product(*factors_of(name)))), name
