@@ -1,4 +1,4 @@
-"""Each name against what it replaces."""
+"""Each function against the one that it replaces."""
 
 from __future__ import annotations
 

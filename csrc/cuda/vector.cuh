@@ -37,7 +37,7 @@ constexpr int kVectorWidth = 16 / sizeof(T);
 
 inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// Whether rows that start at multiples of these strides (in elements) stay 16-byte aligned.
+// True if rows that start at multiples of these strides (in elements) stay 16-byte aligned.
 template <class T, class... Strides>
 bool aligned_rows(Strides... strides) {
   return ((strides % kVectorWidth<T> == 0) && ...);

@@ -29,7 +29,7 @@ def embeddings(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize(
     ("backend", "dtype", "weight_decay"), cover(BACKENDS, list(TOLERANCE), (0.0, 0.01)), ids=str
 )
-def test_equals_an_optimiser_of_torch_for_each_problem(
+def test_equals_an_optimizer_of_torch_for_each_problem(
     backend: str, dtype: torch.dtype, weight_decay: float
 ) -> None:
     """Problems are inactive at different steps, so their step counts drift apart."""
@@ -145,7 +145,7 @@ def test_autograd_learns_of_the_change(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_minimises_what_it_is_given_the_gradient_of(backend: str) -> None:
+def test_minimizes_what_it_is_given_the_gradient_of(backend: str) -> None:
     goal = embeddings(3, 2, 8)
     params = torch.zeros_like(goal)
     state = EmbeddingState.zeros_like(params)

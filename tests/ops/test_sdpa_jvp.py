@@ -91,7 +91,7 @@ def test_what_keys_have_in_common_costs_no_digits(backend: str, dtype: torch.dty
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that anything returns."""
+    """Record the size of the largest tensor that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
