@@ -1,8 +1,8 @@
 """Build the compiled part by CMakeLists.txt; metadata is in pyproject.toml.
 
-Without a C++ compiler the package installs all the same and works on its reference kernels; the
-reason is kept in dori_fast/_build_error.txt for `dori-fast doctor`. Environment:
-DORI_WITH_CUDA=AUTO|ON|OFF (AUTO: when nvcc is found), DORI_REQUIRE_EXTENSION=1 (failure is fatal).
+Without a C++ compiler the package still installs and computes by its references; `dori-fast doctor`
+reads the reason from dori_fast/_build_error.txt. Environment: DORI_WITH_CUDA=AUTO|ON|OFF (AUTO: if
+nvcc is found), DORI_REQUIRE_EXTENSION=1 (a failed build is fatal).
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ REQUIRED = os.environ.get("DORI_REQUIRE_EXTENSION") == "1"
 
 
 def torch_root() -> str:
-    """Where torch is installed; found without the seconds that importing it costs."""
+    """Return the directory of the torch package without the seconds that importing it costs."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         raise CompileError("torch is not installed in the build environment")
@@ -28,10 +28,10 @@ def torch_root() -> str:
 
 
 class CMakeBuild(build_ext):
-    """All extensions by one CMake build, in parallel."""
+    """Build all extensions in one CMake build, in parallel."""
 
     def run(self) -> None:
-        # Known only here: setuptools builds in-place extensions elsewhere and copies them.
+        # known only here: setuptools builds in-place extensions elsewhere and copies them
         self.record = Path(self.get_ext_fullpath("dori_fast._C")).parent / "_build_error.txt"
         self.record.unlink(missing_ok=True)
         super().run()
@@ -50,7 +50,7 @@ class CMakeBuild(build_ext):
     def build_all(self, package: Path) -> None:
         import pybind11
 
-        # A cache made in pip's isolated environment names tools that are gone by now.
+        # a cache from pip's isolated environment names tools that no longer exist
         Path(self.build_temp, "CMakeCache.txt").unlink(missing_ok=True)
         self.cmake(
             *("-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
@@ -64,7 +64,7 @@ class CMakeBuild(build_ext):
         self.cmake("--build", self.build_temp)
 
     def cmake(self, *arguments: str) -> None:
-        # cmake and ninja from pip lie beside the interpreter, which need not be on PATH.
+        # pip puts cmake and ninja beside the interpreter, which need not be on PATH
         path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
         done = subprocess.run(
             ["cmake", *arguments], capture_output=True, text=True, env={**os.environ, "PATH": path}
@@ -75,7 +75,7 @@ class CMakeBuild(build_ext):
 
 
 def first_error(done: subprocess.CompletedProcess[str]) -> str:
-    """The line that names the first error, and the few that explain it, as one line."""
+    """Return the line that names the first error and the few after it, as one line."""
     lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
     start = next((i for i, line in enumerate(lines) if "rror" in line), 0)
     return " ".join(lines[start : start + 4]) or "no message"

@@ -81,7 +81,7 @@ void mean_per_problem(const DiffusionLoss& task, const std::vector<double>& sums
   for (int64_t p = 0; p < task.problems; ++p) {
     double total = 0;
     for (int64_t b = 0; b < task.draws; ++b) total += sums[p * task.draws + b];
-    // The mean of nothing is NaN, as torch has it.
+    // the mean of nothing is NaN, as in torch
     loss[p] = static_cast<A>(count > 0 ? total / count : std::numeric_limits<double>::quiet_NaN());
   }
 }

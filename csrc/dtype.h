@@ -1,4 +1,4 @@
-// The element types that kernels take. Knows no torch, so kernels need no torch either.
+// Element types of the kernels. It does not include torch, so kernels do not depend on torch.
 #pragma once
 
 #include <type_traits>
@@ -11,7 +11,7 @@ enum class DType { float32, float64, bfloat16, float16 };
 template <class T>
 using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Calls body with a value of the type that Types (a room's own float types) has for the dtype.
+// Calls body with a value of the dtype's type; Types names the half types (of cpu/ or cuda/).
 template <class Types, class Body>
 auto dispatch(DType dtype, Body&& body) {
   switch (dtype) {

@@ -1,4 +1,4 @@
-// dori_fast._info: what this build contains. It answers even where torch does not load.
+// dori_fast._info: facts of this build. It loads even if torch does not.
 #include <pybind11/pybind11.h>
 
 #include <sstream>

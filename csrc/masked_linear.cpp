@@ -1,4 +1,4 @@
-// dori::masked_linear: torch's own linear, whose result is masked where it lies.
+// dori::masked_linear: torch's own linear, whose result is masked in place.
 #include "neuron_mask.h"
 
 #include "tensors.h"

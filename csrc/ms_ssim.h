@@ -21,9 +21,9 @@ struct Scale {
 };
 
 // A, the workspace's type, is float (double for float64 maps). Per image and scale the workspace
-// holds C planes around their means, the means and the variances of C planes, C pivots (added to a
-// plane they give its true values), and the least and the largest true value. It serves one group
-// at a time.
+// holds C planes around their means, the means and the variances of C planes, C pivots (plane plus
+// pivot gives true values), and the least and the largest true value. It serves one group at a
+// time.
 struct MsSsim {
   DType dtype;
   const void* maps;      // [groups, images, C, H, W], images contiguous

@@ -75,8 +75,8 @@ NeuronMaskInPlace in_place_task(const Tensor& x, const Tensor& indices,
           .neuron_stride = x.stride(2)};
 }
 
-// A wrong index would write into memory of others; the CUDA kernel guards every access instead,
-// because reading the lists here would wait for the device.
+// A wrong index would write outside x. The CUDA kernel guards every access instead, since reading
+// the lists here would wait for the device.
 void check_lists_on_cpu(const NeuronMaskInPlace& task) {
   for (int64_t k = 0; k < task.listed; ++k) {
     STD_TORCH_CHECK(task.indices[k] >= 0 && task.indices[k] < task.neurons, kInPlaceOp,

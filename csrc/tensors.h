@@ -1,4 +1,4 @@
-// What every binding needs of torch: memory layout, dtypes, parallel rows, the CUDA stream.
+// Torch for the bindings: memory layout, dtypes, parallel rows, the CUDA stream.
 #pragma once
 
 #include "dtype.h"
@@ -17,7 +17,7 @@
 #ifdef DORI_CUDA
 #include <cuda_runtime_api.h>
 
-// Weak, so that one library loads on a torch without CUDA as well; there nobody can call it.
+// Weak, so that one library also loads on a torch without CUDA, where it is never called.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
 #endif
 

@@ -1,4 +1,4 @@
-// mask[o, i]: whether |weight[o, i]| * act_norm[i] is among the largest of row o, and above base.
+// mask[o, i] = |weight[o, i]| * act_norm[i] is among the largest of row o, and above the base's.
 #pragma once
 
 #include "dtype.h"
@@ -14,7 +14,7 @@ struct WandaMask {
   const void* act_norm;
   const void* base_act_norm;                 // null: no comparison
   bool* mask;                                // [rows, columns], contiguous
-  int64_t rows, columns, row_stride, count;  // count: how many per row, at most columns
+  int64_t rows, columns, row_stride, count;  // count: weights per row, at most columns
 };
 
 namespace cpu {

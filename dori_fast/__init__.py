@@ -25,10 +25,10 @@ if TYPE_CHECKING:
         ops,
         prune,
     )
-    from dori_fast._backend import backends
     from dori_fast.integrations import accelerate, patch, restore, unpatch
     from dori_fast.models import Denoiser
     from dori_fast.models.load import load
+    from dori_fast.ops.backends import backends
     from dori_fast.runs.calibrate import calibrate
     from dori_fast.runs.estimate import estimate
     from dori_fast.runs.scan import scan
@@ -52,7 +52,7 @@ _MODULES = (
 _NAMES = {
     "Denoiser": "dori_fast.models",
     "accelerate": "dori_fast.integrations",
-    "backends": "dori_fast._backend",
+    "backends": "dori_fast.ops.backends",
     "calibrate": "dori_fast.runs.calibrate",
     "estimate": "dori_fast.runs.estimate",
     "load": "dori_fast.models",

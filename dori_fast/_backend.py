@@ -1,14 +1,13 @@
-"""Choose an implementation. Only "auto" may choose; a backend asked for by name never falls back.
+"""Select the implementation of an operator. Only "auto" chooses; a named backend never falls back.
 
-The environment variable DORI_BACKEND names the backend that "auto" stands for (to find out whether
-a kernel is at fault, for instance).
+The environment variable DORI_BACKEND names the backend that "auto" stands for, for instance to find
+out whether a kernel is at fault.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,7 +18,7 @@ from dori_fast._library import HAS_TRITON, OPS, FusedOp
 Backend = Literal["auto", "reference", "cpp", "triton", "cuda"]
 
 BACKENDS: tuple[Backend, ...] = ("auto", "reference", "cpp", "triton", "cuda")
-_DEFAULT = os.environ.get("DORI_BACKEND", "auto")
+DEFAULT = os.environ.get("DORI_BACKEND", "auto")
 # Triton reads this when a kernel is decorated, so it cannot change afterwards.
 _INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 _NO_KERNEL = {
@@ -52,14 +51,14 @@ def why_not(op: FusedOp, backend: str, device: str) -> str | None:
 
 
 def select(op: FusedOp, backend: str, x: torch.Tensor) -> Callable[..., Any]:
-    """Return the function that computes `op` on tensors where x is.
+    """Return the function that computes `op` on the device of x.
 
     Raises:
         ValueError: unknown backend.
-        RuntimeError: the backend was asked for by name and cannot serve; says why.
+        RuntimeError: the named backend cannot serve; the message says why.
     """
     if backend == "auto":
-        backend = _DEFAULT
+        backend = DEFAULT
     if backend == "auto":
         return op.dispatched
     if backend not in BACKENDS:
@@ -70,49 +69,3 @@ def select(op: FusedOp, backend: str, x: torch.Tensor) -> Callable[..., Any]:
     if backend == "reference":
         return op.reference
     return op.triton if backend == "triton" else op.dispatched
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Who computes an operator on one kind of device.
-
-    `backend` is what "auto" gives there (None without such a device), `available` what may be asked
-    for by name, and `unavailable` says for each other backend why it may not.
-    """
-
-    backend: str | None
-    available: tuple[str, ...]
-    unavailable: dict[str, str]
-
-
-def _answer(op: FusedOp, device: str) -> Answer:
-    order = ("cuda", "triton", "cpp", "reference") if device == "cuda" else ("cpp", "reference")
-    absent = _why_no_device(device)
-    reasons = {name: absent or why_not(op, name, device) for name in BACKENDS if name != "auto"}
-    available = tuple(name for name, reason in reasons.items() if reason is None)
-    preferred = next((name for name in order if name in available), None)
-    chosen = preferred if _DEFAULT == "auto" else _DEFAULT
-    return Answer(
-        backend=chosen if chosen in available else None,
-        available=available,
-        unavailable={name: reason for name, reason in reasons.items() if reason is not None},
-    )
-
-
-def _why_no_device(device: str) -> str | None:
-    if device == "cpu" or torch.cuda.is_available():
-        return None
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA"
-    return "no CUDA device is visible"
-
-
-def backends() -> dict[str, dict[str, Answer]]:
-    """Say for each operator and kind of device ("cpu", "cuda") who answers, and why others do not.
-
-    >>> backends()["noise_difference"]["cpu"].backend
-    'cpp'
-    """
-    import dori_fast.ops  # noqa: F401  (importing the operators defines them)
-
-    return {name: {d: _answer(op, d) for d in ("cpu", "cuda")} for name, op in OPS.items()}

@@ -1,7 +1,7 @@
-"""Argument checks of the public functions: one message format, made only when a check fails.
+"""Argument checks of the public functions, and the dtype that operators compute in.
 
-`<op>: <argument> must be <expected>, got <actual>`; TypeError for a wrong type, ValueError for a
-wrong shape, dtype, device or value.
+Messages read `<op>: <argument> must be <expected>, got <actual>` and are made only when a check
+fails: TypeError for a wrong type, ValueError for a wrong shape, dtype, device or value.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 _FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that operators compute in: float64 for float64, otherwise float32."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def reject(op: str, argument: str, expected: str, got: object) -> NoReturn:
@@ -34,7 +39,7 @@ def floating_tensor(op: str, argument: str, value: Any) -> None:
 
 
 def same_device(op: str, argument: str, value: Tensor, like: str, other: Tensor) -> None:
-    """Require `value` on the device of the argument named `like`; raises ValueError."""
+    """Require the device of the argument named `like`; raises ValueError."""
     if value.device != other.device:
         reject(op, argument, f"on {like}'s device {other.device}", value.device)
 
@@ -45,12 +50,26 @@ def same_dtype(op: str, argument: str, value: Tensor, like: str, other: Tensor) 
         reject(op, argument, f"of {like}'s dtype {other.dtype}", value.dtype)
 
 
+def same_dtype_and_device(op: str, argument: str, value: Tensor, like: str, other: Tensor) -> None:
+    """Require the dtype and the device of the argument named `like`; raises ValueError."""
+    same_dtype(op, argument, value, like, other)
+    same_device(op, argument, value, like, other)
+
+
+def writable(op: str, argument: str, value: Tensor) -> None:
+    """Require that no two elements share memory by a stride of 0; raises ValueError."""
+    if any(
+        stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)
+    ):
+        reject(op, argument, "free of repeated memory to be written", "an expanded tensor")
+
+
 def constant(op: str, argument: str, value: Tensor) -> None:
-    """Refuse a tensor whose gradient would be lost, while gradients are recorded; ValueError."""
+    """Reject a tensor whose gradient would be lost while gradients are recorded; ValueError."""
     if value.requires_grad and torch.is_grad_enabled():
         reject(op, argument, "without gradient (detach it, or use torch.no_grad)", "requires_grad")
 
 
 def shape_of(value: Tensor) -> list[int]:
-    """Return the shape in the form used in messages."""
+    """Return the shape as messages print it."""
     return list(value.shape)

@@ -1,4 +1,4 @@
-"""Load the compiled operators, or remember why they are not there. Never raises on import."""
+"""Load the compiled operators, or record why they are missing. Importing this never raises."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FACTS = ("version", "compiler", "build_type", "cxx_standard", "simd_levels", "c
 
 
 def _load() -> str | None:
-    """Load the operators; return None, or the reason why there are none."""
+    """Load the operators; return None, or the reason why they are missing."""
     if not LIBRARY.exists():
         if _BUILD_ERROR.exists():
             return f"it was not built: {_BUILD_ERROR.read_text().strip()}"
@@ -27,18 +27,18 @@ def _load() -> str | None:
 
 
 REASON: str | None = _load()
-"""Why the compiled operators are missing; None when they are loaded."""
+"""Reason why the compiled operators are missing; None if they are loaded."""
 
 
 def has_kernel(op: str, dispatch_key: str) -> bool:
-    """Whether the extension has registered `dori::<op>` for a dispatch key ("CPU", "CUDA")."""
+    """Return whether the extension has registered `dori::<op>` for a key ("CPU", "CUDA")."""
     return REASON is None and torch._C._dispatch_has_kernel_for_dispatch_key(
         f"dori::{op}", dispatch_key
     )
 
 
 def build_facts() -> dict[str, Any] | None:
-    """Return what was built (compiler, SIMD levels, CUDA architectures, ...), None if nothing."""
+    """Return facts of the build (compiler, SIMD levels, ...); None without an extension."""
     try:
         info = importlib.import_module("dori_fast._info")
     except ImportError:

@@ -1,4 +1,4 @@
-"""Text from data, made harmless to whoever reads it; names in the order of their numbers."""
+"""Escape unsafe characters in text from data; sort names by their numbers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import re
 import unicodedata
 
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-# joiners belong to emoji and to Persian and Indic words, and move no text around
+# joiners belong to emoji and to Persian and Indic words and do not reorder text
 _JOINERS = "\u200c\u200d"
 
 
 def harmless(text: str) -> str:
-    """Text with control, direction and format characters (ANSI, bidi, ...) spelled out."""
+    """Return text with control, direction and format characters (ANSI, bidi, ...) escaped."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(c) for c in text)
 
 
 def by_number(name: str) -> tuple[int, str]:
-    """A key to sort names such as ``part-99999`` and ``part-100000`` with; without number first."""
+    """Return a sort key for names such as ``part-99999`` and ``part-100000``.
+
+    Names without a number come first.
+    """
     number = re.search(r"[0-9]+", name)
     return (int(number[0]) if number else -1, name)
 

@@ -1,4 +1,4 @@
-"""The errors that a caller is meant to catch; each says what is wrong, where, and what to do."""
+"""Errors for callers to catch; each message says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ class DoriError(Exception):
 
 
 class UsageError(DoriError, ValueError):
-    """A request that cannot be carried out as given: bad configuration, input or model kind."""
+    """Request that cannot be carried out as given: bad configuration, input or kind of model."""
 
 
 class UnavailableError(DoriError):
-    """A service that does not answer now; the same call may be answered later."""
+    """Service that is unavailable now; the same call may succeed later."""
 
 
 class IntegrityError(DoriError):
-    """Data that is not what it claims to be: damaged weights, another configuration, a checksum."""
+    """Data that contradicts its record: damaged weights, another configuration, a checksum."""

@@ -1,7 +1,7 @@
-"""Single calls for other people's code: the operators under the signatures that callers know.
+"""Operators under the signatures of other libraries, to be called from other code.
 
-Each name says what it replaces; `docs/functional.md` shows the line before and after. What a name
-does not support it refuses, saying so, and never answers with other numbers.
+Each docstring names the function that it replaces; `docs/functional.md` shows the line before and
+after. An unsupported setting is rejected by name and never computed differently.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _LAYOUTS = ("uncond_first", "cond_first")
 
 
 class Descriptors(Protocol):
-    """What `sscd_similarity` needs: `dori_fast.evaluate.SSCD` is one."""
+    """Source of copy descriptors for `sscd_similarity`, such as `dori_fast.evaluate.SSCD`."""
 
-    def descriptors(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """Descriptors of length 1, float32 [N, D], of uint8 [N, H, W, 3]."""
+    def descriptors(self, images: NDArray[np.uint8], /) -> Tensor:
+        """Return descriptors of length 1, float32 [N, D], of images uint8 [N, H, W, 3]."""
 
 
 def _window(op: str, kernel_size: int, sigma: float) -> int:
-    """torchmetrics' Gaussian window, whose length follows from sigma alone."""
+    """Return the length of torchmetrics' Gaussian window, which follows from sigma alone."""
     if not isinstance(sigma, int | float) or not 0 < sigma < float("inf"):
         _checks.reject(op, "sigma", "one positive number for both axes", sigma)
     window = int(3.5 * sigma + 0.5) * 2 + 1
@@ -78,33 +78,33 @@ def ms_ssim(
     betas: Sequence[float] = _BETAS,
     normalize: str | None = "relu",
 ) -> Tensor:
-    """Return `torchmetrics.functional.image.multiscale_structural_similarity_index_measure`.
+    """Replace `torchmetrics.functional.image.multiscale_structural_similarity_index_measure`.
 
-    Of torchmetrics 1.3.2, which NeMo's code pins; later versions count the borders at the last
-    scale and give other numbers.
+    The numbers are those of torchmetrics 1.3.2, which NeMo's code pins. Later versions count the
+    borders at the last scale and give other numbers.
 
     Args:
-        preds: [N, C, H, W], float32, bfloat16, float16 or float64, any strides.
-        target: [N, C, H, W], same dtype and device.
-        gaussian_kernel: True.
+        preds: [N, C, H, W] images; dtypes and strides as in `dori_fast.ops`.
+        target: [N, C, H, W] images, same dtype and device.
+        gaussian_kernel: only True is supported.
         sigma: standard deviation of the Gaussian window in pixels, one number.
-        kernel_size: 2 int(3.5 sigma + 0.5) + 1, 11 for 1.5; torchmetrics takes that window whatever
-            is asked for.
+        kernel_size: length of the window, which must be 2 int(3.5 sigma + 0.5) + 1 (11 for 1.5);
+            torchmetrics uses that window for any `kernel_size`.
         reduction: "elementwise_mean", "sum", "none" or None.
-        data_range: None: the larger range of preds and of target, at each scale.
-        k1: 0.01.
-        k2: 0.03.
+        data_range: only None is supported, the larger range of preds and of target at each scale.
+        k1: only 0.01 is supported.
+        k2: only 0.03 is supported.
         betas: exponent of each scale, finest first, 1 to 8 positive numbers.
-        normalize: "relu".
+        normalize: only "relu" is supported.
 
     Returns:
-        A number, or [N] without reduction; float32 (float64 for float64 images), so for half dtypes
-        more digits than torchmetrics has. Differentiable.
+        A number, or [N] without reduction, float32 (float64 for float64 images). For half dtypes
+        these are more digits than torchmetrics returns. Differentiable.
 
     Raises:
         TypeError: an input is not a tensor.
-        ValueError: shape, dtype or device do not fit, an image is too small, or a setting that is
-            not supported.
+        ValueError: shape, dtype or device do not fit, an image is too small, or a setting is not
+            supported.
     """
     op = "ms_ssim"
     for argument, value, supported in (
@@ -145,11 +145,12 @@ def pairwise_ms_ssim(
     Moments are computed once per image, not once per pair.
 
     Args:
-        images: [N, C, H, W], float32, bfloat16, float16 or float64, any strides.
+        images: [N, C, H, W]; dtypes and strides as in `dori_fast.ops`.
         sigma: as in `ms_ssim`.
         kernel_size: as in `ms_ssim`.
-        betas: as in `ms_ssim`; NeMo's code has (0.33, 0.33, 0.33).
-        rescale: stretch each channel of each image to [0, 1] first, as NeMo's code does.
+        betas: as in `ms_ssim`; NeMo's code uses (0.33, 0.33, 0.33).
+        rescale: stretch each channel of each image to [0, 1] first, as NeMo's code does; default
+            False.
 
     Returns:
         [N (N - 1) / 2] float32 (float64 for float64 images), pairs in the order of
@@ -169,18 +170,18 @@ def pairwise_ms_ssim(
 
 
 def cfg_noise_norm(noise_pred: Tensor, layout: str = "uncond_first", p: float = 2) -> Tensor:
-    """Return the norm of text's part of a prediction under classifier-free guidance.
+    """Return the norm of the text's share of a prediction under classifier-free guidance.
 
-    The score of Wen et al. (ICLR 2024), from what a pipeline's UNet returns for the doubled batch:
-    `uncond, text = noise_pred.chunk(2)`, then `(text - uncond)`'s norm for each image.
+    This is the score of Wen et al. (ICLR 2024), computed from the doubled batch that a pipeline's
+    UNet returns: `uncond, text = noise_pred.chunk(2)`, then the norm of `text - uncond` per image.
 
     Args:
-        noise_pred: [2 N, *], float32, bfloat16, float16 or float64, any strides.
-        layout: "uncond_first", as diffusers has it, or "cond_first".
+        noise_pred: [2 N, *]; dtypes and strides as in `dori_fast.ops`.
+        layout: order of both halves, "uncond_first" (diffusers) or "cond_first".
         p: order of the norm; 2 is fused, other orders are torch's.
 
     Returns:
-        [N] float32 (float64 for float64 inputs), not rounded to a half dtype as Wen's code does.
+        [N] float32 (float64 for float64 inputs), not rounded to a half dtype as in Wen's code.
         Differentiable.
 
     Raises:
@@ -197,19 +198,19 @@ def cfg_noise_norm(noise_pred: Tensor, layout: str = "uncond_first", p: float = 
     cond, uncond = (second, first) if layout == "uncond_first" else (first, second)
     if p == 2:
         return ops.noise_difference(cond[None], uncond)[0]
-    wide = torch.promote_types(noise_pred.dtype, torch.float32)
+    wide = _checks.accumulate_dtype(noise_pred.dtype)
     difference = (cond.to(wide) - uncond.to(wide)).flatten(1)
     norm: Tensor = torch.linalg.vector_norm(difference, ord=p, dim=1)
     return norm
 
 
-def sscd_similarity(originals: Any, pictures: Any, sscd: Descriptors) -> Tensor:
-    """Return the cosine of each original's and each picture's copy descriptor.
+def sscd_similarity(originals: Any, images: Any, sscd: Descriptors) -> Tensor:
+    """Return the cosine of the copy descriptors of each original and each image.
 
     Args:
         originals: uint8 [O, H, W, 3], sRGB.
-        pictures: uint8 [N, H', W', 3], sRGB.
-        sscd: `dori_fast.evaluate.SSCD` on a model file of yours; its preprocessing decides whether
+        images: uint8 [N, H', W', 3], sRGB.
+        sscd: `dori_fast.evaluate.SSCD` with your model file; its preprocessing decides whether the
             numbers compare with Wen's ("crop_224") or NeMo's ("skew_320").
 
     Returns:
@@ -218,10 +219,10 @@ def sscd_similarity(originals: Any, pictures: Any, sscd: Descriptors) -> Tensor:
     Raises:
         ValueError: an argument is not uint8 [N, H, W, 3].
     """
-    both = {"originals": np.asarray(originals), "pictures": np.asarray(pictures)}
+    both = {"originals": np.asarray(originals), "images": np.asarray(images)}
     for argument, array in both.items():
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3:
             found = f"{array.dtype} {list(array.shape)}"
             _checks.reject("sscd_similarity", argument, "uint8 [N, H, W, 3]", found)
-    wanted, found_ones = (sscd.descriptors(array) for array in both.values())
-    return wanted @ found_ones.T
+    ours, theirs = (sscd.descriptors(array) for array in both.values())
+    return ours @ theirs.T

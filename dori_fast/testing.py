@@ -22,7 +22,7 @@ _WORST_SHOWN = 5
 
 
 def available_backends(op: str, device: str = "cpu") -> list[str]:
-    """Return the backends other than "auto" that can serve `dori::<op>` on a device type."""
+    """Return the backends, "auto" aside, that can serve `dori::<op>` on a device type."""
     named = (name for name in BACKENDS if name != "auto")
     return [name for name in named if why_not(OPS[op], name, device) is None]
 
@@ -32,10 +32,10 @@ def with_layout(x: Tensor, layout: str) -> Tensor:
 
     Args:
         x: any shape.
-        layout: "contiguous"; "offset" starts one element into its storage, so that it is not
-            aligned to vectors; "sliced" skips every other element of the last dimension;
-            "transposed" has its last two dimensions swapped in memory; "expanded" repeats its first
-            sample with a stride of 0 (the only one that changes values).
+        layout: "contiguous"; "offset", which starts one element into its storage and so is not
+            aligned to vectors; "sliced", which skips every other element of the last dimension;
+            "transposed", whose last two dimensions are swapped in memory; "expanded", which repeats
+            its first sample with a stride of 0 (the only layout that changes values).
 
     Raises:
         ValueError: unknown layout.
@@ -54,7 +54,7 @@ def with_layout(x: Tensor, layout: str) -> Tensor:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Apply a function to the floating tensors among inputs and leave the rest."""
+    """Apply a function to the floating tensors among inputs; keep the rest."""
     return tuple(
         function(value) if isinstance(value, Tensor) and value.is_floating_point() else value
         for value in inputs
@@ -68,15 +68,17 @@ def to_oracle(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def copy_with_layout(x: Tensor) -> Tensor:
-    """Return a copy of x that lies in memory exactly as x does, storage offset included."""
+    """Return a copy of x with the same strides and storage offset."""
     storage = x.untyped_storage().clone()
     empty = torch.empty(0, dtype=x.dtype, device=x.device)
     return empty.set_(storage, x.storage_offset(), x.size(), x.stride())
 
 
 def run(function: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
-    """Call a function on copies of inputs; return its results, or, where it returns nothing, its
-    tensor arguments as it left them."""
+    """Call a function on copies of inputs and return its results.
+
+    If it returns nothing, return its tensor arguments as it left them.
+    """
     copies = tuple(copy_with_layout(x) if isinstance(x, Tensor) else x for x in inputs)
     result = function(*copies)
     if result is None:
@@ -89,21 +91,22 @@ def assert_close_to_oracle(
 ) -> None:
     """Require errors of at most twice those of the plain-torch reference, plus rounding.
 
-    With r the largest relative error of the reference and u the spacing of the dtype at 1 (16 times
-    that in float64, where the oracle itself has rounded sums), each element may be off by
-    `2 * (r + u) * |oracle|` and one smallest number of its dtype. Where `scale` is larger than
-    |oracle|, it stands in its place, also for r.
+    Let r be the largest relative error of the reference and u the spacing of the dtype at 1 (16
+    times that in float64, where the oracle itself has rounded sums). Each element may be off by
+    `2 * (r + u) * |oracle|` plus one smallest number of its dtype. `scale` replaces |oracle| where
+    it is larger, also for r.
 
     Args:
-        actual: any shape, result of the implementation under test.
-        reference: same shape and dtype, result of the reference on the same inputs.
-        oracle: same shape, float64, result of the reference on the inputs in float64.
-        scale: same shape, float64, what rounding errors are relative to where terms cancel.
+        actual: result of the implementation under test, any shape.
+        reference: result of the reference on the same inputs, same shape and dtype.
+        oracle: result of the reference on the inputs in float64, same shape.
+        scale: magnitudes that rounding errors are relative to where terms cancel, same shape,
+            float64. Default: |oracle|.
 
     Raises:
-        AssertionError: shape or dtype differ, NaN or Inf are where neither the reference nor the
-            oracle has them or finite numbers where both have them, or an error is too large; lists
-            the worst elements and the ratio of both root mean squares.
+        AssertionError: shape or dtype differ; NaN or Inf stand where neither the reference nor the
+            oracle has them, or finite numbers where both have them; or an error is too large. The
+            message lists the worst elements and both root mean squares.
     """
     if actual.shape != reference.shape or actual.dtype != reference.dtype:
         raise AssertionError(
@@ -133,8 +136,8 @@ def assert_close_to_oracle(
 
 
 def _require_same_nonfinite(found: Tensor, expected: Tensor, exact: Tensor) -> None:
-    # oneDNN's bfloat16 products with AMX carry a NaN into the row before it, so that the reference
-    # is not always right; narrow dtypes overflow where float64 does not, nor is the oracle
+    # Either may be wrong here: oneDNN's bfloat16 products with AMX carry a NaN into the row before
+    # it, so the reference may; narrow dtypes overflow where float64 does not, so the oracle may.
     same = torch.zeros(found.shape, dtype=torch.bool)
     for right in (expected, exact):
         same |= torch.where(right.isfinite(), found.isfinite(), found == right)
@@ -161,7 +164,11 @@ def _describe(
 
 
 def check_backend(spec: OpSpec, backend: str, inputs: tuple[Any, ...]) -> None:
-    """Compare one backend of `dori::<spec.name>` with the oracle; raises AssertionError."""
+    """Require that one backend of `dori::<spec.name>` agrees with the float64 oracle.
+
+    Raises:
+        AssertionError: see `assert_close_to_oracle`.
+    """
     op = OPS[spec.name]
     kernel = op.reference if backend == "reference" else op.dispatched
     kernel = op.triton if backend == "triton" else kernel

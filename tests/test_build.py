@@ -1,4 +1,4 @@
-"""What was built: one library for several versions of torch, Python, CPU and GPU."""
+"""The built library serves several versions of torch, Python, CPU and GPU."""
 
 from __future__ import annotations
 

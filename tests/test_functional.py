@@ -1,4 +1,4 @@
-"""Each name against what it replaces."""
+"""Each function against the one that it replaces."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_sdpa_jvp_is_torchs_forward_differentiation() -> None:
 
 
 class Means(torch.nn.Module):
-    """A stand-in network in the published models' file format: mean colors of four quarters."""
+    """Stand-in network in the published models' file format: mean colors of four quarters."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
@@ -205,10 +205,10 @@ def test_sscd_similarity_is_all_cosines(tmp_path) -> None:
     torch.jit.trace(Means(), torch.zeros(1, 3, 32, 32)).save(str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     sscd = SSCD(path, preprocessing="crop_224", sha256=digest, run_its_code=True)
-    originals, pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 40, 50, 3), np.uint8)
-    found = df.functional.sscd_similarity(originals, pictures[:2], sscd)
-    wanted, drawn = sscd.descriptors(originals), sscd.descriptors(pictures[:2])
-    expected = torch.nn.functional.cosine_similarity(wanted[:, None], drawn[None], dim=-1)
+    originals, images = np.random.default_rng(0).integers(0, 256, (2, 3, 40, 50, 3), np.uint8)
+    found = df.functional.sscd_similarity(originals, images[:2], sscd)
+    ours, theirs = sscd.descriptors(originals), sscd.descriptors(images[:2])
+    expected = torch.nn.functional.cosine_similarity(ours[:, None], theirs[None], dim=-1)
     torch.testing.assert_close(found, expected)
-    with pytest.raises(ValueError, match=r"pictures must be uint8 \[N, H, W, 3\], got float64"):
-        df.functional.sscd_similarity(originals, pictures / 255, sscd)
+    with pytest.raises(ValueError, match=r"images must be uint8 \[N, H, W, 3\], got float64"):
+        df.functional.sscd_similarity(originals, images / 255, sscd)

@@ -1,4 +1,4 @@
-"""The yardstick itself: it must pass what is right and refuse what is slightly wrong."""
+"""The comparison itself: it must accept right results and reject slightly wrong ones."""
 
 from __future__ import annotations
 

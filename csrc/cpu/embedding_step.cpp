@@ -7,7 +7,7 @@
 namespace dori::cpu {
 namespace {
 
-// Adam at one step count, prepared so that an element costs one root and one division.
+// Rates of Adam at one step count, prepared so that an element costs one root and one division.
 template <class A>
 struct Rates {
   A to_avg, keep_sq, to_sq, inverse_root_bias, eps, step_size, keep_param;
@@ -15,6 +15,7 @@ struct Rates {
 
 template <class A>
 Rates<A> rates_at(const Adam& adam, int64_t step) {
+  // in double, as torch.optim computes them; 1 - beta^t cancels for small t
   const auto t = static_cast<double>(step);
   return {.to_avg = static_cast<A>(1 - adam.beta1),
           .keep_sq = static_cast<A>(adam.beta2),
@@ -25,6 +26,7 @@ Rates<A> rates_at(const Adam& adam, int64_t step) {
           .keep_param = static_cast<A>(1 - adam.lr * adam.weight_decay)};
 }
 
+// One token of one problem: its four vectors of `dim` elements and their strides.
 template <class T>
 struct Row {
   T* params;
@@ -42,9 +44,11 @@ DORI_INLINE void update(T* params, const T* grad, A* exp_avg, A* exp_avg_sq, con
     const A slope = load(grad[i * g]);
     const A mean = exp_avg[i * m] + adam.to_avg * (slope - exp_avg[i * m]);
     const A square = adam.keep_sq * exp_avg_sq[i * v] + adam.to_sq * slope * slope;
+    // sqrt(v / (1 - beta2^t)) + eps
     const A denominator = std::sqrt(square) * adam.inverse_root_bias + adam.eps;
     exp_avg[i * m] = mean;
     exp_avg_sq[i * v] = square;
+    // decay first, decoupled; params round once, the moments stay in A
     store(params[i * p],
           adam.keep_param * load(params[i * p]) - adam.step_size * mean / denominator);
   }
@@ -55,6 +59,7 @@ DORI_INLINE void step_row(const Row<T>& row, const Rates<accumulate_t<T>>& adam)
   const auto step = [&](int64_t p, int64_t g, int64_t m, int64_t v) __attribute__((always_inline)) {
     update(row.params, row.grad, row.exp_avg, row.exp_avg_sq, row, adam, p, g, m, v);
   };
+  // Constant strides of 1 give vector loads; the other copy of the loop serves any strides.
   if (row.params_stride == 1 && row.grad_stride == 1 && row.exp_avg_stride == 1 &&
       row.exp_avg_sq_stride == 1) {
     step(1, 1, 1, 1);
@@ -63,7 +68,7 @@ DORI_INLINE void step_row(const Row<T>& row, const Rates<accumulate_t<T>>& adam)
   }
 }
 
-// target_clones does not go with templates.
+// target_clones cannot be put on templates, so each element type gets a plain function.
 #define DORI_ROW(T) \
   DORI_SIMD void one_row(const Row<T>& r, const Rates<accumulate_t<T>>& a) { step_row(r, a); }
 DORI_ROW(float)
@@ -84,8 +89,10 @@ void embedding_step(const EmbeddingStep& task, int64_t first_row, int64_t last_r
     int64_t rates_of = -1;
     for (int64_t r = first_row; r < last_row; ++r) {
       const int64_t p = r / task.tokens, t = r % task.tokens;
+      // an inactive problem or a frozen token is not touched
       if (task.active && !task.active[p]) continue;
       if (task.frozen && task.frozen[p * task.frozen_problem_stride + t]) continue;
+      // the powers of beta once per problem, not once per token
       if (rates_of != p) {
         rates = rates_at<A>(task.adam, task.step[p] + 1);
         rates_of = p;

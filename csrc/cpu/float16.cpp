@@ -9,6 +9,7 @@ namespace {
 
 #if defined(__x86_64__)
 
+// Both convert whole groups of eight and return how many elements they did.
 [[gnu::target("avx,f16c")]] int64_t widen_by_8(const float16* from, float* to, int64_t count) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
@@ -34,6 +35,7 @@ bool has_f16c() {
 
 #else
 
+// 0 elements done: the plain loops below do all of them.
 int64_t widen_by_8(const float16*, float*, int64_t) { return 0; }
 int64_t narrow_by_8(const float*, float16*, int64_t) { return 0; }
 bool has_f16c() { return false; }
@@ -42,6 +44,7 @@ bool has_f16c() { return false; }
 
 }  // namespace
 
+// The last count % 8 elements (all without F16C) go one by one; both ways round alike.
 void widen(const float16* from, float* to, int64_t count) {
   for (int64_t i = has_f16c() ? widen_by_8(from, to, count) : 0; i < count; ++i) {
     to[i] = load(from[i]);

@@ -33,7 +33,7 @@ Image<A> image_at(const MsSsim& task, int64_t image, int s) {
   return {at, mean, variance, pivot, reinterpret_cast<Extent<A>*>(pivot + task.channels)};
 }
 
-// What one thread blurs with. The window is separable: rows first, then columns.
+// Window and scratch memory of one thread. The window is separable: rows first, then columns.
 template <class A>
 struct Blur {
   const Scale* scale;
@@ -43,7 +43,7 @@ struct Blur {
   A* rows;      // [height, width]
 };
 
-// Calls body with the length of the window as a constant, for which the loops over it unroll.
+// Calls body with the length of the window as a constant, so that the loops over it unroll.
 template <class Body>
 DORI_INLINE auto with_window(int kernel_size, const Body& body) {
   switch (kernel_size) {
@@ -75,14 +75,15 @@ DORI_INLINE Extent<A> extent_of(const T* x, int64_t n) {
 }
 
 // Writes the plane around its mean, where squares and their differences keep most digits, and
-// returns what now stands at 0 (after the stretch to [0, 1], if it is asked for). The mean need not
-// be exact.
+// returns the value that is now 0 (after the stretch to [0, 1] if `rescale`). The mean need not be
+// exact.
 template <class T, class A>
 DORI_INLINE A center_plane(A* to, const T* x, int64_t n, bool rescale) {
   const Extent<A> extent = extent_of(x, n);
   A mean = 0;
 #pragma omp simd reduction(+ : mean)
   for (int64_t i = 0; i < n; ++i) mean += load(x[i]);
+  // a constant plane becomes exactly 0 and is not stretched, which would divide 0 by 0
   const bool constant = extent.high == extent.low;
   mean = constant ? extent.low : mean / static_cast<A>(n);
   const A span = rescale && !constant ? extent.high - extent.low : A(1);
@@ -91,6 +92,7 @@ DORI_INLINE A center_plane(A* to, const T* x, int64_t n, bool rescale) {
   return rescale ? (mean - extent.low) / span : mean;
 }
 
+// Means of 2 x 2 pixels; an odd last row or column of the finer plane, `width` wide, is dropped.
 template <class A>
 DORI_INLINE void pool_plane(A* to, const A* x, const Scale& scale, int64_t width) {
   for (int64_t r = 0; r < scale.height; ++r, to += scale.width) {
@@ -102,6 +104,7 @@ DORI_INLINE void pool_plane(A* to, const A* x, const Scale& scale, int64_t width
   }
 }
 
+// Sum of K elements under the window, `stride` apart: 1 along a row, the width along a column.
 template <int K, class A>
 DORI_INLINE A weighted(const Blur<A>& blur, const A* x, int64_t stride) {
   A sum = 0;
@@ -110,8 +113,8 @@ DORI_INLINE A weighted(const Blur<A>& blur, const A* x, int64_t stride) {
   return sum;
 }
 
-// All loops below run over a whole plane as one row: where a window would wrap around the right
-// edge they compute numbers that nobody reads, and have no short remainders in exchange.
+// All loops below run over a whole plane as one row. Where a window wraps around the right edge
+// they compute numbers that are never read; in exchange no row has a short remainder.
 template <int K, class A>
 DORI_INLINE void blur_rows(const Blur<A>& blur, const A* x) {
   const int64_t n = blur.scale->height * blur.scale->width - (K - 1);
@@ -126,6 +129,7 @@ DORI_INLINE void multiply(const Blur<A>& blur, const A* x, const A* y) {
   for (int64_t i = 0; i < n; ++i) blur.products[i] = x[i] * y[i];
 }
 
+// Mean E[x] and variance E[x^2] - E[x]^2 under the window.
 template <int K, class A>
 DORI_INLINE void moments_of(const Blur<A>& blur, const A* x, A* mean, A* variance) {
   const int64_t width = blur.scale->width, n = blur.scale->inner_size();
@@ -137,6 +141,7 @@ DORI_INLINE void moments_of(const Blur<A>& blur, const A* x, A* mean, A* varianc
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const A difference = weighted<K>(blur, blur.rows + i, width) - mean[i] * mean[i];
+    // rounding can push a small difference below 0
     variance[i] = difference < 0 ? A(0) : difference;
   }
 }
@@ -148,6 +153,7 @@ struct Planes {
   A x_pivot, y_pivot;
 };
 
+// Sum over the pixels where the whole window fits, and only these: a row in A, rows in double.
 template <class A>
 DORI_INLINE double inner_sum(const Scale& scale, const A* x) {
   double total = 0;
@@ -169,19 +175,22 @@ DORI_INLINE double similarity_of(const Blur<A>& blur, const Planes<A>& at, A c1,
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const A covariance = weighted<K>(blur, blur.rows + i, width) - at.x_mean[i] * at.y_mean[i];
+    // contrast and structure
     A upper = 2 * covariance + c2;
     A lower = at.x_variance[i] + at.y_variance[i] + c2;
     if constexpr (Luminance) {
+      // luminance takes true means: pivots back on
       const A a = at.x_mean[i] + at.x_pivot, b = at.y_mean[i] + at.y_pivot;
       upper *= 2 * a * b + c1;
       lower *= a * a + b * b + c1;
     }
+    // products have been blurred and may be overwritten
     blur.products[i] = upper / lower;
   }
   return inner_sum(*blur.scale, blur.products);
 }
 
-// target_clones does not go with templates.
+// target_clones cannot be put on templates, so each element type gets a plain function.
 #define DORI_CENTER(T, A)                                          \
   DORI_SIMD A center(A* to, const T* x, int64_t n, bool rescale) { \
     return center_plane(to, x, n, rescale);                        \
@@ -216,6 +225,7 @@ DORI_PLANES(float)
 DORI_PLANES(double)
 #undef DORI_PLANES
 
+// Scratch for the largest scale serves all of them.
 template <class A>
 Blur<A> blur_with(const MsSsim& task, std::vector<A>& scratch) {
   const Scale& largest = task.scale[0];
@@ -226,6 +236,7 @@ Blur<A> blur_with(const MsSsim& task, std::vector<A>& scratch) {
   return blur;
 }
 
+// Fills the workspace of one image, from the finest scale to the coarsest.
 template <class T, class A = accumulate_t<T>>
 void fill_image(const MsSsim& task, int64_t group, int64_t image, Blur<A>& blur) {
   const T* from =
@@ -240,6 +251,7 @@ void fill_image(const MsSsim& task, int64_t group, int64_t image, Blur<A>& blur)
     A poison = 0;
     for (int64_t c = 0; c < task.channels; ++c) {
       A* x = to.planes + c * plane;
+      // centered once; a mean of 2 x 2 leaves the pivot valid at coarser scales
       if (s == 0) {
         to.pivot[c] = center(x, from + c * plane, plane, task.rescale);
       } else {
@@ -248,11 +260,13 @@ void fill_image(const MsSsim& task, int64_t group, int64_t image, Blur<A>& blur)
         to.pivot[c] = above.pivot[c];
       }
       moments(blur, x, to.mean + c * scale.inner_size(), to.variance + c * scale.inner_size());
+      // the least and the largest true value of all channels, for the data range
       const Extent<A> here = extent(x, plane);
       to.extent->low = std::min(to.extent->low, here.low + to.pivot[c]);
       to.extent->high = std::max(to.extent->high, here.high + to.pivot[c]);
       poison += here.low - here.high;
     }
+    // minimum and maximum skip a NaN; the difference of the ends does not
     if (std::isnan(poison)) to.extent->low = to.extent->high = poison;
   }
 }
@@ -277,6 +291,7 @@ A data_range(const MsSsim& task, int s) {
   return defined ? range : std::numeric_limits<A>::quiet_NaN();
 }
 
+// MS-SSIM of one pair: the product over scales of mean^beta, negative means counted as 0.
 template <class A>
 A compare(const MsSsim& task, const int64_t* pair, const A* range, Blur<A>& blur) {
   double result = 1;
@@ -294,6 +309,7 @@ A compare(const MsSsim& task, const int64_t* pair, const A* range, Blur<A>& blur
           x.planes + c * plane,   y.planes + c * plane,   x.mean + c * inner, y.mean + c * inner,
           x.variance + c * inner, y.variance + c * inner, x.pivot[c],         y.pivot[c]};
       const A c1 = root_c1 * root_c1, c2 = root_c2 * root_c2;
+      // luminance counts at the coarsest scale only
       sum += s + 1 == task.scales ? similarity(blur, at, c1, c2) : contrast(blur, at, c1, c2);
     }
     const double mean =
@@ -319,6 +335,7 @@ void ms_ssim_pairs(const MsSsim& task, int64_t group, int64_t first, int64_t las
     std::vector<A> scratch;
     Blur<A> blur = blur_with(task, scratch);
     A range[kMaxScales];
+    // the same range for all pairs of the group
     for (int s = 0; s < task.scales; ++s) range[s] = data_range<A>(task, s);
     A* to = static_cast<A*>(task.similarity) + group * task.pair_count;
     for (int64_t k = first; k < last; ++k) to[k] = compare(task, task.pairs + 2 * k, range, blur);

@@ -17,6 +17,7 @@ template <class T>
 DORI_INLINE void scale_rows(T* y, const T* x, const accumulate_t<T>* scale, int64_t rows,
                             int64_t neurons, int64_t x_stride) {
   for (int64_t r = 0; r < rows; ++r, y += neurons, x += x_stride) {
+    // 32 neurons per step, then the rest
     int64_t n = 0;
     for (; n + kStep <= neurons; n += kStep) {
 #pragma omp simd
@@ -27,7 +28,7 @@ DORI_INLINE void scale_rows(T* y, const T* x, const accumulate_t<T>* scale, int6
   }
 }
 
-// target_clones does not go with templates.
+// target_clones cannot be put on templates, so each element type gets a plain function.
 #define DORI_SCALE(T)                                                                       \
   DORI_SIMD void scale_sample(T* y, const T* x, const accumulate_t<T>* scale, int64_t rows, \
                               int64_t neurons, int64_t x_stride) {                          \
@@ -38,6 +39,7 @@ DORI_SCALE(double)
 DORI_SCALE(bfloat16)
 #undef DORI_SCALE
 
+// float16 goes through a buffer of 1024 floats in the L1 cache: eight conversions at a time.
 void scale_sample(float16* y, const float16* x, const float* scale, int64_t rows, int64_t neurons,
                   int64_t x_stride) {
   float wide[kFloat16Chunk];
@@ -55,6 +57,7 @@ void scale_sample(float16* y, const float16* x, const float* scale, int64_t rows
 
 void neuron_mask(const NeuronMask& task, int64_t first_row, int64_t last_row) {
   dispatch<Types>(task.dtype, [&]<class T>(T) {
+    // a range of rows may begin and end within a sample; all rows of a sample share their scale
     for (int64_t r = first_row; r < last_row;) {
       const int64_t b = r / task.tokens, t = r % task.tokens;
       const int64_t rows = std::min(last_row - r, task.tokens - t);
@@ -73,6 +76,7 @@ void neuron_mask_in_place(const NeuronMaskInPlace& task, int64_t first_row, int6
     const auto factor = static_cast<accumulate_t<T>>(task.factor);
     for (int64_t r = first_row; r < last_row; ++r) {
       const int64_t b = r / task.tokens, t = r % task.tokens;
+      // this sample's part of the list, or all of it
       const int64_t first = task.offsets ? task.offsets[b] : 0;
       const int64_t last = task.offsets ? task.offsets[b + 1] : task.listed;
       T* x = static_cast<T*>(task.x) + b * task.batch_stride + t * task.token_stride;

@@ -9,11 +9,11 @@
 namespace dori::cpu {
 namespace {
 
-// Prompts that use a block of a shared eps_uncond before the next block is read.
+// Number of prompts that use a block of a shared eps_uncond before the next block is read.
 constexpr int64_t kGroup = 64;
 
-// Norms of one seed for `count` prompts from `prompt` on, block by block; more than one prompt only
-// where they share their eps_uncond.
+// Norms of one seed for `count` prompts from `prompt` on, block by block. More than one prompt only
+// if they share their eps_uncond, whose block then stays in the L1 cache for all of them.
 template <class T>
 void norms(const NoiseDifference& task, int64_t seed, int64_t prompt, int64_t count) {
   const T* cond = static_cast<const T*>(task.cond) + prompt * task.cond_prompt_stride +
@@ -27,17 +27,20 @@ void norms(const NoiseDifference& task, int64_t seed, int64_t prompt, int64_t co
       sums[p] += sum_of_squares(cond + p * task.cond_prompt_stride + start, uncond + start, block);
     }
   }
+  // norm is [prompts, seeds], so a seed's norms lie `seeds` apart
   auto* norm = static_cast<accumulate_t<T>*>(task.norm) + prompt * task.seeds + seed;
   for (int64_t p = 0; p < count; ++p) {
     norm[p * task.seeds] = static_cast<accumulate_t<T>>(std::sqrt(sums[p]));
   }
 }
 
+// Coefficients of the guided step, see NoiseDifferenceStep.
 template <class A>
 struct Mix {
   A guidance, keep, add;
 };
 
+// The guided step over one block: latents_prev = keep x_t + add guided, rounded once.
 template <class T>
 DORI_INLINE void denoise(T* to, const T* cond, const T* uncond, const T* from,
                          Mix<accumulate_t<T>> mix, int64_t length) {
@@ -49,13 +52,16 @@ DORI_INLINE void denoise(T* to, const T* cond, const T* uncond, const T* from,
   }
 }
 
+// Positions per block, whose three sums lie on the stack: 3 KiB in float.
 constexpr int64_t kPositions = 256;
 
+// Sum over positions of the cosine over channels. The vector loop runs over positions, which are
+// neighbors in memory; the channels of one position are `positions` apart.
 template <class T>
 DORI_INLINE double sum_of_cosines(const T* cond, const T* uncond, int64_t channels,
                                   int64_t positions) {
   using A = accumulate_t<T>;
-  // Below this a vector counts as this long, so that nothing is divided by zero.
+  // A vector shorter than this counts as this long, so that nothing is divided by 0.
   constexpr A kShortest = A(1e-8);
   double total = 0;
   for (int64_t start = 0; start < positions; start += kPositions) {
@@ -72,6 +78,7 @@ DORI_INLINE double sum_of_cosines(const T* cond, const T* uncond, int64_t channe
         distance[i] += difference * difference;
       }
     }
+    // a block's cosines are summed in A, the blocks in double
     A sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < block; ++i) {
@@ -83,7 +90,7 @@ DORI_INLINE double sum_of_cosines(const T* cond, const T* uncond, int64_t channe
   return total;
 }
 
-// target_clones does not go with templates.
+// target_clones cannot be put on templates, so each element type gets a plain function.
 #define DORI_ROWS(T)                                                                         \
   DORI_SIMD void denoise_block(T* to, const T* cond, const T* uncond, const T* from,         \
                                Mix<accumulate_t<T>> mix, int64_t n) {                        \
@@ -98,7 +105,7 @@ DORI_ROWS(bfloat16)
 DORI_ROWS(float16)
 #undef DORI_ROWS
 
-// Block by block, so that both uses of a block find it in the L1 cache.
+// Block by block (16 KiB of each input), so that the step finds in the L1 cache what the norm read.
 template <class T>
 double norm_and_denoise(T* to, const T* cond, const T* uncond, const T* from,
                         Mix<accumulate_t<T>> mix, int64_t length) {
@@ -111,6 +118,7 @@ double norm_and_denoise(T* to, const T* cond, const T* uncond, const T* from,
   return std::sqrt(total);
 }
 
+// Row r is seed r % seeds of prompt r / seeds; a stride of 0 repeats a row.
 template <class T>
 const T* row_of(const void* data, int64_t r, int64_t seeds, int64_t prompt_stride,
                 int64_t seed_stride) {
@@ -132,6 +140,7 @@ const T* uncond_row(const NoiseDifference& task, int64_t r) {
 void noise_difference(const NoiseDifference& task, int64_t first_row, int64_t last_row) {
   const int64_t group = task.uncond_prompt_stride == 0 ? kGroup : 1;
   dispatch<Types>(task.dtype, [&]<class T>(T) {
+    // Here rows are ordered by seed, so that neighbors share their eps_uncond.
     for (int64_t r = first_row; r < last_row;) {
       const int64_t seed = r / task.prompts, prompt = r % task.prompts;
       const int64_t count = std::min({last_row - r, task.prompts - prompt, group});

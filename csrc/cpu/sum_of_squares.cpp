@@ -8,7 +8,7 @@
 namespace dori::cpu {
 namespace {
 
-// Independent sums: one alone would wait for its own previous addition.
+// Independent partial sums: a single one would wait for its own previous addition.
 constexpr int64_t kLanes = 64;
 
 template <class T>
@@ -17,6 +17,7 @@ DORI_INLINE accumulate_t<T> squared_difference(T a, T b) {
   return difference * difference;
 }
 
+// Adds the partial sums pairwise, 32 + 16 + ... + 1 additions in a fixed order.
 template <class A>
 DORI_INLINE A sum(A* lanes) {
   for (int64_t half = kLanes / 2; half > 0; half /= 2) {
@@ -27,6 +28,7 @@ DORI_INLINE A sum(A* lanes) {
 
 template <class T>
 DORI_INLINE double sum_of_squares_of(const T* a, const T* b, int64_t length) {
+  // element i always goes to partial sum i % 64, whatever the vector width
   accumulate_t<T> lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= length; i += kLanes) {
@@ -37,8 +39,9 @@ DORI_INLINE double sum_of_squares_of(const T* a, const T* b, int64_t length) {
   return sum(lanes);
 }
 
-// Two bfloat16 in one word become float by a shift and a mask, where widening one by one would
-// spend most of the time on moving them into place.
+// Two bfloat16 in one word become floats by a shift and a mask; widening one by one would spend
+// most of the time on moving them into place. Even elements go to the lower 32 partial sums, odd
+// ones to the upper.
 DORI_INLINE double sum_of_squares_of(const bfloat16* a, const bfloat16* b, int64_t length) {
   using Pair [[gnu::may_alias, gnu::aligned(2)]] = uint32_t;
   float lanes[kLanes] = {};
@@ -61,7 +64,7 @@ DORI_INLINE double sum_of_squares_of(const bfloat16* a, const bfloat16* b, int64
 
 }  // namespace
 
-// target_clones does not go with templates.
+// target_clones cannot be put on templates, so each element type gets a plain function.
 #define DORI_SUM_OF_SQUARES(T)                                         \
   DORI_SIMD double sum_of_squares(const T* a, const T* b, int64_t n) { \
     return sum_of_squares_of(a, b, n);                                 \
@@ -71,6 +74,7 @@ DORI_SUM_OF_SQUARES(double)
 DORI_SUM_OF_SQUARES(bfloat16)
 #undef DORI_SUM_OF_SQUARES
 
+// float16 is widened into buffers of 1024 floats, which stay in the L1 cache.
 double sum_of_squares(const float16* a, const float16* b, int64_t length) {
   float x[kFloat16Chunk], y[kFloat16Chunk];
   double sum = 0;

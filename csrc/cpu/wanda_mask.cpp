@@ -9,7 +9,8 @@
 namespace dori::cpu {
 namespace {
 
-// Bits of non-negative floats order as the floats do; every NaN ranks above infinity, all alike.
+// Bits of non-negative floats order as the floats do, so scores compare as integers. Clearing the
+// sign takes the magnitude; every NaN gets one key above infinity's.
 DORI_INLINE int32_t sort_key(float score) {
   const int32_t bits = std::bit_cast<int32_t>(score) & 0x7fffffff;
   return bits > 0x7f800000 ? 0x7f800001 : bits;
@@ -22,6 +23,7 @@ DORI_INLINE int64_t sort_key(double score) {
 template <class A>
 using key_t = decltype(sort_key(A{}));
 
+// One row of the weight with its mask, and memory for its keys.
 template <class T>
 struct Row {
   const T* weight;
@@ -32,13 +34,14 @@ struct Row {
   int64_t columns, count;
 };
 
-// What is pruned: every key that is at least `from`, and the first `ties` of those just below.
+// Selection: every key from `from` on, and the first `ties` of the keys equal to from - 1.
 template <class Key>
 struct Cut {
   Key from;
   Key ties;
 };
 
+// Number of keys that are at least `from`.
 template <class Key>
 DORI_INLINE Key count_from(const Key* keys, int64_t columns, Key from) {
   Key count = 0;
@@ -47,7 +50,8 @@ DORI_INLINE Key count_from(const Key* keys, int64_t columns, Key from) {
   return count;
 }
 
-// Bisection over keys reads a row that lies in cache some 15 times, where sorting would move it.
+// Bisection over keys: at most `count` keys reach `high`, more than that (or all, at 0) reach
+// `low`. It reads a row in the cache some 15 times, where sorting would move it.
 template <class Key>
 DORI_INLINE Cut<Key> find_cut(const Key* keys, int64_t columns, Key count, Key largest) {
   Key low = 0, high = largest + 1, above = 0;
@@ -77,6 +81,7 @@ DORI_INLINE Key fill_keys(Key* keys, const T* weight, const A* act_norm, int64_t
   return largest;
 }
 
+// The lowest columns fill the ties, so this loop ends at the last of them.
 template <class Key>
 DORI_INLINE void mark(bool* mask, const Key* keys, int64_t columns, Cut<Key> cut) {
 #pragma omp simd
@@ -88,6 +93,7 @@ DORI_INLINE void mark(bool* mask, const Key* keys, int64_t columns, Cut<Key> cut
   }
 }
 
+// Strictly above: a NaN exceeds nothing and nothing exceeds a NaN.
 template <class T, class A>
 DORI_INLINE void keep_above_base(bool* mask, const T* weight, const A* act_norm, const A* base,
                                  int64_t columns) {
@@ -110,7 +116,7 @@ DORI_INLINE void mask_row(const Row<T>& row) {
   }
 }
 
-// target_clones does not go with templates.
+// target_clones cannot be put on templates, so each element type gets a plain function.
 #define DORI_ROW(T) \
   DORI_SIMD void mask_one(const Row<T>& row) { mask_row(row); }
 DORI_ROW(float)
@@ -124,6 +130,7 @@ DORI_ROW(float16)
 void wanda_mask(const WandaMask& task, int64_t first_row, int64_t last_row) {
   dispatch<Types>(task.dtype, [&]<class T>(T) {
     using A = accumulate_t<T>;
+    // one buffer of keys per thread, for all its rows
     std::vector<key_t<A>> keys(task.columns);
     for (int64_t r = first_row; r < last_row; ++r) {
       mask_one(Row<T>{.weight = static_cast<const T*>(task.weight) + r * task.row_stride,

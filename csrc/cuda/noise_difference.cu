@@ -1,3 +1,4 @@
+// dori::noise_difference on GPUs.
 #include "noise_difference.h"
 
 #include "cuda/vector.cuh"
@@ -8,6 +9,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
+// Sum of 32 lanes in lane 0, in five halvings.
 template <class A>
 __device__ A sum_of_warp(A value) {
 #pragma unroll
@@ -17,8 +19,8 @@ __device__ A sum_of_warp(A value) {
   return value;
 }
 
-// One block per (prompt, seed), always summed in the same order: results do not depend on the batch
-// and repeat bit for bit.
+// One block of 256 threads per (prompt, seed). It sums its row in one order, so results do not
+// depend on the batch and repeat bit for bit.
 template <class T, int Width>
 __global__ void __launch_bounds__(kThreads) noise_difference_kernel(const NoiseDifference task) {
   using A = accumulate_t<T>;
@@ -31,6 +33,7 @@ __global__ void __launch_bounds__(kThreads) noise_difference_kernel(const NoiseD
       reinterpret_cast<const V*>(static_cast<const T*>(task.uncond) +
                                  p * task.uncond_prompt_stride + s * task.uncond_seed_stride);
 
+  // Thread t takes vectors t, t + 256, ...; one partial sum per place in the vector.
   A sum[Width] = {};
   for (int64_t i = threadIdx.x; i < task.length / Width; i += kThreads) {
     const V a = cond[i], b = uncond[i];
@@ -44,6 +47,7 @@ __global__ void __launch_bounds__(kThreads) noise_difference_kernel(const NoiseD
 #pragma unroll
   for (int w = 0; w < Width; ++w) total += sum[w];
 
+  // Eight warps leave their sums in shared memory, and the first warp adds these.
   __shared__ A partial[kWarps];
   total = sum_of_warp(total);
   if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = total;
@@ -61,6 +65,7 @@ int noise_difference(const NoiseDifference& task, CUstream_st* stream) {
     using T = decltype(zero);
     constexpr int kWide = kVectorWidth<T>;
     const auto blocks = static_cast<unsigned>(task.prompts * task.seeds);
+    // Vectors only if every row begins at a multiple of 16 bytes; otherwise one element at a time.
     if (aligned(task.cond) && aligned(task.uncond) &&
         aligned_rows<T>(task.length, task.cond_prompt_stride, task.cond_seed_stride,
                         task.uncond_prompt_stride, task.uncond_seed_stride)) {

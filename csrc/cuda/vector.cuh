@@ -25,18 +25,19 @@ __device__ inline void store(double& to, double x) { to = x; }
 __device__ inline void store(__nv_bfloat16& to, float x) { to = __float2bfloat16_rn(x); }
 __device__ inline void store(__half& to, float x) { to = __float2half_rn(x); }
 
-// Width elements that one instruction moves.
+// Width elements that one instruction moves, at most 16 bytes.
 template <class T, int Width>
 struct alignas(sizeof(T) * Width) Vector {
   T value[Width];
 };
 
+// 8 half-precision, 4 float or 2 double elements.
 template <class T>
 constexpr int kVectorWidth = 16 / sizeof(T);
 
 inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// Whether rows that start at multiples of these strides (in elements) stay 16-byte aligned.
+// True if rows that start at multiples of these strides (in elements) stay 16-byte aligned.
 template <class T, class... Strides>
 bool aligned_rows(Strides... strides) {
   return ((strides % kVectorWidth<T> == 0) && ...);

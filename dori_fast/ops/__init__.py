@@ -1,4 +1,19 @@
-"""Fused operators. Each takes `backend="auto" | "reference" | "cpp" | "triton" | "cuda"`."""
+"""Fused operators: functions on tensors over the torch operators `dori::*`.
+
+All of them share this; a docstring states only what differs:
+
+- A floating input is float32, bfloat16, float16 or float64, with any strides. Tensors of one call
+  have the same dtype and device.
+- Arithmetic is in float32 (float64 for float64 inputs) and rounds once, to the dtype of the result.
+- In a kernel (any backend but "reference"), a sample's result does not depend on its batch or on
+  the number of threads, and repeats bit for bit on one machine.
+- `backend` is "auto", which selects the best kernel for the device, or one of "reference", "cpp",
+  "triton" and "cuda", which computes or raises. `dori_fast.backends()` lists them.
+- TypeError: an input is not a tensor. ValueError: a shape, dtype, device or number does not fit, or
+  the backend is unknown. RuntimeError: the named backend cannot serve; the message says why.
+
+Equations and their sources stand in `dori_fast.reference`, one module per operator.
+"""
 
 from dori_fast.ops.activation_stats import ActivationStats, activation_stats
 from dori_fast.ops.diffusion_loss import add_noise, diffusion_loss

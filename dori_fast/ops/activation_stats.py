@@ -1,13 +1,6 @@
 """Statistics of each neuron over all samples and tokens, in one read of the activations.
 
-    mean[n] = 1/R sum_r x[r, n]                abs_mean[n] = 1/R sum_r |x[r, n]|
-    m2[n] = sum_r (x[r, n] - mean[n])^2        abs_max[n] = max_r |x[r, n]|
-    sum_sq[n] = sum_r x[r, n]^2
-
-NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in
-Diffusion Models", NeurIPS 2024) compares magnitudes with their mean and standard deviation; Wanda
-(Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024) weighs
-weights by the root of sum_sq. R rows (all leading axes), N neurons.
+R rows (all leading axes), N neurons.
 """
 
 from __future__ import annotations
@@ -29,32 +22,26 @@ def _fake(x: Tensor) -> Tensor:
     return x.new_empty((5, x.shape[1]), dtype=torch.float64)
 
 
-def _triton(x: Tensor) -> Tensor:
-    from dori_fast.triton_kernels.activation_stats import activation_stats_triton
-
-    return activation_stats_triton(x)
-
-
 _OP = define_op(
     "activation_stats",
     "(Tensor x) -> Tensor",
     reference=activation_stats_reference,
-    triton=_triton,
     fake=_fake,
+    triton="dori_fast.triton_kernels.activation_stats:activation_stats_triton",
 )
 
 
 @dataclass(frozen=True)
 class ActivationStats:
-    """Statistics of N neurons over `count` rows; merging is exact in the count.
+    """Statistics of N neurons over `count` rows; merging keeps the count exact.
 
     Attributes:
-        count: rows seen, a Python int without limit.
-        mean: float64 [N], mean.
-        m2: float64 [N], sum of squared deviations from the mean.
-        abs_mean: float64 [N], mean of magnitudes.
-        abs_max: float64 [N], largest magnitude.
-        sum_sq: float64 [N], sum of squares.
+        count: number of rows, a Python int without limit.
+        mean: float64 [N], means.
+        m2: float64 [N], sums of squared deviations from the mean.
+        abs_mean: float64 [N], means of magnitudes.
+        abs_max: float64 [N], largest magnitudes.
+        sum_sq: float64 [N], sums of squares.
 
     All are 0 where `count` is 0. A NaN in the activations of a neuron makes all of its statistics
     NaN.
@@ -70,11 +57,11 @@ class ActivationStats:
     def merge(self, other: ActivationStats) -> ActivationStats:
         """Return the statistics of both sets of rows together.
 
-        Equal up to rounding to the statistics of the concatenated rows (Chan, Golub and LeVeque,
+        They equal the statistics of the concatenated rows up to rounding (Chan, Golub and LeVeque,
         "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979).
 
         Raises:
-            ValueError: another number of neurons or another device.
+            ValueError: the number of neurons or the device differs.
         """
         if self.mean.shape != other.mean.shape:
             expected = f"of {self.mean.shape[0]} neurons"
@@ -82,7 +69,7 @@ class ActivationStats:
         _checks.same_device("ActivationStats.merge", "other", other.mean, "self", self.mean)
         count = self.count + other.count
         share, other_share = self.count / max(1, count), other.count / max(1, count)
-        # The product first: it would overflow as an int64 tensor, and is exact as a Python int.
+        # an int64 tensor would overflow; Python's product is exact
         between = self.count * other.count / max(1, count)
         return ActivationStats(
             count=count,
@@ -94,10 +81,10 @@ class ActivationStats:
         )
 
     def std(self, unbiased: bool = True) -> Tensor:
-        """Return the standard deviation, float64 [N]; NaN where there are too few rows for it.
+        """Return the standard deviation, float64 [N]; NaN with too few rows.
 
         Args:
-            unbiased: divide by `count - 1` instead of `count`.
+            unbiased: divisor `count - 1` instead of `count`; default True.
         """
         degrees = self.count - 1 if unbiased else self.count
         variance = self.m2 / degrees if degrees > 0 else torch.full_like(self.m2, torch.nan)
@@ -113,28 +100,21 @@ def activation_stats(x: Tensor, *, backend: str = "auto") -> ActivationStats:
     """Return the statistics of each neuron over all other axes, reading x once.
 
     Args:
-        x: [*, N] activations, at least one axis, float32, bfloat16, float16 or float64, any strides
-            (copied where the leading axes cannot be walked with one stride).
-        backend: "auto", or an implementation by name, which then answers or raises.
+        x: [*, N] activations, at least one axis; copied if one stride cannot walk the leading axes.
+        backend: implementation; see `dori_fast.ops`.
 
     Returns:
-        The statistics over the R rows, on the device of x; not differentiable.
-
-    Raises:
-        TypeError: x is not a tensor.
-        ValueError: dtype or number of axes do not fit, or the backend is unknown.
-        RuntimeError: the backend asked for cannot serve; says why.
+        Statistics over the R rows, on the device of x; not differentiable.
 
     Note:
-        Sums are in float64, and deviations are taken from the mean of a block of rows before blocks
-        are merged, so m2 keeps its digits however large the mean is. A neuron's result does not
-        depend on the other neurons or on the number of threads and repeats bit for bit on one
-        machine.
+        Sums are in float64. Deviations are taken from the mean of a block of rows before blocks are
+        merged, so m2 keeps its digits however large the mean is. A neuron's result does not depend
+        on the other neurons.
     """
     _checks.floating_tensor("activation_stats", "x", x)
     if x.dim() == 0:
         _checks.reject("activation_stats", "x", "[*, N]", _checks.shape_of(x))
-    # Not -1: it is ambiguous where N is 0.
+    # not -1, which is ambiguous where N is 0
     rows = x.shape[:-1].numel()
     flat = x.detach().reshape(rows, x.shape[-1])
     mean, m2, abs_mean, abs_max, sum_sq = select(_OP, backend, x)(flat).unbind()

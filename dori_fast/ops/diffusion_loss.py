@@ -1,10 +1,5 @@
-"""Noise latents, and take the diffusion loss of many problems at once.
+"""Noised latents and the diffusion loss of many problems at once.
 
-    x_t[p, b] = sqrt(alpha_bar[p, b]) x_0[p] + sqrt(1 - alpha_bar[p, b]) eps[p, b]
-    loss[p]   = mean over b and * of (eps_pred[p, b] - eps[p, b])^2
-
-Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020), equations 4 and 14; minimized
-over embeddings by Kowalczuk et al., "Finding DoRI" (ICML 2026), and over weights by fine-tuning.
 P problems (images), B draws of (noise, timestep) per problem, `*` the shape of a latent.
 """
 
@@ -18,7 +13,6 @@ from torch import Tensor
 from dori_fast import _checks
 from dori_fast._backend import select
 from dori_fast._library import define_op
-from dori_fast.reference import accumulate_dtype
 from dori_fast.reference.diffusion_loss import (
     add_noise_reference,
     diffusion_loss_bwd_reference,
@@ -32,52 +26,34 @@ def _noise_fake(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     return eps.new_empty(eps.shape)
 
 
-def _noise_triton(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    from dori_fast.triton_kernels.diffusion_loss import add_noise_triton
-
-    return add_noise_triton(x0, eps, alpha_bar)
-
-
 def _loss_fake(eps_pred: Tensor, eps: Tensor) -> Tensor:
-    return eps_pred.new_empty(eps_pred.shape[:1], dtype=accumulate_dtype(eps_pred.dtype))
-
-
-def _loss_triton(eps_pred: Tensor, eps: Tensor) -> Tensor:
-    from dori_fast.triton_kernels.diffusion_loss import diffusion_loss_triton
-
-    return diffusion_loss_triton(eps_pred, eps)
+    return eps_pred.new_empty(eps_pred.shape[:1], dtype=_checks.accumulate_dtype(eps_pred.dtype))
 
 
 def _bwd_fake(rate: Tensor, eps_pred: Tensor, eps: Tensor) -> Tensor:
     return eps_pred.new_empty(eps_pred.shape)
 
 
-def _bwd_triton(rate: Tensor, eps_pred: Tensor, eps: Tensor) -> Tensor:
-    from dori_fast.triton_kernels.diffusion_loss import diffusion_loss_bwd_triton
-
-    return diffusion_loss_bwd_triton(rate, eps_pred, eps)
-
-
 _NOISE = define_op(
     "add_noise",
     "(Tensor x0, Tensor eps, Tensor alpha_bar) -> Tensor",
     reference=add_noise_reference,
-    triton=_noise_triton,
     fake=_noise_fake,
+    triton="dori_fast.triton_kernels.diffusion_loss:add_noise_triton",
 )
 _LOSS = define_op(
     "diffusion_loss",
     "(Tensor eps_pred, Tensor eps) -> Tensor",
     reference=diffusion_loss_reference,
-    triton=_loss_triton,
     fake=_loss_fake,
+    triton="dori_fast.triton_kernels.diffusion_loss:diffusion_loss_triton",
 )
 _LOSS_BWD = define_op(
     "diffusion_loss_bwd",
     "(Tensor rate, Tensor eps_pred, Tensor eps) -> Tensor",
     reference=diffusion_loss_bwd_reference,
-    triton=_bwd_triton,
     fake=_bwd_fake,
+    triton="dori_fast.triton_kernels.diffusion_loss:diffusion_loss_bwd_triton",
 )
 
 
@@ -117,7 +93,7 @@ class _DiffusionLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         eps_pred, eps = ctx.saved_tensors
         rate = grad * (2.0 / max(1, eps[:1].numel()))
-        # Only plain torch can be differentiated again, which create_graph announces by this mode.
+        # create_graph turns recording on here; only plain torch can be differentiated again
         again = torch.is_grad_enabled()
         compute = diffusion_loss_bwd_reference if again else select(_LOSS_BWD, ctx.backend, eps)
         slope: Tensor = compute(rate, eps_pred, eps)
@@ -143,34 +119,28 @@ def _check_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> None:
     if alpha_bar.shape != shape[:2]:
         expected = f"{list(shape[:2])} for eps {list(shape)}"
         _checks.reject(op, "alpha_bar", expected, _checks.shape_of(alpha_bar))
-    _checks.same_dtype(op, "x0", x0, "eps", eps)
-    _checks.same_device(op, "x0", x0, "eps", eps)
+    _checks.same_dtype_and_device(op, "x0", x0, "eps", eps)
     _checks.same_device(op, "alpha_bar", alpha_bar, "eps", eps)
     _checks.constant(op, "alpha_bar", alpha_bar)
 
 
 def add_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor, *, backend: str = "auto") -> Tensor:
-    """Return x_t of several draws per image, reading each image where it lies.
+    """Return x_t of several draws per image; the images are not copied for their draws.
 
     Args:
-        x0: [P, *] clean latents, float32, bfloat16, float16 or float64, any strides.
-        eps: [P, B, *] noise, same dtype and device.
-        alpha_bar: [P, B] cumulative alpha at each draw's timestep, in [0, 1], any floating dtype,
-            same device; a constant, without gradient.
-        backend: "auto", or an implementation by name, which then answers or raises.
+        x0: [P, *] clean latents.
+        eps: [P, B, *] noise.
+        alpha_bar: [P, B] cumulative alpha at each draw's timestep, in [0, 1], any floating dtype.
+        backend: implementation; see `dori_fast.ops`.
 
     Returns:
-        [P, B, *] in the dtype of x0, contiguous, differentiable in x0 and eps. Arithmetic is in
-        float32 (float64 for float64 x0), rounded once.
+        [P, B, *] in the dtype of x0, contiguous; differentiable in x0 and eps.
 
     Raises:
-        TypeError: an input is not a tensor.
-        ValueError: shape, dtype or device do not fit, alpha_bar requires grad while gradients are
-            recorded, or the backend is unknown.
-        RuntimeError: the backend asked for cannot serve; says why.
+        ValueError: alpha_bar requires grad while gradients are recorded.
     """
     _check_noise(x0, eps, alpha_bar)
-    alpha_bar = alpha_bar.to(accumulate_dtype(eps.dtype))
+    alpha_bar = alpha_bar.to(_checks.accumulate_dtype(eps.dtype))
     if (x0.requires_grad or eps.requires_grad) and torch.is_grad_enabled():
         x_t: Tensor = _AddNoise.apply(x0, eps, alpha_bar, backend)
         return x_t
@@ -185,30 +155,20 @@ def _check_loss(eps_pred: Tensor, eps: Tensor) -> None:
     if eps.shape != eps_pred.shape:
         expected = f"{_checks.shape_of(eps_pred)}, as eps_pred is"
         _checks.reject(op, "eps", expected, _checks.shape_of(eps))
-    _checks.same_dtype(op, "eps", eps, "eps_pred", eps_pred)
-    _checks.same_device(op, "eps", eps, "eps_pred", eps_pred)
+    _checks.same_dtype_and_device(op, "eps", eps, "eps_pred", eps_pred)
 
 
 def diffusion_loss(eps_pred: Tensor, eps: Tensor, *, backend: str = "auto") -> Tensor:
-    """Return the mean squared error of each problem, and carry its gradient in one pass.
+    """Return the mean squared error of each problem; its gradient takes one pass.
 
     Args:
-        eps_pred: [P, B, *] predicted noise, float32, bfloat16, float16 or float64, any strides.
-        eps: [P, B, *] noise that was added, same dtype and device.
-        backend: "auto", or an implementation by name, which then answers or raises.
+        eps_pred: [P, B, *] predicted noise.
+        eps: [P, B, *] noise that was added.
+        backend: implementation; see `dori_fast.ops`.
 
     Returns:
-        [P] float32 (float64 for float64 inputs), differentiable in both inputs; NaN where a
-        problem has no elements, as a mean of nothing.
-
-    Raises:
-        TypeError: an input is not a tensor.
-        ValueError: shape, dtype or device do not fit, or the backend is unknown.
-        RuntimeError: the backend asked for cannot serve; says why.
-
-    Note:
-        Sums in float32 or better and in an order that depends on B and `*` alone: a problem's loss
-        does not depend on the problems around it and repeats bit for bit on one machine.
+        [P] float32 (float64 for float64 inputs); differentiable in both inputs. A problem without
+        elements gives NaN.
     """
     _check_loss(eps_pred, eps)
     if (eps_pred.requires_grad or eps.requires_grad) and torch.is_grad_enabled():

@@ -1,10 +1,6 @@
-"""A linear layer whose output neurons are scaled, each sample of a batch its own way.
+"""A linear layer with `neuron_mask` as its epilogue: the unmasked output is never written.
 
-    y[b, t, o] = (sum over i of x[b, t, i] weight[o, i] + bias[o]) * scale[b, o]
-
-`neuron_mask` as the epilogue of the layer that computes the neurons, such as the value projections
-of cross-attention that NeMo blocks (Hintersdorf et al., NeurIPS 2024): the unmasked output is never
-written. B samples, T tokens, I inputs, O outputs.
+B samples, T tokens, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ from dori_fast import _checks
 from dori_fast._backend import select
 from dori_fast._library import define_op
 from dori_fast.ops.neuron_mask import neuron_mask
-from dori_fast.reference import accumulate_dtype
 from dori_fast.reference.masked_linear import masked_linear_reference
 
 __all__ = ["masked_linear"]
@@ -29,24 +24,18 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> Tens
     return x.new_empty((*x.shape[:2], weight.shape[0]))
 
 
-def _triton(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> Tensor:
-    from dori_fast.triton_kernels.masked_linear import masked_linear_triton
-
-    return masked_linear_triton(x, weight, bias, scale)
-
-
 _OP = define_op(
     "masked_linear",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor scale) -> Tensor",
     reference=masked_linear_reference,
-    triton=_triton,
     fake=_fake,
+    triton="dori_fast.triton_kernels.masked_linear:masked_linear_triton",
 )
 
 
 def _compute(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, backend: str) -> Tensor:
-    """The operator itself, on the scale that its kernels take."""
-    dtype = accumulate_dtype(x.dtype)
+    """Call the operator with the scale in the dtype that kernels take."""
+    dtype = _checks.accumulate_dtype(x.dtype)
     if scale.dtype is not dtype:
         scale = scale.to(dtype)
     y: Tensor = select(_OP, backend, x)(x, weight, bias, scale)
@@ -54,7 +43,7 @@ def _compute(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, back
 
 
 class _MaskedLinear(torch.autograd.Function):
-    """The gradient passes the mask, then the layer; that of the scale needs the layer once more."""
+    """The gradient passes the mask, then the layer; the scale's needs the layer's output again."""
 
     @staticmethod
     def forward(
@@ -74,7 +63,7 @@ class _MaskedLinear(torch.autograd.Function):
         to_bias = masked.sum((0, 1)) if for_bias else None
         to_scale = None
         if for_scale:
-            dtype = accumulate_dtype(x.dtype)
+            dtype = _checks.accumulate_dtype(x.dtype)
             product = grad.to(dtype) * F.linear(x, weight, bias).to(dtype)
             to_scale = product.sum((0, 1) if scale.dim() == 1 else (1,)).to(scale.dtype)
         return to_x, to_weight, to_bias, to_scale, None
@@ -95,8 +84,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> Non
     if scale.shape != (outputs,) and scale.shape != (batch, outputs):
         expected = f"[{outputs}] or [{batch}, {outputs}] for x {_checks.shape_of(x)}"
         _checks.reject(op, "scale", expected, _checks.shape_of(scale))
-    _checks.same_dtype(op, "weight", weight, "x", x)
-    _checks.same_device(op, "weight", weight, "x", x)
+    _checks.same_dtype_and_device(op, "weight", weight, "x", x)
     _checks.same_device(op, "scale", scale, "x", x)
     if bias is not None:
         _check_bias(x, weight, bias)
@@ -108,8 +96,7 @@ def _check_bias(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     if bias.shape != weight.shape[:1]:
         expected = f"[{weight.shape[0]}] for weight {_checks.shape_of(weight)}"
         _checks.reject(op, "bias", expected, _checks.shape_of(bias))
-    _checks.same_dtype(op, "bias", bias, "x", x)
-    _checks.same_device(op, "bias", bias, "x", x)
+    _checks.same_dtype_and_device(op, "bias", bias, "x", x)
 
 
 def masked_linear(
@@ -118,25 +105,20 @@ def masked_linear(
     """Return a linear layer's output with every neuron scaled.
 
     Args:
-        x: [B, T, I] inputs, float32, bfloat16, float16 or float64, any strides.
-        weight: [O, I] of the layer, same dtype and device.
-        bias: [O], same dtype and device, or None.
-        scale: [O] for all samples or [B, O] for one each, any floating dtype, same device. 0 blocks
-            a neuron, 1 leaves it.
-        backend: "auto", or an implementation by name, which then answers or raises.
+        x: [B, T, I] inputs.
+        weight: [O, I] weight of the layer.
+        bias: [O] bias of the layer, or None.
+        scale: [O] for all samples or [B, O] for one each, any floating dtype; 0 blocks a neuron, 1
+            leaves it.
+        backend: implementation; see `dori_fast.ops`.
 
     Returns:
-        [B, T, O] in the dtype of x, contiguous, differentiable in all inputs.
-
-    Raises:
-        TypeError: an input is not a tensor.
-        ValueError: shape, dtype or device do not fit, or the backend is unknown.
-        RuntimeError: the backend asked for cannot serve; says why.
+        [B, T, O] in the dtype of x, contiguous; differentiable in all inputs.
 
     Note:
-        Sums are in float32 (float64 for float64 x). Triton's result is rounded once and does not
-        depend on the batch around a sample; the others use torch's own matrix product, with its
-        order of summation, and round twice where x is narrower than float32.
+        Only Triton's result is rounded once and independent of the batch around a sample. The
+        others use torch's own matrix product, with its order of summation, and round twice if x is
+        narrower than float32.
     """
     _check(x, weight, bias, scale)
     inputs = (x, weight, scale) if bias is None else (x, weight, bias, scale)

@@ -1,18 +1,6 @@
-"""Multi-scale structural similarity of all pairs of maps in a group.
+"""Multi-scale structural similarity of pairs of maps within groups.
 
-Per scale, with Gaussian-weighted means, variances and covariance at each pixel of a pair (x, y) and
-c1 = (0.01 L)^2, c2 = (0.03 L)^2 for a group whose values span a range L:
-
-    cs  = (2 cov_xy + c2) / (var_x + var_y + c2)
-    l   = (2 mean_x mean_y + c1) / (mean_x^2 + mean_y^2 + c1)
-    MS-SSIM(x, y) = prod_{s < last} max(mean cs_s, 0)^beta_s * max(mean l_last cs_last, 0)^beta_last
-
-Wang, Simoncelli and Bovik, "Multi-Scale Structural Similarity for Image Quality Assessment"
-(Asilomar 2003), as NeMo (Hintersdorf et al., NeurIPS 2024) uses it on noise differences, through
-torchmetrics 1.3.2 with `kernel_size=11, betas=(0.33,) * 3, reduction="none", data_range=None`: only
-pixels around which the whole window fits count, scales are halved by 2 x 2 means, and L is taken
-over all pairs of a call, here a group, as the larger range of first and of second members. (Later
-versions of torchmetrics also count the borders at the last scale and give other numbers.)
+G groups, S maps per group (one per seed), C channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -20,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,41 +16,22 @@ from torch import Tensor
 from dori_fast import _checks
 from dori_fast._backend import select
 from dori_fast._library import define_op
-from dori_fast.reference import accumulate_dtype
 from dori_fast.reference.ms_ssim import ms_ssim_reference
 
 __all__ = ["MsSsimSettings", "largest_per_map", "ms_ssim", "ms_ssim_pairs", "ms_ssim_settings"]
 
-# The peer's; the exponents of all scales sum to about 1.
+# NeMo's; the exponents of all scales sum to about 1
 _BETAS = (0.33, 0.33, 0.33)
 _KERNEL_SIZE, _SIGMA = 11, 1.5
-# Windows below this see little structure; a scale is given up before the window gets so small.
+# A window below 5 pixels sees little structure: a scale is dropped before the window shrinks to 3.
 _COMFORTABLE, _SMALLEST = 5, 3
 _LARGEST, _MOST_SCALES = 11, 8
 
 
-def _fake(
-    maps: Tensor,
-    pairs: Tensor,
-    kernel_size: int,
-    sigma: float,
-    betas: Sequence[float],
-    rescale: bool,
-) -> Tensor:
-    return maps.new_empty((maps.shape[0], pairs.shape[0]), dtype=accumulate_dtype(maps.dtype))
-
-
-def _triton(
-    maps: Tensor,
-    pairs: Tensor,
-    kernel_size: int,
-    sigma: float,
-    betas: Sequence[float],
-    rescale: bool,
-) -> Tensor:
-    from dori_fast.triton_kernels.ms_ssim import ms_ssim_triton
-
-    return ms_ssim_triton(maps, pairs, kernel_size, sigma, betas, rescale)
+def _fake(maps: Tensor, pairs: Tensor, *settings: Any) -> Tensor:
+    return maps.new_empty(
+        (maps.shape[0], pairs.shape[0]), dtype=_checks.accumulate_dtype(maps.dtype)
+    )
 
 
 _OP = define_op(
@@ -69,18 +39,18 @@ _OP = define_op(
     "(Tensor maps, Tensor pairs, int kernel_size, float sigma, float[] betas, bool rescale)"
     " -> Tensor",
     reference=ms_ssim_reference,
-    triton=_triton,
     fake=_fake,
+    triton="dori_fast.triton_kernels.ms_ssim:ms_ssim_triton",
 )
 
 
 @dataclass(frozen=True)
 class MsSsimSettings:
-    """What MS-SSIM is computed with on maps of one size.
+    """Settings of MS-SSIM for maps of one size.
 
     Attributes:
         kernel_size: length of the Gaussian window in pixels, odd.
-        sigma: its standard deviation in pixels.
+        sigma: standard deviation of the window in pixels.
         betas: exponent of each scale, finest first.
     """
 
@@ -101,19 +71,20 @@ def ms_ssim_settings(
     sigma: float = _SIGMA,
     betas: Sequence[float] = _BETAS,
 ) -> MsSsimSettings:
-    """Return what `ms_ssim` uses on maps [*, height, width]: what is asked for, or what fits.
+    """Return the settings that `ms_ssim` uses on maps [*, height, width].
 
-    The window must fit into the coarsest scale. Where it does not, it becomes the largest odd one
-    that does, its sigma shrinking with it, down to 5 pixels; then scales are given up, coarsest
-    first, and the exponents of the others raised so that their sum stays; last comes a window of 3.
-    The peer's (11 pixels, 3 scales) fits from 44 x 44 on; 32 x 32 gets (7, 3), 16 x 16 (7, 2).
+    The window must fit into the coarsest scale. If it does not, it shrinks to the largest odd
+    length that fits, down to 5 pixels, and sigma shrinks with it. If that is not enough, the
+    coarsest scales are dropped, and the exponents of the others are raised so that their sum stays.
+    The last resort is a window of 3. NeMo's settings (11 pixels, 3 scales) fit from 44 x 44 on;
+    32 x 32 gets (7, 3), 16 x 16 gets (7, 2).
 
     Args:
-        height: pixels, at least 3.
-        width: pixels, at least 3.
-        kernel_size: window asked for, odd, 3 to 11 pixels.
-        sigma: its standard deviation in pixels, positive.
-        betas: exponents of the scales asked for, 1 to 8 positive numbers.
+        height: height of a map in pixels, at least 3.
+        width: width of a map in pixels, at least 3.
+        kernel_size: preferred length of the window in pixels, odd, 3 to 11.
+        sigma: standard deviation of the preferred window in pixels, positive.
+        betas: exponents of the preferred scales, 1 to 8 positive numbers.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -180,30 +151,22 @@ def ms_ssim(
     """Return the MS-SSIM of all pairs of each group's S maps, with one data range per group.
 
     Args:
-        maps: [G, S, C, H, W], float32, bfloat16, float16 or float64, any strides; H and W at
-            least 3.
-        kernel_size: Gaussian window in pixels, odd. Smaller maps get a smaller window and fewer
-            scales: `ms_ssim_settings(H, W, ...)` says what is used.
+        maps: [G, S, C, H, W], H and W at least 3.
+        kernel_size: length of the Gaussian window in pixels, odd. Small maps get a smaller window
+            and fewer scales, as `ms_ssim_settings(H, W, ...)` returns them.
         sigma: standard deviation of the window in pixels.
         betas: exponent of each scale, finest first.
-        rescale: stretch each channel of each map to [0, 1] first. A constant channel becomes 0 (the
-            peer divides 0 by 0 there and gets NaN).
-        backend: "auto", or an implementation by name, which then answers or raises.
+        rescale: stretch each channel of each map to [0, 1] first; default True. A constant channel
+            becomes 0 (NeMo's code divides 0 by 0 there and gets NaN).
+        backend: implementation; see `dori_fast.ops`.
 
     Returns:
         [G, S * (S - 1) / 2] float32 (float64 for float64 maps), pairs in the order of
-        `torch.combinations(torch.arange(S))`. NaN for a group in which a map is not finite or in
-        which nothing has contrast. Differentiable; where gradients are recorded "auto" is the
-        reference.
+        `torch.combinations(torch.arange(S))`. A group is NaN if a map is not finite or nothing has
+        contrast. Differentiable: while gradients are recorded, "auto" is the reference.
 
     Raises:
-        TypeError: maps is not a tensor.
-        ValueError: shape, dtype or a setting does not fit, or the backend is unknown.
-        RuntimeError: the backend asked for cannot serve, or has no gradient where one is recorded.
-
-    Note:
-        Arithmetic in float32 or better. A group's result does not depend on other groups or on the
-        number of threads and repeats bit for bit on one machine.
+        RuntimeError: gradients are recorded and the named backend has none.
     """
     _check_maps("maps", maps)
     _, seeds, _, height, width = maps.shape
@@ -224,13 +187,13 @@ def ms_ssim_pairs(
 ) -> Tensor:
     """Return the MS-SSIM of each map of one stack with its partner in another.
 
-    NeMo compares a prompt's maps before and after blocking neurons, seed by seed; a group is one
-    mask, and all masks may share the maps before.
+    NeMo compares a prompt's maps before and after blocking neurons, seed by seed. A group is one
+    mask; all masks may share the maps before blocking.
 
     Args:
-        first: [G, S, C, H, W], or [S, C, H, W] shared by all groups; as `maps` in `ms_ssim`.
-        second: [G, S, C, H, W], same dtype and device.
-        kernel_size: as in `ms_ssim`, like the other settings.
+        first: [G, S, C, H, W], or [S, C, H, W] shared by all groups; see `maps` of `ms_ssim`.
+        second: [G, S, C, H, W].
+        kernel_size: as in `ms_ssim`.
         sigma: as in `ms_ssim`.
         betas: as in `ms_ssim`.
         rescale: as in `ms_ssim`.
@@ -240,9 +203,7 @@ def ms_ssim_pairs(
         [G, S] float32 (float64 for float64 maps), otherwise as `ms_ssim`.
 
     Raises:
-        TypeError: an input is not a tensor.
-        ValueError: shape, dtype, device or a setting does not fit, or the backend is unknown.
-        RuntimeError: the backend asked for cannot serve, or has no gradient where one is recorded.
+        RuntimeError: gradients are recorded and the named backend has none.
     """
     _check_maps("second", second)
     _checks.floating_tensor("ms_ssim", "first", first)
@@ -250,8 +211,7 @@ def ms_ssim_pairs(
     if first.shape != shape and first.shape != shape[1:]:
         expected = f"{list(shape[1:])} or {list(shape)} for second {list(shape)}"
         _checks.reject("ms_ssim", "first", expected, _checks.shape_of(first))
-    _checks.same_dtype("ms_ssim", "first", first, "second", second)
-    _checks.same_device("ms_ssim", "first", first, "second", second)
+    _checks.same_dtype_and_device("ms_ssim", "first", first, "second", second)
     settings = ms_ssim_settings(shape[-2], shape[-1], kernel_size, sigma, betas)
     seed = torch.arange(shape[1], device=second.device)
     pairs = torch.stack([seed, seed + shape[1]], 1)
@@ -259,10 +219,10 @@ def ms_ssim_pairs(
 
 
 def largest_per_map(similarity: Tensor) -> Tensor:
-    """Return each map's largest similarity to another one of its group.
+    """Return each map's largest similarity to another map of its group.
 
     Args:
-        similarity: [G, S * (S - 1) / 2], of all pairs of S maps as `ms_ssim` gives them.
+        similarity: [G, S * (S - 1) / 2], all pairs of S maps as `ms_ssim` returns them.
 
     Returns:
         [G, S], same dtype.

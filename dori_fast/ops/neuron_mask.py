@@ -1,10 +1,6 @@
-"""Scale neurons, each sample of a batch its own way.
+"""Scaling of neurons, with one scale for all samples or one per sample.
 
-    y[b, t, n] = x[b, t, n] * scale[b, n]
-
-The blocking of NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For
-Memorization in Diffusion Models", NeurIPS 2024) with factor 0; per-sample scales let many candidate
-masks share one batch. B samples, T tokens, N neurons.
+Per-sample scales let many candidate masks share one batch. B samples, T tokens, N neurons.
 """
 
 from __future__ import annotations
@@ -20,8 +16,7 @@ from torch import Tensor
 
 from dori_fast import _checks
 from dori_fast._backend import select
-from dori_fast._library import define_op
-from dori_fast.reference import accumulate_dtype
+from dori_fast._library import define_op, mark_written
 from dori_fast.reference.neuron_mask import (
     neuron_mask_in_place_reference,
     neuron_mask_reference,
@@ -40,43 +35,31 @@ def _in_place_fake(x: Tensor, indices: Tensor, offsets: Tensor | None, factor: f
     return None
 
 
-def _triton(x: Tensor, scale: Tensor) -> Tensor:
-    from dori_fast.triton_kernels.neuron_mask import neuron_mask_triton
-
-    return neuron_mask_triton(x, scale)
-
-
-def _in_place_triton(x: Tensor, indices: Tensor, offsets: Tensor | None, factor: float) -> None:
-    from dori_fast.triton_kernels.neuron_mask import neuron_mask_in_place_triton
-
-    neuron_mask_in_place_triton(x, indices, offsets, factor)
-
-
 _OP = define_op(
     "neuron_mask",
     "(Tensor x, Tensor scale) -> Tensor",
     reference=neuron_mask_reference,
-    triton=_triton,
     fake=_fake,
+    triton="dori_fast.triton_kernels.neuron_mask:neuron_mask_triton",
 )
 _IN_PLACE = define_op(
     "neuron_mask_",
     "(Tensor(a!) x, Tensor indices, Tensor? offsets, float factor) -> ()",
     reference=neuron_mask_in_place_reference,
-    triton=_in_place_triton,
     fake=_in_place_fake,
+    triton="dori_fast.triton_kernels.neuron_mask:neuron_mask_in_place_triton",
 )
 
 
 def _compute(x: Tensor, scale: Tensor, backend: str) -> Tensor:
-    """The operator itself, on the scale that its kernels take."""
-    dtype = accumulate_dtype(x.dtype)
+    """Call the operator with the scale in the dtype that kernels take."""
+    dtype = _checks.accumulate_dtype(x.dtype)
     y: Tensor = select(_OP, backend, x)(x, scale if scale.dtype is dtype else scale.to(dtype))
     return y
 
 
 class _NeuronMask(torch.autograd.Function):
-    """dy/dx is the same mask; dy/dscale sums over everything that shared the scale."""
+    """dy/dx is the same mask; dy/dscale sums over all elements that share the scale."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, backend: str) -> Tensor:
@@ -90,7 +73,7 @@ class _NeuronMask(torch.autograd.Function):
         to_x = neuron_mask(grad, scale, backend=ctx.backend) if ctx.needs_input_grad[0] else None
         to_scale = None
         if ctx.needs_input_grad[1]:
-            dtype = accumulate_dtype(x.dtype)
+            dtype = _checks.accumulate_dtype(x.dtype)
             shared_by = (0, 1) if scale.dim() == 1 else (1,)
             to_scale = (grad.to(dtype) * x.to(dtype)).sum(shared_by).to(scale.dtype)
         return to_x, to_scale, None
@@ -114,18 +97,12 @@ def neuron_mask(x: Tensor, scale: Tensor, *, backend: str = "auto") -> Tensor:
     """Return x with every neuron scaled, by one scale for all samples or one per sample.
 
     Args:
-        x: [B, T, N] activations, float32, bfloat16, float16 or float64, any strides.
-        scale: [N] or [B, N], any floating dtype, same device. 0 blocks a neuron, 1 leaves it.
-        backend: "auto", or an implementation by name, which then answers or raises.
+        x: [B, T, N] activations.
+        scale: [N] or [B, N], any floating dtype; 0 blocks a neuron, 1 leaves it.
+        backend: implementation; see `dori_fast.ops`.
 
     Returns:
-        [B, T, N] in the dtype of x, contiguous, differentiable in x and scale. The product is taken
-        in float32 (float64 for float64 x) and rounded once.
-
-    Raises:
-        TypeError: an input is not a tensor.
-        ValueError: shape, dtype or device do not fit, or the backend is unknown.
-        RuntimeError: the backend asked for cannot serve; says why.
+        [B, T, N] in the dtype of x, contiguous; differentiable in x and scale.
     """
     _check(x, scale)
     if (x.requires_grad or scale.requires_grad) and torch.is_grad_enabled():
@@ -136,11 +113,13 @@ def neuron_mask(x: Tensor, scale: Tensor, *, backend: str = "auto") -> Tensor:
 
 @dataclass(frozen=True)
 class NeuronIndices:
-    """Lists of neurons, checked and on their device, to be used many times.
+    """Lists of neurons, checked and on their device, for many calls of `neuron_mask_`.
 
-    `indices` is int64 [K]. `offsets`, int64 [B + 1], gives sample b
-    `indices[offsets[b]:offsets[b + 1]]`; None gives all of them to every sample. `largest` is the
-    largest index, -1 where there is none.
+    Attributes:
+        indices: int64 [K], all lists one after the other.
+        offsets: int64 [B + 1]; sample b owns `indices[offsets[b]:offsets[b + 1]]`. None: every
+            sample owns all of them.
+        largest: largest index; -1 without any.
     """
 
     indices: Tensor
@@ -149,7 +128,7 @@ class NeuronIndices:
 
 
 def _neurons(entries: Iterable[SupportsIndex]) -> list[int]:
-    """Sorted and without duplicates: a neuron listed twice is still scaled once."""
+    """Return the entries sorted, without duplicates: a neuron listed twice is scaled once."""
     try:
         found = sorted({operator.index(entry) for entry in entries})
     except TypeError as error:
@@ -160,12 +139,12 @@ def _neurons(entries: Iterable[SupportsIndex]) -> list[int]:
 
 
 def pack_indices(indices: Indices, *, device: torch.device | str = "cpu") -> NeuronIndices:
-    """Check lists of neurons and bring them to a device, once for many calls of `neuron_mask_`.
+    """Check lists of neurons and copy them to a device, once for many calls of `neuron_mask_`.
 
     Args:
         indices: one list of ints (or int64 [K]) for all samples, or one such list per sample (or
             int64 [B, K]).
-        device: where the activations are.
+        device: device of the activations; default "cpu".
 
     Raises:
         TypeError: an index is not an integer.
@@ -193,8 +172,7 @@ def _check_in_place(x: Tensor, listed: NeuronIndices) -> None:
     shape = x.shape
     if len(shape) != 3:
         _checks.reject(op, "x", "[B, T, N]", _checks.shape_of(x))
-    if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), shape, strict=True)):
-        _checks.reject(op, "x", "free of repeated memory to be written", "an expanded tensor")
+    _checks.writable(op, "x", x)
     if listed.largest >= shape[2]:
         _checks.reject(op, "indices", f"below N = {shape[2]}", listed.largest)
     if listed.offsets is not None and len(listed.offsets) != shape[0] + 1:
@@ -204,7 +182,7 @@ def _check_in_place(x: Tensor, listed: NeuronIndices) -> None:
 
 
 class _NeuronMaskInPlace(torch.autograd.Function):
-    """The gradient passes through the same mask; nothing of x needs to be kept."""
+    """The gradient passes through the same mask; x need not be saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, listed: NeuronIndices, factor: float, backend: str) -> Tensor:
@@ -222,23 +200,22 @@ class _NeuronMaskInPlace(torch.autograd.Function):
 def neuron_mask_(
     x: Tensor, indices: Indices | NeuronIndices, factor: float = 0.0, *, backend: str = "auto"
 ) -> Tensor:
-    """Multiply the listed neurons of x by a factor, in place, touching nothing else.
+    """Multiply the listed neurons of x by a factor in place; nothing else is touched.
 
     Args:
-        x: [B, T, N] activations, float32, bfloat16, float16 or float64, any strides; written.
-        indices: one list of neurons in [0, N) for all samples, or one list per sample; from
-            `pack_indices` where the same lists serve many calls. A neuron listed twice counts once.
-        factor: multiplier; 0 blocks the neurons.
-        backend: "auto", or an implementation by name, which then answers or raises.
+        x: [B, T, N] activations, written.
+        indices: one list of neurons in [0, N) for all samples, or one list per sample; packed by
+            `pack_indices` if the same lists serve many calls. A neuron listed twice counts once.
+        factor: multiplier; default 0, which blocks the neurons.
+        backend: implementation; see `dori_fast.ops`.
 
     Returns:
         x itself; gradients flow through it.
 
     Raises:
-        TypeError: x is not a tensor, or an index not an integer.
-        ValueError: shape, dtype, device, index or number of lists do not fit, x repeats memory
-            (expanded), or the backend is unknown.
-        RuntimeError: the backend asked for cannot serve; says why.
+        TypeError: an index is not an integer.
+        ValueError: an index or the number of lists does not fit, or x is expanded, so that a write
+            would be repeated.
     """
     listed = (
         indices if isinstance(indices, NeuronIndices) else pack_indices(indices, device=x.device)
@@ -249,7 +226,5 @@ def neuron_mask_(
         written: Tensor = _NeuronMaskInPlace.apply(x, listed, factor, backend)
         return written
     compute(x, listed.indices, listed.offsets, factor)
-    if not torch.compiler.is_compiling():
-        # Tells autograd that x has changed, in case another operation has kept it.
-        torch.autograd.graph.increment_version(x)
+    mark_written(x)
     return x

@@ -1,4 +1,4 @@
-"""The nearest point of the capped simplex, exactly, for many rows at once; plain torch."""
+"""Exact projection of many rows onto the capped simplex, in plain torch."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from torch import Tensor
 
 
 def capped_simplex_project(points: Tensor) -> Tensor:
-    """The nearest points with entries in 0..1 that sum to 1, along the last dimension.
+    """Return the nearest points with entries in [0, 1] that sum to 1, along the last dimension.
 
-    With tau such that the entries of max(x - tau, 0) sum to 1, that is what they are (Held, Wolfe
-    & Crowder, 1974; Duchi et al., ICML 2008); the upper bound of the capped simplex, 1, then holds
-    by itself. Found by sorting, exactly, where UnlearnDiffAtk's code (Zhang et al., ECCV 2024,
-    arXiv 2310.11868) bisects row by row.
+    They are max(x - tau, 0) with tau such that the entries sum to 1 (Held, Wolfe & Crowder, 1974;
+    Duchi et al., ICML 2008); no entry then exceeds 1. Sorting finds tau exactly, where
+    UnlearnDiffAtk's code (Zhang et al., ECCV 2024, arXiv 2310.11868) bisects row by row.
 
     Args:
         points: [*, V] float32 or float64, V >= 1; entries of -inf get 0.
 
     Returns:
-        [*, V] in the dtype of points; NaN throughout a row that has NaN or +inf, or nothing finite.
+        [*, V] in the dtype of points. A row with NaN or +inf, or without a finite entry, is NaN.
 
     Raises:
         ValueError: V is 0.

@@ -1,13 +1,6 @@
-"""Find the weights that matter for given prompts; prune and restore them.
+"""Masks of the weights that matter most for given prompts; pruning by them and undoing it.
 
-    score[o, i] = |weight[o, i]| * act_norm[i]
-    mask[o, i]  = score is among the int(sparsity * I) largest of row o, and above the base's score
-
-Wanda (Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024)
-turned round, as Chavhan et al. ("Memorized Images in Diffusion Models share a Subspace that can be
-Located and Deleted", 2024) remove memorized images: it prunes the weights with the *largest* scores
-on memorized prompts (target) wherever they exceed those of the empty prompt (base). Masks of
-several timesteps are united with `|`. O outputs, I inputs of a linear layer.
+Masks of several timesteps are united with `|`. O outputs, I inputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -18,7 +11,6 @@ from torch import Tensor
 from dori_fast import _checks
 from dori_fast._backend import select
 from dori_fast._library import define_op
-from dori_fast.reference import accumulate_dtype
 from dori_fast.reference.wanda_mask import wanda_mask_reference
 
 __all__ = ["pack_mask", "prune_", "restore_", "unpack_mask", "wanda_mask"]
@@ -28,18 +20,12 @@ def _fake(weight: Tensor, act_norm: Tensor, base_act_norm: Tensor | None, count:
     return weight.new_empty(weight.shape, dtype=torch.bool)
 
 
-def _triton(weight: Tensor, act_norm: Tensor, base_act_norm: Tensor | None, count: int) -> Tensor:
-    from dori_fast.triton_kernels.wanda_mask import wanda_mask_triton
-
-    return wanda_mask_triton(weight, act_norm, base_act_norm, count)
-
-
 _OP = define_op(
     "wanda_mask",
     "(Tensor weight, Tensor act_norm, Tensor? base_act_norm, int count) -> Tensor",
     reference=wanda_mask_reference,
-    triton=_triton,
     fake=_fake,
+    triton="dori_fast.triton_kernels.wanda_mask:wanda_mask_triton",
 )
 
 
@@ -72,33 +58,28 @@ def wanda_mask(
     base_act_norm: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Return which weights to prune: the most important ones of every row.
+    """Return the mask of the weights to prune: the most important ones of every row.
 
     Args:
-        weight: [O, I] of a linear layer, float32, bfloat16, float16 or float64, any strides.
-        act_norm: [I] norms of the layer's inputs on the target prompts, any floating dtype, same
-            device. Only magnitudes count.
-        sparsity: share of a row to prune, in [0, 1]; int(sparsity * I) weights, as the released
-            code rounds it.
-        base_act_norm: [I] norms on the base prompts. A weight is then pruned only where its target
-            score is strictly above its base score, so a row may lose fewer.
-        backend: "auto", or an implementation by name, which then answers or raises.
+        weight: [O, I] weight of a linear layer.
+        act_norm: [I] norms of the layer's inputs on the target prompts, any floating dtype; only
+            magnitudes count.
+        sparsity: share of a row to prune, in [0, 1]; int(sparsity * I) weights, rounded down as in
+            the released code.
+        base_act_norm: [I] norms on the base prompts, any floating dtype. A weight is then pruned
+            only if its target score exceeds its base score, so a row may lose fewer. Default: no
+            comparison.
+        backend: implementation; see `dori_fast.ops`.
 
     Returns:
         bool [O, I], True where a weight is to be pruned. No gradient.
 
-    Raises:
-        TypeError: an input is not a tensor.
-        ValueError: shape, dtype, device or sparsity do not fit, or the backend is unknown.
-        RuntimeError: the backend asked for cannot serve; says why.
-
     Note:
-        Scores are products in float32 (float64 for float64 weight), of which every backend selects
-        exactly the same: of equal scores the lowest column first, and NaN above infinity (as
-        torch.sort has it), though a NaN exceeds no base score.
+        Every backend selects exactly the same weights. Of equal scores the lowest column counts
+        first. NaN ranks above infinity, as in torch.sort, but exceeds no base score.
     """
     _check(weight, act_norm, sparsity, base_act_norm)
-    dtype = accumulate_dtype(weight.dtype)
+    dtype = _checks.accumulate_dtype(weight.dtype)
     base = None if base_act_norm is None else base_act_norm.detach().to(dtype)
     compute = select(_OP, backend, weight)
     count = int(sparsity * weight.shape[1])
@@ -107,9 +88,9 @@ def wanda_mask(
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """Store a mask in bits: bool [O, I] to uint8 [O, ceil(I / 8)], column 0 in the lowest bit.
+    """Pack a mask into bits: bool [O, I] to uint8 [O, ceil(I / 8)], column 0 in the lowest bit.
 
-    Packed masks unite with `|` like masks do.
+    `|` unites packed masks as it unites masks.
 
     Raises:
         ValueError: mask is not bool [O, I].
@@ -125,7 +106,7 @@ def unpack_mask(packed: Tensor, columns: int) -> Tensor:
     """Undo `pack_mask`: uint8 [O, ceil(I / 8)] to bool [O, I], where I is `columns`.
 
     Raises:
-        ValueError: packed is not uint8, or has not the width that `columns` needs.
+        ValueError: packed is not uint8 [O, ceil(I / 8)].
     """
     width = -(-columns // 8)
     if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != width:
@@ -145,14 +126,14 @@ def _check_pruning(op: str, weight: Tensor, mask: Tensor) -> None:
 
 @torch.no_grad()
 def prune_(weight: Tensor, mask: Tensor) -> Tensor:
-    """Set the masked weights to 0 in place, and return what `restore_` needs to undo it.
+    """Set the masked weights to 0 in place; `restore_` undoes it with the result.
 
     Args:
-        weight: [O, I], any dtype; written.
+        weight: [O, I], any dtype, written.
         mask: bool [O, I], True where a weight is pruned.
 
     Returns:
-        [K] the values that were there, row by row, in the dtype of weight.
+        [K] the removed values, row by row, in the dtype of weight.
 
     Raises:
         ValueError: mask is not a bool tensor of weight's shape and device.
@@ -165,12 +146,12 @@ def prune_(weight: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def restore_(weight: Tensor, mask: Tensor, removed: Tensor) -> None:
-    """Put the weights that `prune_` removed back in place, bit for bit.
+    """Put back the weights that `prune_` removed, bit for bit.
 
     Args:
-        weight: [O, I]; written.
-        mask: bool [O, I] that was pruned.
-        removed: [K] as `prune_` returned it.
+        weight: [O, I], written.
+        mask: bool [O, I], the mask given to `prune_`.
+        removed: [K], the result of `prune_`.
 
     Raises:
         ValueError: mask does not fit weight, or removed does not fit mask.

@@ -1,7 +1,7 @@
-"""Every operator in plain torch: the definition, the oracle in float64, and the last fallback.
+"""Every operator in plain torch: its definition, its oracle in float64, and the last fallback.
 
-Each module ends in SPECS, from which contract tests, code generation and benchmarks take the
-operator; adding a module here is all it takes to be tested.
+Each module ends in SPECS, from which the contract tests, code generation and benchmarks take the
+operator. A new module is tested without further registration.
 """
 
 from __future__ import annotations
@@ -14,20 +14,30 @@ from typing import Any
 
 import torch
 
+# every module of this room computes in it
+from dori_fast._checks import accumulate_dtype as accumulate_dtype
+
 Inputs = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class OpSpec:
-    """How to make inputs for an operator.
+    """Description of an operator for tests and benchmarks.
 
-    `name` is the operator's (`dori::<name>`), `public` the function of `dori_fast.ops` that users
-    call, `sizes` small problem sizes that reach every code path, and `make_inputs(size, dtype,
-    device, generator)` the positional arguments of `dori::<name>`.
+    If terms of a sum may cancel, rounding errors are relative to the terms, not to the small sum.
+    `uncanceled` or `magnitudes` then gives that scale.
 
-    Where terms of a sum may cancel, rounding is relative to the terms and not to what is left of
-    them: `uncanceled(*inputs)` then gives inputs of the same magnitudes whose terms all add up, or
-    `magnitudes(*inputs)`, where no inputs do that, the sums of the terms' magnitudes themselves.
+    Attributes:
+        name: operator, as in `dori::<name>`.
+        public: function of `dori_fast.ops` that users call.
+        reference: plain-torch function.
+        sizes: small problem sizes that reach every code path.
+        make_inputs: function of (size, dtype, device, generator) that returns the positional
+            arguments of `dori::<name>`.
+        uncanceled: function of the inputs that returns inputs of the same magnitudes whose terms
+            all have one sign.
+        magnitudes: function of the inputs that returns the sums of the terms' magnitudes, for
+            operators that no inputs keep from canceling.
     """
 
     name: str
@@ -39,15 +49,10 @@ class OpSpec:
     magnitudes: Callable[..., Any] | None = None
 
 
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that arithmetic is done in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def randn(
     shape: tuple[int, ...], dtype: torch.dtype, device: str, generator: torch.Generator
 ) -> torch.Tensor:
-    """Draw in float32 on the CPU, so that a seed means the same numbers everywhere."""
+    """Draw in float32 on the CPU, so that a seed gives the same numbers on every device."""
     return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
 

@@ -1,4 +1,10 @@
-"""Statistics of each neuron over everything else, in plain torch."""
+"""Statistics of each neuron over all rows, in plain torch.
+
+NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in
+Diffusion Models", NeurIPS 2024) compares magnitudes with their mean and standard deviation. Wanda
+(Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024) weighs
+weights by the root of `sum_sq`.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +15,19 @@ from dori_fast.reference import Inputs, OpSpec, randn
 
 
 def activation_stats_reference(x: Tensor) -> Tensor:
-    """Compute mean, m2, mean magnitude, largest magnitude and sum of squares of each column.
+    """Compute five statistics of each column; a NaN in a column makes all of them NaN.
 
-    `m2[n] = sum_r (x[r, n] - mean[n])^2`. A NaN in a column makes all its statistics NaN.
+        mean[n]     = 1/R sum_r x[r, n]
+        m2[n]       = sum_r (x[r, n] - mean[n])^2
+        abs_mean[n] = 1/R sum_r |x[r, n]|
+        abs_max[n]  = max_r |x[r, n]|
+        sum_sq[n]   = sum_r x[r, n]^2
 
     Args:
         x: [R, N], any floating dtype.
 
     Returns:
-        float64 [5, N], the statistics in that order, zeros where R = 0; arithmetic in float64.
+        float64 [5, N], the statistics in that order; zeros if R = 0. Arithmetic is in float64.
     """
     values = x.to(torch.float64)
     if values.shape[0] == 0:
@@ -32,7 +42,7 @@ def activation_stats_reference(x: Tensor) -> Tensor:
 def _inputs(
     size: tuple[int, ...], dtype: torch.dtype, device: str, generator: torch.Generator
 ) -> Inputs:
-    """`size` is (R, N); means are away from 0, where rounding would be all that is left of them."""
+    """`size` is (R, N); means are near 2, since a mean near 0 would be all rounding."""
     return (randn(size, torch.float32, device, generator).add(2).to(dtype),)
 
 
@@ -41,7 +51,8 @@ SPECS = (
         name="activation_stats",
         public="activation_stats",
         reference=activation_stats_reference,
-        # Rows and widths around the unrolling, the blocks and the tiles; one row; nothing.
+        # rows around the unrolling (8) and the block (64) of the CPU kernel and the block (128) of
+        # Triton's; widths around the tiles (64); one row; nothing
         sizes=(
             *((rows, 5) for rows in (1, 3, 7, 8, 9, 63, 64, 65, 200, 1030)),
             *((33, width) for width in (1, 16, 63, 64, 65, 320)),

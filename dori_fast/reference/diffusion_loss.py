@@ -1,4 +1,8 @@
-"""Noised latents, and the mean squared error of a noise prediction, in plain torch."""
+"""Noised latents and the mean squared error of a noise prediction, in plain torch.
+
+Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020), equations 4 and 14. Kowalczuk
+et al., "Finding DoRI" (ICML 2026), minimize the loss over embeddings, fine-tuning over weights.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,7 @@ def diffusion_loss_bwd_reference(rate: Tensor, eps_pred: Tensor, eps: Tensor) ->
     """Compute `rate[p] * (eps_pred[p, b] - eps[p, b])`.
 
     Args:
-        rate: [P], any floating dtype; 2 / (B * size of *) times the gradient of the loss.
+        rate: [P], any floating dtype, gradient of the loss times 2 / (B * size of *).
         eps_pred: [P, B, *], any floating dtype.
         eps: [P, B, *], same dtype.
 
@@ -83,7 +87,8 @@ def _bwd_inputs(
     return (rate, *_loss_inputs(size, dtype, device, generator))
 
 
-# Lengths around the vector widths and the summation block; scalars; empty batches and rows.
+# Lengths around the vector widths, the 64 partial sums and the summation block (4096 float32 in
+# C++, 2048 in Triton); scalars; empty batches and rows.
 _SIZES = (
     *((2, 3, length) for length in (1, 3, 63, 64, 257, 1000, 4096, 4099, 9001)),
     *((1, 1, 4, 8, 8), (3, 2, 4, 5, 7), (2, 2), (0, 2, 16), (2, 0, 16), (2, 2, 0)),

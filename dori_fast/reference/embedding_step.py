@@ -1,4 +1,10 @@
-"""One step of Adam on many independent problems, in plain torch."""
+"""One step of Adam on many independent problems, in plain torch.
+
+Adam (Kingma & Ba, ICLR 2015) with decoupled weight decay (Loshchilov & Hutter, ICLR 2019). Adam at
+lr 0.1 is the attack of Kowalczuk et al., "Finding DoRI" (ICML 2026). AdamW with weight decay 0.01
+is the mitigation of Wen et al. (ICLR 2024, released code). That code zeroes the gradient of the
+first token, which still decays; to repeat it, zero the gradient and do not freeze the token.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +40,11 @@ def embedding_step_reference(
     Args:
         params: [P, T, D], any floating dtype; written.
         grad: [P, T, D], same dtype.
-        exp_avg, exp_avg_sq: [P, T, D], float32 (float64 for float64 params); written.
-        step: int64 [P], steps taken so far; written.
+        exp_avg, exp_avg_sq: [P, T, D] moments, float32 (float64 for float64 params); written.
+        step: int64 [P], steps taken before this one; written.
         active: bool [P], or None for all.
         frozen: bool [T] or [P, T], or None for none.
-        lr, beta1, beta2, eps, weight_decay: numbers of Adam, decay decoupled.
+        lr, beta1, beta2, eps, weight_decay: rates of Adam, decay decoupled.
     """
     dtype = accumulate_dtype(params.dtype)
     if active is None:
@@ -62,11 +68,11 @@ def embedding_step_reference(
 def _inputs(
     size: tuple[int, ...], dtype: torch.dtype, device: str, generator: torch.Generator
 ) -> Inputs:
-    """`size` is (P, T, D, which problems stand still, rank of the frozen mask).
+    """`size` is (P, T, D, inactive problems, rank of the frozen mask).
 
-    Of problems that stand still there are none (0) or every other one (1).
+    No problem is inactive (0), or every other one is (1).
     """
-    *shape, still, rank = size
+    *shape, inactive, rank = size
     problems, tokens, _ = shape
     wide = accumulate_dtype(dtype)
 
@@ -75,7 +81,7 @@ def _inputs(
 
     frozen_shape = {0: None, 1: (tokens,), 2: (problems, tokens)}[rank]
     frozen = None if frozen_shape is None else torch.rand(frozen_shape, generator=generator) < 0.3
-    active = torch.arange(problems) % 2 == 0 if still else None
+    active = torch.arange(problems) % 2 == 0 if inactive else None
     return (
         draw(dtype),
         draw(dtype),
@@ -93,7 +99,7 @@ SPECS = (
         name="embedding_step",
         public="embedding_step",
         reference=embedding_step_reference,
-        # Widths around the vector widths; every kind of mask; empty dimensions.
+        # widths around the vector widths; every kind of mask; empty dimensions
         sizes=(
             *((2, 3, dim, 0, 0) for dim in (1, 3, 63, 64, 257, 1000)),
             *((5, 4, 65, 1, 0), (3, 7, 65, 0, 1), (5, 7, 65, 1, 2), (1, 77, 32, 1, 1)),

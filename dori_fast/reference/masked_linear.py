@@ -1,4 +1,7 @@
-"""A linear layer whose output neurons are scaled, in plain torch."""
+"""A linear layer whose output neurons are scaled, in plain torch.
+
+NeMo (Hintersdorf et al., NeurIPS 2024) blocks the value projections of cross-attention this way.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def masked_linear_reference(
         scale: [O] (shared by all samples) or [B, O], any floating dtype.
 
     Returns:
-        [B, T, O] in the dtype of x: torch's linear, then the mask.
+        [B, T, O] in the dtype of x: torch's linear, rounded, then the mask, rounded.
     """
     return neuron_mask_reference(F.linear(x, weight, bias), scale)
 
@@ -30,7 +33,7 @@ def masked_linear_reference(
 def _inputs(
     size: tuple[int, ...], dtype: torch.dtype, device: str, generator: torch.Generator
 ) -> Inputs:
-    """`size` is (B, T, I, O, rank of the scale, whether there is a bias)."""
+    """`size` is (B, T, I, O, rank of the scale, 1 with a bias)."""
     batch, tokens, inputs, outputs, rank, has_bias = size
     return (
         randn((batch, tokens, inputs), dtype, device, generator),
@@ -45,7 +48,8 @@ SPECS = (
         name="masked_linear",
         public="masked_linear",
         reference=masked_linear_reference,
-        # Sizes around the tiles, both ranks of the scale, with and without bias, empty dimensions.
+        # sizes around the tiles (64 x 64 x 16 to 64), both ranks of the scale, with and without
+        # bias, empty dimensions
         sizes=(
             *((2, 3, inputs, 5, 2, 1) for inputs in (1, 3, 31, 32, 65)),
             *((3, 25, 40, 70, 2, 0), (3, 50, 33, 64, 1, 1), (1, 77, 16, 17, 1, 0)),

@@ -1,4 +1,10 @@
-"""Multi-scale structural similarity of pairs of maps, in plain torch."""
+"""Multi-scale structural similarity of pairs of maps, in plain torch.
+
+Wang, Simoncelli and Bovik, "Multi-Scale Structural Similarity for Image Quality Assessment"
+(Asilomar 2003), as NeMo (Hintersdorf et al., NeurIPS 2024) uses it on noise differences: through
+torchmetrics 1.3.2 with `kernel_size=11, betas=(0.33,) * 3, reduction="none", data_range=None`.
+Later versions of torchmetrics also count the borders at the last scale and give other numbers.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +27,13 @@ def gaussian_window(kernel_size: int, sigma: float) -> Tensor:
 
 
 def _min_max(maps: Tensor) -> Tensor:
-    """Stretch each channel of each image to [0, 1]; a constant one becomes 0."""
+    """Stretch each channel of each image to [0, 1]; a constant channel becomes 0."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return (maps - low) / torch.where(high == low, 1.0, high - low)
 
 
 def _blur(planes: Tensor, window: Tensor) -> Tensor:
-    """[..., H, W] to [..., H - k + 1, W - k + 1]: only where the whole window fits."""
+    """Blur [..., H, W] to [..., H - k + 1, W - k + 1]: only pixels where the whole window fits."""
     flat = planes.reshape(-1, 1, *planes.shape[-2:])
     blurred = functional.conv2d(flat, window.reshape(1, 1, -1, 1))
     blurred = functional.conv2d(blurred, window.reshape(1, 1, 1, -1))
@@ -35,15 +41,15 @@ def _blur(planes: Tensor, window: Tensor) -> Tensor:
 
 
 def _data_range(first: Tensor, second: Tensor) -> Tensor:
-    """[G, 1, 1, 1, 1]: the larger range of values among first and second members of pairs."""
+    """Return [G, 1, 1, 1, 1], the larger of the ranges of first and of second members of pairs."""
     dims = (1, 2, 3, 4)
     spans = [x.amax(dims, keepdim=True) - x.amin(dims, keepdim=True) for x in (first, second)]
     return torch.maximum(*spans)
 
 
 def _similarity(maps: Tensor, pairs: Tensor, window: Tensor, contrast_only: bool) -> Tensor:
-    """Mean similarity [G, K] at one scale; its contrast and structure term alone on demand."""
-    # Deviations from the mean of a plane have the same (co)variances, and squares that lose less.
+    """Return the mean similarity [G, K] at one scale; `contrast_only` leaves out luminance."""
+    # deviations from a plane's mean have the same (co)variances, and their squares lose less
     level = maps.mean((-2, -1), keepdim=True)
     planes = maps - level
     mean = _blur(planes, window)
@@ -51,7 +57,7 @@ def _similarity(maps: Tensor, pairs: Tensor, window: Tensor, contrast_only: bool
     i, j = pairs.unbind(1)
     covariance = _blur(planes[:, i] * planes[:, j], window) - mean[:, i] * mean[:, j]
     data_range = _data_range(maps[:, i], maps[:, j])
-    # Without any contrast there is nothing to compare; rounding must not decide.
+    # without any contrast there is nothing to compare; rounding must not decide
     data_range = torch.where(data_range == 0, torch.nan, data_range)
     c1, c2 = (K1 * data_range).square(), (K2 * data_range).square()
     similarity = (2 * covariance + c2) / (variance[:, i] + variance[:, j] + c2)
@@ -65,7 +71,7 @@ def _similarity(maps: Tensor, pairs: Tensor, window: Tensor, contrast_only: bool
 
 
 def _clipped_power(base: Tensor, exponent: float) -> Tensor:
-    """max(base, 0) ** exponent, with a gradient of 0 (not NaN) where it is clipped."""
+    """Return max(base, 0) ** exponent, with gradient 0 (not NaN) where it is clipped."""
     clipped = base <= 0
     return torch.where(clipped, 0.0, torch.where(clipped, 1.0, base) ** exponent)
 
@@ -78,11 +84,17 @@ def ms_ssim_reference(
     betas: Sequence[float],
     rescale: bool,
 ) -> Tensor:
-    """Compute the multi-scale SSIM of pairs of images within each group.
+    """Compute the multi-scale SSIM of pairs (x, y) of images within each group.
 
-    Per scale: Gaussian moments where the whole window fits, constants from the group's data range
-    (of all first or all second members of the pairs, whichever is larger), contrast and structure
-    at all scales, luminance at the last; between scales, means of 2 x 2; negative means count as 0.
+    At each scale s, with Gaussian-weighted means, variances and covariance at each pixel where the
+    whole window fits, and with c1 = (0.01 L)^2, c2 = (0.03 L)^2 for a group's data range L:
+
+        cs = (2 cov_xy + c2) / (var_x + var_y + c2)
+        l  = (2 mean_x mean_y + c1) / (mean_x^2 + mean_y^2 + c1)
+        MS-SSIM(x, y) = prod_{s < last} max(mean cs_s, 0)^beta_s * max(mean l cs_last, 0)^beta_last
+
+    L is the larger of the ranges of all first and of all second members of the pairs. Means of 2 x
+    2 pixels lead from one scale to the next.
 
     Args:
         maps: [G, M, C, H, W], any floating dtype.
@@ -90,11 +102,11 @@ def ms_ssim_reference(
         kernel_size: odd length of the window, at most min(H, W) halved n_scales - 1 times.
         sigma: standard deviation of the window in pixels.
         betas: exponent of each scale.
-        rescale: whether each channel of each image is first stretched to [0, 1].
+        rescale: stretch each channel of each image to [0, 1] first.
 
     Returns:
-        [G, K], float32 (float64 for float64 maps); arithmetic in that dtype. A group in which a map
-        is not finite or nothing has contrast is NaN.
+        [G, K], float32 (float64 for float64 maps); arithmetic in that dtype. A group is NaN if a
+        map is not finite or nothing has contrast.
     """
     maps = maps.to(accumulate_dtype(maps.dtype))
     result = maps.new_ones(maps.shape[0], pairs.shape[0])
@@ -128,8 +140,8 @@ SPECS = (
         name="ms_ssim",
         public="ms_ssim",
         reference=ms_ssim_reference,
-        # Odd and unequal sides, one to three scales, both modes, the largest window, several blocks
-        # of pixels; no pairs, no groups.
+        # odd and unequal sides, one to three scales, both modes, the largest window, several blocks
+        # of pixels; no pairs, no groups
         sizes=(
             (1, 3, 2, 13, 14, 3, 3, 1),
             (2, 2, 1, 11, 10, 5, 2, 0),

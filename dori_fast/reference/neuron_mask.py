@@ -1,4 +1,8 @@
-"""Per-sample, per-neuron scaling of activations, in plain torch."""
+"""Per-sample, per-neuron scaling of activations, in plain torch.
+
+NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in
+Diffusion Models", NeurIPS 2024) blocks neurons with factor 0.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +30,14 @@ def neuron_mask_reference(x: Tensor, scale: Tensor) -> Tensor:
 def neuron_mask_in_place_reference(
     x: Tensor, indices: Tensor, offsets: Tensor | None, factor: float
 ) -> None:
-    """Multiply the listed neurons of x by one factor, in place.
+    """Multiply the listed neurons of x by one factor in place.
 
     Args:
         x: [B, T, N], any floating dtype; written.
         indices: int64 [K], neurons in [0, N), none twice in one sample.
         offsets: int64 [B + 1]; sample b owns `indices[offsets[b]:offsets[b + 1]]`. None: every
             sample owns all of them.
-        factor: multiplier; with 0.0 a NaN stays a NaN, as in any product.
+        factor: multiplier; 0 times NaN stays NaN.
     """
     dtype = accumulate_dtype(x.dtype)
     if offsets is None:
@@ -75,9 +79,10 @@ SPECS = (
         name="neuron_mask",
         public="neuron_mask",
         reference=neuron_mask_reference,
-        # Widths around the vector widths, both ranks of the scale, empty dimensions.
+        # widths around the vector widths and beyond the float16 buffer and Triton's block (1024);
+        # both ranks of the scale; empty dimensions
         sizes=(
-            *((2, 3, neurons, 2) for neurons in (1, 3, 63, 64, 257, 1000)),
+            *((2, 3, neurons, 2) for neurons in (1, 3, 63, 64, 257, 1000, 1027)),
             *((3, 2, 65, 1), (1, 1, 8, 1), (2, 5, 320, 2)),
             *((0, 3, 8, 2), (2, 0, 8, 1), (2, 3, 0, 2)),
         ),

@@ -1,4 +1,9 @@
-"""What the difference of conditional and unconditional noise prediction tells, in plain torch."""
+"""Norm and cosine of the difference of two noise predictions, in plain torch.
+
+The norm at one timestep is the score of Wen et al., "Detecting, Explaining, and Mitigating
+Memorization in Diffusion Models" (ICLR 2024), section 3.2. The cosine over channels is the other
+half of the score of Asthana & Belagiannis (ICLR 2026).
+"""
 
 from __future__ import annotations
 
@@ -37,13 +42,14 @@ def noise_difference_step_reference(
         x_0          = (latents - sqrt(1 - alpha_bar) guided) / sqrt(alpha_bar)
         latents_prev = sqrt(alpha_bar_prev) x_0 + sqrt(1 - alpha_bar_prev) guided
 
-    with the last two lines collected by their terms, which spares digits where alpha_bar is small.
+    Song et al. (ICLR 2021), equation 12, along the prediction of Ho & Salimans (2022). The last two
+    lines are collected by their terms, which keeps digits if alpha_bar is small.
 
     Args:
         eps_cond: [P, S, *], any floating dtype.
         eps_uncond: [S, *] (shared by all prompts) or [P, S, *], same dtype.
         latents: [P, S, *], same dtype.
-        guidance, alpha_bar, alpha_bar_prev: numbers.
+        guidance, alpha_bar, alpha_bar_prev: numbers of the step.
 
     Returns:
         norm [P, S], float32 (float64 for float64 inputs), and latents_prev [P, S, *] in the dtype
@@ -59,7 +65,7 @@ def noise_difference_step_reference(
 
 
 def noise_cosine_reference(eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
-    """Compute the cosine over C of `eps_uncond` and `eps_cond - eps_uncond`, and its mean over `*`.
+    """Compute `mean over * of cos(eps_uncond[s], eps_cond[p, s] - eps_uncond[s])` over channels C.
 
     Args:
         eps_cond: [P, S, C, *], any floating dtype.
@@ -67,7 +73,7 @@ def noise_cosine_reference(eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
 
     Returns:
         [P, S], float32 (float64 for float64 inputs); arithmetic in that dtype. A vector shorter
-        than 1e-8 counts as that long.
+        than 1e-8 counts as 1e-8 long.
     """
     dtype = accumulate_dtype(eps_cond.dtype)
     uncond = eps_uncond.to(dtype)
@@ -96,26 +102,26 @@ def _step_inputs(
     return (*_inputs(size, dtype, device, generator), latents, 7.5, 0.0058, 0.0068)
 
 
+# Lengths around the vector widths, the 64 partial sums and the summation block (4096 float32 in
+# C++, 2048 in Triton); scalars; empty batches and rows.
+_SIZES = (
+    *((2, 3, length) for length in (1, 3, 63, 64, 257, 1000, 4096, 4099, 9001)),
+    *((1, 1, 4, 8, 8), (3, 2, 4, 5, 7), (2, 2), (0, 2, 16), (2, 0, 16), (2, 2, 0)),
+)
+
 SPECS = (
     OpSpec(
         name="noise_difference",
         public="noise_difference",
         reference=noise_difference_reference,
-        # Lengths around the vector widths and the summation block; scalars; empty batches and rows.
-        sizes=(
-            *((2, 3, length) for length in (1, 3, 63, 64, 257, 1000, 4096, 4099, 9001)),
-            *((1, 1, 4, 8, 8), (3, 2, 4, 5, 7), (2, 2), (0, 2, 16), (2, 0, 16), (2, 2, 0)),
-        ),
+        sizes=_SIZES,
         make_inputs=_inputs,
     ),
     OpSpec(
         name="noise_difference_step",
         public="noise_difference_step",
         reference=noise_difference_step_reference,
-        sizes=(
-            *((2, 3, length) for length in (1, 3, 63, 64, 257, 1000, 4096, 4099, 9001)),
-            *((1, 1, 4, 8, 8), (3, 2, 4, 5, 7), (2, 2), (0, 2, 16), (2, 0, 16), (2, 2, 0)),
-        ),
+        sizes=_SIZES,
         make_inputs=_step_inputs,
         uncanceled=lambda cond, uncond, latents, *rest: (
             cond.abs(),
@@ -128,7 +134,7 @@ SPECS = (
         name="noise_cosine",
         public="noise_cosine",
         reference=noise_cosine_reference,
-        # Positions around the vector widths and the block of positions; one channel, many; none.
+        # positions around the vector widths and the block (1024 in Triton); one channel, many; none
         sizes=(
             *((2, 3, 4, positions) for positions in (1, 3, 63, 64, 257, 1000)),
             *((1, 1, 4, 8, 8), (3, 2, 16, 5, 7), (2, 2, 4), (2, 1, 1, 9)),

@@ -1,4 +1,9 @@
-"""Scaled dot-product attention with its forward derivative, in plain torch."""
+"""Scaled dot-product attention with its forward derivative, in plain torch.
+
+This is the rule of forward differentiation. Since sum_j p (ds - mu) v = sum_j p ds v - mu out, one
+pass over the keys is enough with FlashAttention's online softmax, as in Lu & Song, "sCM" (arXiv
+2410.11081, appendix).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,8 @@ from torch import Tensor
 
 from dori_fast.reference import Inputs, OpSpec, accumulate_dtype, randn
 
-# Entries of a [Tq, Tk] matrix that exist at one time, whatever the lengths: 4 MiB in float32. Of
-# the powers from 2^15 to 2^22 about the fastest on a CPU at each of Stable Diffusion's shapes.
+# Entries of [Tq, Tk] matrices that exist at one time, whatever the lengths: 4 MiB in float32. Among
+# the powers from 2^15 to 2^22 this is about the fastest on a CPU at all shapes of Stable Diffusion.
 ENTRIES = 1 << 20
 
 
@@ -31,14 +36,14 @@ def sdpa_jvp_reference(
         q: [B, H, Tq, D], any floating dtype.
         k: [B, H, Tk, D], same dtype.
         v: [B, H, Tk, D], same dtype.
-        tq: shape and dtype of q, or None for zero; `tk` and `tv` likewise of k and v.
-        tk: see tq.
-        tv: see tq.
-        scale: of the scores.
+        tq: tangent of q, shape and dtype of q, or None for zero.
+        tk: tangent of k, likewise.
+        tv: tangent of v, likewise.
+        scale: factor of the scores.
 
     Returns:
-        out and tangent, [B, H, Tq, D] in the dtype of q, laid out as `torch.empty_like(q)`; no keys
-        give zeros. Arithmetic in float32 (float64 for float64).
+        out and tangent, [B, H, Tq, D] in the dtype of q, laid out as `torch.empty_like(q)`; zeros
+        without keys. Arithmetic is in float32 (float64 for float64).
     """
     out, tangent = torch.empty_like(q), torch.empty_like(q)
     wide = accumulate_dtype(q.dtype)
@@ -70,7 +75,7 @@ def _attend(
     tk: Tensor | None,
     tv: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Output and tangent of some queries [G, T, D], already scaled, of G heads."""
+    """Return output and tangent of the scaled queries [G, T, D] of G heads."""
     weights = (q @ k.mT).softmax(-1)
     out = weights @ v
     tangent = torch.zeros_like(out) if tv is None else weights @ tv
@@ -93,7 +98,7 @@ def _magnitudes(
     tv: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The same sums with every term made positive: what rounding is relative to."""
+    """Return the same sums with every term made positive, the scale of rounding errors."""
     weights = (scale * q @ k.mT).softmax(-1)
     slopes = torch.zeros_like(weights)
     if tq is not None:
@@ -104,14 +109,14 @@ def _magnitudes(
     tangent = (weights * slopes) @ v.abs()
     if tv is not None:
         tangent += weights @ tv.abs()
-    # without tangents the result is 0, though a score be NaN
+    # without tangents the result is 0, even if a score is NaN
     return weights @ v.abs(), tangent.nan_to_num(0)
 
 
 def _inputs(
     size: tuple[int, ...], dtype: torch.dtype, device: str, generator: torch.Generator
 ) -> Inputs:
-    """`size` is (B, H, Tq, Tk, D) and whether q, k and v have tangents."""
+    """`size` is (B, H, Tq, Tk, D), then 1 or 0 for a tangent of q, k and v."""
     batch, heads, queries, keys, width, *has = size
     primals, tangents = (
         [
@@ -129,8 +134,8 @@ SPECS = (
         name="sdpa_jvp",
         public="sdpa_jvp",
         reference=sdpa_jvp_reference,
-        # Lengths around the tiles; heads of one tile, of two, and of several slices; tangents of
-        # each input alone and of none; a single key, no keys, no queries, no batch.
+        # lengths around the tiles; heads of one tile, of two, and of several slices; tangents of
+        # each input alone and of none; a single key, no keys, no queries, no batch
         sizes=(
             (1, 1, 1, 1, 1, 1, 1, 1),
             (2, 3, 5, 7, 9, 1, 1, 1),

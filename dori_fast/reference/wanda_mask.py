@@ -1,4 +1,10 @@
-"""Weights whose importance for one set of prompts is among the largest of their row."""
+"""Weights whose importance for given prompts is among the largest of their row, in plain torch.
+
+Wanda (Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024)
+prunes the weights with the smallest scores. Chavhan et al. ("Memorized Images in Diffusion Models
+share a Subspace that can be Located and Deleted", 2024) prune those with the *largest* scores on
+memorized prompts (target) if they exceed the scores of the empty prompt (base).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +17,17 @@ from dori_fast.reference import Inputs, OpSpec, accumulate_dtype, randn
 def wanda_mask_reference(
     weight: Tensor, act_norm: Tensor, base_act_norm: Tensor | None, count: int
 ) -> Tensor:
-    """Mark, per row, the `count` largest `|weight * act_norm|` that exceed `|weight * base|`.
+    """Mark, per row, the `count` largest scores that exceed the base's score.
+
+        score[o, i] = |weight[o, i] * act_norm[i]|
+        mask[o, i]  = score is among the `count` largest of row o, and above the base's score
 
     Args:
         weight: [O, I], any floating dtype.
         act_norm: [I], any floating dtype.
         base_act_norm: [I], or None for no comparison.
-        count: how many per row, 0..I. Of equal scores the lowest column counts first; a NaN ranks
-            above infinity, but does not exceed anything.
+        count: number of weights per row, 0..I. Of equal scores the lowest column counts first; a
+            NaN ranks above infinity but exceeds nothing.
 
     Returns:
         bool [O, I]; scores are taken in float32 (float64 for float64 weight).
@@ -35,10 +44,10 @@ def wanda_mask_reference(
 def _inputs(
     size: tuple[int, ...], dtype: torch.dtype, device: str, generator: torch.Generator
 ) -> Inputs:
-    """`size` is (O, I, how many per row, whether there is a base).
+    """`size` is (O, I, count per row, 1 with a base).
 
-    Few distinct values, so that rows are full of ties, and exact in every dtype, so that the order
-    is the same in all of them.
+    Values are few, so that rows are full of ties, and exact in every dtype, so that all dtypes have
+    one order.
     """
     rows, columns, count, has_base = size
     wide = accumulate_dtype(dtype)
@@ -56,7 +65,7 @@ SPECS = (
         name="wanda_mask",
         public="wanda_mask",
         reference=wanda_mask_reference,
-        # Widths around the vector widths; none, one, some, all pruned; empty dimensions.
+        # widths around the vector widths; none, one, some, all pruned; empty dimensions
         sizes=(
             *((3, columns, 1 + columns // 10, 1) for columns in (1, 3, 63, 64, 257, 1000)),
             *((2, 65, 0, 0), (2, 65, 1, 0), (2, 65, 64, 1), (2, 65, 65, 0), (5, 320, 32, 0)),

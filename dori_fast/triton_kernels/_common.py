@@ -1,33 +1,49 @@
-"""What the kernels of several operators share."""
+"""Parts that kernels of several operators share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-# Triton's interpreter computes garbage in bfloat16 without saying so: every load of a float is
-# followed at once by a conversion to this type.
+ELEMENTS = ("fp32", "bf16", "fp16", "fp64")
+"""Element types of compile cases, as Triton names them."""
+
+# Triton's interpreter silently computes wrong numbers in bfloat16: kernels convert every float to
+# this type as soon as it is loaded.
 ACCUMULATE = {
     torch.float32: tl.float32,
     torch.bfloat16: tl.float32,
     torch.float16: tl.float32,
     torch.float64: tl.float64,
 }
+# it also multiplies matrices in bfloat16 wrongly
+INTERPRETING = bool(triton.knobs.runtime.interpret)
 
 
 @dataclass(frozen=True)
 class CompileCase:
     """One specialization of a kernel, to be compiled ahead of time.
 
-    `signature` gives each argument's type ("*bf16", "i64", or "constexpr"), `constexprs` the values
-    of the latter, `aligned` the arguments known to be divisible by 16 (which launches find out by
-    themselves), and `vector_loads` whether 16-byte loads must come out. `most_registers` and
-    `most_shared` (bytes) let two blocks of 256 threads run on an SM at once; a kernel whose blocks
-    are smaller may have more.
+    The limits let two blocks of 256 threads run on an SM at once; a kernel with smaller blocks may
+    exceed them.
+
+    Attributes:
+        name: row of docs/codegen.md.
+        kernel: Triton kernel.
+        signature: type of each argument ("*bf16", "i64", "constexpr"); see `signature`.
+        constexprs: values of the arguments of type "constexpr".
+        aligned: arguments divisible by 16, which a launch finds out by itself.
+        num_warps: warps of a block.
+        vector_loads: whether 16-byte loads are required.
+        options: further options of the compiler.
+        most_registers: limit of registers per thread.
+        most_shared: limit of shared memory per block in bytes.
     """
 
     name: str
@@ -45,3 +61,45 @@ class CompileCase:
 def block_of(length: int, largest: int) -> int:
     """Return the power of two that covers `length`, at least 16 and at most `largest`."""
     return max(16, min(largest, triton.next_power_of_2(length)))
+
+
+def rows(x: Tensor, leading: int) -> Tensor:
+    """Return x with its dimensions from `leading` on as one, copied unless that is contiguous."""
+    flat = x.unsqueeze(-1).flatten(leading)
+    return flat if flat.stride(-1) == 1 else flat.contiguous()
+
+
+def accumulator(element: str) -> Any:
+    """Return the type that kernels compute in for an element type of a compile case."""
+    return tl.float64 if element == "fp64" else tl.float32
+
+
+def signature(
+    kernel: Any, element: str, constexprs: Mapping[str, Any], **types: str
+) -> dict[str, str]:
+    """Return the type of each argument of a kernel, by its name.
+
+    Args:
+        kernel: Triton kernel.
+        element: element type of its pointers.
+        constexprs: arguments of type "constexpr".
+        types: arguments of another type; "*" is a pointer to the type that kernels compute in.
+            All others are i64 (strides) or i32 (sizes).
+    """
+    wide = "*fp64" if element == "fp64" else "*fp32"
+
+    def of(name: str) -> str:
+        if name in constexprs:
+            return "constexpr"
+        if name in types:
+            return wide if types[name] == "*" else types[name]
+        if name.endswith("_ptr"):
+            return f"*{element}"
+        return "i64" if "stride" in name else "i32"
+
+    return {name: of(name) for name in kernel.arg_names}
+
+
+def named(kernel: Any, *parts: str) -> tuple[str, ...]:
+    """Return the arguments of a kernel whose names contain one of the parts."""
+    return tuple(name for name in kernel.arg_names if any(part in name for part in parts))

@@ -1,4 +1,4 @@
-"""Kernels of MS-SSIM, in the order in which `ms_ssim_triton` launches them."""
+"""Kernels of MS-SSIM: once per image, once per scale, then per pair and scale."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ def center_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per plane of L pixels, whose mean (it need not be exact) becomes 0; its pivot is
-    # what now stands there. Minima and maxima may skip a NaN; x - x is NaN for it, as for
-    # infinities, and 0 for anything else.
+    # One program per plane of L pixels. It writes the plane around its mean, where squares and
+    # their differences keep most digits; the mean need not be exact. Pivot plus plane gives the
+    # true values (stretched to [0, 1] with RESCALE).
     plane = tl.program_id(0).to(tl.int64)
     image = plane // C
     x_ptr = maps_ptr + (image // M) * stride_g + (image % M) * stride_m + (plane % C) * L
+    # first pass, 1024 pixels at a time: the least and the largest value, and the sum. Minima and
+    # maxima may skip a NaN; `poison` is NaN for a NaN or an infinity (x - x) and 0 otherwise.
     low = tl.full([BLOCK], float("inf"), ACC)
     high = tl.full([BLOCK], float("-inf"), ACC)
     poison = tl.zeros([BLOCK], ACC)
@@ -42,12 +44,15 @@ def center_kernel(
         total += x
     least = tl.min(low, 0) + tl.sum(poison, 0)
     largest = tl.max(high, 0) + tl.sum(poison, 0)
+    # a constant plane becomes exactly 0: its rounded mean could differ from its value
     mean = tl.where(largest == least, least, tl.sum(total, 0) / L)
     pivot = mean
     span = tl.full([], 1.0, ACC)
+    # a span of 1 leaves a constant plane, which would divide 0 by 0
     if RESCALE:
         span = tl.where(largest == least, span, largest - least)
         pivot = (mean - least) / span
+    # second pass: center and stretch
     for start in range(0, L, BLOCK):
         i = start + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + i, mask=i < L, other=0.0).to(ACC)
@@ -57,7 +62,8 @@ def center_kernel(
 
 @triton.jit
 def pool_kernel(from_ptr, to_ptr, count, from_L, from_W, L, W, BLOCK: tl.constexpr):
-    # Means of 2 x 2 pixels, of all planes in a row.
+    # Means of 2 x 2 pixels lead to the next scale; an odd last row or column is dropped. One
+    # program per 1024 pixels j of all coarser planes in a row; pixel i lies in plane j // L.
     j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = j < count
     i = j % L
@@ -77,7 +83,8 @@ def extent_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per image: the least and the largest value, both NaN where one is not finite.
+    # One program per image: its least and largest true value over C planes of L pixels; both are
+    # NaN if a value is not finite.
     image = tl.program_id(0).to(tl.int64)
     low = tl.full([BLOCK], float("inf"), ACC)
     high = tl.full([BLOCK], float("-inf"), ACC)
@@ -86,10 +93,12 @@ def extent_kernel(
         i = start + tl.arange(0, BLOCK)
         inside = i < C * L
         x = tl.load(planes_ptr + image * C * L + i, mask=inside, other=0.0)
+        # the plane's pivot turns it back into true values
         x += tl.load(pivots_ptr + image * C + i // L, mask=inside, other=0.0)
         low = tl.minimum(low, tl.where(inside, x, float("inf")))
         high = tl.maximum(high, tl.where(inside, x, float("-inf")))
         poison += x - x
+    # extents is [G, M, 2]; adding NaN makes both ends NaN
     tl.store(extents_ptr + 2 * image, tl.min(low, 0) + tl.sum(poison, 0))
     tl.store(extents_ptr + 2 * image + 1, tl.max(high, 0) + tl.sum(poison, 0))
 
@@ -104,14 +113,15 @@ def range_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per group: the larger range of values among first and second members of the pairs,
-    # NaN where nothing has contrast or a value is not finite.
+    # One program per group: the larger of the ranges of all first and of all second members of its
+    # P pairs, as torchmetrics takes it; NaN if nothing has contrast or a value is not finite.
     g = tl.program_id(0).to(tl.int64)
     widest = tl.zeros([], ACC)
     for member in range(0, 2):
         low = tl.full([BLOCK], float("inf"), ACC)
         high = tl.full([BLOCK], float("-inf"), ACC)
         poison = tl.zeros([BLOCK], ACC)
+        # 64 pairs at a time; pairs is [P, 2] with images of the group
         for start in range(0, P, BLOCK):
             k = start + tl.arange(0, BLOCK)
             inside = k < P
@@ -123,8 +133,10 @@ def range_kernel(
             low = tl.minimum(low, least)
             high = tl.maximum(high, largest)
             poison += tl.where(inside, least - largest, 0.0)
+        # a maximum may skip NaN, so it is added: NaN - NaN is NaN, and 0 for finite values
         poisoned = tl.sum(poison, 0)
         widest = tl.maximum(widest, tl.max(high, 0) - tl.min(low, 0)) + (poisoned - poisoned)
+    # comparing with NaN is false, so NaN stays NaN; 0 becomes NaN
     tl.store(range_ptr + g, tl.where(widest > 0, widest, float("nan")))
 
 
@@ -143,13 +155,15 @@ def moments_kernel(
     WINDOW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # The pixels around which the whole window fits, of all planes in a row.
+    # Gaussian mean and variance once per image. One program per 256 of the pixels j, of all planes
+    # in a row, around which the whole window fits; inner_W and inner_L are the size of that part.
     j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = j < count
     i = j % inner_L
     x_ptr = planes_ptr + (j // inner_L) * L + (i // inner_W) * W + i % inner_W
     mean = tl.zeros([BLOCK], ACC)
     square = tl.zeros([BLOCK], ACC)
+    # the window is a product of weights: each of its rows is summed (unrolled), then weighted
     for row in range(0, WINDOW):
         row_mean = tl.zeros([BLOCK], ACC)
         row_square = tl.zeros([BLOCK], ACC)
@@ -162,6 +176,7 @@ def moments_kernel(
         mean += row_weight * row_mean
         square += row_weight * row_square
         x_ptr += W
+    # rounding can push a small difference below 0
     variance = square - mean * mean
     tl.store(mean_ptr + j, mean, mask=inside)
     tl.store(variance_ptr + j, tl.where(variance < 0, 0.0, variance), mask=inside)
@@ -190,7 +205,8 @@ def similarity_kernel(
     WINDOW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # to is [G, P, C, inner_L], in a row.
+    # Similarity of 256 pixels j of all pairs: to is [G, P, C, inner_L] in a row. Only the
+    # covariance is new for a pair; means and variances of both images are loaded.
     j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = j < count
     i = j % inner_L
@@ -198,11 +214,13 @@ def similarity_kernel(
     pair = j // inner_L // C
     g = pair // P
     k = pair % P
+    # planes of both members: channel c of two images of group g
     first = (g * M + tl.load(pairs_ptr + 2 * k, mask=inside, other=0)) * C + c
     second = (g * M + tl.load(pairs_ptr + 2 * k + 1, mask=inside, other=0)) * C + c
     pixel = (i // inner_W) * W + i % inner_W
     x_ptr = planes_ptr + first * L + pixel
     y_ptr = planes_ptr + second * L + pixel
+    # E[xy] under the window, whose first pixel is `pixel`
     product = tl.zeros([BLOCK], ACC)
     for row in range(0, WINDOW):
         row_product = tl.zeros([BLOCK], ACC)
@@ -213,14 +231,17 @@ def similarity_kernel(
         product += tl.load(window_ptr + row) * row_product
         x_ptr += W
         y_ptr += W
+    # a range of NaN makes the whole group NaN
     data_range = tl.load(range_ptr + g, mask=inside, other=1.0)
     c1 = (K1 * data_range) * (K1 * data_range)
     c2 = (K2 * data_range) * (K2 * data_range)
     a = tl.load(mean_ptr + first * inner_L + i, mask=inside, other=0.0)
     b = tl.load(mean_ptr + second * inner_L + i, mask=inside, other=0.0)
+    # contrast and structure: (2 cov + c2) / (var_x + var_y + c2)
     upper = 2 * (product - a * b) + c2
     lower = tl.load(variance_ptr + first * inner_L + i, mask=inside, other=0.0) + c2
     lower += tl.load(variance_ptr + second * inner_L + i, mask=inside, other=0.0)
+    # luminance, at the last scale only, takes true means: pivots back on
     if LUMINANCE:
         a += tl.load(pivots_ptr + first, mask=inside, other=0.0)
         b += tl.load(pivots_ptr + second, mask=inside, other=0.0)
@@ -231,7 +252,8 @@ def similarity_kernel(
 
 @triton.jit
 def mean_kernel(from_ptr, to_ptr, L, ACC: tl.constexpr, BLOCK: tl.constexpr):
-    # One program per row of L numbers, always summed in the same order.
+    # Mean over channels and pixels: one program per (group, pair), which sums its L numbers in one
+    # order, whatever the number of pairs.
     row = tl.program_id(0).to(tl.int64)
     total = tl.zeros([BLOCK], ACC)
     for start in range(0, L, BLOCK):

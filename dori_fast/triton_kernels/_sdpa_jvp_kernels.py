@@ -1,11 +1,11 @@
-"""The kernel of attention with its forward derivative: one pass over the keys.
+"""Kernel of attention with its forward derivative, in one pass over the keys.
 
-The online softmax of FlashAttention (Dao et al., NeurIPS 2022), extended to the derivative as in
-Lu & Song's sCM (arXiv 2410.11081, appendix): beside its sums of p and p v, each row keeps those of
-p ds and of p ds v + p tv, and all shrink together when its maximum rises.
+It extends the online softmax of FlashAttention (Dao et al., NeurIPS 2022) to the derivative as in
+Lu & Song's sCM (arXiv 2410.11081, appendix). Beside its sums of p and p v, each row keeps those of
+p ds and of p ds v + p tv; all shrink together when the row's maximum rises.
 
-Strides are in units of UNIT elements, 16 bytes. A matrix [T, D] is passed on as (pointer, stride of
-its rows, T).
+Strides count UNIT elements, 16 bytes. Functions pass a matrix [T, D] as (pointer, stride of its
+rows, T).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import triton.language as tl
 
 @triton.jit
 def _matrix(x_ptr, b, h, stride_b, stride_h, stride_t, T, UNIT: tl.constexpr):
-    """One head's matrix; the factor tells the compiler that rows begin where vectors may."""
+    """Return one head's matrix; the factor UNIT tells the compiler that rows are aligned."""
     return x_ptr + (b * stride_b + h * stride_h) * UNIT, stride_t.to(tl.int64) * UNIT, T
 
 
 @triton.jit
 def _tile(x, t, d, D: tl.constexpr, DTYPE: tl.constexpr):
-    """Rows t and columns d of a matrix, zero beyond it."""
+    """Load rows t and columns d of a matrix, 0 beyond it."""
     at = x[0] + t[:, None] * x[1] + d[None, :]
     return tl.load(at, mask=(t[:, None] < x[2]) & (d[None, :] < D), other=0.0).to(DTYPE)
 
@@ -35,13 +35,14 @@ def _store(x, values, t, d, D: tl.constexpr):
 
 @triton.jit
 def _times_first(x, y, t, d, D: tl.constexpr, DTYPE: tl.constexpr, ACC: tl.constexpr):
-    """Products of rows t of x with the first row of y, over columns d."""
+    """Return the products of rows t of x with the first row of y, over columns d."""
     first = tl.load(y[0] + d, mask=d < D, other=0.0).to(ACC)
     return tl.sum(_tile(x, t, d, D, DTYPE).to(ACC) * first[None, :], 1)
 
 
 @triton.jit
 def _dot(a, b, total):
+    # "ieee": float32 products are not rounded to TF32
     return tl.dot(a, b, total, input_precision="ieee", out_dtype=total.dtype)
 
 
@@ -63,6 +64,7 @@ def _add_scores(
 ):
     """Add what columns d contribute to s = q k^T and to ds = tq k^T + q tk^T."""
     queries = _tile(q, m, d, D, DTYPE)
+    # a tile of keys is loaded by rows, which are contiguous, and transposed on the chip
     keys = tl.trans(_tile(k, n, d, D, DTYPE))
     s = _dot(queries, keys, s)
     if HAS_TQ:
@@ -144,9 +146,10 @@ def sdpa_jvp_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    # One program per head, block of queries, and slice of the result's columns. Scores need all
-    # columns and are summed slice by slice; where there is one, q is read once and stays. A slice
-    # is HEAD + TAIL columns, both powers of two: 80 as 64 + 16 wastes nothing.
+    # One program per head, block of queries (64 for half dtypes, else 32), and slice of the
+    # result's columns. Scores need all columns and are summed slice by slice; with one slice, q is
+    # read once and stays. A slice is HEAD + TAIL columns, both powers of two: 80 = 64 + 16 wastes
+    # nothing.
     HAS_DS: tl.constexpr = HAS_TQ or HAS_TK
     SLICE: tl.constexpr = HEAD + TAIL
     blocks = tl.cdiv(TQ, BLOCK_M)
@@ -161,13 +164,14 @@ def sdpa_jvp_kernel(
     tv = _matrix(tv_ptr, b, h, tv_stride_b, tv_stride_h, tv_stride_t, TK, UNIT)
     to_out = _matrix(out_ptr, b, h, out_stride_b, out_stride_h, out_stride_t, TQ, UNIT)
     to_tangent = _matrix(tangent_ptr, b, h, out_stride_b, out_stride_h, out_stride_t, TQ, UNIT)
+    # m: queries of this block; head and tail: the columns of a slice in two powers of two
     m = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     head = tl.arange(0, HEAD)
     tail = HEAD + tl.arange(0, TAIL if TAIL > 0 else 16)
     scale = (tl.full([], 1.0, ACC) * scale).to(ACC)
 
-    # The derivative stays the same where a row's ds all shift. They are taken relative to that of
-    # the first key, for what keys have in common would drown the differences.
+    # The derivative does not change when all ds of a row shift by one number. Subtract the first
+    # key's ds: a large part that all keys share would take the digits of their differences.
     shift = tl.zeros([BLOCK_M], ACC)
     for c in range(0, slices):
         if HAS_TQ:
@@ -179,6 +183,7 @@ def sdpa_jvp_kernel(
             if TAIL > 0:
                 shift += _times_first(q, tk, m, c * SLICE + tail, D, DTYPE, ACC)
 
+    # d and e: the result's columns that this program owns
     d = tl.program_id(1) * SLICE + head
     e = tl.program_id(1) * SLICE + tail
     out = tl.zeros([BLOCK_M, HEAD], ACC)
@@ -186,9 +191,11 @@ def sdpa_jvp_kernel(
     if TAIL > 0:
         out_tail = tl.zeros([BLOCK_M, TAIL], ACC)
         tangent_tail = tl.zeros([BLOCK_M, TAIL], ACC)
+    # running maximum of a row's scores, sum of p, and sum of p ds
     highest = tl.full([BLOCK_M], float("-inf"), ACC)
     weight = tl.zeros([BLOCK_M], ACC)
     slope = tl.zeros([BLOCK_M], ACC)
+    # 16 or 32 keys at a time; no score leaves the chip
     for start in range(0, TK, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         s = tl.zeros([BLOCK_M, BLOCK_N], ACC)
@@ -204,17 +211,20 @@ def sdpa_jvp_kernel(
                     *(HAS_TQ, HAS_TK, DTYPE),
                 )
 
+        # keys beyond TK get weight 0
         s = tl.where(n[None, :] < TK, s * scale, float("-inf"))
         higher = tl.maximum(highest, tl.max(s, 1))
-        # a row whose scores so far are all -inf has no maximum to subtract
+        # a row whose scores so far are all -inf has no maximum: -inf - -inf would be NaN
         level = tl.where(higher == float("-inf"), 0.0, higher)
         p = tl.exp(s - level[:, None])
         p_ds = p * (ds * scale)
+        # what the risen maximum takes from everything summed so far
         shrink = tl.exp(highest - level)
         highest = higher
         weight = weight * shrink + tl.sum(p, 1)
         if HAS_DS:
             slope = slope * shrink + tl.sum(p_ds, 1)
+        # sums of p above are in ACC; only the products below round p to a half dtype
         p = p.to(DTYPE)
         p_ds = p_ds.to(DTYPE)
         out *= shrink[:, None]
@@ -227,6 +237,7 @@ def sdpa_jvp_kernel(
                 *(out_tail, tangent_tail, p, p_ds, v, tv, n, e, D, HAS_DS, HAS_TV)
             )
 
+    # tangent = (sum p ds v + sum p tv) / sum p - mu out, with mu = sum p ds / sum p
     slope = (slope / weight)[:, None]
     weight = weight[:, None]
     out = out / weight

@@ -1,4 +1,4 @@
-"""Statistics of each column over all rows: those of blocks of rows, then their merge."""
+"""Statistics of each column: kernels for blocks of rows and for the merge of the blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase, block_of
+from dori_fast.triton_kernels._common import (
+    ACCUMULATE,
+    ELEMENTS,
+    CompileCase,
+    accumulator,
+    block_of,
+    named,
+    signature,
+)
 
 _BLOCK_ROWS = 128
 _BLOCK_NEURONS = 64
@@ -27,24 +35,28 @@ def _activation_stats_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    # One program per block, held in registers, so that x is read once. Sums are in float64, which
-    # hides behind the read; parts is [P, 5, N].
+    # One program per block of 128 rows and 64 neurons. 16 warps hold it in registers, 16 elements
+    # a thread, so that x is read once although deviations need the mean first.
     part = tl.program_id(0).to(tl.int64)
     first = part * BLOCK_R
     r = first + tl.arange(0, BLOCK_R)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = n < N
+    # rows beyond R and neurons beyond N are loaded as 0, which adds nothing to any sum
     inside = (r < R)[:, None] & column[None, :]
     x_block = x_ptr + r[:, None] * x_stride_r + n[None, :]
-    # By way of float32: see ACCUMULATE.
+    # by way of float32, see ACCUMULATE; then all sums are in float64
     x = tl.load(x_block, mask=inside, other=0.0).to(ACC).to(tl.float64)
+    # the last block may hold fewer rows
     rows = tl.minimum(R - first, BLOCK_R).to(tl.float64)
     total = tl.sum(x, 0)
-    # The mean only has to be near: what rounding took from it is in the sum of the deviations.
+    # The mean need only be near: the sum of the deviations holds what rounding took from it, and
+    # the last term of m2 removes it. Rows beyond R have no deviation.
     mean = total / rows
     deviation = tl.where(inside, x - mean[None, :], 0.0)
     rest = tl.sum(deviation, 0)
     m2 = tl.sum(deviation * deviation, 0) - rest * rest / rows
+    # parts is [P, 5, N]: sum, m2, sum of magnitudes, largest magnitude, sum of squares
     to = parts_ptr + part * 5 * N + n
     tl.store(to, total, mask=column)
     tl.store(to + N, tl.where(m2 < 0, 0.0, m2), mask=column)
@@ -64,9 +76,11 @@ def _activation_stats_merge_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    # One program per block of neurons; m2 = sum of the parts' m2 + rows * (part's mean - mean)^2.
+    # One program per 16 neurons, which reads all parts twice, 64 at a time: the parts' m2 can only
+    # be merged around the mean of all rows.
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = n < N
+    # first pass; a lane sums every 64th part, and the lanes are summed after the loop
     total = tl.zeros([BLOCK_P, BLOCK_N], tl.float64)
     abs_sum = tl.zeros([BLOCK_P, BLOCK_N], tl.float64)
     abs_max = tl.zeros([BLOCK_P, BLOCK_N], tl.float64)
@@ -82,20 +96,24 @@ def _activation_stats_merge_kernel(
     rows = tl.zeros([], tl.float64) + R
     mean = tl.sum(total, 0) / rows
     abs_mean = tl.sum(abs_sum, 0) / rows
+    # second pass: m2 = sum over parts of m2 + rows * (part's mean - mean)^2
     m2 = tl.zeros([BLOCK_P, BLOCK_N], tl.float64)
     for start in range(0, P, BLOCK_P):
         part = start + tl.arange(0, BLOCK_P)
         inside = (part < P)[:, None] & column[None, :]
         at = parts_ptr + part.to(tl.int64)[:, None] * 5 * N + n[None, :]
+        # all parts have 128 rows but the last one
         part_rows = tl.minimum(R - part.to(tl.int64) * BLOCK_R, BLOCK_R).to(tl.float64)[:, None]
         shift = tl.load(at, mask=inside, other=0.0) / part_rows - mean[None, :]
         m2 += tl.load(at + N, mask=inside, other=0.0)
+        # parts beyond P would shift by the whole mean
         m2 += tl.where(inside, shift * shift * part_rows, 0.0)
+    # stats is [5, N]: mean, m2, mean of magnitudes, largest magnitude, sum of squares
     to = stats_ptr + n
     tl.store(to, mean, mask=column)
     tl.store(to + N, tl.sum(m2, 0), mask=column)
     tl.store(to + 2 * N, abs_mean, mask=column)
-    # A maximum skips a NaN; the mean does not.
+    # a maximum skips a NaN; the mean does not
     tl.store(to + 3 * N, tl.where(abs_mean != abs_mean, abs_mean, tl.max(abs_max, 0)), mask=column)
     tl.store(to + 4 * N, tl.sum(sum_sq, 0), mask=column)
 
@@ -135,45 +153,31 @@ def activation_stats_triton(x: Tensor) -> Tensor:
 
 
 def _compile_case(element: str, aligned: bool) -> CompileCase:
-    pointers = {"x_ptr": f"*{element}", "parts_ptr": "*fp64"}
+    kernel = _activation_stats_kernel
+    constexprs = {
+        "ACC": accumulator(element),
+        "BLOCK_R": _BLOCK_ROWS,
+        "BLOCK_N": _BLOCK_NEURONS,
+    }
     return CompileCase(
         name=f"activation_stats-{element}-{'aligned' if aligned else 'any'}",
-        kernel=_activation_stats_kernel,
-        signature={
-            **pointers,
-            **dict.fromkeys(("R", "N"), "i32"),
-            "x_stride_r": "i64",
-            **dict.fromkeys(("ACC", "BLOCK_R", "BLOCK_N"), "constexpr"),
-        },
-        constexprs={
-            "ACC": tl.float64 if element == "fp64" else tl.float32,
-            "BLOCK_R": _BLOCK_ROWS,
-            "BLOCK_N": _BLOCK_NEURONS,
-        },
-        aligned=(*pointers, "N", "x_stride_r") if aligned else (),
+        kernel=kernel,
+        signature=signature(kernel, element, constexprs, parts_ptr="*fp64"),
+        constexprs=constexprs,
+        aligned=("N", *named(kernel, "_ptr", "stride")) if aligned else (),
         num_warps=_WARPS,
         vector_loads=aligned,
     )
 
 
-_MERGE_CASE = CompileCase(
-    name="activation_stats-merge",
-    kernel=_activation_stats_merge_kernel,
-    signature={
-        **dict.fromkeys(("parts_ptr", "stats_ptr"), "*fp64"),
-        **dict.fromkeys(("R", "N", "P"), "i32"),
-        **dict.fromkeys(("BLOCK_R", "BLOCK_P", "BLOCK_N"), "constexpr"),
-    },
-    constexprs={
-        "BLOCK_R": _BLOCK_ROWS,
-        "BLOCK_P": _MERGE_BLOCK_PARTS,
-        "BLOCK_N": _MERGE_BLOCK_NEURONS,
-    },
-    vector_loads=False,
-)
-
-_ELEMENTS = ("fp32", "bf16", "fp16", "fp64")
+_MERGE = {"BLOCK_R": _BLOCK_ROWS, "BLOCK_P": _MERGE_BLOCK_PARTS, "BLOCK_N": _MERGE_BLOCK_NEURONS}
 COMPILE_CASES = (
-    *(_compile_case(e, aligned) for e in _ELEMENTS for aligned in (True, False)),
-    _MERGE_CASE,
+    *(_compile_case(e, aligned) for e in ELEMENTS for aligned in (True, False)),
+    CompileCase(
+        name="activation_stats-merge",
+        kernel=_activation_stats_merge_kernel,
+        signature=signature(_activation_stats_merge_kernel, "fp64", _MERGE),
+        constexprs=_MERGE,
+        vector_loads=False,
+    ),
 )

@@ -1,4 +1,4 @@
-"""Noised latents, and the mean squared error of a noise prediction with its gradient."""
+"""Noised latents, the mean squared error of a noise prediction, and its gradient."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase, block_of
+from dori_fast._checks import accumulate_dtype
+from dori_fast.triton_kernels._common import (
+    ACCUMULATE,
+    ELEMENTS,
+    CompileCase,
+    accumulator,
+    block_of,
+    named,
+    rows,
+    signature,
+)
 
-# Of the loss, which keeps sums of a whole row; of the others, which stream it.
+# a program of the loss walks a whole row in blocks of this size
 _LARGEST_BLOCK = 2048
+# a program of the others takes one block of a row
 _STREAMED_BLOCK = 1024
 
 
@@ -30,16 +41,19 @@ def _add_noise_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per block of one (problem, draw); alpha_bar and x_t are contiguous.
+    # One program per 1024 elements of one (problem, draw). Offsets are int64: a batch may have more
+    # than 2^31 elements.
     row = tl.program_id(0).to(tl.int64)
     p = row // B
     b = row % B
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < L
+    # alpha_bar is contiguous, one number per row; x0 has no draws, so all draws read one image
     alpha_bar = tl.load(alpha_bar_ptr + row).to(ACC)
     x0 = tl.load(x0_ptr + p * x0_stride_p + i, mask=inside).to(ACC)
     eps = tl.load(eps_ptr + p * eps_stride_p + b * eps_stride_b + i, mask=inside).to(ACC)
     x_t = tl.sqrt(alpha_bar) * x0 + tl.sqrt(1 - alpha_bar) * eps
+    # x_t is contiguous; this is the only rounding to the dtype of x0
     tl.store(x_t_ptr + row * L + i, x_t.to(x_t_ptr.dtype.element_ty), mask=inside)
 
 
@@ -57,15 +71,18 @@ def _diffusion_loss_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per (problem, draw), always summed in the same order.
+    # One program per (problem, draw), which sums its row in an order that depends on L alone: a
+    # problem's loss does not depend on the others.
     row = tl.program_id(0).to(tl.int64)
     p = row // B
     b = row % B
     pred_row = pred_ptr + p * pred_stride_p + b * pred_stride_b
     eps_row = eps_ptr + p * eps_stride_p + b * eps_stride_b
+    # one partial sum per place in the block, so that no addition waits for its neighbor's
     squares = tl.zeros([BLOCK], ACC)
     for start in range(0, L, BLOCK):
         i = start + tl.arange(0, BLOCK)
+        # beyond the row both are 0, and so is their difference
         inside = i < L
         pred = tl.load(pred_row + i, mask=inside, other=0.0).to(ACC)
         eps = tl.load(eps_row + i, mask=inside, other=0.0).to(ACC)
@@ -75,12 +92,14 @@ def _diffusion_loss_kernel(
 
 @triton.jit
 def _mean_of_draws_kernel(sum_ptr, loss_ptr, B, L, ACC: tl.constexpr, BLOCK: tl.constexpr):
-    # One program per problem. A sum by torch could change its order with the number of problems.
+    # One program of one warp per problem. torch's own sum could change its order with the number
+    # of problems.
     p = tl.program_id(0).to(tl.int64)
     total = tl.zeros([BLOCK], ACC)
     for start in range(0, B, BLOCK):
         b = start + tl.arange(0, BLOCK)
         total += tl.load(sum_ptr + p * B + b, mask=b < B, other=0.0).to(ACC)
+    # B * L in floating point: as int32 it could overflow
     count = tl.zeros([], ACC) + B
     tl.store(loss_ptr + p, tl.sum(total) / (count * L))
 
@@ -100,12 +119,13 @@ def _diffusion_loss_bwd_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per block of one (problem, draw); to_pred is contiguous.
+    # One program per 1024 elements of one (problem, draw).
     row = tl.program_id(0).to(tl.int64)
     p = row // B
     b = row % B
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < L
+    # the rate holds 2 / n and the gradient of the problem's loss; to_pred is contiguous
     rate = tl.load(rate_ptr + p).to(ACC)
     pred = tl.load(pred_ptr + p * pred_stride_p + b * pred_stride_b + i, mask=inside).to(ACC)
     eps = tl.load(eps_ptr + p * eps_stride_p + b * eps_stride_b + i, mask=inside).to(ACC)
@@ -113,31 +133,24 @@ def _diffusion_loss_bwd_kernel(
     tl.store(to_pred_ptr + row * L + i, to_pred, mask=inside)
 
 
-def _rows(x: Tensor, leading: int) -> Tensor:
-    """x with its dimensions from `leading` on as one, of adjacent elements."""
-    flat = x.unsqueeze(-1).flatten(leading)
-    return flat if flat.stride(-1) == 1 else flat.contiguous()
-
-
 def add_noise_triton(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     """Launch the kernel; arguments and result as in `add_noise_reference`."""
     x_t = torch.empty(eps.shape, dtype=eps.dtype, device=eps.device)
     if x_t.numel() == 0:
         return x_t
-    rows, images = _rows(eps, 2), _rows(x0, 1)
-    problems, draws, length = rows.shape
+    noise, images = rows(eps, 2), rows(x0, 1)
+    problems, draws, length = noise.shape
     block = block_of(length, _STREAMED_BLOCK)
     with torch.cuda.device_of(eps):
         _add_noise_kernel[(problems * draws, triton.cdiv(length, block))](
             images,
-            rows,
+            noise,
             alpha_bar.contiguous(),
             x_t,
             draws,
             length,
             images.stride(0),
-            rows.stride(0),
-            rows.stride(1),
+            *noise.stride()[:2],
             ACC=ACCUMULATE[eps.dtype],
             BLOCK=block,
         )
@@ -146,8 +159,8 @@ def add_noise_triton(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
 
 def diffusion_loss_triton(eps_pred: Tensor, eps: Tensor) -> Tensor:
     """Launch the kernels; arguments and result as in `diffusion_loss_reference`."""
-    dtype = torch.float64 if eps.dtype == torch.float64 else torch.float32
-    pred, target = _rows(eps_pred, 2), _rows(eps, 2)
+    dtype = accumulate_dtype(eps.dtype)
+    pred, target = rows(eps_pred, 2), rows(eps, 2)
     problems, draws, length = pred.shape
     if pred.numel() == 0:
         return torch.full((problems,), torch.nan, dtype=dtype, device=eps.device)
@@ -180,7 +193,7 @@ def diffusion_loss_bwd_triton(rate: Tensor, eps_pred: Tensor, eps: Tensor) -> Te
     to_pred = torch.empty(eps_pred.shape, dtype=eps_pred.dtype, device=eps_pred.device)
     if to_pred.numel() == 0:
         return to_pred
-    pred, target = _rows(eps_pred, 2), _rows(eps, 2)
+    pred, target = rows(eps_pred, 2), rows(eps, 2)
     problems, draws, length = pred.shape
     block = block_of(length, _STREAMED_BLOCK)
     with torch.cuda.device_of(eps):
@@ -199,9 +212,6 @@ def diffusion_loss_bwd_triton(rate: Tensor, eps_pred: Tensor, eps: Tensor) -> Te
     return to_pred
 
 
-_TENSORS = ("x0_ptr", "eps_ptr", "x_t_ptr", "pred_ptr", "to_pred_ptr")
-
-
 def _compile_case(
     name: str,
     kernel: Any,
@@ -211,52 +221,31 @@ def _compile_case(
     block: int = _STREAMED_BLOCK,
     warps: int = 4,
 ) -> CompileCase:
-    """Types by the arguments' names: rows of the element type, single numbers in full precision."""
-    wide = element == "fp64"
-    constexprs = {"ACC": tl.float64 if wide else tl.float32, "BLOCK": block}
-    number = "*fp64" if wide else "*fp32"
-    signature = {}
-    for argument in kernel.arg_names:
-        if argument in constexprs:
-            signature[argument] = "constexpr"
-        elif argument.endswith("_ptr"):
-            signature[argument] = f"*{element}" if argument in _TENSORS else number
-        else:
-            signature[argument] = "i64" if "stride" in argument else "i32"
-    strides = tuple(argument for argument in signature if "stride" in argument)
-    tensors = tuple(argument for argument in signature if argument in _TENSORS)
+    constexprs = {"ACC": accumulator(element), "BLOCK": block}
+    numbers = dict.fromkeys(("alpha_bar_ptr", "sum_ptr", "rate_ptr", "loss_ptr"), "*")
+    tensors = [name for name in named(kernel, "_ptr") if name not in numbers]
     return CompileCase(
         name=f"{name}-{element}-{'aligned' if aligned else 'any'}",
         kernel=kernel,
-        signature=signature,
+        signature=signature(kernel, element, constexprs, **numbers),
         constexprs=constexprs,
-        aligned=(*tensors, "L", *strides) if aligned else (),
+        aligned=(*tensors, "L", *named(kernel, "stride")) if aligned else (),
         num_warps=warps,
         vector_loads=aligned,
     )
 
 
-def _compile_cases(element: str, aligned: bool) -> tuple[CompileCase, ...]:
-    return (
-        _compile_case("add_noise", _add_noise_kernel, element, aligned=aligned),
-        _compile_case(
-            "diffusion_loss",
-            _diffusion_loss_kernel,
-            element,
-            aligned=aligned,
-            block=_LARGEST_BLOCK,
-            warps=8,
-        ),
-        _compile_case("diffusion_loss_bwd", _diffusion_loss_bwd_kernel, element, aligned=aligned),
-    )
-
-
+_LOSS = {"block": _LARGEST_BLOCK, "warps": 8}
 COMPILE_CASES = (
     *(
-        case
-        for element in ("fp32", "bf16", "fp16", "fp64")
+        _compile_case(name, kernel, element, aligned=aligned, **sizes)
+        for element in ELEMENTS
         for aligned in (True, False)
-        for case in _compile_cases(element, aligned)
+        for name, kernel, sizes in (
+            ("add_noise", _add_noise_kernel, {}),
+            ("diffusion_loss", _diffusion_loss_kernel, _LOSS),
+            ("diffusion_loss_bwd", _diffusion_loss_bwd_kernel, {}),
+        )
     ),
     *(
         _compile_case(

@@ -9,7 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase, block_of
+from dori_fast.triton_kernels._common import (
+    ACCUMULATE,
+    ELEMENTS,
+    CompileCase,
+    accumulator,
+    block_of,
+    named,
+    signature,
+)
 
 _LARGEST_BLOCK = 1024
 
@@ -52,17 +60,20 @@ def _embedding_step_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per block of one (problem, token). The launcher counts the step afterwards: no
-    # program could, while others still read the count.
+    # One program per 1024 columns of one (problem, token). The launcher counts the step afterwards:
+    # a program cannot, while others still read the count.
     row = tl.program_id(0).to(tl.int64)
     p = row // T
     t = row % T
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    # an inactive problem or a frozen token turns the whole mask off, so nothing of it is written
     live = d < D
     if HAS_ACTIVE:
         live = live & (tl.load(active_ptr + p) != 0)
     if HAS_FROZEN:
         live = live & (tl.load(frozen_ptr + p * frozen_stride_p + t * frozen_stride_t) == 0)
+    # Bias corrections in float64, as torch.optim takes them in Python: beta^t = exp(t log beta).
+    # 1 - beta^t cancels for small t.
     count = (tl.load(step_ptr + p) + 1).to(tl.float64)
     step_size = (lr / (1 - tl.exp(count * log_beta1))).to(ACC)
     inverse_root_bias = (1 / tl.sqrt(1 - tl.exp(count * log_beta2))).to(ACC)
@@ -73,14 +84,17 @@ def _embedding_step_kernel(
     sq_at = exp_avg_sq_ptr + p * exp_avg_sq_stride_p + t * exp_avg_sq_stride_t
     sq_at += d * exp_avg_sq_stride_d
 
+    # where nothing is live, a second moment of 1 keeps the root and the division harmless
     params = tl.load(params_at, mask=live).to(ACC)
     slope = tl.load(grad_at, mask=live).to(ACC)
     mean = tl.load(avg_at, mask=live).to(ACC)
     square = tl.load(sq_at, mask=live, other=1.0).to(ACC)
+    # the rates arrive as float64 and are rounded once to the type of the arithmetic
     mean += tl.full([], to_avg, ACC) * (slope - mean)
     square = tl.full([], keep_sq, ACC) * square
     square += tl.full([], to_sq, ACC) * slope * slope
     denominator = tl.sqrt(square) * inverse_root_bias + tl.full([], eps, ACC)
+    # decoupled decay first: keep_param is 1 - lr * weight_decay
     params = tl.full([], keep_param, ACC) * params - step_size * mean / denominator
     tl.store(params_at, params.to(params_ptr.dtype.element_ty), mask=live)
     tl.store(avg_at, mean, mask=live)
@@ -145,49 +159,33 @@ def _log(beta: float) -> float:
 
 
 def _compile_case(element: str, masked: bool) -> CompileCase:
-    wide = element == "fp64"
-    moment = "*fp64" if wide else "*fp32"
-    vectors = {
-        "params_ptr": f"*{element}",
-        "grad_ptr": f"*{element}",
-        "exp_avg_ptr": moment,
-        "exp_avg_sq_ptr": moment,
-    }
-    rates = ["lr", "log_beta1", "log_beta2", "to_avg", "to_sq", "keep_sq", "eps", "keep_param"]
-    outer = tuple(
-        f"{name}_stride_{axis}"
-        for name in ("params", "grad", "exp_avg", "exp_avg_sq")
-        for axis in "pt"
-    )
-    adjacent = dict.fromkeys((name.replace("_ptr", "_stride_d") for name in vectors), 1)
+    kernel = _embedding_step_kernel
     constexprs = {
-        **adjacent,
+        # a launch takes a stride of 1 for a constant
+        **dict.fromkeys(named(kernel, "_stride_d"), 1),
         "HAS_ACTIVE": masked,
         "HAS_FROZEN": masked,
-        "ACC": tl.float64 if wide else tl.float32,
+        "ACC": accumulator(element),
         "BLOCK": _LARGEST_BLOCK,
     }
     types = {
-        **vectors,
+        **dict.fromkeys(("exp_avg_ptr", "exp_avg_sq_ptr"), "*"),
         "step_ptr": "*i64",
-        "active_ptr": "*i8",
-        "frozen_ptr": "*i8",
-        **dict.fromkeys(rates, "fp64"),
-        **dict.fromkeys(("T", "D"), "i32"),
-        **dict.fromkeys((*outer, "frozen_stride_p", "frozen_stride_t"), "i64"),
-        **dict.fromkeys(constexprs, "constexpr"),
+        **dict.fromkeys(("active_ptr", "frozen_ptr"), "*i8"),
+        **dict.fromkeys(("lr", "eps", *named(kernel, "log_beta", "to_", "keep_")), "fp64"),
     }
+    aligned = [
+        name for name in named(kernel, "params_", "grad_", "exp_avg_") if name not in constexprs
+    ]
     return CompileCase(
         name=f"embedding_step-{element}-{'masked' if masked else 'all'}",
-        kernel=_embedding_step_kernel,
-        signature={name: types[name] for name in _embedding_step_kernel.arg_names},
+        kernel=kernel,
+        signature=signature(kernel, element, constexprs, **types),
         constexprs=constexprs,
-        aligned=(*vectors, "D", *outer),
+        aligned=(*aligned, "D"),
     )
 
 
 COMPILE_CASES = tuple(
-    _compile_case(element, masked)
-    for element in ("fp32", "bf16", "fp16", "fp64")
-    for masked in (True, False)
+    _compile_case(element, masked) for element in ELEMENTS for masked in (True, False)
 )

@@ -1,4 +1,4 @@
-"""A linear layer whose output neurons are scaled in its epilogue."""
+"""A linear layer that scales its output neurons in its epilogue."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase
-
-# Triton's interpreter multiplies matrices in bfloat16 wrongly, without saying so.
-_INTERPRETING = bool(triton.knobs.runtime.interpret)
+from dori_fast.triton_kernels._common import (
+    ACCUMULATE,
+    ELEMENTS,
+    INTERPRETING,
+    CompileCase,
+    accumulator,
+    named,
+    signature,
+)
 
 
 @triton.jit
@@ -36,8 +41,8 @@ def _masked_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # One program per tile of y [M, N], M = B * T; neighbors share their rows of x. A sum
-    # runs over K in one order, whatever the batch.
+    # One program per 64 x 64 tile of y [M, N], M = B * T; neighboring programs share their rows of
+    # x. K is walked 128 bytes at a time in one order, so a sum does not depend on the batch.
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
@@ -47,9 +52,11 @@ def _masked_linear_kernel(
     )
     total = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     for start in range(0, K, BLOCK_K):
+        # columns beyond K are 0 in both factors and add nothing
         left = K - start
         x = tl.load(x_at, mask=(m[:, None] < M) & (k[None, :] < left), other=0.0)
         weight = tl.load(weight_at, mask=(n[None, :] < N) & (k[:, None] < left), other=0.0)
+        # "ieee": float32 products are not rounded to TF32
         if UPCAST:
             total += tl.dot(x.to(ACC), weight.to(ACC), input_precision="ieee", out_dtype=ACC)
         else:
@@ -58,6 +65,7 @@ def _masked_linear_kernel(
         weight_at += BLOCK_K * weight_stride_k
     if HAS_BIAS:
         total += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(ACC)[None, :]
+    # epilogue: each row of the tile takes the scale of its own sample
     inside = (m[:, None] < M) & (n[None, :] < N)
     b = m // T
     scale = tl.load(scale_ptr + b[:, None] * scale_stride_b + n[None, :], mask=inside, other=0.0)
@@ -91,7 +99,7 @@ def masked_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None, scale: 
             *weight.stride(),
             scale.stride(0) if scale.dim() == 2 else 0,
             HAS_BIAS=bias is not None,
-            UPCAST=_INTERPRETING and x.dtype == torch.bfloat16,
+            UPCAST=INTERPRETING and x.dtype == torch.bfloat16,
             ACC=ACCUMULATE[x.dtype],
             **tile,
             num_warps=_warps(x.dtype.itemsize),
@@ -100,56 +108,40 @@ def masked_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None, scale: 
 
 
 def _tile(itemsize: int) -> dict[str, int]:
-    """64 x 64, with 128 bytes of a row at a time; always, so that sums do not depend on sizes."""
+    """Return a tile of 64 x 64, with 128 bytes of K; one for all sizes keeps the order of sums."""
     return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128 // itemsize}
 
 
 def _warps(itemsize: int) -> int:
-    """More where sums are not taken by tensor cores, which share them among the threads."""
+    """Return 4 warps for tensor cores; 8 elsewhere, where each thread holds its own sums."""
     return 4 if itemsize == 2 else 8
 
 
 def _compile_case(element: str, has_bias: bool) -> CompileCase:
-    wide = element == "fp64"
+    kernel = _masked_linear_kernel
     itemsize = {"fp64": 8, "fp32": 4}.get(element, 2)
-    vectors = ("x_ptr", "weight_ptr", "bias_ptr", "y_ptr")
     constexprs = {
+        # a launch takes a stride of 1 for a constant
         "x_stride_k": 1,
         "weight_stride_k": 1,
         "HAS_BIAS": has_bias,
         "UPCAST": False,
-        "ACC": tl.float64 if wide else tl.float32,
+        "ACC": accumulator(element),
         **_tile(itemsize),
     }
-    types = {
-        **dict.fromkeys(vectors, f"*{element}"),
-        "scale_ptr": "*fp64" if wide else "*fp32",
-        **dict.fromkeys(("M", "T", "N", "K"), "i32"),
-        **dict.fromkeys(("x_stride_m", "weight_stride_n", "scale_stride_b"), "i64"),
-        **dict.fromkeys(constexprs, "constexpr"),
-    }
+    aligned = [name for name in named(kernel, "_ptr", "stride") if name not in constexprs]
     return CompileCase(
         name=f"masked_linear-{element}-{'bias' if has_bias else 'plain'}",
-        kernel=_masked_linear_kernel,
-        signature={name: types[name] for name in _masked_linear_kernel.arg_names},
+        kernel=kernel,
+        signature=signature(kernel, element, constexprs, scale_ptr="*"),
         constexprs=constexprs,
-        aligned=(
-            *vectors,
-            "scale_ptr",
-            "N",
-            "K",
-            "x_stride_m",
-            "weight_stride_n",
-            "scale_stride_b",
-        ),
+        aligned=(*aligned, "N", "K"),
         num_warps=_warps(itemsize),
-        # Tiles go to shared memory by cp.async, 16 bytes at a time, not through registers.
+        # tiles go to shared memory by cp.async, 16 bytes at a time, not through registers
         vector_loads=False,
     )
 
 
 COMPILE_CASES = tuple(
-    _compile_case(element, has_bias)
-    for element in ("fp32", "bf16", "fp16", "fp64")
-    for has_bias in (True, False)
+    _compile_case(element, has_bias) for element in ELEMENTS for has_bias in (True, False)
 )

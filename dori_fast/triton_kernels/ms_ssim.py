@@ -1,8 +1,7 @@
-"""Multi-scale structural similarity of pairs of maps.
+"""Multi-scale structural similarity of pairs of maps: launchers.
 
-Planes of every scale around their means, where squares and their differences keep most digits; the
-data range of each group; moments once per image; and per pair only what both images have to do with
-each other.
+Planes are centered once. Each scale has its data range per group, its moments per image, and per
+pair only the covariance.
 """
 
 from __future__ import annotations
@@ -14,17 +13,24 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
+from dori_fast._checks import accumulate_dtype
 from dori_fast.triton_kernels import _ms_ssim_kernels as kernels
-from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase
+from dori_fast.triton_kernels._common import (
+    ACCUMULATE,
+    ELEMENTS,
+    CompileCase,
+    accumulator,
+    named,
+    signature,
+)
 
 _BLOCK = 1024
-# Smaller where a pixel takes many registers.
+# smaller, since a pixel under the window takes many registers
 _WINDOW_BLOCK = 256
 _PAIR_BLOCK = 64
-# Elements of working memory; groups that do not fit in together are done one after the other.
+# elements of working memory (256 MiB in float32); groups beyond it follow one after the other
 _WORKSPACE = 1 << 26
 
 
@@ -39,13 +45,13 @@ def _window(kernel_size: int, sigma: float, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """What is compared with what, and the window to look through."""
+    """Pairs of images [P, 2] to compare, and the Gaussian window [kernel_size]."""
 
     pairs: Tensor
     window: Tensor
 
     def ranges(self, planes: Tensor, pivots: Tensor) -> Tensor:
-        """Data range [G] at one scale."""
+        """Return the data range [G] at one scale."""
         groups, images, channels, height, width = planes.shape
         acc = ACCUMULATE[planes.dtype]
         extents = planes.new_empty(groups, images, 2)
@@ -59,7 +65,7 @@ class _Pairs:
         return ranges
 
     def means(self, planes: Tensor, pivots: Tensor, luminance: bool) -> Tensor:
-        """Mean similarity [G, P] at one scale."""
+        """Return the mean similarity [G, P] at one scale."""
         groups, images, channels, height, width = planes.shape
         inner = (height - len(self.window) + 1, width - len(self.window) + 1)
         inner_l = inner[0] * inner[1]
@@ -103,7 +109,7 @@ class _Pairs:
 
 
 def _center(maps: Tensor, rescale: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Planes [G, M, C, H, W] around 0 and their pivots [G, M, C]."""
+    """Return planes [G, M, C, H, W] around 0 and their pivots [G, M, C]."""
     groups, images, channels, height, width = maps.shape
     planes = torch.empty(maps.shape, dtype=dtype, device=maps.device)
     pivots = planes.new_empty(groups, images, channels)
@@ -124,6 +130,7 @@ def _center(maps: Tensor, rescale: bool, dtype: torch.dtype) -> tuple[Tensor, Te
 
 
 def _halved(planes: Tensor) -> Tensor:
+    """Return the planes at the next coarser scale."""
     height, width = planes.shape[-2:]
     half = planes.new_empty(*planes.shape[:-2], height // 2, width // 2)
     kernels.pool_kernel[(triton.cdiv(half.numel(), _BLOCK),)](
@@ -149,7 +156,7 @@ def ms_ssim_triton(
 ) -> Tensor:
     """Launch the kernels; arguments and result as in `ms_ssim_reference`."""
     groups = maps.shape[0]
-    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    dtype = accumulate_dtype(maps.dtype)
     result = torch.ones(groups, len(pairs), dtype=dtype, device=maps.device)
     if result.numel() == 0:
         return result
@@ -168,21 +175,15 @@ def ms_ssim_triton(
 
 
 def _compile_case(
-    name: str,
-    kernel: Any,
-    pointers: dict[str, str],
-    sizes: Sequence[str],
-    constexprs: dict[str, Any],
-    aligned: Sequence[str] = (),
+    name: str, kernel: Any, element: str, constexprs: dict[str, Any], aligned: Sequence[str] = ()
 ) -> CompileCase:
+    types = {"pairs_ptr": "*i64", "count": "i64"}
+    if kernel is kernels.center_kernel:
+        types |= dict.fromkeys(("planes_ptr", "pivots_ptr"), "*")
     return CompileCase(
-        name=f"ms_ssim-{name}",
+        name=f"ms_ssim-{name}-{element}",
         kernel=kernel,
-        signature={
-            **pointers,
-            **{size: "i64" if size.startswith(("count", "stride")) else "i32" for size in sizes},
-            **dict.fromkeys(constexprs, "constexpr"),
-        },
+        signature=signature(kernel, element, constexprs, **types),
         constexprs=constexprs,
         aligned=tuple(aligned),
         vector_loads=bool(aligned),
@@ -190,73 +191,29 @@ def _compile_case(
 
 
 def _compile_cases(element: str) -> tuple[CompileCase, ...]:
-    """Every kernel for one element type of maps; all but the first see float32 or float64 alone."""
-    wide = "fp64" if element == "fp64" else "fp32"
-    acc = tl.float64 if wide == "fp64" else tl.float32
-
-    def work(*names: str) -> dict[str, str]:
-        return {f"{name}_ptr": "*i64" if name == "pairs" else f"*{wide}" for name in names}
-
-    center_pointers = {"maps_ptr": f"*{element}", **work("planes", "pivots")}
-    center_sizes = ("M", "C", "L", "stride_g", "stride_m")
+    """Return all kernels for one element type of maps; only the first sees half types."""
+    acc = accumulator(element)
     center = _compile_case(
-        f"center-{element}",
+        "center",
         kernels.center_kernel,
-        center_pointers,
-        center_sizes,
+        element,
         {"RESCALE": True, "ACC": acc, "BLOCK": _BLOCK},
-        aligned=(*center_pointers, "L", "stride_g", "stride_m"),
+        aligned=("L", *named(kernels.center_kernel, "_ptr", "stride")),
     )
     if element not in ("fp32", "fp64"):
         return (center,)
     block = {"ACC": acc, "BLOCK": _BLOCK}
     window = {"ACC": acc, "WINDOW": 11, "BLOCK": _WINDOW_BLOCK}
-    sizes = ("L", "W", "inner_L", "inner_W")
-    compared = ("planes", "mean", "variance", "pivots", "window", "pairs", "range", "to")
-    return (
-        center,
-        _compile_case(
-            f"pool-{wide}",
-            kernels.pool_kernel,
-            work("from", "to"),
-            ("count", "from_L", "from_W", "L", "W"),
-            {"BLOCK": _BLOCK},
-        ),
-        _compile_case(
-            f"extent-{wide}",
-            kernels.extent_kernel,
-            work("planes", "pivots", "extents"),
-            ("C", "L"),
-            block,
-        ),
-        _compile_case(
-            f"range-{wide}",
-            kernels.range_kernel,
-            work("extents", "pairs", "range"),
-            ("M", "P"),
-            {"ACC": acc, "BLOCK": _PAIR_BLOCK},
-        ),
-        _compile_case(
-            f"moments-{wide}",
-            kernels.moments_kernel,
-            work("planes", "window", "mean", "variance"),
-            ("count", *sizes),
-            window,
-        ),
-        *(
-            _compile_case(
-                f"{'similarity' if luminance else 'contrast'}-{wide}",
-                kernels.similarity_kernel,
-                work(*compared),
-                ("count", "M", "P", "C", *sizes),
-                {"LUMINANCE": luminance, **window},
-            )
-            for luminance in (True, False)
-        ),
-        _compile_case(f"mean-{wide}", kernels.mean_kernel, work("from", "to"), ("L",), block),
+    others: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+        ("pool", kernels.pool_kernel, {"BLOCK": _BLOCK}),
+        ("extent", kernels.extent_kernel, block),
+        ("range", kernels.range_kernel, {"ACC": acc, "BLOCK": _PAIR_BLOCK}),
+        ("moments", kernels.moments_kernel, window),
+        ("similarity", kernels.similarity_kernel, {"LUMINANCE": True, **window}),
+        ("contrast", kernels.similarity_kernel, {"LUMINANCE": False, **window}),
+        ("mean", kernels.mean_kernel, block),
     )
+    return center, *(_compile_case(name, kernel, element, c) for name, kernel, c in others)
 
 
-COMPILE_CASES = tuple(
-    case for element in ("fp32", "bf16", "fp16", "fp64") for case in _compile_cases(element)
-)
+COMPILE_CASES = tuple(case for element in ELEMENTS for case in _compile_cases(element))

@@ -7,7 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase, block_of
+from dori_fast.triton_kernels._common import (
+    ACCUMULATE,
+    ELEMENTS,
+    CompileCase,
+    accumulator,
+    block_of,
+    named,
+    signature,
+)
 
 _LARGEST_BLOCK = 1024
 
@@ -25,14 +33,17 @@ def _neuron_mask_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per block of one row; y is contiguous.
+    # One program per 1024 neurons of one (sample, token). The grid has two dimensions, so that a
+    # block divides once, not once per element, and loads its scales as vectors.
     row = tl.program_id(0).to(tl.int64)
     b = row // T
     t = row % T
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = n < N
     x = tl.load(x_ptr + b * x_stride_b + t * x_stride_t + n, mask=inside).to(ACC)
+    # a stride of 0 gives all samples one scale
     scale = tl.load(scale_ptr + b * scale_stride_b + n, mask=inside).to(ACC)
+    # y is contiguous; the product is rounded once
     tl.store(y_ptr + row * N + n, (x * scale).to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -52,10 +63,11 @@ def _neuron_mask_in_place_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per row and block of the list; a wrong index touches nothing.
+    # One program per (sample, token) and 1024 places of its list.
     row = tl.program_id(0).to(tl.int64)
     b = row // T
     t = row % T
+    # without offsets, every sample owns the whole list of K neurons
     first = tl.zeros([], tl.int64)
     last = first + K
     if HAS_OFFSETS:
@@ -63,8 +75,11 @@ def _neuron_mask_in_place_kernel(
         last = tl.load(offsets_ptr + b + 1)
     k = first + tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     listed = k < last
+    # A wrong index touches nothing. It is not checked on the host: reading the list there would
+    # wait for the device.
     n = tl.load(indices_ptr + k, mask=listed, other=-1)
     written = listed & (n >= 0) & (n < N)
+    # no neuron is listed twice in a sample, so no two lanes write one element
     element_ptr = x_ptr + b * stride_b + t * stride_t + n * stride_n
     x = tl.load(element_ptr, mask=written).to(ACC)
     tl.store(
@@ -123,54 +138,32 @@ def neuron_mask_in_place_triton(
 
 
 def _compile_case(element: str, aligned: bool) -> CompileCase:
-    wide = element == "fp64"
-    strides = ("x_stride_b", "x_stride_t", "scale_stride_b")
-    pointers = {
-        "x_ptr": f"*{element}",
-        "scale_ptr": "*fp64" if wide else "*fp32",
-        "y_ptr": f"*{element}",
-    }
+    kernel = _neuron_mask_kernel
+    constexprs = {"ACC": accumulator(element), "BLOCK": _LARGEST_BLOCK}
     return CompileCase(
         name=f"neuron_mask-{element}-{'aligned' if aligned else 'any'}",
-        kernel=_neuron_mask_kernel,
-        signature={
-            **pointers,
-            "T": "i32",
-            "N": "i32",
-            **dict.fromkeys(strides, "i64"),
-            "ACC": "constexpr",
-            "BLOCK": "constexpr",
-        },
-        constexprs={"ACC": tl.float64 if wide else tl.float32, "BLOCK": _LARGEST_BLOCK},
-        aligned=(*pointers, "N", *strides) if aligned else (),
+        kernel=kernel,
+        signature=signature(kernel, element, constexprs, scale_ptr="*"),
+        constexprs=constexprs,
+        aligned=("N", *named(kernel, "_ptr", "stride")) if aligned else (),
         vector_loads=aligned,
     )
 
 
 def _in_place_compile_case(element: str, has_offsets: bool) -> CompileCase:
+    kernel = _neuron_mask_in_place_kernel
+    constexprs = {"HAS_OFFSETS": has_offsets, "ACC": accumulator(element), "BLOCK": 64}
+    types = {"indices_ptr": "*i64", "offsets_ptr": "*i64", "factor": "fp64"}
     return CompileCase(
         name=f"neuron_mask_-{element}-{'lists' if has_offsets else 'list'}",
-        kernel=_neuron_mask_in_place_kernel,
-        signature={
-            "x_ptr": f"*{element}",
-            "indices_ptr": "*i64",
-            "offsets_ptr": "*i64",
-            "factor": "fp64",
-            **dict.fromkeys(("T", "N", "K"), "i32"),
-            **dict.fromkeys(("stride_b", "stride_t", "stride_n"), "i64"),
-            **dict.fromkeys(("HAS_OFFSETS", "ACC", "BLOCK"), "constexpr"),
-        },
-        constexprs={
-            "HAS_OFFSETS": has_offsets,
-            "ACC": tl.float64 if element == "fp64" else tl.float32,
-            "BLOCK": 64,
-        },
+        kernel=kernel,
+        signature=signature(kernel, element, constexprs, **types),
+        constexprs=constexprs,
         vector_loads=False,
     )
 
 
-_ELEMENTS = ("fp32", "bf16", "fp16", "fp64")
 COMPILE_CASES = (
-    *(_compile_case(e, aligned) for e in _ELEMENTS for aligned in (True, False)),
-    *(_in_place_compile_case(e, has_offsets) for e in _ELEMENTS for has_offsets in (True, False)),
+    *(_compile_case(e, aligned) for e in ELEMENTS for aligned in (True, False)),
+    *(_in_place_compile_case(e, has_offsets) for e in ELEMENTS for has_offsets in (True, False)),
 )

@@ -1,4 +1,4 @@
-"""What the difference of conditional and unconditional noise prediction tells."""
+"""Norm and cosine of the difference of two noise predictions, and the guided step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase, block_of
+from dori_fast._checks import accumulate_dtype
+from dori_fast.triton_kernels._common import (
+    ACCUMULATE,
+    ELEMENTS,
+    CompileCase,
+    accumulator,
+    block_of,
+    named,
+    rows,
+    signature,
+)
 
 _LARGEST_BLOCK = 2048
+# the cosine keeps three sums per position instead of one
+_COSINE_BLOCK = _LARGEST_BLOCK // 2
 
 
 @triton.jit
@@ -29,12 +41,15 @@ def _noise_difference_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per (prompt, seed), always summed in the same order.
+    # One program per (prompt, seed), which sums its row in blocks of 2048 in one order, whatever
+    # the batch around it.
     row = tl.program_id(0).to(tl.int64)
     p = row // S
     s = row % S
     cond_row = cond_ptr + p * cond_stride_p + s * cond_stride_s
     uncond_row = uncond_ptr + p * uncond_stride_p + s * uncond_stride_s
+    # One partial sum per place in the block; they are summed once, after the loop. Beyond the row
+    # both are 0, and so is their difference.
     squares = tl.zeros([BLOCK], ACC)
     for start in range(0, L, BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -66,7 +81,8 @@ def _noise_difference_step_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per (prompt, seed), always summed in the same order; latents_prev is contiguous.
+    # One program per (prompt, seed). The norm is summed in the order of the kernel above, and each
+    # element of both predictions is read once for the norm and the step.
     row = tl.program_id(0).to(tl.int64)
     p = row // S
     s = row % S
@@ -82,8 +98,10 @@ def _noise_difference_step_kernel(
         latents = tl.load(latents_row + i, mask=inside, other=0.0).to(ACC)
         difference = cond - uncond
         squares += difference * difference
+        # x_0 is never formed: with the step's terms collected, latents_prev = keep x_t + add guided
         guided = uncond + tl.full([], guidance, ACC) * difference
         latents_prev = tl.full([], keep, ACC) * latents + tl.full([], add, ACC) * guided
+        # latents_prev is contiguous and rounded here, once
         to_ptr = latents_prev_ptr + row * L + i
         tl.store(to_ptr, latents_prev.to(latents_prev_ptr.dtype.element_ty), mask=inside)
     tl.store(norm_ptr + row, tl.sqrt(tl.sum(squares)))
@@ -104,12 +122,13 @@ def _noise_cosine_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per (prompt, seed), a row of which is C times L positions.
+    # One program per (prompt, seed), whose row is C channels of L positions.
     row = tl.program_id(0).to(tl.int64)
     p = row // S
     s = row % S
     cond_row = cond_ptr + p * cond_stride_p + s * cond_stride_s
     uncond_row = uncond_ptr + p * uncond_stride_p + s * uncond_stride_s
+    # one cosine per position: a lane owns a position and walks its channels, which are L apart
     cosines = tl.zeros([BLOCK], ACC)
     for start in range(0, L, BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -124,46 +143,50 @@ def _noise_cosine_kernel(
             product += uncond * difference
             length += uncond * uncond
             distance += difference * difference
-        # Below this a vector counts as this long. A NaN is not below.
+        # A vector shorter than 1e-8 counts as 1e-8 long; a NaN is not shorter. Positions beyond L
+        # give 0 / 1e-16 = 0.
         length = tl.sqrt(length)
         length = tl.where(length < 1e-8, 1e-8, length)
         distance = tl.sqrt(distance)
         distance = tl.where(distance < 1e-8, 1e-8, distance)
         cosines += product / (length * distance)
+    # the mean over positions
     positions = tl.zeros([], ACC) + L
     tl.store(mean_ptr + row, tl.sum(cosines) / positions)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """x [P, S, *] as [P, S, L] with adjacent elements in a row."""
-    flat = x.unsqueeze(-1).flatten(2)
-    return flat if flat.stride(2) == 1 else flat.contiguous()
+def _operands(
+    eps_cond: Tensor, eps_uncond: Tensor
+) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+    """Return both as rows [P, S, L], an empty number per row, and the strides of P and S."""
+    shared = eps_uncond.dim() < eps_cond.dim()
+    cond = rows(eps_cond, 2)
+    uncond = rows(eps_uncond[None] if shared else eps_uncond, 2)
+    # a stride of 0 repeats eps_uncond for all prompts
+    strides = (*cond.stride()[:2], 0 if shared else uncond.stride(0), uncond.stride(1))
+    dtype = accumulate_dtype(cond.dtype)
+    return cond, uncond, torch.empty(cond.shape[:2], dtype=dtype, device=cond.device), strides
+
+
+def _options(x: Tensor) -> dict[str, Any]:
+    """Return the launch options of a kernel that walks rows of x [P, S, L]."""
+    length = x.shape[2]
+    return {
+        "ACC": ACCUMULATE[x.dtype],
+        "BLOCK": block_of(length, _LARGEST_BLOCK),
+        "num_warps": 8 if length >= _LARGEST_BLOCK else 4,
+    }
 
 
 def noise_difference_triton(eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
     """Launch the kernel; arguments and result as in `noise_difference_reference`."""
-    shared = eps_uncond.dim() < eps_cond.dim()
-    cond = _rows(eps_cond)
-    prompts, seeds, length = cond.shape
-    uncond = _rows(eps_uncond[None] if shared else eps_uncond)
-    dtype = torch.float64 if cond.dtype == torch.float64 else torch.float32
-    norm = torch.empty(prompts, seeds, dtype=dtype, device=cond.device)
+    cond, uncond, norm, strides = _operands(eps_cond, eps_uncond)
     if norm.numel() == 0:
         return norm
+    _, seeds, length = cond.shape
     with torch.cuda.device_of(cond):
-        _noise_difference_kernel[(prompts * seeds,)](
-            cond,
-            uncond,
-            norm,
-            seeds,
-            length,
-            cond.stride(0),
-            cond.stride(1),
-            0 if shared else uncond.stride(0),
-            uncond.stride(1),
-            ACC=ACCUMULATE[cond.dtype],
-            BLOCK=block_of(length, _LARGEST_BLOCK),
-            num_warps=8 if length >= _LARGEST_BLOCK else 4,
+        _noise_difference_kernel[(norm.numel(),)](
+            cond, uncond, norm, seeds, length, *strides, **_options(cond)
         )
     return norm
 
@@ -177,18 +200,15 @@ def noise_difference_step_triton(
     alpha_bar_prev: float,
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel; arguments and result as in `noise_difference_step_reference`."""
-    shared = eps_uncond.dim() < eps_cond.dim()
-    cond, x_t = _rows(eps_cond), _rows(latents)
-    prompts, seeds, length = cond.shape
-    uncond = _rows(eps_uncond[None] if shared else eps_uncond)
-    dtype = torch.float64 if cond.dtype == torch.float64 else torch.float32
-    norm = torch.empty(prompts, seeds, dtype=dtype, device=cond.device)
+    cond, uncond, norm, strides = _operands(eps_cond, eps_uncond)
     latents_prev = torch.empty(latents.shape, dtype=latents.dtype, device=cond.device)
     if norm.numel() == 0:
         return norm, latents_prev
+    _, seeds, length = cond.shape
+    x_t = rows(latents, 2)
     keep = math.sqrt(alpha_bar_prev / alpha_bar)
     with torch.cuda.device_of(cond):
-        _noise_difference_step_kernel[(prompts * seeds,)](
+        _noise_difference_step_kernel[(norm.numel(),)](
             cond,
             uncond,
             x_t,
@@ -199,70 +219,49 @@ def noise_difference_step_triton(
             math.sqrt(1 - alpha_bar_prev) - keep * math.sqrt(1 - alpha_bar),
             seeds,
             length,
-            cond.stride(0),
-            cond.stride(1),
-            0 if shared else uncond.stride(0),
-            uncond.stride(1),
-            x_t.stride(0),
-            x_t.stride(1),
-            ACC=ACCUMULATE[cond.dtype],
-            BLOCK=block_of(length, _LARGEST_BLOCK),
-            num_warps=8 if length >= _LARGEST_BLOCK else 4,
+            *strides,
+            *x_t.stride()[:2],
+            **_options(cond),
         )
     return norm, latents_prev
 
 
 def noise_cosine_triton(eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
     """Launch the kernel; arguments and result as in `noise_cosine_reference`."""
-    shared = eps_uncond.dim() < eps_cond.dim()
-    cond = _rows(eps_cond)
-    prompts, seeds, _ = cond.shape
-    uncond = _rows(eps_uncond[None] if shared else eps_uncond)
-    dtype = torch.float64 if cond.dtype == torch.float64 else torch.float32
-    mean = torch.empty(prompts, seeds, dtype=dtype, device=cond.device)
+    cond, uncond, mean, strides = _operands(eps_cond, eps_uncond)
     if mean.numel() == 0:
         return mean
     channels, positions = eps_cond.shape[2], math.prod(eps_cond.shape[3:])
     if positions == 0:
         return mean.fill_(torch.nan)
     with torch.cuda.device_of(cond):
-        _noise_cosine_kernel[(prompts * seeds,)](
+        _noise_cosine_kernel[(mean.numel(),)](
             cond,
             uncond,
             mean,
-            seeds,
+            cond.shape[1],
             channels,
             positions,
-            cond.stride(0),
-            cond.stride(1),
-            0 if shared else uncond.stride(0),
-            uncond.stride(1),
+            *strides,
             ACC=ACCUMULATE[cond.dtype],
-            BLOCK=block_of(positions, _LARGEST_BLOCK // 2),
+            BLOCK=block_of(positions, _COSINE_BLOCK),
         )
     return mean
 
 
 def _compile_case(name: str, kernel: Any, element: str, block: int, aligned: bool) -> CompileCase:
-    """Types by the arguments' names: outputs per row and scalars in full precision."""
-    wide = element == "fp64"
-    constexprs = {"ACC": tl.float64 if wide else tl.float32, "BLOCK": block}
+    constexprs = {"ACC": accumulator(element), "BLOCK": block}
     types = {
-        **dict.fromkeys(("norm_ptr", "mean_ptr"), "*fp64" if wide else "*fp32"),
+        **dict.fromkeys(("norm_ptr", "mean_ptr"), "*"),
         **dict.fromkeys(("guidance", "keep", "add"), "fp64"),
-        **dict.fromkeys(("S", "C", "L"), "i32"),
-        **dict.fromkeys(constexprs, "constexpr"),
     }
-    arguments = kernel.arg_names
-    strides = [argument for argument in arguments if "stride" in argument]
-    tensors = [name for name in arguments if name.endswith("_ptr") and name not in types]
-    types |= dict.fromkeys(strides, "i64") | dict.fromkeys(tensors, f"*{element}")
+    tensors = [name for name in named(kernel, "_ptr") if name not in types]
     return CompileCase(
         name=f"{name}-{element}-{'aligned' if aligned else 'any'}",
         kernel=kernel,
-        signature={argument: types[argument] for argument in arguments},
+        signature=signature(kernel, element, constexprs, **types),
         constexprs=constexprs,
-        aligned=(*tensors, "L", *strides) if aligned else (),
+        aligned=(*tensors, "L", *named(kernel, "stride")) if aligned else (),
         num_warps=8 if block == _LARGEST_BLOCK else 4,
         vector_loads=aligned,
     )
@@ -273,8 +272,8 @@ COMPILE_CASES = tuple(
     for name, kernel, block in (
         ("noise_difference", _noise_difference_kernel, _LARGEST_BLOCK),
         ("noise_difference_step", _noise_difference_step_kernel, _LARGEST_BLOCK),
-        ("noise_cosine", _noise_cosine_kernel, _LARGEST_BLOCK // 2),
+        ("noise_cosine", _noise_cosine_kernel, _COSINE_BLOCK),
     )
-    for element in ("fp32", "bf16", "fp16", "fp64")
+    for element in ELEMENTS
     for aligned in (True, False)
 )

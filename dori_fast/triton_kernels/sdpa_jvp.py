@@ -1,4 +1,4 @@
-"""Scaled dot-product attention with its forward derivative: launcher and tiles."""
+"""Scaled dot-product attention with its forward derivative: launcher and choice of tiles."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase
+from dori_fast.triton_kernels._common import (
+    ACCUMULATE,
+    INTERPRETING,
+    CompileCase,
+    accumulator,
+    named,
+    signature,
+)
 from dori_fast.triton_kernels._sdpa_jvp_kernels import sdpa_jvp_kernel
 
-# Triton's interpreter multiplies matrices in bfloat16 wrongly, without saying so.
-_INTERPRETING = bool(triton.knobs.runtime.interpret)
 _TYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
@@ -22,8 +27,8 @@ _TYPES = {
 }
 _WARPS = 4
 _VECTOR = 16  # bytes
-# Columns of a result that 128 threads hold in registers with its tangent, by size of an element:
-# of one slice, and of each where there are several.
+# Most columns of a result that 128 threads hold in registers together with its tangent, by size of
+# an element: if a head is one slice, and if it has several.
 _WIDEST = {2: (80, 80), 4: (64, 32), 8: (32, 16)}
 
 
@@ -61,7 +66,7 @@ def sdpa_jvp_triton(
             HAS_TQ=tq is not None,
             HAS_TK=tk is not None,
             HAS_TV=tv is not None,
-            DTYPE=tl.float32 if _INTERPRETING and q.dtype == torch.bfloat16 else _TYPES[q.dtype],
+            DTYPE=tl.float32 if INTERPRETING and q.dtype == torch.bfloat16 else _TYPES[q.dtype],
             ACC=ACCUMULATE[q.dtype],
             UNIT=unit,
             **tile,
@@ -72,32 +77,32 @@ def sdpa_jvp_triton(
         if result is not x:
             x.copy_(result)
     if tq is None and tk is None and tv is None:
-        # also where out is not finite
+        # exactly 0, even where out is not finite
         tangent.zero_()
     return out, tangent
 
 
 def _is_aligned(x: Tensor) -> bool:
-    """Whether rows are contiguous and begin at multiples of 16 bytes."""
+    """Return whether rows are contiguous and begin at multiples of 16 bytes."""
     unit = _VECTOR // x.dtype.itemsize
     starts_at_one = x.data_ptr() % _VECTOR == 0 and x.stride(3) == 1
     return starts_at_one and all(stride % unit == 0 for stride in x.stride()[:3])
 
 
 def _padded(x: Tensor) -> Tensor:
-    """New memory for x, whose rows are so aligned."""
+    """Return empty memory for x whose rows begin at multiples of 16 bytes."""
     unit = _VECTOR // x.dtype.itemsize
     width = triton.cdiv(x.shape[3], unit) * unit
     return x.new_empty(*x.shape[:3], width)[..., : x.shape[3]]
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """x, or a copy: without vectors loads are slow and need more registers than there are."""
+    """Return x or an aligned copy: loads without vectors are slow and need too many registers."""
     return x if _is_aligned(x) else _padded(x).copy_(x)
 
 
 def _slices(width: int, itemsize: int) -> tuple[int, dict[str, int]]:
-    """How many slices a head is cut into, and the tile: what nothing spills with, as compiled."""
+    """Return the number of slices of a head and the tile; no compiled case spills with them."""
     one, several = _WIDEST[itemsize]
     slices = 1 if width <= one else triton.cdiv(width, several)
     head, tail = _head_and_tail(triton.cdiv(width, slices))
@@ -112,25 +117,25 @@ def _slices(width: int, itemsize: int) -> tuple[int, dict[str, int]]:
 
 
 def _head_and_tail(columns: int) -> tuple[int, int]:
-    """The least sum of one or two powers of two, each at least 16, that covers the columns."""
+    """Return the least sum of one or two powers of two from 16 on that covers the columns."""
     whole = max(16, triton.next_power_of_2(columns))
     tail = max(16, triton.next_power_of_2(columns - whole // 2))
     return (whole // 2, tail) if whole > 16 and tail < whole // 2 else (whole, 0)
 
 
 def _options(itemsize: int) -> dict[str, int]:
-    """For the compiler.
+    """Return options of the compiler.
 
-    Loads run ahead where tensor cores compute; elsewhere arithmetic takes longer than they. Left to
-    itself the assembler would spill a little to come down to 128 registers.
+    Two stages let loads run ahead of tensor cores; without these, arithmetic takes longer than the
+    loads. Without `maxnreg` the assembler spills a little to reach 128 registers.
     """
     return {"num_stages": 2 if itemsize == 2 else 1, "maxnreg": 255}
 
 
 def _compile_case(element: str, width: int, tangents: str) -> CompileCase:
+    kernel = sdpa_jvp_kernel
     itemsize = {"fp64": 8, "fp32": 4}.get(element, 2)
     slices, tile = _slices(width, itemsize)
-    names = sdpa_jvp_kernel.arg_names
     constexprs: dict[str, Any] = {
         # a launch takes 1 for a constant
         **({"slices": 1} if slices == 1 else {}),
@@ -140,22 +145,15 @@ def _compile_case(element: str, width: int, tangents: str) -> CompileCase:
         "HAS_TK": "k" in tangents,
         "HAS_TV": "v" in tangents,
         "DTYPE": getattr(tl, {"fp": "float", "bf": "bfloat"}[element[:2]] + element[2:]),
-        "ACC": tl.float64 if element == "fp64" else tl.float32,
+        "ACC": accumulator(element),
         **tile,
-    }
-    types = {
-        **{name: f"*{element}" for name in names if name.endswith("_ptr")},
-        **{name: "i64" for name in names if "stride" in name},
-        **dict.fromkeys(("H", "slices", "TQ", "TK"), "i32"),
-        "scale": "fp64",
-        **dict.fromkeys(constexprs, "constexpr"),
     }
     return CompileCase(
         name=f"sdpa_jvp-{element}-{width}-{tangents}",
-        kernel=sdpa_jvp_kernel,
-        signature={name: types[name] for name in names},
+        kernel=kernel,
+        signature=signature(kernel, element, constexprs, scale="fp64"),
         constexprs=constexprs,
-        aligned=tuple(name for name in names if name.endswith("_ptr")),
+        aligned=named(kernel, "_ptr"),
         num_warps=_WARPS,
         options=_options(itemsize),
         # two blocks of 128 threads still fit an SM
@@ -164,7 +162,7 @@ def _compile_case(element: str, width: int, tangents: str) -> CompileCase:
     )
 
 
-# Self-attention, whose three inputs have tangents, and cross-attention to constant keys, at the
+# Self-attention, where all inputs have tangents, and cross-attention to constant keys, at the
 # widths of Stable Diffusion (40, 80, 160), SDXL (64) and the embedded model (24, 48).
 COMPILE_CASES = tuple(
     _compile_case(element, width, tangents)

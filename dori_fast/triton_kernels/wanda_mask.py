@@ -1,4 +1,4 @@
-"""Weights whose importance for one set of prompts is among the largest of their row."""
+"""Weights whose importance for given prompts is among the largest of their row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import ACCUMULATE, CompileCase, block_of
+from dori_fast.triton_kernels._common import (
+    ACCUMULATE,
+    ELEMENTS,
+    CompileCase,
+    accumulator,
+    block_of,
+    named,
+    signature,
+)
 
 
 @triton.jit
@@ -26,18 +34,20 @@ def _wanda_mask_kernel(
     TOP_BIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per row, which stays in registers. Bits of non-negative floats order as the floats
-    # do; every NaN ranks above infinity, all alike; -1 is beyond the row.
+    # One program per row. The row stays in registers, so that the search below reads memory once.
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < N
     weight = tl.load(weight_ptr + row * weight_stride_o + i, mask=inside, other=0.0).to(ACC)
     act_norm = tl.load(act_norm_ptr + i, mask=inside, other=0.0).to(ACC)
     score = tl.abs(weight * act_norm)
+    # Bits of non-negative floats order as the floats do. Every NaN gets one key above infinity's;
+    # places beyond the row get -1, which no cut reaches.
     key = tl.where(score == score, score.to(KEY, bitcast=True), NAN_KEY)
     key = tl.where(inside, key, -1)
 
-    # The largest key that at least `count` keys reach, found bit by bit.
+    # The largest key that at least `count` keys reach, found bit by bit from the top: 31 counts
+    # over the row (63 for float64) instead of a sort.
     cut = tl.zeros([], KEY)
     one = cut + 1
     for bit in range(TOP_BIT, -1, -1):
@@ -45,12 +55,14 @@ def _wanda_mask_kernel(
         reached = tl.sum((key >= raised).to(tl.int32))
         cut = tl.where(reached >= count, raised, cut)
 
+    # fewer than `count` keys are above the cut; keys equal to it fill the room, lowest column first
     above = key > cut
     ties = (key == cut).to(tl.int32)
     room = count - tl.sum(above.to(tl.int32))
     pruned = above | ((ties == 1) & (tl.cumsum(ties, 0) <= room))
     if HAS_BASE:
         base = tl.load(base_ptr + i, mask=inside, other=0.0).to(ACC)
+        # strictly, so that a NaN exceeds nothing
         pruned = pruned & (score > tl.abs(weight * base))
     tl.store(mask_ptr + row * N + i, pruned.to(tl.int8), mask=inside)
 
@@ -87,45 +99,36 @@ def wanda_mask_triton(
 
 
 def _constants(wide: bool) -> dict[str, object]:
-    """Integer type, key of NaN and highest bit of a key, for float64 or float32 scores."""
+    """Return integer type, key of NaN and highest bit of a key, for float64 or float32 scores."""
     if wide:
         return {"KEY": tl.int64, "NAN_KEY": 0x7FF0000000000001, "TOP_BIT": 62}
     return {"KEY": tl.int32, "NAN_KEY": 0x7F800001, "TOP_BIT": 30}
 
 
 def _warps(block: int) -> int:
-    """Enough for a thread to hold no more than 16 elements, while there are threads."""
+    """Return warps such that a thread holds at most 16 elements, up to 32 warps."""
     return max(4, min(32, block // 512))
 
 
 def _compile_case(element: str, has_base: bool) -> CompileCase:
-    wide = element == "fp64"
-    norm = "*fp64" if wide else "*fp32"
-    pointers = {"weight_ptr": f"*{element}", "act_norm_ptr": norm, "base_ptr": norm}
+    kernel = _wanda_mask_kernel
     constexprs = {
         "HAS_BASE": has_base,
-        "ACC": tl.float64 if wide else tl.float32,
-        **_constants(wide),
+        "ACC": accumulator(element),
+        **_constants(wide=element == "fp64"),
         "BLOCK": 8192,
     }
+    types = {"act_norm_ptr": "*", "base_ptr": "*", "mask_ptr": "*i8"}
     return CompileCase(
         name=f"wanda_mask-{element}-{'base' if has_base else 'alone'}",
-        kernel=_wanda_mask_kernel,
-        signature={
-            **pointers,
-            "mask_ptr": "*i8",
-            **dict.fromkeys(("N", "count"), "i32"),
-            "weight_stride_o": "i64",
-            **dict.fromkeys(constexprs, "constexpr"),
-        },
+        kernel=kernel,
+        signature=signature(kernel, element, constexprs, **types),
         constexprs=constexprs,
-        aligned=(*pointers, "mask_ptr", "N", "weight_stride_o"),
+        aligned=("N", *named(kernel, "_ptr", "stride")),
         num_warps=_warps(8192),
     )
 
 
 COMPILE_CASES = tuple(
-    _compile_case(element, has_base)
-    for element in ("fp32", "bf16", "fp16", "fp64")
-    for has_base in (True, False)
+    _compile_case(element, has_base) for element in ELEMENTS for has_base in (True, False)
 )

@@ -1,10 +1,10 @@
-"""Compile every Triton kernel for GPUs that are not there and report what came out.
+"""Compile every Triton kernel for GPUs that need not be present and report its resources.
 
-    python -m tests.codegen.compile_triton             the table of docs/codegen.md
-    python -m tests.codegen.compile_triton --write     writes it: what the tests hold kernels to
-    python -m tests.codegen.compile_triton --json      for the tests
+    python -m tests.codegen.compile_triton             print docs/codegen.md
+    python -m tests.codegen.compile_triton --write     write it, as the record for the tests
+    python -m tests.codegen.compile_triton --json      print JSON for the tests
 
-A program of its own: where the interpreter is on, kernels cannot be compiled in the same process.
+It is a program of its own because a process that interprets kernels cannot compile them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 
 
 def widest_load(ptx: str) -> int:
-    """Bytes of the widest load from global memory."""
+    """Return the bytes of the widest load from global memory."""
     loads = re.findall(r"ld\.global[\w:.]*?(?:\.v(\d))?\.[bfus](\d+)", ptx)
     return max((int(count or 1) * int(bits) // 8 for count, bits in loads), default=0)
 
 
 def usage(cubin: bytes) -> dict[str, int]:
-    """Registers and stack (spills) in bytes, as the GPU's assembler reports them."""
+    """Return registers and stack bytes (spills), as the GPU's assembler reports them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -46,7 +46,7 @@ def usage(cubin: bytes) -> dict[str, int]:
 
 
 def compiled(case: Any, capability: int) -> Any:
-    """The kernel of one case as Triton compiles it."""
+    """Return the kernel of one case as Triton compiles it."""
     position = {name: (index,) for index, name in enumerate(case.signature)}
     source = ASTSource(
         case.kernel,
@@ -61,7 +61,7 @@ def compiled(case: Any, capability: int) -> Any:
 
 
 def report(case: Any, capability: int) -> dict[str, Any]:
-    """What a case became."""
+    """Return the resources of one case."""
     kernel = compiled(case, capability)
     used = usage(kernel.asm["cubin"])
     return {
@@ -71,7 +71,7 @@ def report(case: Any, capability: int) -> dict[str, Any]:
         "most_shared": case.most_shared,
         "registers": used["REG"],
         "spills": used["STACK"],
-        # what a launch asks for; the assembler knows only what it reserves itself
+        # a launch requests this; the assembler reports only what it reserves itself
         "shared": kernel.metadata.shared,
         "widest_load": widest_load(kernel.asm["ptx"]),
     }

@@ -1,4 +1,4 @@
-"""docs/codegen.md: what kernels cost on GPUs, written by a program and read back by a test."""
+"""docs/codegen.md: resources of kernels on GPUs, written by a program and read by a test."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ _PREFACE = """\
 # Machine code of the Triton kernels
 
 Written by `python -m tests.codegen.compile_triton --write` with Triton {version}, which compiles
-every kernel for GPUs that need not be there; `tests/codegen/test_codegen.py` fails where a kernel
-has come to need more registers, spills or shared memory, or to load fewer bytes at a time, than
-stands here.
+every kernel for GPUs that need not be present. `tests/codegen/test_codegen.py` fails if a kernel
+needs more registers, spills or shared memory, or loads fewer bytes at a time, than recorded here.
 
 Registers and spills (bytes) are per thread, shared memory (bytes) per block; the widest load from
-global memory is in bytes, 16 at most. What is named `any` assumes nothing of its arguments'
-alignment.
+global memory is in bytes, at most 16. Kernels named `any` assume nothing about the alignment of
+their arguments.
 """
 _HEADER = (
     "| kernel | registers | spills | shared memory | widest load |",
@@ -31,7 +30,7 @@ _ROW = re.compile(r"^\| `([^`]+)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", re.M
 
 
 def page(found: Mapping[int, Sequence[Mapping[str, Any]]], version: str) -> str:
-    """The page as text."""
+    """Return the page as text."""
     return "\n".join([_PREFACE.format(version=version), *_sections(found)]) + "\n"
 
 
@@ -45,7 +44,7 @@ def _sections(found: Mapping[int, Sequence[Mapping[str, Any]]]) -> Iterator[str]
 
 
 def recorded(text: str) -> tuple[str, dict[int, dict[str, dict[str, int]]]]:
-    """Triton's version, and the figures of each capability and kernel, read from the page."""
+    """Return Triton's version and the figures of each capability and kernel from the page."""
     version = re.search(r"with Triton (\S+),", text)
     sections = re.split(r"^## sm_(\d+)$", text, flags=re.MULTILINE)[1:]
     tables = {
@@ -59,7 +58,7 @@ def recorded(text: str) -> tuple[str, dict[int, dict[str, dict[str, int]]]]:
 
 
 def regressions(found: Mapping[str, int], before: Mapping[str, int]) -> list[str]:
-    """Figures of one kernel that are worse than before, in words."""
+    """Return the figures of one kernel that are worse than before, in words."""
     worse = [name for name in FIGURES[:3] if found[name] > before[name]]
     worse += ["widest_load"] if found["widest_load"] < before["widest_load"] else []
     return [f"{name} {before[name]} -> {found[name]}" for name in worse]

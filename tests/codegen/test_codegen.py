@@ -1,4 +1,4 @@
-"""Machine code for GPUs, made and judged without one: no spills, and loads of 16 bytes."""
+"""Machine code for GPUs, compiled and checked without one: no spills, and loads of 16 bytes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.ops.contract import SPECS
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA_SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-# Beyond this, fewer than two blocks of 256 threads fit the 65,536 registers of an SM.
+# beyond this, fewer than two blocks of 256 threads fit the 65,536 registers of an SM
 MOST_REGISTERS = 128
 
 pytestmark = pytest.mark.codegen
 
 
 def _checked(capability: int) -> Any:
-    """The newest at every run; compiling for the others takes a minute each."""
+    """Mark all but the newest as nightly: compiling for each takes a minute."""
     older = capability != max(CAPABILITIES)
     marks = [pytest.mark.nightly] if older else []
     return pytest.param(capability, marks=marks, id=f"sm_{capability}")
@@ -36,7 +36,7 @@ def _checked(capability: int) -> Any:
 def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, list[dict[str, Any]]]:
-    """A capability, and what every Triton kernel became for it."""
+    """A capability and the resources of every Triton kernel on it."""
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
@@ -105,7 +105,7 @@ def test_every_operator_has_compile_cases(compiled: tuple[int, list[dict[str, An
 
 
 def nvcc(source: Path, *flags: str, output: Path) -> str:
-    """Compile as CMakeLists.txt does; return what the compiler said."""
+    """Compile with the flags of CMakeLists.txt; return the compiler's output."""
     command = ["nvcc", "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", *flags]
     done = subprocess.run(
         [*command, "-o", str(output), str(source)], capture_output=True, text=True, timeout=300
@@ -135,7 +135,7 @@ def test_wide_cuda_kernels_load_vectors(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.ptx"
     nvcc(source, "-ptx", "-arch=sm_90a", output=output)
     bodies = re.split(r"\.entry ", output.read_text())[1:]
-    # Mangled template arguments: a type, then the number of elements per vector.
+    # mangled template arguments: a type, then the number of elements per vector
     wide = [body for body in bodies if re.search(r"Li[248]EEE", body.split("(")[0])]
     assert len(wide) == 4, "one per element type"
     for body in wide:

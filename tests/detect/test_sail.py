@@ -80,7 +80,7 @@ def test_the_product_goes_through_the_operator_and_its_triton_kernel(directory, 
         return sdpa_jvp_triton(*inputs)
 
     monkeypatch.setattr("dori_fast.triton_kernels.sdpa_jvp.sdpa_jvp_triton", launch)
-    monkeypatch.setattr("dori_fast._backend._DEFAULT", "triton")
+    monkeypatch.setattr("dori_fast._backend.DEFAULT", "triton")
     found = model.engine.jvp(samples, direction)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     # self- and cross-attention of each transformer layer

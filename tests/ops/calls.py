@@ -1,4 +1,4 @@
-"""A use of each operator inside other operations, to be compiled: a function and its inputs."""
+"""A use of each operator among other operations, to be compiled: a function and its inputs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dori_fast import ops
+from tests.ops.contract import DEVICE
 
 Call = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
 
@@ -63,9 +64,32 @@ def ms_ssim(backend: str) -> Call:
     return call, (torch.randn(2, 2, 1, 8, 8),)
 
 
+def neuron_mask(backend: str) -> Call:
+    def call(x: Tensor, scale: Tensor) -> Tensor:
+        return ops.neuron_mask(x * 2, scale, backend=backend) + 1
+
+    return call, (torch.randn(2, 3, 20), torch.randn(2, 20))
+
+
+def neuron_mask_(backend: str) -> Call:
+    lists = ops.pack_indices([[1, 2], [3]], device=DEVICE)
+
+    def call(x: Tensor) -> Tensor:
+        return ops.neuron_mask_(x * 2, lists, 0.5, backend=backend) + 1
+
+    return call, (torch.randn(2, 3, 20),)
+
+
 def noise_cosine(backend: str) -> Call:
     def call(cond: Tensor, uncond: Tensor) -> Tensor:
         return ops.noise_cosine(cond * 2, uncond, backend=backend) + 1
+
+    return call, (torch.randn(2, 3, 4, 5), torch.randn(3, 4, 5))
+
+
+def noise_difference(backend: str) -> Call:
+    def call(cond: Tensor, uncond: Tensor) -> Tensor:
+        return ops.noise_difference(cond * 2, uncond, backend=backend) + 1
 
     return call, (torch.randn(2, 3, 4, 5), torch.randn(3, 4, 5))
 
@@ -106,13 +130,16 @@ CALLS = {
     "embedding_step": embedding_step,
     "masked_linear": masked_linear,
     "ms_ssim": ms_ssim,
+    "neuron_mask": neuron_mask,
+    "neuron_mask_": neuron_mask_,
     "noise_cosine": noise_cosine,
+    "noise_difference": noise_difference,
     "noise_difference_step": noise_difference_step,
     "sdpa_jvp": sdpa_jvp,
     "wanda_mask": wanda_mask,
 }
 
-# The kernels of ms_ssim have none; its reference has one, which the operator's own tests check.
+# Kernels of ms_ssim have no gradient; its reference has one, which the operator's own tests check.
 WITHOUT_GRADIENT = {
     "activation_stats",
     "embedding_step",

@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _unwritten_memory_is_nan() -> Iterator[None]:
-    """Fill what torch.empty returns with NaN, so that an element no kernel writes is seen."""
+    """Fill new memory with NaN, so that an element that no kernel writes is seen."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dori_fast.ops import ActivationStats, activation_stats
 from dori_fast.testing import check_backend
-from tests.ops.contract import DEVICE, DTYPES, SPECS, backends_of
+from tests.ops.contract import DEVICE, DTYPES, SPECS, backends_of, check_threads
 
 BACKENDS = backends_of("activation_stats")
 KERNELS = [backend for backend in BACKENDS if backend != "reference"]
@@ -88,14 +88,7 @@ def test_a_neuron_does_not_depend_on_its_neighbours(backend: str, dtype: torch.d
 @pytest.mark.parametrize("threads", (1, 2, 5))
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     x = rows(900, 700)
-    before = torch.get_num_threads()
-    expected = activation_stats(x)
-    try:
-        torch.set_num_threads(threads)
-        found = activation_stats(x)
-        assert all(torch.equal(getattr(found, n), getattr(expected, n)) for n in TENSORS)
-    finally:
-        torch.set_num_threads(before)
+    check_threads(lambda: [getattr(activation_stats(x), name) for name in TENSORS], threads)
 
 
 @pytest.mark.parametrize(

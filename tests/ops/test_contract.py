@@ -1,31 +1,36 @@
-"""Every operator, every backend that can run here, against the float64 oracle."""
+"""Every operator, every backend that can run here, against the float64 oracle.
+
+By default, all pairs of layout, size and dtype meet in each backend of each operator; with
+--run-nightly, their full product is tested.
+"""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
 
 import pytest
 import torch
 
 from dori_fast._library import OPS
-from dori_fast.testing import LAYOUTS, check_backend, map_tensors, run, with_layout
+from dori_fast.testing import check_backend, run
 from tests.ops.contract import (
+    COVER,
     DEVICE,
     DTYPES,
     IN_CUDA,
+    NONFINITE_COVER,
     NOT_IN_CPP,
-    OP_BACKEND_SIZES,
     OP_BACKENDS,
     SPECS,
     backends_of,
+    factors_of,
     inputs_of,
+    laid_out,
+    nonfinite_factors_of,
 )
 
-# Memory that repeats cannot be written.
-OP_BACKEND_LAYOUTS = [
-    (name, backend, layout)
-    for name, backend in OP_BACKENDS
-    for layout in LAYOUTS
-    if layout != "expanded" or not OPS[name].dispatched._schema.is_mutable
-]
+Rows = Iterable[tuple[tuple[int, ...], torch.dtype]]
 
 
 def test_every_operator_has_a_spec_and_every_backend_that_this_machine_should_have() -> None:
@@ -36,52 +41,52 @@ def test_every_operator_has_a_spec_and_every_backend_that_this_machine_should_ha
         assert set(backends_of(name)) == {"reference", "triton"} | compiled
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("name", "backend", "size"), OP_BACKEND_SIZES)
-def test_sizes_and_dtypes(
-    name: str, backend: str, size: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    spec = SPECS[name]
-    check_backend(spec, backend, inputs_of(spec, size, dtype))
-
-
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize(("name", "backend", "layout"), OP_BACKEND_LAYOUTS)
-def test_memory_layouts(name: str, backend: str, layout: str, dtype: torch.dtype) -> None:
-    spec = SPECS[name]
-    for size in spec.sizes:
-        if 0 in size[:3]:
-            continue
+def check_rows(name: str, backend: str, rows: Rows, layout: str, value: float | None) -> None:
+    """Compare with the oracle in every row and list the rows that disagree."""
+    spec, wrong = SPECS[name], []
+    for size, dtype in rows:
         inputs = inputs_of(spec, size, dtype)
-        check_backend(spec, backend, map_tensors(lambda x: with_layout(x, layout), inputs))
+        if value is not None:
+            inputs[0].view(-1)[:: max(2, inputs[0].numel() // 3)] = value
+        try:
+            check_backend(spec, backend, laid_out(inputs, layout))
+        except AssertionError as error:
+            wrong.append(f"{size} {dtype}: {error}")
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("value", (float("nan"), float("inf"), float("-inf")), ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "backend", "layout"), COVER)
+def test_sizes_dtypes_and_layouts(name: str, backend: str, layout: str) -> None:
+    check_rows(name, backend, COVER[name, backend, layout], layout, None)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "backend", "layout"), COVER)
+def test_all_sizes_dtypes_and_layouts(name: str, backend: str, layout: str) -> None:
+    check_rows(name, backend, itertools.product(*factors_of(name)[1:]), layout, None)
+
+
+@pytest.mark.parametrize(("name", "backend", "value"), NONFINITE_COVER)
+def test_nonfinite_values_stay_where_they_are(name: str, backend: str, value: float) -> None:
+    check_rows(name, backend, NONFINITE_COVER[name, backend, value], "contiguous", value)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "backend", "value"), NONFINITE_COVER)
+def test_all_nonfinite_values_stay_where_they_are(name: str, backend: str, value: float) -> None:
+    rows = itertools.product(*nonfinite_factors_of(name)[1:])
+    check_rows(name, backend, rows, "contiguous", value)
+
+
 @pytest.mark.parametrize(("name", "backend"), OP_BACKENDS)
-def test_nonfinite_values_stay_where_they_are(
-    name: str, backend: str, dtype: torch.dtype, value: float
-) -> None:
-    spec = SPECS[name]
-    for size in spec.sizes:
-        inputs = inputs_of(spec, size, dtype)
-        if inputs[0].numel() == 0:
-            continue
-        inputs[0].view(-1)[:: max(2, inputs[0].numel() // 3)] = value
-        check_backend(spec, backend, inputs)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("name", "backend"), OP_BACKENDS)
-def test_results_repeat_bit_for_bit(name: str, backend: str, dtype: torch.dtype) -> None:
-    spec = SPECS[name]
-    kernel = {"reference": OPS[name].reference, "triton": OPS[name].triton}.get(
-        backend, OPS[name].dispatched
-    )
-    inputs = inputs_of(spec, spec.sizes[4], dtype)
-    first = run(kernel, inputs)
-    for _ in range(3):
-        assert all(map(torch.equal, run(kernel, inputs), first))
+def test_results_repeat_bit_for_bit(name: str, backend: str) -> None:
+    op = OPS[name]
+    kernel = {"reference": op.reference, "triton": op.triton}.get(backend, op.dispatched)
+    for dtype in DTYPES:
+        inputs = inputs_of(SPECS[name], SPECS[name].sizes[4], dtype)
+        first = run(kernel, inputs)
+        for _ in range(3):
+            assert all(map(torch.equal, run(kernel, inputs), first)), dtype
 
 
 def test_unwritten_memory_would_be_seen() -> None:

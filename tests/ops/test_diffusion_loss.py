@@ -8,14 +8,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dori_fast.ops import add_noise, diffusion_loss
-from dori_fast.reference import all_specs
 from dori_fast.reference.diffusion_loss import diffusion_loss_reference
-from dori_fast.testing import check_backend, with_layout
-from tests.ops.contract import DEVICE, DTYPES, backends_of
+from tests.ops.contract import (
+    DEVICE,
+    DTYPES,
+    SPECS,
+    backends_of,
+    check_threads,
+    draw_and_check,
+)
 
 BACKENDS = backends_of("diffusion_loss")
 KERNELS = [backend for backend in BACKENDS if backend != "reference"]
-SPECS = [spec for spec in all_specs() if spec.public in ("add_noise", "diffusion_loss")]
+OPS = ("add_noise", "diffusion_loss", "diffusion_loss_bwd")
 
 
 def draws(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -127,14 +132,7 @@ def test_a_problem_does_not_depend_on_the_others(backend: str, dtype: torch.dtyp
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     eps_pred, eps = draws(7, 5, 4, 1100)
     x0, _, alpha_bar = problems(7, 5, 4, 1100)
-    before = torch.get_num_threads()
-    expected = diffusion_loss(eps_pred, eps), add_noise(x0, eps, alpha_bar)
-    try:
-        torch.set_num_threads(threads)
-        assert torch.equal(diffusion_loss(eps_pred, eps), expected[0])
-        assert torch.equal(add_noise(x0, eps, alpha_bar), expected[1])
-    finally:
-        torch.set_num_threads(before)
+    check_threads(lambda: (diffusion_loss(eps_pred, eps), add_noise(x0, eps, alpha_bar)), threads)
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -157,13 +155,10 @@ def test_the_mean_of_nothing_is_nan(backend: str) -> None:
 
 
 def agrees_with_the_oracle(backend: str, data: st.DataObject) -> None:
-    spec = data.draw(st.sampled_from(SPECS))
-    shape = (data.draw(st.integers(0, 4)), data.draw(st.integers(0, 4)))
-    shape += tuple(data.draw(st.lists(st.integers(1, 20), max_size=3)))
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    inputs = spec.make_inputs(shape, data.draw(st.sampled_from(DTYPES)), DEVICE, generator)
-    layout = data.draw(st.sampled_from(["contiguous", "offset", "sliced", "transposed"]))
-    check_backend(spec, backend, tuple(with_layout(x, layout) for x in inputs))
+    name = data.draw(st.sampled_from(OPS))
+    shape = [data.draw(st.integers(0, 4)) for _ in range(2)]
+    shape += data.draw(st.lists(st.integers(1, 20), max_size=3))
+    draw_and_check(SPECS[name], backend, shape, data)
 
 
 @settings(deadline=None, max_examples=20)

@@ -7,13 +7,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dori_fast.ops import EmbeddingState, embedding_step
-from dori_fast.reference import all_specs
-from dori_fast.testing import check_backend, map_tensors, with_layout
-from tests.ops.contract import DEVICE, DTYPES, backends_of
+from tests.ops.contract import (
+    DEVICE,
+    DTYPES,
+    SPECS,
+    backends_of,
+    check_threads,
+    draw_and_check,
+)
+from tests.ops.pairwise import cover
 
 BACKENDS = backends_of("embedding_step")
 KERNELS = [backend for backend in BACKENDS if backend != "reference"]
-(SPEC,) = [spec for spec in all_specs() if spec.name == "embedding_step"]
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
@@ -21,13 +26,13 @@ def embeddings(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape).to(DEVICE, dtype)
 
 
-@pytest.mark.parametrize("weight_decay", (0.0, 0.01))
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_equals_an_optimiser_of_torch_for_each_problem(
+@pytest.mark.parametrize(
+    ("backend", "dtype", "weight_decay"), cover(BACKENDS, list(TOLERANCE), (0.0, 0.01)), ids=str
+)
+def test_equals_an_optimizer_of_torch_for_each_problem(
     backend: str, dtype: torch.dtype, weight_decay: float
 ) -> None:
-    """Every problem stands still at other steps, so their step counts drift apart."""
+    """Problems are inactive at different steps, so their step counts drift apart."""
     optimizer = torch.optim.AdamW if weight_decay else torch.optim.Adam
     params = embeddings(4, 5, 33, dtype=dtype)
     single = [torch.nn.Parameter(p.clone()) for p in params]
@@ -46,9 +51,9 @@ def test_equals_an_optimiser_of_torch_for_each_problem(
     torch.testing.assert_close(params, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("per_problem", (False, True))
+@pytest.mark.parametrize(
+    ("backend", "dtype", "per_problem"), cover(BACKENDS, DTYPES, (False, True)), ids=str
+)
 def test_frozen_tokens_do_not_change(backend: str, dtype: torch.dtype, per_problem: bool) -> None:
     params = embeddings(3, 6, 40, dtype=dtype)
     before, free = params.clone(), params.clone()
@@ -102,17 +107,14 @@ def test_a_problem_does_not_depend_on_the_others(backend: str, dtype: torch.dtyp
 @pytest.mark.parametrize("threads", (1, 2, 5))
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     start, grad = embeddings(7, 77, 200), embeddings(7, 77, 200)
-    results = []
-    before = torch.get_num_threads()
-    try:
-        for count in (before, threads):
-            torch.set_num_threads(count)
-            params = start.clone()
-            embedding_step(params, grad, EmbeddingState.zeros_like(params), lr=0.1)
-            results.append(params)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*results)
+
+    def stepped() -> tuple[Tensor, ...]:
+        params = start.clone()
+        state = EmbeddingState.zeros_like(params)
+        embedding_step(params, grad, state, lr=0.1)
+        return params, state.exp_avg, state.exp_avg_sq
+
+    check_threads(stepped, threads)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -143,7 +145,7 @@ def test_autograd_learns_of_the_change(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_minimises_what_it_is_given_the_gradient_of(backend: str) -> None:
+def test_minimizes_what_it_is_given_the_gradient_of(backend: str) -> None:
     goal = embeddings(3, 2, 8)
     params = torch.zeros_like(goal)
     state = EmbeddingState.zeros_like(params)
@@ -153,11 +155,8 @@ def test_minimises_what_it_is_given_the_gradient_of(backend: str) -> None:
 
 
 def agrees_with_the_oracle(backend: str, data: st.DataObject) -> None:
-    size = tuple(data.draw(st.integers(0, high)) for high in (4, 5, 70, 1, 2))
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    inputs = SPEC.make_inputs(size, data.draw(st.sampled_from(DTYPES)), DEVICE, generator)
-    layout = data.draw(st.sampled_from(["contiguous", "offset", "sliced", "transposed"]))
-    check_backend(SPEC, backend, map_tensors(lambda x: with_layout(x, layout), inputs))
+    size = [data.draw(st.integers(0, high)) for high in (4, 5, 70, 1, 2)]
+    draw_and_check(SPECS["embedding_step"], backend, size, data)
 
 
 @settings(deadline=None, max_examples=20)

@@ -8,14 +8,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dori_fast.ops import masked_linear, neuron_mask
-from dori_fast.reference import all_specs
 from dori_fast.reference.masked_linear import masked_linear_reference
-from dori_fast.testing import check_backend, map_tensors, with_layout
-from tests.ops.contract import DEVICE, DTYPES, backends_of
+from tests.ops.contract import DEVICE, DTYPES, SPECS, backends_of, draw_and_check
 
 BACKENDS = backends_of("masked_linear")
 KERNELS = [backend for backend in BACKENDS if backend != "reference"]
-(SPEC,) = [spec for spec in all_specs() if spec.name == "masked_linear"]
 
 
 def layer(
@@ -79,7 +76,7 @@ def test_only_the_gradients_asked_for(backend: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(grad, torch.autograd.grad(expected, x, weights)[0])
 
 
-# Only there: the interpreter multiplies by numpy, whose sums depend on a row's place.
+# only on a GPU: the interpreter multiplies by numpy, whose sums depend on a row's place
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_sample_does_not_depend_on_its_batch_in_triton(dtype: torch.dtype) -> None:
@@ -90,12 +87,9 @@ def test_a_sample_does_not_depend_on_its_batch_in_triton(dtype: torch.dtype) -> 
 
 
 def agrees_with_the_oracle(backend: str, data: st.DataObject) -> None:
-    size = tuple(data.draw(st.integers(0, high)) for high in (3, 30, 70, 70))
-    size += (data.draw(st.integers(1, 2)), data.draw(st.integers(0, 1)))
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    inputs = SPEC.make_inputs(size, data.draw(st.sampled_from(DTYPES)), DEVICE, generator)
-    layout = data.draw(st.sampled_from(["contiguous", "offset", "sliced", "transposed"]))
-    check_backend(SPEC, backend, map_tensors(lambda x: with_layout(x, layout), inputs))
+    size = [data.draw(st.integers(0, high)) for high in (3, 30, 70, 70)]
+    size += [data.draw(st.integers(1, 2)), data.draw(st.integers(0, 1))]
+    draw_and_check(SPECS["masked_linear"], backend, size, data)
 
 
 @settings(deadline=None, max_examples=20)

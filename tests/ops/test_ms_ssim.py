@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dori_fast.ops import largest_per_map, ms_ssim, ms_ssim_pairs, ms_ssim_settings
 from dori_fast.testing import check_backend
-from tests.ops.contract import DEVICE, DTYPES, SPECS, backends_of
+from tests.ops.contract import DEVICE, DTYPES, SPECS, backends_of, check_threads
 
 with warnings.catch_warnings():
     # An old version, from before newer Python and setuptools.
@@ -25,7 +25,7 @@ BETAS = tuple(torch.tensor((0.33, 0.33, 0.33)).tolist())
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float64, noise: float = 0.7) -> Tensor:
-    """Maps [G, S, C, H, W] with something in common within each group."""
+    """Maps [G, S, C, H, W] that share a structure within each group."""
     common = torch.randn(shape[0], 1, *shape[2:], dtype=torch.float64)
     return (common + noise * torch.randn(shape, dtype=torch.float64)).to(DEVICE, dtype)
 
@@ -52,7 +52,7 @@ def peer_all_pairs(maps: Tensor, **options: object) -> Tensor:
 
 
 def size_for(backend: str) -> tuple[int, ...]:
-    """The peer's setting; on the interpreter no more than it takes."""
+    """Maps of the peer's size; on the interpreter the smallest that its settings fit."""
     return (1, 3, 1, 45, 44) if backend == "triton" and DEVICE == "cpu" else (2, 5, 4, 64, 51)
 
 
@@ -113,7 +113,7 @@ def test_a_group_has_its_own_data_range(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pairs_come_in_the_order_of_combinations(backend: str) -> None:
-    # At full size all stretched maps span the same range, with whomever they are compared.
+    # at full size all stretched maps span the same range, whatever they are compared with
     options = {"kernel_size": 3, "betas": (0.9,), "backend": backend}
     maps = drawn(1, 4, 1, 8, 8)
     found = ms_ssim(maps, **options)[0]
@@ -183,13 +183,7 @@ def test_a_group_does_not_depend_on_its_batch(backend: str, dtype: torch.dtype) 
 @pytest.mark.parametrize("threads", (1, 2, 5))
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     maps = drawn(2, 6, 4, 64, 64, dtype=torch.float32)
-    before = torch.get_num_threads()
-    expected = ms_ssim(maps)
-    try:
-        torch.set_num_threads(threads)
-        assert torch.equal(ms_ssim(maps), expected)
-    finally:
-        torch.set_num_threads(before)
+    check_threads(lambda: (ms_ssim(maps),), threads)
 
 
 def test_kernels_keep_more_digits_than_torchmetrics() -> None:

@@ -10,6 +10,7 @@ from dori_fast.ops import neuron_mask, neuron_mask_, pack_indices
 from dori_fast.reference.neuron_mask import neuron_mask_reference
 from dori_fast.testing import assert_close_to_oracle, copy_with_layout, to_oracle, with_layout
 from tests.ops.contract import DEVICE, DTYPES, backends_of
+from tests.ops.pairwise import cover
 
 BACKENDS = backends_of("neuron_mask")
 KERNELS = [backend for backend in BACKENDS if backend != "reference"]
@@ -29,9 +30,9 @@ def test_equals_a_loop_in_plain_python(backend: str) -> None:
                 assert y[b, t, n].item() == pytest.approx(x[b, t, n].item() * scale[b, n].item())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("scale_dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("backend", "dtype", "scale_dtype"), cover(BACKENDS, DTYPES, DTYPES), ids=str
+)
 def test_any_floating_scale(backend: str, dtype: torch.dtype, scale_dtype: torch.dtype) -> None:
     x, scale = activations(2, 3, 67, dtype=dtype), activations(2, 67, dtype=scale_dtype)
     y = neuron_mask(x, scale, backend=backend)

@@ -9,7 +9,7 @@ from torch import Tensor
 from dori_fast.ops import noise_difference
 from dori_fast.reference.noise_difference import noise_difference_reference
 from dori_fast.testing import assert_close_to_oracle, to_oracle
-from tests.ops.contract import DEVICE, DTYPES, backends_of
+from tests.ops.contract import DEVICE, DTYPES, backends_of, check_threads
 
 BACKENDS = backends_of("noise_difference")
 KERNELS = [backend for backend in BACKENDS if backend != "reference"]
@@ -66,13 +66,7 @@ def test_a_row_does_not_depend_on_its_batch(backend: str, dtype: torch.dtype) ->
 @pytest.mark.parametrize("threads", (1, 2, 5))
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     cond, uncond = predictions(37, 3, 4, 1100)
-    before = torch.get_num_threads()
-    expected = noise_difference(cond, uncond)
-    try:
-        torch.set_num_threads(threads)
-        assert torch.equal(noise_difference(cond, uncond), expected)
-    finally:
-        torch.set_num_threads(before)
+    check_threads(lambda: (noise_difference(cond, uncond),), threads)
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -11,13 +11,18 @@ from torch import Tensor
 
 from dori_fast.models.schedules.vp import ddim_step
 from dori_fast.ops import noise_cosine, noise_difference, noise_difference_step
-from dori_fast.reference import all_specs
-from dori_fast.testing import check_backend, map_tensors, with_layout
-from tests.ops.contract import DEVICE, DTYPES, backends_of
+from tests.ops.contract import (
+    DEVICE,
+    DTYPES,
+    SPECS,
+    backends_of,
+    check_threads,
+    draw_and_check,
+)
 
 BACKENDS = backends_of("noise_difference_step")
 KERNELS = [backend for backend in BACKENDS if backend != "reference"]
-SPECS = [spec for spec in all_specs() if spec.name in ("noise_difference_step", "noise_cosine")]
+OPS = ("noise_difference_step", "noise_cosine")
 STEP = {"guidance": 7.5, "alpha_bar": 0.0058, "alpha_bar_prev": 0.0068}
 
 
@@ -110,14 +115,13 @@ def test_what_prompts_share_may_be_expanded(backend: str) -> None:
 @pytest.mark.parametrize("threads", (1, 2, 5))
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     cond, uncond, latents = predictions(7, 3, 4, 1100)
-    before = torch.get_num_threads()
-    expected = (*noise_difference_step(cond, uncond, latents, **STEP), noise_cosine(cond, uncond))
-    try:
-        torch.set_num_threads(threads)
-        step = noise_difference_step(cond, uncond, latents, **STEP)
-        assert all(map(torch.equal, (*step, noise_cosine(cond, uncond)), expected))
-    finally:
-        torch.set_num_threads(before)
+    check_threads(
+        lambda: (
+            *noise_difference_step(cond, uncond, latents, **STEP),
+            noise_cosine(cond, uncond),
+        ),
+        threads,
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -140,13 +144,10 @@ def test_cosines_that_are_known(backend: str) -> None:
 
 
 def agrees_with_the_oracle(backend: str, data: st.DataObject) -> None:
-    spec = data.draw(st.sampled_from(SPECS))
-    shape = (data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3)))
-    shape += tuple(data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=3)))
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    inputs = spec.make_inputs(shape, data.draw(st.sampled_from(DTYPES)), DEVICE, generator)
-    layout = data.draw(st.sampled_from(["contiguous", "offset", "sliced", "transposed"]))
-    check_backend(spec, backend, map_tensors(lambda x: with_layout(x, layout), inputs))
+    name = data.draw(st.sampled_from(OPS))
+    shape = [data.draw(st.integers(0, 3)) for _ in range(2)]
+    shape += data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=3))
+    draw_and_check(SPECS[name], backend, shape, data)
 
 
 @settings(deadline=None, max_examples=20)

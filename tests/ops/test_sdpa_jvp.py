@@ -12,13 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dori_fast.ops import sdpa_jvp
-from dori_fast.reference import accumulate_dtype, all_specs
+from dori_fast.reference import accumulate_dtype
 from dori_fast.reference import sdpa_jvp as reference_module
-from dori_fast.testing import check_backend, map_tensors, with_layout
-from tests.ops.contract import DEVICE, DTYPES, backends_of
+from dori_fast.testing import check_backend
+from tests.ops.contract import DEVICE, DTYPES, SPECS, backends_of, draw_and_check
 
 BACKENDS = backends_of("sdpa_jvp")
-(SPEC,) = [spec for spec in all_specs() if spec.name == "sdpa_jvp"]
+SPEC = SPECS["sdpa_jvp"]
 SUBSETS = list(itertools.product((True, False), repeat=3))
 
 
@@ -91,7 +91,7 @@ def test_what_keys_have_in_common_costs_no_digits(backend: str, dtype: torch.dty
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that anything returns."""
+    """Record the size of the largest tensor that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,10 +172,7 @@ def test_slices_cover_every_width_and_none_is_empty(itemsize: int) -> None:
 def agrees_with_the_oracle(backend: str, data: st.DataObject) -> None:
     size = [data.draw(st.integers(low, high)) for low, high in ((0, 2), (1, 2), (0, 40), (0, 40))]
     size += [data.draw(st.integers(1, 90)), *(data.draw(st.integers(0, 1)) for _ in range(3))]
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    made = SPEC.make_inputs(tuple(size), data.draw(st.sampled_from(DTYPES)), DEVICE, generator)
-    layout = data.draw(st.sampled_from(["contiguous", "offset", "sliced", "transposed"]))
-    check_backend(SPEC, backend, map_tensors(lambda x: with_layout(x, layout), made))
+    draw_and_check(SPEC, backend, size, data)
 
 
 @settings(deadline=None, max_examples=10)

@@ -9,7 +9,7 @@ from torch import Tensor
 from dori_fast.ops import pack_mask, prune_, restore_, unpack_mask, wanda_mask
 from dori_fast.reference.wanda_mask import wanda_mask_reference
 from dori_fast.testing import with_layout
-from tests.ops.contract import DEVICE, DTYPES, backends_of
+from tests.ops.contract import DEVICE, DTYPES, backends_of, check_threads
 
 BACKENDS = backends_of("wanda_mask")
 KERNELS = [backend for backend in BACKENDS if backend != "reference"]
@@ -107,13 +107,7 @@ def test_a_row_does_not_depend_on_the_others(backend: str, dtype: torch.dtype) -
 @pytest.mark.parametrize("threads", (1, 2, 5))
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     weight, target, base = layer(300, 257)
-    expected = wanda_mask(weight, target, 0.1, base_act_norm=base)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        assert torch.equal(wanda_mask(weight, target, 0.1, base_act_norm=base), expected)
-    finally:
-        torch.set_num_threads(before)
+    check_threads(lambda: (wanda_mask(weight, target, 0.1, base_act_norm=base),), threads)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
