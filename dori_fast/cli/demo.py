@@ -24,9 +24,6 @@ def demo(
     finetuned: Annotated[
         str, typer.Option(help="The fine-tuned model: the shipped one, or a diffusers directory.")
     ] = "demo-finetuned",
-    retrain: Annotated[
-        bool, typer.Option("--retrain", help="Fine-tune it here instead; takes many minutes.")
-    ] = False,
     debug: Debug = False,
 ) -> None:
     """Tell the whole story on the embedded model: found, hidden, retrieved, removed.
@@ -42,8 +39,7 @@ def demo(
         page = tell(
             out,
             settings=Settings(pictures, controls, seeds, steps, prompts),
-            finetuned=None if retrain else partial(load, finetuned, batch_size=BATCH),
-            retrain=retrain,
+            finetuned=partial(load, finetuned, batch_size=BATCH),
             say=status.say,
         )
         print_result(str(page))

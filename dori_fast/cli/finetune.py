@@ -150,7 +150,7 @@ def finetune(
         )
 
         def demo_pairs() -> list[tuple[str, Any]]:
-            from recipes.training.finetuned import retained_pairs
+            from dori_fast.demo.retained import retained_pairs
 
             return retained_pairs(opened, drawn)
 

@@ -10,4 +10,4 @@ import dori_fast
 def demo_pictures() -> dict[str, Any]:
     """The embedded model's own pictures by prompt."""
     demo = dori_fast.demo
-    return {p.prompt: p.image for split in demo.SPLITS for p in demo.pictures(split)}
+    return {p.prompt: p.image for split in demo.SPLITS for p in demo.images(split)}

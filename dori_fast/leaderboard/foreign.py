@@ -75,7 +75,7 @@ def _check(where: str, row: Any, settings: Settings) -> None:
         for which, points in _keys(f"{where}: {attack}", sets, SETS).items():
             at = f"{where}: {attack}: {which}"
             for budget, rates in _keys(at, points, map(str, settings.budgets)).items():
-                images = settings.images(which)
+                images = settings.drawn(which)
                 trials = {"images": images, "pictures": images // settings.seeds}
                 for name, value in _keys(f"{at}: {budget}", rates, trials).items():
                     _check_rate(f"{at}: {budget}: {name}", value, trials[name])

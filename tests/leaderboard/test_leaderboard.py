@@ -26,8 +26,8 @@ from dori_fast.leaderboard.table import document, markdown, row
 from dori_fast.models import NeuronMask
 from dori_fast.report.figures.charts import mitigation_curves
 
-SMALL = Settings(pictures=1, controls=1, held_out=2, seeds=1, budgets=(0, 1))
-NUMBERS = Settings(pictures=3, controls=2, held_out=2, seeds=2, budgets=(0, 5))
+SMALL = Settings(images=1, controls=1, held_out=2, seeds=1, budgets=(0, 1))
+NUMBERS = Settings(images=3, controls=2, held_out=2, seeds=2, budgets=(0, 5))
 QUALITY = {
     "same_seed_similarity": [0.9, 0.8, 0.95],
     "distance": {"value": 0.01},
@@ -263,7 +263,7 @@ def test_entry_points(monkeypatch):
         ("absent", "cannot be loaded"),
         ("number", "is no function"),
         ("../up", "a name is"),
-        ("unknown", "known are none"),
+        ("unknown", "choose one of none"),
     ]:
         with pytest.raises(UsageError, match=reason):
             mitigations.get(name)
