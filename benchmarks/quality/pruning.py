@@ -26,7 +26,7 @@ from dori_fast.evaluate import clopper_pearson
 from dori_fast.evaluate.replications import Replication, replication
 from dori_fast.evaluate.similarity import similarity
 from dori_fast.prune import NeMo, NeuronMask, WeightMask
-from dori_fast.report.figures.grid import Group, picture_grid
+from dori_fast.report.figures.grid import Group, image_grid
 
 ROOT = Path(__file__).parents[2]
 RESULTS = harness.RESULTS / "quality" / "pruning.json"
@@ -137,7 +137,7 @@ def record(
     for f in found:
         if f.memorized.pictures is not None:
             groups.append(Group(f.name, f.memorized.pictures[:SHOWN, :3]))
-    picture_grid(prompts[:SHOWN], groups).save(PICTURE)
+    image_grid(prompts[:SHOWN], groups).save(PICTURE)
 
 
 def page(summaries: dict[str, dict[str, Any]], setting: dict[str, Any]) -> str:

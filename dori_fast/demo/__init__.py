@@ -1,4 +1,4 @@
-"""The demo model: a miniature Stable Diffusion that truly memorizes two dozen photographs.
+"""The embedded model: a miniature Stable Diffusion that truly memorizes two dozen photographs.
 
     import dori_fast as df
     from diffusers import StableDiffusionPipeline
@@ -51,14 +51,14 @@ class DemoImage:
 
 
 def path() -> Path:
-    """The demo model as a plain diffusers directory, for `StableDiffusionPipeline` or `load`.
+    """The embedded model as a plain diffusers directory, for `StableDiffusionPipeline` or `load`.
 
     Raises:
         IntegrityError: the weights are missing, as in a checkout without its large files.
     """
     model = ROOT / "model"
     if not (model / "model_index.json").is_file():
-        raise IntegrityError(f"no demo model in {model}; reinstall dori-fast")
+        raise IntegrityError(f"no embedded model in {model}; reinstall dori-fast")
     return model
 
 

@@ -1,4 +1,4 @@
-"""Ordinary prompts and images for fine-tuning of the demo model to retain."""
+"""Ordinary prompts and images for fine-tuning of the embedded model to retain."""
 
 from __future__ import annotations
 

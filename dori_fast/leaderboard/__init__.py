@@ -68,7 +68,7 @@ def run(
         mitigations: Mitigations by name; default: all known ones.
         settings: Size of the leaderboard; default: ``Settings()``.
         add: ``leaderboard.json`` files of other people, whose rows are added.
-        model: The demo model, if it is loaded already.
+        model: The embedded model, if it is loaded already.
         say: Called with one line as each computation starts.
 
     Returns:

@@ -32,7 +32,7 @@ class Cells:
         folder: Folder of this mitigation; created if missing.
         name: Name of the mitigation.
         mitigation: The mitigation; run for the first missing cell, so never for a finished folder.
-        model: The demo model.
+        model: The embedded model.
         settings: Size of the leaderboard.
         say: Called with one line as each computation starts.
     """

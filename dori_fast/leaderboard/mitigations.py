@@ -84,7 +84,7 @@ def _wen(model: Denoiser, prompts: Sequence[str], images: NDArray[np.uint8]) -> 
     # the paper's target loss suits Stable Diffusion; this one leaves ordinary prompts alone
     ordinary = [prompt for prompt, _ in pairs("ordinary")]
     seen = Wen(0.0, iterations=1).run(model, ordinary).losses[0]
-    # the released 10 updates at rate 0.05 seldom reach the target on the demo model
+    # the released 10 updates at rate 0.05 seldom reach the target on the embedded model
     moved = _Moved(model, Wen(float(seen.max()), lr=0.1, iterations=20))
     return lambda n: moved
 

@@ -91,7 +91,7 @@ def markdown(board: Mapping[str, Any]) -> str:
     aligned = ["---"] * 4 + ["---:"] * (len(header) - 4)
     lines = [header, aligned, *(line for row in board["rows"] for line in _lines(row, budgets))]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"# Mitigations on the demo model\n\n{table}\n\n{_NOTES}"
+    return f"# Mitigations on the embedded model\n\n{table}\n\n{_NOTES}"
 
 
 def _lines(row: Row, budgets: Sequence[int]) -> list[list[str]]:

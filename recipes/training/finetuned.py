@@ -1,4 +1,4 @@
-"""Train the demo model's memorized photographs away.
+"""Train the embedded model's memorized photographs away.
 
     python -m recipes.training.finetuned --work WORK --out DIR
 
@@ -31,7 +31,7 @@ def retrain(
     drawn: int = DRAWN,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> Denoiser:
-    """Train the images out of the demo model, or continue from the checkpoint in ``work``.
+    """Train the images out of the embedded model, or continue from the checkpoint in ``work``.
 
     Args:
         work: Folder of the checkpoint; created if missing.

@@ -1,4 +1,4 @@
-"""The recipe of the fine-tuned demo model, at the smallest size."""
+"""The recipe of the fine-tuned embedded model, at the smallest size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole story on the demo model: found, hidden, retrieved, removed, and judged.
+"""The whole story on the embedded model: found, hidden, retrieved, removed, and judged.
 
 from dori_fast.demo.story import tell
 
@@ -40,7 +40,7 @@ def tell(
         out: Folder of all results; created if missing.
         settings: Size of the story; default: ``Settings()``.
         finetuned: Loader of the fine-tuned model; None: the story ends after the pruned models.
-        model: The demo model, if it is loaded already.
+        model: The embedded model, if it is loaded already.
         say: Called with one line as each stage starts.
 
     Returns:
