@@ -1,4 +1,4 @@
-"""The command line: parse, call, print."""
+"""The command line: parse arguments, call the library, print results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ app = typer.Typer(
     help="Find training images that a text-to-image model has memorized.",
     no_args_is_help=True,
     add_completion=False,
-    # help and errors may quote data; they stay plain text
+    # plain text: help and errors may quote data
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -60,11 +60,11 @@ def main() -> None:
     try:
         code = command.main(prog_name="dori-fast", standalone_mode=False)
     except Exception as error:
-        # typer's own usage errors; which class they have depends on its version
+        # typer's own usage errors; their class depends on its version
         if not hasattr(error, "format_message"):
             raise
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "dori-fast"
-        print_error(f"{error.format_message().rstrip('.')} — see {path} --help")
+        print_error(f"{error.format_message().rstrip('.')}; see {path} --help")
         code = USAGE
     sys.exit(code)

@@ -9,26 +9,31 @@ from typing import Annotated
 import typer
 
 from dori_fast.cli.exits import Debug, reported
+from dori_fast.cli.options import command
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
 
+@command(renamed={"images": "pictures"})
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder of all results; made if need be.")],
-    pictures: Annotated[int, typer.Option(help="Memorized photographs.", min=1)] = 6,
-    controls: Annotated[int, typer.Option(help="Pictures never seen, as controls.", min=1)] = 6,
-    seeds: Annotated[int, typer.Option(help="Images drawn from each embedding.", min=1)] = 4,
-    attack_steps: Annotated[int, typer.Option(help="The attack's budget.", min=1)] = 50,
+    out: Annotated[Path, typer.Option(help="Folder of all results; created if missing.")],
+    images: Annotated[int, typer.Option(help="Number of memorized photographs.", min=1)] = 6,
+    controls: Annotated[
+        int, typer.Option(help="Number of control images that the model never saw.", min=1)
+    ] = 6,
+    seeds: Annotated[int, typer.Option(help="Images drawn per embedding.", min=1)] = 4,
+    attack_steps: Annotated[int, typer.Option(help="Optimizer steps per attack.", min=1)] = 50,
     prompts: Annotated[
-        int | None, typer.Option(help="Scan only the first of the sample prompts.", min=1)
+        int | None, typer.Option(help="Number of sample prompts to scan; default: all.", min=1)
     ] = None,
     finetuned: Annotated[
-        str, typer.Option(help="The fine-tuned model: the shipped one, or a diffusers directory.")
+        str, typer.Option(help="Fine-tuned model: demo-finetuned or a diffusers directory.")
     ] = "demo-finetuned",
     debug: Debug = False,
 ) -> None:
-    """Tell the whole story on the embedded model: found, hidden, retrieved, removed.
+    """Run the whole story on the embedded model.
 
-    Ends in report.html. An interrupted run is continued by the same command.
+    Photographs are found, hidden, retrieved and removed. Writes report.html. The same command
+    continues an interrupted run.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
@@ -38,7 +43,7 @@ def demo(
         steps = tuple(sorted({0, *(n for n in (10, 25) if n < attack_steps), attack_steps}))
         page = tell(
             out,
-            settings=Settings(pictures, controls, seeds, steps, prompts),
+            settings=Settings(images, controls, seeds, steps, prompts),
             finetuned=partial(load, finetuned, batch_size=BATCH),
             say=status.say,
         )

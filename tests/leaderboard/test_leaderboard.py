@@ -183,7 +183,7 @@ def test_cells_are_computed_once(model, tmp_path, monkeypatch, capsys):
         run(tmp_path, chosen, settings=Settings(1, 1, 2, 2, (0, 1)), model=model)
     # the command, on the finished folder
     size = [
-        "--pictures",
+        "--images",
         "1",
         "--controls",
         "1",
@@ -217,8 +217,8 @@ def test_another_model_in_the_folder_is_refused(model, tmp_path):
     [
         (["--budgets", "0,ten"], "whole numbers"),
         (["--mitigations", "prayer"], "no mitigation 'prayer'"),
-        (["--mitigations", "none,finetuned"], "give --finetuned"),
-        (["--mitigations", "none", "--finetuned", "somewhere"], "name it in --mitigations"),
+        (["--mitigations", "none,finetuned"], "use both --finetuned"),
+        (["--mitigations", "none", "--finetuned", "somewhere"], "its name in --mitigations"),
         (["--finetuned", "one", "--finetuned", "other"], "two models of one name"),
         (["--finetuned", "An Other=one"], "a name is 1 to 40"),
     ],
