@@ -105,6 +105,18 @@ def _no_controls(board: Any) -> None:
     del board["rows"][0]["attacks"]["prompt"]["control"]
 
 
+def _more_sets(board: Any) -> None:
+    board["rows"][0]["attacks"]["prompt"]["others"] = {}
+
+
+def _a_word(board: Any) -> None:
+    board["rows"][0]["attacks"]["prompt"]["memorized"]["5"]["images"][0] = "all"
+
+
+def _no_order(board: Any) -> None:
+    board["rows"][0]["quality"]["same_seed_similarity"] = [0.9, 0.95, 1.0]
+
+
 def _too_narrow(board: Any) -> None:
     board["rows"][0]["attacks"]["prompt"]["memorized"]["5"]["images"][1] += 0.05
 
@@ -132,12 +144,15 @@ def _other_schema(board: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (_no_controls, "must have memorized, control"),
-        (_too_narrow, "no share of 6 with its exact"),
+        (_no_controls, "row 0: attacks: prompt: control: Field required"),
+        (_more_sets, "attacks: prompt: others: Extra inputs are not permitted"),
+        (_a_word, r"5: images: 0: Input should be a valid number, got 'all'"),
+        (_too_narrow, "memorized: 5: images: must be a share of 6 with its exact.*got"),
         (_markup, "a name is 1 to 40"),
         (_other_budget, "setting is another"),
         (_other_model, "model is another"),
-        (_no_quality, r"held_out_loss: must be \[value"),
+        (_no_quality, "quality: held_out_loss: Input should be a valid dict.*got 0.1"),
+        (_no_order, r"quality: same_seed_similarity: must be \[value, low, high\].*got"),
         (_other_schema, "not a leaderboard of schema"),
     ],
 )
