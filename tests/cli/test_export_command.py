@@ -94,7 +94,10 @@ def test_requests_that_make_no_sense(cli: Any, tiny: str, scanned: Path, tmp_pat
         ((plain, "--format", "lm-eval"), "scores alone are no metrics"),
         ((plain, "--format", "model-card", "--label", "nope"), "no column 'nope'"),
         ((plain, "--format", "model-card", "--formulas"), "--formulas is for csv"),
-        ((scanned, "--format", "csv", "--label", "known"), "csv has every column; leave out --label"),
+        (
+            (scanned, "--format", "csv", "--label", "known"),
+            "csv has every column",
+        ),
         ((tmp_path, "--format", "lm-eval", "--label", "known"), "--label is for scans"),
         ((tmp_path, "--format", "lm-eval"), "no metrics to export"),
         ((tmp_path / "none", "--format", "csv"), "no run.json"),
