@@ -71,7 +71,7 @@ def benchmark_mitigations(
                 status.say("no row finetuned, which needs --finetuned MODEL")
             chosen = [*(name for name in names() if name not in changed), *changed]
         else:
-            chosen = listed(mitigations)
+            chosen = listed(mitigations) or []
             if set(changed) - set(chosen) or (FINETUNED in chosen and FINETUNED not in changed):
                 raise UsageError(
                     "finetuned: use both --finetuned and its name in --mitigations, or neither"
@@ -104,6 +104,6 @@ def _named(models: list[str], plain: str) -> dict[str, str]:
 
 def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in listed(text))
+        return tuple(int(word) for word in listed(text) or [])
     except ValueError:
         raise UsageError(f"--budgets: {text!r} is no list of whole numbers; use 0,10,25") from None

@@ -34,7 +34,7 @@ def command(renamed: Mapping[str, str] | None = None) -> Callable[[Command], Com
 
     def decorate(function: Command) -> Command:
         hints = get_type_hints(function, include_extras=True)
-        groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+        groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
         parameters: list[inspect.Parameter] = []
         for name, parameter in inspect.signature(function).parameters.items():
             kind = inspect.Parameter.KEYWORD_ONLY
@@ -44,7 +44,7 @@ def command(renamed: Mapping[str, str] | None = None) -> Callable[[Command], Com
                 else [parameter.replace(kind=kind, annotation=hints[name])]
             )
             if name in renamed:
-                hidden = Annotated[hints[name] | None, typer.Option(hidden=True)]
+                hidden: Any = Annotated[hints[name] | None, typer.Option(hidden=True)]
                 parameters.append(
                     inspect.Parameter(renamed[name], kind, default=None, annotation=hidden)
                 )

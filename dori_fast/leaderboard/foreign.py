@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
@@ -91,10 +91,10 @@ def read_rows(
     return [_ours(row, path.name) for row in rows]
 
 
-def _row_model(settings: Settings) -> type[BaseModel]:
+def _row_model(settings: Settings) -> Any:
     """A row of a leaderboard of this size: its budgets, and its numbers of images."""
 
-    def points(which: str) -> type[BaseModel]:
+    def points(which: str) -> Any:
         images = settings.drawn(which)
         rates = _closed(images=_share(images), pictures=_share(images // settings.seeds))
         return _closed(**{str(budget): rates for budget in settings.budgets})
@@ -102,13 +102,17 @@ def _row_model(settings: Settings) -> type[BaseModel]:
     sets = _closed(**{which: points(which) for which in SETS})
     attacks = _closed(**dict.fromkeys(ATTACKS, sets))
     fields: dict[str, Any] = {"mitigation": str, "attacks": attacks, "quality": _Quality}
-    return create_model("Row", **{name: (kind, ...) for name, kind in fields.items()})
+    return _required("Row", "ignore", fields)
 
 
-def _closed(**fields: Any) -> type[BaseModel]:
+def _closed(**fields: Any) -> Any:
     """A model with these required fields and no others."""
-    required: dict[str, Any] = {name: (kind, ...) for name, kind in fields.items()}
-    return create_model("Closed", __config__={"extra": "forbid"}, **required)
+    return _required("Closed", "forbid", fields)
+
+
+def _required(name: str, extra: Literal["ignore", "forbid"], fields: dict[str, Any]) -> Any:
+    required: dict[str, Any] = {field: (kind, ...) for field, kind in fields.items()}
+    return create_model(name, __config__={"extra": extra}, **required)
 
 
 def _share(trials: int) -> Any:

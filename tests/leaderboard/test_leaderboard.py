@@ -296,7 +296,7 @@ def test_small_sets_do_not_fill_a_large_batch():
 
 
 @pytest.mark.parametrize(
-    "size", [{"pictures": 99}, {"held_out": 1}, {"seeds": 0}, {"budgets": (5, 0)}, {"budgets": ()}]
+    "size", [{"images": 99}, {"held_out": 1}, {"seeds": 0}, {"budgets": (5, 0)}, {"budgets": ()}]
 )
 def test_bad_sizes(size):
     with pytest.raises(UsageError, match="leaderboard"):
