@@ -188,15 +188,15 @@ PEER = Peer(
             " scaling_factor, num_inference_steps=50, early_stopping=1,"
             " seed_indices_to_return=None",
             _make_noise_diff,
-            "ran the UNet twice and threw the first away; ran seeds that nobody asked for; ran what"
-            " lies before the text again",
+            "ran the UNet twice and discarded the first run; ran unrequested seeds; ran the layers"
+            " before the text again",
         ),
         _swap(
             "collect_activations",
             f"prompts, {_PARTS}, num_inference_steps=50, early_stopping=None, seed=1,"
             " samples_per_prompt=1",
             _make_activations,
-            "ran the UNet to read what depends on the text alone",
+            "ran the UNet to read activations that depend only on the text",
         ),
         _swap(
             "initial_neuron_selection",
@@ -208,7 +208,7 @@ PEER = Peer(
             "calculate_max_pairwise_ssim",
             "noise_diffs",
             _make_pairwise,
-            "took the moments of each map once a pair",
+            "computed the moments of each map once per pair",
         ),
         _swap(
             "neuron_refinement",

@@ -102,7 +102,7 @@ PEER = Peer(
             "TextGrad.projection",
             "self, curr_var, xi=1e-05",
             _make_projection,
-            "bisected token by token, with four numbers fetched from the device a halving",
+            "bisected token by token, with four numbers copied from the device per halving",
         ),
         Swap(
             "tasks.classifier_",

@@ -43,7 +43,7 @@ class _Enough(Exception):  # noqa: N818
     """Ends a call from within its UNet."""
 
 
-class Pictures:
+class ScoredImages:
     """Images of a scored call, decoded at first access.
 
     Attributes:
@@ -118,7 +118,7 @@ def _make_call(
         watched = _instrumented(self.unet, norms, steps, given["callback"], record)
         with suppress(_Enough), watched:
             latents = released(*bound.args, **bound.kwargs).images
-        return Pictures(lambda: _decode(self, latents, wanted, steps)), norms.finish()
+        return ScoredImages(lambda: _decode(self, latents, wanted, steps)), norms.finish()
 
     return call
 
@@ -197,7 +197,7 @@ PEER = Peer(
             "LocalStableDiffusionPipeline.__call__",
             _CALL,
             _make_call,
-            "decoded pictures that nobody looks at; waited for the device twice an image and step",
+            "decoded unused images; waited for the device twice per image and step",
         ),
         Swap(
             "local_sd_pipeline",
@@ -221,7 +221,7 @@ PEER = Peer(
             "LocalStableDiffusionPipeline.__init__",
             _INIT,
             _make_init,
-            "nothing; today's diffusers wants image_encoder named",
+            "none; current diffusers requires a parameter image_encoder",
         ),
     ),
     {"scan_steps": None},

@@ -54,7 +54,7 @@ def scan_page(
         parts.append(section("Calibration", *_calibration(run, seen)))
     if labels is not None:
         parts.append(section("Detection", *_detection(seen, labels, threshold)))
-    parts.append(section("Most suspicious prompts", _top(seen, labels, drawn or {})))
+    parts.append(section("Highest-scored prompts", _top(seen, labels, drawn or {})))
     if seen.quarantined:
         reasons = ", ".join(f"{count:,} {code}" for code, count in seen.reasons.most_common())
         listed = quarantine(seen.quarantined_rows, seen.quarantined)
@@ -136,7 +136,7 @@ def _detection(seen: Scores, labels: Labels, threshold: float | None) -> list[Ht
             f"{len(memorized):,} rows count as memorized (column {labels.column}: {words}),"
             f" {len(others):,} do not. Intervals are 95 % ones; rows count as independent."
         ),
-        table(("figure", "value [interval]"), rows),
+        table(("metric", "value [interval]"), rows),
         figure(roc_curve(false, true), "ROC curve", density=DENSITY),
     ]
     if len(others) < 1 / FALSE_RATE:
