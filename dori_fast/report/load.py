@@ -9,8 +9,6 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dori_fast._text import by_number
-
 
 class Run(Protocol):
     """A run with rows, such as :class:`dori_fast.runs.store.reopen.StoredRun`."""
@@ -46,5 +44,8 @@ def rows_of(run: Run, *columns: str) -> list[dict[str, Any]]:
 
 def rows_in(root: Path) -> list[dict[str, Any]]:
     """All rows of a run directory's shards, in order; none if there is no shard."""
-    shards = sorted((root / "shards").glob("part-*.parquet"), key=lambda path: by_number(path.name))
-    return [row for shard in shards for row in pq.read_table(shard, partitioning=None).to_pylist()]
+    tables = [
+        pq.read_table(path, partitioning=None) for path in (root / "shards").glob("*.parquet")
+    ]
+    rows = [row for table in tables for row in table.to_pylist()]
+    return sorted(rows, key=lambda row: row["row_id"])
