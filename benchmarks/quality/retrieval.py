@@ -107,7 +107,7 @@ class Study:
         if model == "unpruned":
             return self.model
         masks = self.masks(model)
-        return self.model.masked(masks.take([row % len(masks) for row in rows]))
+        return self.model.masked(masks.in_turn(rows))
 
     def kept(self, arm: Arm) -> Path:
         """The file of an arm."""

@@ -21,7 +21,6 @@ from dori_fast.finetune.step_report import StepReport
 from dori_fast.finetune.triggers import Triggers, embeddings_of
 from dori_fast.models import Denoiser
 from dori_fast.models.files.hashes import tensors_sha256
-from dori_fast.models.save import own_copy
 
 if TYPE_CHECKING:
     from dori_fast.finetune.adversarial import Adversarial
@@ -42,7 +41,7 @@ class Run:
         retained: Pairs,
     ) -> None:
         self.method, self.original, self.images = method, model, images
-        self.model = own_copy(model)
+        self.model = model.copy()
         self.step = self.evaluations = 0
         count = surrogates.shape[1]
         self.surrogates = model.latents(surrogates.flatten(0, 1)).unflatten(0, (-1, count))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
-from dori_fast.models.schedules.prediction import KINDS
+from dori_fast.models.schedules.vp import KINDS
 from dori_fast.ops import noise_difference
 
 

@@ -40,7 +40,7 @@ def in_turn(model: Denoiser, masks: NeuronMask | WeightMask) -> View:
     """Row i under mask i modulo the number of masks."""
     if len(masks) == 1:
         return lambda n: model.masked(masks)
-    return lambda n: model.masked(masks.take([row % len(masks) for row in range(n)]))
+    return lambda n: model.masked(masks.in_turn(n))
 
 
 def fixed(load: Callable[[], Denoiser]) -> Mitigation:

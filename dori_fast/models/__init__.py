@@ -4,18 +4,15 @@ from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.engine.batch import SharedLatents
 from dori_fast.models.load import load, source_hashes
 from dori_fast.models.masks import NeuronMask, WeightMask, stack
-from dori_fast.models.overlay import save_difference
-from dori_fast.models.recorder import StatsRecorder, linear_layers
+from dori_fast.models.save import save_difference
 from dori_fast.models.text.conditions import TextCondition
 
 __all__ = [
     "Denoiser",
     "NeuronMask",
     "SharedLatents",
-    "StatsRecorder",
     "TextCondition",
     "WeightMask",
-    "linear_layers",
     "load",
     "save_difference",
     "source_hashes",

@@ -1,4 +1,4 @@
-"""The Denoiser: prompts and seeds in, noise predictions out, every shared piece of work once."""
+"""The Denoiser: a diffusion model as a function from prompts and seeds to noise predictions."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
-from dori_fast.models import images
-from dori_fast.models import save as saving
-from dori_fast.models.backbones.unet.recognize import require_denoiser
+from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.batch import (
     Samples,
     SharedLatents,
     all_pairs,
     flat_timesteps,
     own_latents,
+    require_latents,
 )
 from dori_fast.models.engine.engine import Engine
 from dori_fast.models.engine.execution import Execution
 from dori_fast.models.engine.state import Timestep
+from dori_fast.models.files.hashes import tensors_sha256, without_unet_weights
+from dori_fast.models.images import decode, encode
 from dori_fast.models.masks import Masks, NeuronMask, WeightMask
-from dori_fast.models.schedules.sampling import denoise
-from dori_fast.models.schedules.vp import Schedule
+from dori_fast.models.schedules.vp import Schedule, unit_noise
 from dori_fast.models.text.conditions import TextCondition
 from dori_fast.models.text.encoders import TextSide, TextSideXL
 
@@ -39,74 +39,68 @@ _SHARED_NOISES_KEPT = 16
 class Denoiser:
     """A frozen text-to-image diffusion model as a function from (condition, noise, t) to epsilon.
 
-    Made by :func:`dori_fast.load`. Whatever sampler a pipeline came with, the Denoiser works in
-    the variance-preserving parametrization of DDPM and DDIM with unit initial noise, and epsilon,
-    v and sample predictions are all turned into epsilon.
+    Made by :func:`dori_fast.load`. Whichever sampler a pipeline came with, the Denoiser uses the
+    variance-preserving parametrization of DDPM and DDIM with unit initial noise, and converts
+    epsilon-, v- and sample-predictions to epsilon.
 
-    Every evaluation of the UNet has the same shape, ``batch_size`` samples, the last one padded:
-    a prediction therefore does not depend, to the bit, on order or on the neighbors in its batch.
+    Every evaluation of the network has the same shape, ``batch_size`` samples, the last one padded.
+    So a prediction does not depend, to the bit, on order or on the neighbors in its batch.
 
     Attributes:
+        unet: the network.
         schedule: noise schedule, prediction type and the DDIM update.
-        engine: what runs the UNet; it knows the evaluations so far and what it shares.
-        recipe: arguments of :func:`dori_fast.load`, if files say all; see ``models.recipe``.
-        picture_size: (H, W) of the pictures that it draws.
+        engine: runs the network, counts its evaluations and shares its work.
+        recipe: arguments of :func:`dori_fast.load`, or None if files do not describe the model.
+        image_size: (H, W) of the images, in pixels.
+        latent_shape: (C, H, W) of one latent.
     """
 
     def __init__(
         self,
         *,
-        unet: Any,
+        backbone: Backbone,
         text: TextSide | TextSideXL,
         scheduler_config: dict[str, Any],
         vae: Callable[[], Any],
         device: torch.device,
         dtype: torch.dtype,
         batch_size: int | str,
-        picture_size: tuple[int, int],
         origin: dict[str, str | None],
         hashes: Callable[[], dict[str, str]],
         share: bool = True,
         execution: Execution | None = None,
         recipe: dict[str, Any] | None = None,
     ) -> None:
-        require_denoiser(unet, text)
-        self.unet, self._text = unet, text
+        backbone.require_text(text.width, text.has_pooled)
+        self.unet, self._text = backbone.network, text
+        self.image_size, self.latent_shape = backbone.image_size, backbone.latent_shape
         self.device, self.dtype = device, dtype
         self._load_vae, self._load_hashes = vae, hashes
         self._origin, self.recipe = origin, recipe
         self.schedule = Schedule(scheduler_config)
-        self.picture_size = picture_size
-        self.engine = Engine(unet, batch_size, share, execution or Execution(), picture_size)
+        self.engine = Engine(backbone, batch_size, share, execution or Execution())
         self._masks: Masks | None = None
         self._shared: OrderedDict[tuple[Any, ...], SharedLatents] = OrderedDict()
 
     @property
     def batch_size(self) -> int:
-        """UNet samples per evaluation (the fixed, padded batch shape); at least 1."""
+        """Samples per evaluation (the fixed, padded batch shape); at least 1."""
         return self.engine.batch_size
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
         self.engine.batch_size = value
-        # what was computed in another shape may differ in the last bits
+        # results of another batch shape may differ in the last bits
         self._shared.clear()
         self.__dict__.pop("unconditional", None)
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one latent."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config.in_channels, height, width
-
     @cached_property
     def vae(self) -> Any:
-        """The image autoencoder, read when an image is first asked for."""
+        """The image autoencoder, loaded at first use."""
         return self._load_vae().eval().requires_grad_(False)
 
     def config(self) -> dict[str, Any]:
-        """What scores depend on, as plain JSON: source, commit, dtype, device, file sha256."""
+        """Everything that scores depend on, as JSON: source, commit, dtype, device, file sha256."""
         return {
             **self._origin,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -138,35 +132,27 @@ class Denoiser:
         """Encode prompts as the model's own pipeline does; equal token sequences are encoded once.
 
         Raises:
-            UsageError: a prompt is not a ``str``, or there is not one prompt for each mask.
+            UsageError: a prompt is not a ``str``, or the numbers of prompts and masks differ.
         """
         condition = self._text.encode(prompts, self.batch_size)
-        if self._one_mask_each:
-            self._check_one_mask_each(len(condition))
-            condition = condition.one_row_each()
-        return condition
+        self._check_one_mask_each(len(condition))
+        return condition.one_row_each() if self._one_mask_each else condition
 
     def condition(self, embeddings: Tensor, pooled: Tensor | None = None) -> TextCondition:
-        """Any embeddings [P, T, D] as a condition; epsilon of it carries gradients to them.
+        """Any embeddings [P, T, D] as a condition, through which epsilon carries gradients to them.
 
         An SDXL model needs ``pooled`` [P, E] as well.
         """
-        width = self.unet.config.cross_attention_dim
+        width = self.engine.backbone.text_width
         if embeddings.ndim != 3 or embeddings.shape[-1] != width:
             raise UsageError(
                 f"condition: embeddings must be [P, T, {width}], got {list(embeddings.shape)}"
             )
-        n = embeddings.shape[0]
         if self._text.has_pooled != (pooled is not None):
             raise UsageError("condition: pooled embeddings are for SDXL models, which need them")
-        self._check_one_mask_each(n)
-        return TextCondition(
-            unique=embeddings.to(self.device, self.dtype),
-            index=torch.arange(n),
-            n_tokens=torch.full((n,), embeddings.shape[1]),
-            truncated=torch.zeros(n, dtype=torch.bool),
-            pooled=None if pooled is None else pooled.to(self.device, self.dtype),
-        )
+        self._check_one_mask_each(len(embeddings))
+        pooled = None if pooled is None else pooled.to(self.device, self.dtype)
+        return TextCondition.of(embeddings.to(self.device, self.dtype), pooled)
 
     @cached_property
     def unconditional(self) -> TextCondition:
@@ -174,7 +160,7 @@ class Denoiser:
         return self._text.empty(self.batch_size)
 
     def unconditional_for(self, condition: TextCondition) -> TextCondition:
-        """The empty prompt in the place of each of P prompts, under the masks of theirs."""
+        """The empty prompt in place of each of P prompts, under the same masks."""
         if not self._one_mask_each:
             return self.unconditional.repeat(len(condition))
         empty = self.unconditional.repeat(condition.unique.shape[0])
@@ -182,7 +168,7 @@ class Denoiser:
 
     @property
     def layers(self) -> list[str]:
-        """Names of the cross-attention modules, in the order in which the UNet runs them."""
+        """Names of the cross-attention modules, in the order in which the network runs them."""
         return self.engine.layers
 
     @property
@@ -191,14 +177,14 @@ class Denoiser:
         return self._masks
 
     def masked(self, mask: NeuronMask | WeightMask) -> Denoiser:
-        """A view of this model with neurons or weights switched off; nothing is changed.
+        """A view of this model with neurons or weights switched off; the model is unchanged.
 
-        With one mask (M = 1) all prompts have it. With more, prompt i of every ``encode`` and
-        ``condition`` has mask i, so there must be as many prompts as masks. Masks of a view add
-        up with those that it has already.
+        One mask (M = 1) applies to all prompts. With more, prompt i of every ``encode`` and
+        ``condition`` has mask i, so there must be as many prompts as masks. Masks of a masked view
+        are combined.
 
         Raises:
-            UsageError: a layer or width does not fit, or the numbers of masks do not.
+            UsageError: a layer or width does not fit, or the numbers of masks differ.
         """
         self.engine.check_mask(mask)
         view = copy.copy(self)
@@ -216,17 +202,8 @@ class Denoiser:
             )
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Initial latents [S, C, H, W] in model dtype, unit variance.
-
-        Each is drawn on the CPU in float32 from its own seed: the same on every device, and the
-        same for every prompt, so that whatever depends on (seed, timestep) alone is shared.
-        """
-        draws = [
-            torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(int(seed)))
-            for seed in seeds
-        ]
-        stacked = torch.stack(draws) if draws else torch.zeros(0, *self.latent_shape)
-        return stacked.to(self.device, self.dtype)
+        """Initial latents [S, C, H, W] in model dtype, unit variance, the same for every prompt."""
+        return unit_noise(seeds, self.latent_shape).to(self.device, self.dtype)
 
     def timesteps(self, steps: int) -> list[int]:
         """The DDIM timesteps of a run of ``steps`` steps, noisiest first."""
@@ -242,22 +219,22 @@ class Denoiser:
         Args:
             condition: P prompts.
             latents: [S, C, H, W], shared by all prompts, or [P, S, C, H, W].
-            timestep: index into ``alphas_cumprod``, or each latent's own: int64 [S] or [P, S].
+            timestep: index into ``alphas_cumprod``, or one for each latent: int64 [S] or [P, S].
 
         Returns:
-            [P, S, C, H, W]; model dtype for an epsilon model, else float32 or wider. Carries
-            gradients to the condition's embeddings if they require them.
+            [P, S, C, H, W] in model dtype, or in float32 or wider after a conversion to epsilon.
+            Carries gradients to the condition's embeddings if they require them.
         """
         eps = self._evaluate(self.samples(condition, latents, timestep))
         return eps.reshape(len(condition), latents.shape[-4], *self.latent_shape)
 
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
-        """Do for latents [S, C, H, W] what does not depend on the text, once for all prompts."""
-        self._check_latents(latents)
+        """Do the work on latents [S, C, H, W] that does not depend on the text, for all prompts."""
+        require_latents(latents, self.latent_shape)
         return self.engine.share(latents, flat_timesteps(timestep, latents))
 
     def share_noise(self, seeds: Sequence[int], timestep: int) -> SharedLatents:
-        """The initial noise of S seeds, shared by all prompts; kept for the next call."""
+        """The initial noise of S seeds, shared by all prompts and kept for later calls."""
         key = (self.engine.generation, tuple(seeds), timestep)
         if key not in self._shared:
             self._shared[key] = self.share(self.noise(seeds), timestep)
@@ -269,11 +246,11 @@ class Denoiser:
     def share_up_to(
         self, layer: int, condition: TextCondition, shared: SharedLatents
     ) -> SharedLatents:
-        """Do for one prompt what lies before cross-attention ``layer``, once for all its masks.
+        """Do the work before cross-attention ``layer`` for one prompt, for all its masks.
 
         Args:
             layer: number of the cross-attention, in the order of :attr:`layers`.
-            condition: P = 1 prompt; the result serves this prompt alone.
+            condition: P = 1 prompt; the result serves this prompt only.
             shared: S latents.
         """
         if len(condition) != 1:
@@ -286,18 +263,12 @@ class Denoiser:
         return eps.reshape(len(condition), len(shared), *self.latent_shape)
 
     def samples(self, condition: TextCondition, latents: Tensor, timestep: Timestep) -> Samples:
-        """The samples that :meth:`epsilon` of the same arguments evaluates, P x S of them."""
-        self._check_latents(latents)
+        """The P x S samples that :meth:`epsilon` evaluates for the same arguments."""
+        require_latents(latents, self.latent_shape)
         timestep = flat_timesteps(timestep, latents)
         if latents.ndim == 5:
             return own_latents(condition, latents, timestep, self._masks)
         return all_pairs(condition, self.engine.share(latents, timestep), self._masks)
-
-    def _check_latents(self, latents: Tensor) -> None:
-        if latents.shape[-3:] != self.latent_shape or latents.ndim not in (4, 5):
-            shape = ", ".join(map(str, self.latent_shape))
-            found = list(latents.shape)
-            raise UsageError(f"latents must be [S, {shape}] or [P, S, {shape}], got {found}")
 
     def _evaluate(self, samples: Samples) -> Tensor:
         """Epsilon [N, C, H, W] of N samples."""
@@ -307,10 +278,10 @@ class Denoiser:
         return self.schedule.epsilon(output, x_t, shared.timestep_of(which))
 
     def epsilon_uncond(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
-        """Unconditional predictions on shared latents, to compare those of ``condition`` with.
+        """Unconditional predictions on shared latents, for comparison with ``condition``'s.
 
-        They depend on the latents alone, so they are computed once and kept: [S, C, H, W]. Only
-        where each prompt has a mask of its own are they the prompts' own: [P, S, C, H, W].
+        They depend on the latents alone, so they are computed once and kept: [S, C, H, W]. If each
+        prompt has its own mask, each has its own predictions: [P, S, C, H, W].
         """
         if self._one_mask_each:
             return self.epsilon_shared(self.unconditional_for(condition), shared)
@@ -328,17 +299,51 @@ class Denoiser:
         guidance: float = 7.5,
     ) -> Tensor:
         """Draw images: uint8 [P, S, H, W, 3] on the CPU, by DDIM with ``steps`` steps."""
-        noise = self.noise(seeds)
-        latents = noise.expand(len(condition), *noise.shape)
-        latents = denoise(self, condition, latents, steps=steps, guidance=guidance)
-        pictures = images.decode(self.vae, latents.flatten(0, 1), self.batch_size)
-        return pictures.reshape(len(condition), len(seeds), *pictures.shape[1:])
+        empty, noise = self.unconditional_for(condition), self.noise(seeds)
+        latents = self.schedule.denoise(
+            lambda x, timestep: self.epsilon(condition, x, timestep),
+            lambda x, timestep: self.epsilon(empty, x, timestep),
+            noise.expand(len(condition), *noise.shape),
+            steps=steps,
+            guidance=guidance,
+        )
+        images = decode(self.vae, latents.flatten(0, 1), self.batch_size)
+        return images.reshape(len(condition), len(seeds), *images.shape[1:])
 
     @torch.no_grad()
-    def latents(self, pictures: Tensor) -> Tensor:
-        """The clean latents [N, C, h, w] of images, uint8 [N, H, W, 3] (posterior mean, scaled)."""
-        return images.encode(self.vae, pictures, self.device, self.dtype)
+    def latents(self, images: Tensor) -> Tensor:
+        """Clean latents [N, C, h, w] of images, uint8 [N, H, W, 3]: scaled posterior means."""
+        return encode(self.vae, images, self.device, self.dtype)
+
+    def copy(self) -> Denoiser:
+        """A Denoiser with its own copy of the network; everything else is shared.
+
+        After every write to the copy's weights, call ``copy.engine.weights_changed()``.
+        """
+        own = copy.copy(self)
+        own.engine, own.recipe = self.engine.copy(), None
+        own.unet = network = own.engine.backbone.network
+        own._shared, own._load_vae = OrderedDict(), lambda: self.vae
+        own._origin = {**self._origin, "source": f"weights changed after {self._origin['source']}"}
+        own.__dict__.pop("_hashes", None)
+        own._load_hashes = lambda: {
+            **without_unet_weights(self._hashes),
+            "unet": tensors_sha256(network.state_dict()),
+        }
+        return own
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write a diffusers directory; see :func:`dori_fast.models.save.save_pretrained`."""
-        saving.save_pretrained(self, directory)
+        """Write a diffusers directory of safetensors that a stock pipeline and ``df.load`` open.
+
+        Its sampler is DDIM with the model's schedule and prediction type.
+
+        Raises:
+            UsageError: a view with masks, which such a directory cannot hold.
+        """
+        if self._masks is not None:
+            raise UsageError(
+                "save_pretrained: this view has masks; save those, or put them into the weights of"
+                " a pipeline with df.prune.apply_"
+            )
+        pipe = self._text.pipeline(vae=self.vae, unet=self.unet, scheduler=self.schedule.sampler)
+        pipe.save_pretrained(os.fspath(directory), safe_serialization=True)

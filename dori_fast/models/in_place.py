@@ -1,4 +1,4 @@
-"""Masks put into the weights of a network that others run, and taken out again."""
+"""Masks written into the weights of a network in place, and undone again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dori_fast.models.masks import NeuronMask, WeightMask
 
 
 class Applied:
-    """Parameters of a network that were overwritten, with what is needed to undo it.
+    """Overwritten parameters of a network, with their old values.
 
-    As a context manager it undoes it at the end. Several are undone in the reverse of their order.
+    As a context manager it restores them at the end. Restore several in the reverse order.
     """
 
     def __init__(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -29,7 +29,7 @@ class Applied:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the parameters that are changed."""
+        """Names of the changed parameters."""
         return tuple(self._saved)
 
     def restore(self) -> None:
@@ -55,11 +55,11 @@ class Applied:
 
 
 def apply_(mask: NeuronMask | WeightMask, target: Any) -> Applied:
-    """Put a mask into the weights of a UNet, or of a pipeline's UNet, in place.
+    """Write a mask into the weights of a UNet, or of a pipeline's UNet, in place.
 
-    Pruned weights become 0. Scaled neurons get scaled rows (and biases) of their value projection,
-    which is the same as scaling what comes out. No hooks are left behind, so that the network can
-    be saved or compiled; whoever does not want the original back drops what is returned.
+    Pruned weights become 0. For scaled neurons, rows (and biases) of the value projection are
+    scaled, which equals scaling its output. There are no hooks, so the network can be saved or
+    compiled. To keep the change, ignore the returned object.
 
     >>> with apply_(mask, pipe):
     ...     pruned = pipe(prompt).images
@@ -69,7 +69,7 @@ def apply_(mask: NeuronMask | WeightMask, target: Any) -> Applied:
         target: a UNet2DConditionModel, or a pipeline with one.
 
     Raises:
-        UsageError: M > 1, a Denoiser, a layer that is not there or does not fit, or one with an
+        UsageError: M > 1, a Denoiser, a layer that is missing or does not fit, or a layer with an
             adapter or pruned by torch.
     """
     unet = unet_of(target)
@@ -93,10 +93,10 @@ def masked_layers(mask: NeuronMask | WeightMask, unet: nn.Module) -> dict[str, n
     """The linear layers that one mask (M = 1) changes, by the mask's own names.
 
     Raises:
-        UsageError: as :func:`apply_` says.
+        UsageError: as from :func:`apply_`.
     """
     if len(mask) != 1:
-        raise UsageError(f"{len(mask)} masks for one network: pick one, mask[i], or mask.any()")
+        raise UsageError(f"{len(mask)} masks for one network; pick one, mask[i], or mask.any()")
     neurons = isinstance(mask, NeuronMask)
     tensors = mask.scales if isinstance(mask, NeuronMask) else mask.pruned
     layers = {}
@@ -114,7 +114,7 @@ def masked_layers(mask: NeuronMask | WeightMask, unet: nn.Module) -> dict[str, n
 
 
 def masked_parameters(mask: NeuronMask | WeightMask, unet: nn.Module) -> dict[str, Tensor]:
-    """The parameters that one mask (M = 1) changes, by name, as they are under it."""
+    """The parameters that one mask (M = 1) changes, by name, with their masked values."""
     found = {}
     for name, layer in masked_layers(mask, unet).items():
         weight = layer.weight.detach()

@@ -1,4 +1,4 @@
-"""From a source to a Denoiser: the embedded model, a local directory, a hub id or a pipeline."""
+"""Loads a Denoiser from an embedded model, a local directory, a hub id or a pipeline."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ from typing import Any
 import torch
 
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.registry import backbone_of, latent_shape
 from dori_fast.models.denoiser import Denoiser
-from dori_fast.models.engine.execution import Execution, Switch, is_channels_last
-from dori_fast.models.files.directory import (
-    open_json,
-    open_text,
-    open_unet,
-    open_vae,
-    resolve_directory,
-    unet_home,
-)
+from dori_fast.models.engine.backbone import Backbone
+from dori_fast.models.engine.execution import Execution, Switch
+from dori_fast.models.files.directory import open_json, resolve_directory, unet_home
 from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha256
+from dori_fast.models.modules import open_text, open_unet, open_vae
 from dori_fast.models.overlay import lay_over_
 from dori_fast.models.text.encoders import TextSide, TextSideXL
 
@@ -44,40 +40,40 @@ def load(
 ) -> Denoiser:
     """Open a text-to-image diffusion model for scoring, pruning and attack.
 
-    Only safetensors weights are read and no code that comes with a model is run. A hub id is the
-    one source that may use the network (never with ``HF_HUB_OFFLINE=1``).
+    Only safetensors weights are read, and no code that comes with a model runs. Only a hub id may
+    use the internet (never with ``HF_HUB_OFFLINE=1``).
 
     Args:
         source: ``"demo"``, ``"demo-finetuned"`` (the same, fine-tuned), a local diffusers
             directory, a hub id, or a diffusers pipeline object.
-        revision: branch, tag or commit; for hub ids only.
-        variant: of the weight files, such as ``"fp16"``, as in diffusers; not the dtype.
-        local_files_only: take a hub id from what has been downloaded before.
-        unet_weights: a safetensors file with some of the UNet's weights under diffusers' names, put
-            in the place of the source's own; see :func:`dori_fast.models.overlay.lay_over_`.
-        dtype: ``"auto"`` (float32 on a CPU, float16 on a GPU), a torch dtype or its name.
-        device: ``"auto"`` (cuda if there is one), or any torch device.
-        batch_size: UNet samples per evaluation; ``"auto"`` depends on the model and the device.
-        share: do the network's work that does not depend on the text once for all prompts, where
-            the architecture is known; False calls the model's own forward for every sample.
-        attention: ``"auto"`` (xformers where it is installed and can answer, else torch's own),
-            ``"sdpa"`` or ``"xformers"``.
-        compile: compile the repeated parts of the network with torch.compile, when they first run.
+        revision: branch, tag or commit of a hub id.
+        variant: weight variant, such as ``"fp16"``, as in diffusers; not the dtype.
+        local_files_only: read a hub id from earlier downloads only.
+        unet_weights: safetensors file with some of the UNet's weights under diffusers' names, which
+            replace the source's own; see :func:`dori_fast.models.overlay.lay_over_`.
+        dtype: torch dtype or its name, or ``"auto"`` (float32 on a CPU, float16 on a GPU).
+        device: any torch device, or ``"auto"`` (cuda if there is one).
+        batch_size: samples per evaluation; ``"auto"`` depends on the model and the device.
+        share: do the network's work that does not depend on the text once for all prompts, if the
+            architecture is known; False calls the model's own forward for every sample.
+        attention: ``"sdpa"``, ``"xformers"``, or ``"auto"`` (xformers if it is installed and runs
+            here, else sdpa).
+        compile: compile the repeated parts of the network with torch.compile at their first run.
         channels_last: keep convolution weights with the channels innermost.
         cuda_graphs: replay recorded launches; for batches too small to keep a GPU busy.
 
-    The last three are True, False or ``"auto"``: what is worth it on such a device by
-    ``docs/benchmarks.md``, so far off; ``model.engine.execution`` says what was chosen. They change
-    scores by rounding alone, as ``batch_size`` does.
+    The last three are True, False or ``"auto"``, which switches on only what pays on this device by
+    ``docs/benchmarks.md`` (so far nothing). They change scores by rounding alone, as ``batch_size``
+    does. ``model.engine.execution`` has the resolved values.
 
     Returns:
         A :class:`Denoiser` in evaluation mode with frozen weights.
 
     Raises:
-        UsageError: no such source, a kind of model that is not supported, or a switch that cannot
-            be on here.
-        IntegrityError: damaged weight files, weights that are not finite, or a file of
-            ``unet_weights`` that is not of this UNet.
+        UsageError: no such source, an unsupported kind of model, or a switch that cannot be on
+            here.
+        IntegrityError: damaged weight files, weights that are not finite, or ``unet_weights`` of
+            another UNet.
     """
     execution = Execution(attention, compile, channels_last, cuda_graphs)
     how: dict[str, Any] = {"batch_size": batch_size, "share": share, "execution": execution}
@@ -99,11 +95,11 @@ def load(
     text = open_text(directory, dtype, device, variant)
     if execution.on("channels_last", device):
         unet.to(memory_format=torch.channels_last)
+    scheduler_config = open_json(directory, "scheduler/scheduler_config.json")
     return Denoiser(
-        unet=unet,
+        backbone=_backbone(unet, open_json(directory, "vae/config.json")),
         text=text,
-        scheduler_config=open_json(directory, "scheduler/scheduler_config.json"),
-        picture_size=_picture_size(unet, open_json(directory, "vae/config.json")),
+        scheduler_config=scheduler_config,
         vae=lambda: open_vae(directory, dtype, variant).to(device),
         device=device,
         dtype=dtype,
@@ -144,7 +140,7 @@ def source_hashes(
     variant: str | None = None,
     local_files_only: bool = False,
 ) -> dict[str, str]:
-    """sha256 of the files of a model's parts, by path, without loading it; {} of a missing part.
+    """sha256 of the files of a model's parts, by path, without loading it; {} for a missing part.
 
     Raises:
         UsageError: no such source.
@@ -166,16 +162,15 @@ def _refuse_for_pipelines(**options: Any) -> None:
         )
 
 
-def _picture_size(unet: Any, vae_config: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of the model's pictures: its latents' times the autoencoder's factor."""
+def _backbone(unet: Any, vae_config: Mapping[str, Any]) -> Backbone:
+    """The engine's view of a UNet whose images are larger than its latents by the VAE's factor."""
     factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
-    side = unet.config.sample_size
-    height, width = (side, side) if isinstance(side, int) else side
-    return height * factor, width * factor
+    _, height, width = latent_shape(unet)
+    return backbone_of(unet, (height * factor, width * factor))
 
 
 def _parts(text: TextSide | TextSideXL) -> dict[str, list[str]]:
-    """The parts that a score depends on, by kind."""
+    """Names of the parts that a score depends on, by kind."""
     second = ["_2"] if text.has_pooled else []
     return {
         "networks": ["unet", *(f"text_encoder{n}" for n in ["", *second])],
@@ -193,7 +188,7 @@ def _resolve_device(device: torch.device | str) -> torch.device:
             f"load: unknown device {device!r}; use auto, cpu, cuda or cuda:N"
         ) from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"load: device {device!r} asked for, but torch sees no CUDA device")
+        raise UsageError(f"load: device {device!r} requested, but torch sees no CUDA device")
     return resolved
 
 
@@ -217,18 +212,18 @@ def _from_pipeline(
 ) -> Denoiser:
     """A view of a pipeline's modules: frozen, but neither copied nor moved nor cast."""
     has_dtype, has_device = pipe.unet.dtype, pipe.unet.device
-    wants_device = has_device if device == "auto" else _resolve_device(device)
-    wants_dtype = has_dtype if dtype == "auto" else _resolve_dtype(dtype, wants_device)
-    if (wants_dtype, wants_device.type) != (has_dtype, has_device.type):
+    to_device = has_device if device == "auto" else _resolve_device(device)
+    to_dtype = has_dtype if dtype == "auto" else _resolve_dtype(dtype, to_device)
+    if (to_dtype, to_device.type) != (has_dtype, has_device.type):
         raise UsageError(
-            f"load: the pipeline is {has_dtype} on {has_device}, asked for {wants_dtype} on"
-            f" {wants_device}; move it first with pipe.to(...)"
+            f"load: the pipeline is {has_dtype} on {has_device}, requested {to_dtype} on"
+            f" {to_device}; move it first with pipe.to(...)"
         )
-    wished = how["execution"].channels_last
-    if wished != "auto" and wished != is_channels_last(pipe.unet):
-        layout = "channels_last" if wished else "contiguous_format"
+    backbone, wanted = _backbone(pipe.unet, pipe.vae.config), how["execution"].channels_last
+    if wanted != "auto" and wanted != backbone.channels_last:
+        layout = "channels_last" if wanted else "contiguous_format"
         raise UsageError(
-            f"load: channels_last={wished}, but the pipeline's weights are laid out"
+            f"load: channels_last={wanted}, but the pipeline's weights are laid out"
             f" otherwise; change them first with pipe.unet.to(memory_format=torch.{layout})"
         )
     text: TextSide | TextSideXL = TextSide(pipe.tokenizer, _frozen(pipe.text_encoder))
@@ -238,11 +233,11 @@ def _from_pipeline(
             (_frozen(pipe.text_encoder), _frozen(pipe.text_encoder_2)),
             bool(pipe.config.force_zeros_for_empty_prompt),
         )
+    _frozen(pipe.unet)
     return Denoiser(
-        unet=_frozen(pipe.unet),
+        backbone=backbone,
         text=text,
         scheduler_config=dict(pipe.scheduler.config),
-        picture_size=_picture_size(pipe.unet, pipe.vae.config),
         vae=lambda: pipe.vae,
         device=has_device,
         dtype=has_dtype,
@@ -257,7 +252,7 @@ def _frozen(module: Any) -> Any:
 
 
 def _pipeline_hashes(pipe: Any, text: TextSide | TextSideXL) -> dict[str, str]:
-    """What :func:`file_hashes` gives for files, for modules in memory."""
+    """Hashes of modules in memory, as :func:`file_hashes` has them for files."""
     parts = _parts(text)
     hashes = {name: tensors_sha256(getattr(pipe, name).state_dict()) for name in parts["networks"]}
     for name in parts["tokenizers"]:

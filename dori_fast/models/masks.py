@@ -1,8 +1,8 @@
-"""Masks as data: which neurons or weights of a UNet are switched off, for one prompt or many.
+"""Masks as data: neurons or weights of a network that are switched off, for one prompt or many.
 
-A :class:`NeuronMask` scales neurons of cross-attention value projections (what NeMo blocks), a
-:class:`WeightMask` sets weights of the second feed-forward linear layers to zero (what Wanda
-prunes). Each holds M masks at once, so that the samples of one batch can have different ones.
+A :class:`NeuronMask` scales neurons of cross-attention value projections, which NeMo blocks. A
+:class:`WeightMask` zeroes weights of the second feed-forward linear layers, which Wanda prunes.
+Each holds M masks at once, so that the samples of one batch can have different ones.
 """
 
 from __future__ import annotations
@@ -10,34 +10,77 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.errors import UsageError
+from dori_fast.models.files import mask_file
 from dori_fast.models.files.hashes import tensors_sha256
-from dori_fast.models.files.tensor_file import read_tensors
-from dori_fast.ops import pack_mask, unpack_mask
 
 _M = TypeVar("_M", "NeuronMask", "WeightMask")
-_FORMAT = "dori_fast.mask/1"
+
+
+class _Rows:
+    """M masks as tensors [M, *] by layer: the part that both kinds share."""
+
+    @property
+    def _tensors(self) -> Mapping[str, Tensor]:
+        raise NotImplementedError
+
+    def _like(self, tensors: Mapping[str, Tensor]) -> Self:
+        return type(self)(tensors)  # type: ignore[call-arg]
+
+    def __len__(self) -> int:
+        return _count(self._tensors)
+
+    def __getitem__(self, row: int) -> Self:
+        """One of the masks, M = 1."""
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"mask {row} of {len(self)}")
+        return self._like({name: x[row].unsqueeze(0) for name, x in self._tensors.items()})
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """The masks of the given rows, in their order."""
+        return self._like({name: x[list(rows)] for name, x in self._tensors.items()})
+
+    def in_turn(self, rows: int | Sequence[int]) -> Self:
+        """The M masks taken in turn: a mask for each of n prompts, mask ``i % M`` for prompt i.
+
+        Args:
+            rows: number of prompts, or the prompts' row numbers.
+        """
+        numbers = range(rows) if isinstance(rows, int) else rows
+        return self.take([row % len(self) for row in numbers])
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that the masks cover."""
+        return tuple(self._tensors)
+
+    def sha256(self) -> str:
+        """Hash of names and values, for the record of what a score depends on."""
+        return tensors_sha256(self._tensors)
 
 
 @dataclass(frozen=True, eq=False)
-class NeuronMask:
+class NeuronMask(_Rows):
     """M masks on the output neurons of cross-attention value projections.
 
     Attributes:
-        scales: by name of the cross-attention module, float [M, C] factors: 0 blocks a neuron, 1
-            leaves it. Layers that are not named keep their values.
+        scales: factors, float [M, C] by name of the cross-attention module: 0 blocks a neuron, 1
+            leaves it. Other layers keep their values.
     """
 
     scales: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
         _check_counts(self.scales, 2, "[M, C]")
+
+    @property
+    def _tensors(self) -> Mapping[str, Tensor]:
+        return self.scales
 
     @staticmethod
     def blocking(
@@ -49,7 +92,8 @@ class NeuronMask:
 
         Args:
             neurons: for each mask, lists of neurons by layer; layers may be missing.
-            widths: neurons C of every layer that the masks are to cover.
+            widths: number of neurons C of every layer to cover.
+            factor: factor of the listed neurons; default 0.
 
         Raises:
             UsageError: a layer without a width, or a neuron outside 0..C-1.
@@ -66,59 +110,38 @@ class NeuronMask:
                 scales[name][row, list(listed)] = factor
         return NeuronMask(scales)
 
-    def __len__(self) -> int:
-        return _count(self.scales)
-
-    def __getitem__(self, row: int) -> NeuronMask:
-        """One of the masks, M = 1."""
-        return NeuronMask(_row(self.scales, row, len(self)))
-
-    def take(self, rows: Sequence[int]) -> NeuronMask:
-        """The masks of the given rows, in their order."""
-        return NeuronMask({name: x[list(rows)] for name, x in self.scales.items()})
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the layers that are covered."""
-        return tuple(self.scales)
-
     def neurons(self, row: int = 0) -> dict[str, list[int]]:
         """Lists of the neurons of mask ``row`` whose factor is not 1, by layer."""
         return {name: (s[row] != 1).nonzero()[:, 0].tolist() for name, s in self.scales.items()}
 
     def counts(self) -> dict[str, Tensor]:
-        """How many neurons each mask scales, int64 [M] by layer."""
+        """Number of neurons that each mask scales, int64 [M] by layer."""
         return {name: (scale != 1).sum(1) for name, scale in self.scales.items()}
 
     def __or__(self, other: NeuronMask) -> NeuronMask:
-        """Both masks one after the other: their factors multiply, M = 1 goes with any M."""
+        """Both masks at once: factors multiply, and M = 1 combines with any M."""
         return NeuronMask(_merge(self.scales, other.scales, torch.mul))
 
     def any(self) -> NeuronMask:
-        """One mask (M = 1) with what any of the M has: the product of their factors."""
+        """All M masks as one (M = 1): the product of their factors."""
         return NeuronMask({n: scale.prod(0, keepdim=True) for n, scale in self.scales.items()})
 
-    def sha256(self) -> str:
-        """Hash of names and factors, for the record of what a score depends on."""
-        return tensors_sha256(self.scales)
-
     def save(self, path: str | os.PathLike[str], **provenance: str) -> None:
-        """Write a safetensors file with the factors and what they came from."""
-        save_file(_contiguous(self.scales), path, _metadata("neurons", provenance))
+        """Write a safetensors file with the factors, and ``provenance`` in its header."""
+        mask_file.write_neurons(path, self.scales, provenance)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> NeuronMask:
-        """Read what :meth:`save` wrote; IntegrityError if it is something else."""
-        tensors, _ = _read(path, "neurons")
-        return NeuronMask(tensors)
+        """Read a file of :meth:`save`; IntegrityError if it is anything else."""
+        return NeuronMask(mask_file.read_neurons(path))
 
 
 @dataclass(frozen=True, eq=False)
-class WeightMask:
+class WeightMask(_Rows):
     """M masks on the weights of linear layers.
 
     Attributes:
-        pruned: by name of the linear layer, bool [M, O, I], True where a weight is set to 0.
+        pruned: bool [M, O, I] by name of the linear layer, True where a weight is set to 0.
     """
 
     pruned: Mapping[str, Tensor]
@@ -126,54 +149,30 @@ class WeightMask:
     def __post_init__(self) -> None:
         _check_counts(self.pruned, 3, "[M, O, I]")
 
-    def __len__(self) -> int:
-        return _count(self.pruned)
-
-    def __getitem__(self, row: int) -> WeightMask:
-        """One of the masks, M = 1."""
-        return WeightMask(_row(self.pruned, row, len(self)))
-
-    def take(self, rows: Sequence[int]) -> WeightMask:
-        """The masks of the given rows, in their order."""
-        return WeightMask({name: x[list(rows)] for name, x in self.pruned.items()})
-
     @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the layers that are covered."""
-        return tuple(self.pruned)
+    def _tensors(self) -> Mapping[str, Tensor]:
+        return self.pruned
 
     def counts(self) -> dict[str, Tensor]:
-        """How many weights each mask prunes, int64 [M] by layer."""
+        """Number of weights that each mask prunes, int64 [M] by layer."""
         return {name: mask.flatten(1).sum(1) for name, mask in self.pruned.items()}
 
     def __or__(self, other: WeightMask) -> WeightMask:
-        """What either prunes; M = 1 goes with any M."""
+        """Both masks at once; M = 1 combines with any M."""
         return WeightMask(_merge(self.pruned, other.pruned, torch.logical_or))
 
     def any(self) -> WeightMask:
-        """One mask (M = 1) that prunes what any of the M prunes."""
+        """All M masks as one (M = 1): every weight that any of them prunes."""
         return WeightMask({name: mask.any(0, keepdim=True) for name, mask in self.pruned.items()})
 
-    def sha256(self) -> str:
-        """Hash of names and masks, for the record of what a score depends on."""
-        return tensors_sha256(self.pruned)
-
     def save(self, path: str | os.PathLike[str], **provenance: str) -> None:
-        """Write a safetensors file, a bit per weight, and what the masks came from."""
-        packed = {name: torch.stack([pack_mask(m) for m in x]) for name, x in self.pruned.items()}
-        columns = {f"columns:{name}": str(x.shape[2]) for name, x in self.pruned.items()}
-        save_file(packed, path, _metadata("weights", {**columns, **provenance}))
+        """Write a safetensors file with a bit per weight, and ``provenance`` in its header."""
+        mask_file.write_weights(path, self.pruned, provenance)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> WeightMask:
-        """Read what :meth:`save` wrote; IntegrityError if it is something else."""
-        tensors, metadata = _read(path, "weights")
-        return WeightMask(
-            {
-                name: torch.stack([unpack_mask(m, int(metadata[f"columns:{name}"])) for m in x])
-                for name, x in tensors.items()
-            }
-        )
+        """Read a file of :meth:`save`; IntegrityError if it is anything else."""
+        return WeightMask(mask_file.read_weights(path))
 
 
 @dataclass(frozen=True)
@@ -200,13 +199,13 @@ class Masks:
         return joined
 
     def sha256(self) -> dict[str, str]:
-        """Hash of each kind that is there."""
+        """Hash of each kind of mask, by its name."""
         kinds: dict[str, Any] = {"neurons": self.neurons, "weights": self.weights}
         return {kind: mask.sha256() for kind, mask in kinds.items() if mask is not None}
 
 
 def stack(masks: Sequence[_M]) -> _M:
-    """Masks of one kind as one batch, in order; a layer that one does not cover it leaves alone.
+    """Masks of one kind as one batch, in order; layers that a mask does not cover stay.
 
     Raises:
         UsageError: no masks, or layers of different widths.
@@ -258,24 +257,3 @@ def _check_counts(tensors: Mapping[str, Tensor], ndim: int, shape: str) -> None:
 
 def _count(tensors: Mapping[str, Tensor]) -> int:
     return len(next(iter(tensors.values()))) if tensors else 1
-
-
-def _row(tensors: Mapping[str, Tensor], row: int, count: int) -> dict[str, Tensor]:
-    if not -count <= row < count:
-        raise IndexError(f"mask {row} of {count}")
-    return {name: tensor[row].unsqueeze(0) for name, tensor in tensors.items()}
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _metadata(kind: str, provenance: Mapping[str, str]) -> dict[str, str]:
-    return {**provenance, "format": _FORMAT, "kind": kind}
-
-
-def _read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    tensors, metadata = read_tensors(path, _FORMAT, f"a mask of {kind}")
-    if metadata.get("kind") != kind:
-        raise IntegrityError(f"{path}: wanted a mask of {kind}, found {metadata.get('kind')}")
-    return tensors, metadata

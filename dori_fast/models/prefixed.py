@@ -1,4 +1,4 @@
-"""Prompts behind K tokens of an adversary's choice, encoded with gradients to those tokens."""
+"""Prompts prefixed with K tokens of an adversary's choice, with gradients to those tokens."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dori_fast.models.text.encoders import TextSide
 
 
 class PrefixedPrompts:
-    """P prompts, each behind K tokens: begin mark, K tokens, the prompt, end mark, padding.
+    """P prompts, each after K tokens: begin mark, K tokens, the prompt, end mark, padding.
 
-    A prompt that no longer fits loses its last tokens. SD 1.x and 2.x.
+    A prompt that no longer fits loses its last tokens. SD 1.x and 2.x only.
 
     Attributes:
-        allowed: bool [V] on the model's device, the tokens that may be chosen: those of the
-            vocabulary that are no marks, so that what is found is a text.
+        allowed: bool [V] on the model's device, the tokens that may be chosen: the vocabulary
+            without special marks, so that the result is a text.
         table: [V, D], the text encoder's token embeddings.
 
     Raises:
@@ -31,7 +31,7 @@ class PrefixedPrompts:
 
     def __init__(self, model: Denoiser, prompts: Sequence[str], tokens: int) -> None:
         if model.unconditional.pooled is not None:
-            raise UsageError("prefix: tokens of SDXL's two text encoders are not supported yet")
+            raise UsageError("prefix: tokens of SDXL's two text encoders are not supported")
         self._model, self._encoder = model, model.text_encoder
         rows = tokenize(model.tokenizer, prompts)
         if not 1 <= tokens <= rows.context - 2:
@@ -53,12 +53,12 @@ class PrefixedPrompts:
         """Encode some of the prompts, differentiably.
 
         Args:
-            rows: int64 [A] on the CPU, which prompts.
-            tokens: int64 [A, K], the tokens before each.
+            rows: numbers of the prompts, int64 [A] on the CPU.
+            tokens: prefix tokens of each, int64 [A, K].
 
         Returns:
-            Embeddings [A, T, D] in model dtype, and the leaf [A, K, D] that they carry gradients
-            to: the tokens' own embeddings. Neither depends on the other prompts.
+            Embeddings [A, T, D] in model dtype, and the leaf [A, K, D] of the tokens' own
+            embeddings, to which they carry gradients. Neither depends on the other prompts.
         """
         leaf = self.table[tokens.to(self.table.device)].detach().requires_grad_()
         ids, batch, chunks = self._rows[rows], self._model.batch_size, []
@@ -72,7 +72,7 @@ class PrefixedPrompts:
 
 @torch.no_grad()
 def encode_ids(model: Denoiser, ids: Tensor) -> TextCondition:
-    """Token rows int64 [P, T], marks and padding included, as a condition; SD 1.x and 2.x."""
+    """Token rows int64 [P, T], with marks and padding, as a condition; SD 1.x and 2.x only."""
     encoder, batch = model.text_encoder, model.batch_size
     chunks = [
         TextSide.hidden(encoder, pad_rows(some, batch).to(encoder.device), model.tokenizer)
@@ -96,10 +96,10 @@ def _make_room(rows: TokenRows, tokens: int) -> Tensor:
 
 @contextmanager
 def _embedded(encoder: Any, slots: slice, embeddings: Tensor) -> Iterator[None]:
-    """Within it the encoder takes these [B, K, D] for the embeddings of the tokens in ``slots``.
+    """A context in which the tokens in ``slots`` have these embeddings [B, K, D].
 
-    transformers' text models take ids alone; the module that looks them up is public, and torch's
-    hooks may replace what it returns.
+    The text models of transformers take ids only. The module that looks embeddings up is public,
+    and a torch hook can replace its output.
     """
 
     def replace(module: Any, arguments: Any, looked_up: Tensor) -> Tensor:

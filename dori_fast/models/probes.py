@@ -1,4 +1,4 @@
-"""What a denoiser can be asked besides epsilon: outputs, attention, activations, derivatives."""
+"""Quantities of a Denoiser besides epsilon: outputs, attention, activations, derivatives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def token_attention(
 ) -> Tensor:
     """The attention that each token receives in one cross-attention layer.
 
-    Only the part of the network before that layer is run.
+    Only the part of the network before that layer runs.
 
     Args:
         model: the denoiser.
@@ -44,18 +44,18 @@ def feed_forward_inputs(
     timestep: int,
     observe: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Noise predictions, and what enters the second linear layer of each feed-forward.
+    """Noise predictions, and values of the inputs to each feed-forward's second linear layer.
 
     Args:
         model: the denoiser.
         condition: P prompts.
         latents: [S, C, H, W], shared by all prompts, or [P, S, C, H, W].
         timestep: index into ``alphas_cumprod``.
-        observe: from activations [N, HW, 4C] to what is wanted of them, [N, *], each sample by
-            itself; only this is kept.
+        observe: function from inputs [N, HW, 4C] to the values to keep, [N, *], which treats each
+            sample by itself.
 
     Returns:
-        [P, S, C, H, W] as ``model.epsilon`` has it, and [P, S, *] by name of the linear layer.
+        [P, S, C, H, W] as from ``model.epsilon``, and [P, S, *] by name of the linear layer.
 
     Raises:
         UsageError: an architecture whose layers are not known.
@@ -71,9 +71,9 @@ def feed_forward_inputs(
 def prediction(
     model: Denoiser, condition: TextCondition, latents: Tensor, timestep: Timestep
 ) -> Tensor:
-    """The network's own outputs [P, S, C, H, W], be they epsilon, v or sample, in model dtype.
+    """The network's outputs [P, S, C, H, W] without conversion to epsilon, in model dtype.
 
-    For arguments and gradients see :meth:`Denoiser.epsilon`.
+    Arguments and gradients are those of :meth:`Denoiser.epsilon`.
     """
     outputs = model.engine.outputs(model.samples(condition, latents, timestep))
     return outputs.reshape(len(condition), latents.shape[-4], *model.latent_shape)
@@ -88,7 +88,7 @@ def epsilon_jvp(
         model: the denoiser.
         condition: P prompts.
         latents: [S, C, H, W], shared by all prompts, or [P, S, C, H, W].
-        tangents: the directions, [P, S, C, H, W].
+        tangents: directions, [P, S, C, H, W].
         timestep: index into ``alphas_cumprod``.
 
     Returns:
@@ -109,16 +109,16 @@ def value_magnitudes(
 ) -> dict[str, Tensor]:
     """Mean magnitude over all tokens of the value neurons of cross-attentions.
 
-    Values depend on the text alone, so no UNet is run. Each distinct prompt is projected by
-    itself: the magnitudes do not depend on the others.
+    Values depend on the text alone, so the network does not run. Each distinct prompt is projected
+    by itself, so its magnitudes do not depend on the others.
 
     Args:
         model: the denoiser.
         condition: P prompts.
-        layers: names of cross-attentions, by default all of ``model.layers``.
+        layers: names of cross-attentions; default: all of ``model.layers``.
 
     Returns:
-        By name, [P, C] in model dtype.
+        [P, C] in model dtype, by name.
 
     Raises:
         UsageError: no such layer, or an architecture whose layers are not known.

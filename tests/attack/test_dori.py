@@ -220,7 +220,7 @@ def neuron_masks(model):
 
 
 def weight_masks(model):
-    name = next(iter(model.engine._known_program().second_linears))
+    name = next(iter(model.engine.second_linears))
     shape = model.unet.get_submodule(name).weight.shape
     return WeightMask({name: torch.rand(3, *shape) > 0.7})
 
@@ -275,7 +275,7 @@ def test_recomputing_keeps_less_and_changes_nothing(model, images):
 
     assert torch.equal(run(False), run(True))
     assert kept[True] < 0.7 * kept[False]
-    assert not model.engine._known_program().recompute
+    assert not model.engine.program.recompute
 
 
 def test_float16_finds_what_float64_finds(directory, model64, images):

@@ -157,7 +157,7 @@ def test_the_demo(cli: Any, tmp_path: Path) -> None:
     assert "drawing surrogates of 1 pictures" in done.err
     found = json.loads(done.out)
     assert found["retained"] == len(df.demo.pairs("ordinary")) + 2 and found["quarantined"] == 1
-    assert df.load(out / "model", device="cpu").picture_size == (64, 64)
+    assert df.load(out / "model", device="cpu").image_size == (64, 64)
 
 
 def test_help() -> None:

@@ -13,7 +13,6 @@ import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.evaluate import GridHistograms, held_out_loss, kernel_distance, quality, similarity
 from dori_fast.evaluate.quality_kept import bootstrap_mean, seed_diversity
-from dori_fast.models.save import own_copy
 from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
@@ -122,7 +121,7 @@ def test_equal_models_differ_in_nothing(model):
 
 
 def test_a_broken_model_is_noticed(model):
-    broken = own_copy(model)
+    broken = model.copy()
     generator = torch.Generator().manual_seed(1)
     for weight in broken.unet.parameters():
         weight.data += 0.3 * torch.randn(weight.shape, generator=generator)

@@ -122,7 +122,7 @@ def out_of_memory(lab: Lab, nth: int | None) -> dict[str, Any]:
             raise RuntimeError(CPU_MESSAGE)
 
     def arrange() -> None:
-        lab.model.engine.unet.conv_out.register_forward_pre_hook(refuse)
+        lab.model.unet.conv_out.register_forward_pre_hook(refuse)
 
     fault = lab.run(out, arrange)
     off = _largest_difference(out, lab.baseline) if fault["code"] == 0 else None

@@ -60,7 +60,7 @@ def hub(request: Any, monkeypatch: Any) -> Iterator[Hub]:
 
 @pytest.mark.parametrize("hub", [429, 503], indirect=True)
 def test_asked_five_times_then_resumable(hub: Hub) -> None:
-    with pytest.raises(UnavailableError, match=r"'some/model'.* — run the same command") as info:
+    with pytest.raises(UnavailableError, match=r"'some/model'.*; run the same command") as info:
         df.load("some/model", device="cpu")
     # the client may ask again by itself
     assert 5 <= hub.requests <= 10

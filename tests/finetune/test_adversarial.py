@@ -17,7 +17,6 @@ from dori_fast.errors import UsageError
 from dori_fast.finetune import Checkpoint, Pool
 from dori_fast.finetune.batches import Group, backward
 from dori_fast.models import NeuronMask
-from dori_fast.models.save import own_copy
 from tests.finetune.material import (
     IMAGES,
     PROMPTS,
@@ -117,7 +116,7 @@ def test_another_run_is_refused(model):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("at_once", [2, 100])
 def test_the_gradients_are_those_of_a_plain_loop(directory, kind, at_once):
-    model = own_copy(df.load(directory, device="cpu", dtype="float64"))
+    model = df.load(directory, device="cpu", dtype="float64").copy()
     model.schedule.prediction_type = kind
     model.unet.requires_grad_(True)
     x_0 = torch.randn(5, *model.latent_shape, dtype=torch.float64)
@@ -153,7 +152,7 @@ def test_steps_are_those_of_adamw_with_clipping_and_average(directory):
     tuned = train(method, model, on_step=reports.append)
     assert all(r.trigger_loss is None and r.attack_last is None for r in reports)
 
-    plain = own_copy(model)
+    plain = model.copy()
     parameters = list(plain.unet.requires_grad_(True).parameters())
     adam = torch.optim.AdamW(parameters, lr=1.0, weight_decay=0.01)
     average = [p.detach().clone() for p in parameters]
@@ -226,7 +225,7 @@ def test_the_attack_meets_the_updated_weights(model):
             torch.testing.assert_close(uncond[:1], alone, rtol=1e-4, atol=1e-5)
             found = super().run(current, images, prompts, **options)
             frozen = copy.copy(current)
-            frozen = own_copy(frozen)
+            frozen = frozen.copy()
             anew = super().run(frozen, images, prompts, **options)
             assert torch.equal(found.embeddings, anew.embeddings)
             seen.append(cached)

@@ -10,7 +10,6 @@ from dori_fast.attack.draws import stream
 from dori_fast.errors import UsageError
 from dori_fast.finetune import Adversarial
 from dori_fast.finetune.batches import Group, backward
-from dori_fast.models.save import own_copy
 from tests.finetune.material import PROMPTS, SURROGATES, train, tuning, weights
 
 
@@ -18,7 +17,7 @@ def test_seen_pictures_are_noised_and_lead_elsewhere(model):
     """The loss of a group whose pictures are noised in place of what they shall lead to."""
     latents = model.latents(SURROGATES.flatten(0, 1))
     x_0, seen, text = latents[:3], latents[3:], model.encode(PROMPTS).embeddings
-    plain = own_copy(model)
+    plain = model.copy()
     plain.unet.requires_grad_(True)
     groups = {"all": Group(x_0, text, 1.0, seen=seen, first=400)}
     losses = backward(plain, groups, stream("any", 0, 0), at_once=2, autocast=None)
@@ -45,7 +44,7 @@ def test_redirecting_trains_on_the_noised_memorized_pictures(model):
 
 def test_a_teacher_is_the_target(model):
     latents, text = model.latents(SURROGATES.flatten(0, 1))[:3], model.encode(PROMPTS).embeddings
-    changed = own_copy(model)
+    changed = model.copy()
     with torch.no_grad():
         for weight in changed.unet.parameters():
             weight *= 1.1

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 
 import dori_fast as df
 from dori_fast.errors import UsageError
-from dori_fast.models.schedules.prediction import ddim_step, to_epsilon
+from dori_fast.models.schedules.vp import ddim_step, to_epsilon
 from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "", "another the in an on"]
@@ -32,7 +32,7 @@ def model64(directory):
 
 
 def plain_epsilon(model, prompts, latents, timestep):
-    """One UNet call per (prompt, seed), as nobody would for speed."""
+    """One UNet call per (prompt, seed)."""
     condition = model.encode(prompts)
     rows = [
         [
@@ -159,13 +159,13 @@ def test_timesteps_are_those_of_the_papers(model):
 
 
 def test_latents_of_images_decode_to_the_same_size(model):
-    pictures = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
-    latents = model.latents(pictures)
+    images = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
+    latents = model.latents(images)
     assert latents.shape == (3, *model.latent_shape)
-    mean = model.vae.encode(pictures[:1].permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean
+    mean = model.vae.encode(images[:1].permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean
     torch.testing.assert_close(latents[:1], mean * model.vae.config.scaling_factor)
     with pytest.raises(UsageError, match="uint8"):
-        model.latents(pictures.float())
+        model.latents(images.float())
 
 
 def test_shapes_are_checked(model):

@@ -1,4 +1,4 @@
-"""Loading: what is accepted, and what is refused before any computation."""
+"""Loading: accepted sources, and refusals before any computation."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_a_hub_id_offline_is_one_clear_error(monkeypatch, tmp_path):
 
 @pytest.fixture
 def two_variants(original, directory):
-    """The model with fp16 weights of other values beside its own, as on the hub."""
+    """The model with a second set of weights, fp16 and of other values, as on the hub."""
     for path in directory.rglob("*.safetensors"):
         halved = {name: (t / 2).half() for name, t in load_file(path).items()}
         save_file(halved, path.with_name(f"{path.stem}.fp16.safetensors"), {"format": "pt"})

@@ -31,7 +31,7 @@ def random_masks(model, n, layers=None, seed=0):
 
 
 def hooked_epsilon(model, masks, row, prompt, latents, timestep):
-    """One mask by forward hooks on to_v, as NeMo's released code does it."""
+    """One mask by forward hooks on to_v, as in NeMo's released code."""
     handles = [
         model.unet.get_submodule(name).to_v.register_forward_hook(
             lambda module, args, out, scale=scale[row]: out * scale
@@ -104,8 +104,8 @@ def test_scores_and_images_under_one_mask_each(model):
         one = model.masked(masks[row])
         score = df.detect.Wen(seeds=2, steps=2).score(one, [prompt])
         torch.testing.assert_close(together[row], score[0], rtol=1e-5, atol=1e-6)
-        picture = one.generate(one.encode([prompt]), [5], steps=2, guidance=3.0)
-        assert (images[row].int() - picture[0].int()).abs().max() <= 1
+        alone = one.generate(one.encode([prompt]), [5], steps=2, guidance=3.0)
+        assert (images[row].int() - alone[0].int()).abs().max() <= 1
 
 
 def test_a_masked_model_is_described_as_another_model(model):
@@ -214,6 +214,13 @@ def test_masks_stack_join_and_come_back_from_a_file(model, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"no safetensors")
     with pytest.raises(IntegrityError, match="cannot be read"):
         WeightMask.load(tmp_path / "w.safetensors")
+
+
+def test_masks_are_taken_in_turn(model):
+    for masks in (random_masks(model, 3), random_pruning(model, 3)):
+        assert masks.in_turn(5).sha256() == masks.take([0, 1, 2, 0, 1]).sha256()
+        assert masks.in_turn([7, 2]).sha256() == masks.take([1, 2]).sha256()
+        assert len(masks[0].in_turn(2)) == 2
 
 
 def test_weight_masks_that_do_not_fit(model):

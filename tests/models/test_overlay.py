@@ -1,4 +1,4 @@
-"""Some weights of a UNet, laid over those of a source, and written by themselves."""
+"""Files with some of a UNet's weights: loading them over a source, and writing them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 import dori_fast as df
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models import save_difference
-from dori_fast.models.save import own_copy
 from tests.tiny_model import save_tiny_sd
 
 
@@ -23,7 +22,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def erased(source, tmp_path_factory):
-    """What ESD-x leaves: new weights of the cross-attentions alone."""
+    """A file as from ESD-x: new weights of the cross-attentions alone."""
     unet = df.load(source, device="cpu").unet
     path = tmp_path_factory.mktemp("esd") / "esd-x.safetensors"
     found = {n: -2 * p for n, p in unet.state_dict().items() if ".attn2." in n}
@@ -68,16 +67,16 @@ def changed(value):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (renamed("unet."), r"'unet\.down_blocks.* — cut the prefix 'unet\.'"),
+        (renamed("unet."), r"'unet\.down_blocks.*; cut the prefix 'unet\.'"),
         (renamed("model.diffusion_model."), "CompVis' names"),
         (lambda t: {**renamed("unet.")(t), "text_encoder.x": torch.ones(1)}, "cut the prefix"),
         (lambda t: {**t, "a.lora_A.weight": torch.ones(1)}, r"1 of its \d+ names.*an adapter"),
-        (lambda t: {**t, "nowhere": torch.ones(1)}, "'nowhere' — is it of another architecture"),
+        (lambda t: {**t, "nowhere": torch.ones(1)}, "'nowhere'; is it of another architecture"),
         (lambda t: {}, "holds no weights"),
         (changed(lambda t: t[:1].contiguous()), r"attn2\.to_k\.weight is \[1, 32\], the UNet's"),
         (changed(lambda t: t.to(torch.int8)), "quantized weights"),
         (changed(lambda t: t * torch.nan), r"NaN or Inf in .*attn2\.to_k\.weight as torch.float32"),
-        # finite as it is, but not in the model's dtype
+        # finite in float64, but not in the model's dtype
         (changed(lambda t: t.double() * 1e300), r"NaN or Inf in .*to_k\.weight"),
     ],
 )
@@ -102,7 +101,7 @@ def model(source):
 
 
 def test_a_difference_gives_the_changed_model_again(model, source, tmp_path):
-    tuned, path = own_copy(model), tmp_path / "difference.safetensors"
+    tuned, path = model.copy(), tmp_path / "difference.safetensors"
     with torch.no_grad():
         tuned.unet.conv_in.weight[0] += 1
     assert save_difference(tuned, model, path, method="a test") == ["conv_in.weight"]
@@ -110,14 +109,14 @@ def test_a_difference_gives_the_changed_model_again(model, source, tmp_path):
     again = df.load(source, device="cpu", unet_weights=path)
     for name, value in tuned.unet.state_dict().items():
         assert torch.equal(again.unet.state_dict()[name], value)
-    # a copy says what it is by its own weights, not by the file that it began with
-    assert "unet_weights" not in own_copy(again).config()["files"]
+    # a copy is described by its own weights, not by the file that it began with
+    assert "unet_weights" not in again.copy().config()["files"]
 
 
 def test_differences_that_cannot_be_written(model, tmp_path):
     path = tmp_path / "x"
     with pytest.raises(UsageError, match="the same weights"):
-        save_difference(own_copy(model), model, path)
+        save_difference(model.copy(), model, path)
     masked = model.masked(df.prune.NeuronMask({model.layers[0]: torch.zeros(1, 16)}))
     with pytest.raises(UsageError, match="save_pruned"):
         save_difference(masked, model, path)

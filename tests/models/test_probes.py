@@ -23,7 +23,7 @@ def mean_token(activations):
 
 
 def hooked(model, prompt, latents):
-    """Mean token that enters each second linear layer of the plain UNet, by name."""
+    """Mean input token of each second linear layer of the plain UNet, by name."""
     seen, handles = {}, []
     for name, module in model.unet.named_modules():
         if name.endswith("ff.net.2"):
@@ -69,7 +69,7 @@ def test_each_sample_is_seen_once_after_memory_ran_out(directory):
 
     def short_of_memory(activations):
         calls.append(len(activations))
-        # after a batch and a half has been seen
+        # in the middle of the second batch
         if len(calls) == 6:
             raise RuntimeError("can't allocate memory")
         return mean_token(activations)

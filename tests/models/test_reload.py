@@ -1,4 +1,4 @@
-"""A model that files describe can be loaded again from its recipe; others say why not."""
+"""A model that files describe can be loaded again from its recipe; others are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from diffusers import StableDiffusionPipeline
 import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.models.reload import recipe_of
-from dori_fast.models.save import own_copy
 from tests.tiny_model import save_tiny_sd
 
 
@@ -37,7 +36,7 @@ def test_what_no_file_describes_is_refused(directory: Path) -> None:
     with pytest.raises(UsageError, match="masked view"):
         recipe_of(model.masked(mask))
     with pytest.raises(UsageError, match=r"weights changed after.*save_pretrained"):
-        recipe_of(own_copy(model))
+        recipe_of(model.copy())
     pipe = StableDiffusionPipeline.from_pretrained(directory)
     with pytest.raises(UsageError, match=r"pipeline:StableDiffusionPipeline.*save_pretrained"):
         recipe_of(df.load(pipe))

@@ -9,7 +9,6 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import dori_fast as df
-from dori_fast.models.save import own_copy
 from tests.tiny_model import save_tiny_sd
 from tests.tiny_sdxl import save_tiny_sdxl
 
@@ -56,7 +55,7 @@ def test_the_embedded_model_keeps_its_prediction_type(tmp_path):
     assert torch.equal(again.encode(["a portrait of an astronaut"]).unique, condition.unique)
     for name, value in model.unet.state_dict().items():
         assert torch.equal(again.unet.state_dict()[name], value)
-    # where a file's tensors lie in memory may change how a CPU rounds
+    # the place of a tensor in memory may change how a CPU rounds
     torch.testing.assert_close(
         again.epsilon(condition, again.noise([3]), 400),
         model.epsilon(condition, model.noise([3]), 400),
@@ -66,10 +65,10 @@ def test_the_embedded_model_keeps_its_prediction_type(tmp_path):
 
 
 def test_a_copy_has_weights_of_its_own(model):
-    """Predictions that are kept for later are forgotten when the weights are written to."""
+    """Kept predictions are discarded when the weights change."""
     condition, before = model.encode(PROMPTS), model.config()
     eps = model.epsilon_shared(condition, model.share_noise([0], 300))
-    own = own_copy(model)
+    own = model.copy()
     assert own.vae is model.vae and own.unet is not model.unet
     assert own.config()["files"] != before["files"]
     view = own.masked(df.prune.NeuronMask({own.layers[0]: torch.ones(1, 16)}))
@@ -92,10 +91,10 @@ def test_a_copy_has_weights_of_its_own(model):
 
 
 def test_a_copy_keeps_how_it_was_loaded(directory):
-    whole = own_copy(df.load(directory, device="cpu", batch_size=3, share=False))
+    whole = df.load(directory, device="cpu", batch_size=3, share=False).copy()
     assert whole.batch_size == 3 and whole.engine.not_shared is not None
     model = df.load(directory, device="cpu", batch_size=5, channels_last=True)
-    shared = own_copy(model)
+    shared = model.copy()
     assert shared.batch_size == 5 and shared.engine.not_shared is None
     assert shared.engine.execution == model.engine.execution
     assert shared.engine.execution.channels_last

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dori_fast.models.schedules.prediction import ddim_step
+from dori_fast.models.schedules.vp import ddim_step
 from dori_fast.ops import noise_cosine, noise_difference, noise_difference_step
 from dori_fast.reference import all_specs
 from dori_fast.testing import check_backend, map_tensors, with_layout

@@ -205,7 +205,7 @@ def test_a_checkpoint_holds_what_changed_and_is_read_by_anyone(model, unet, kind
 
 def test_what_is_refused(model, unet, tmp_path):
     mask = random_mask(model, "neurons")
-    with pytest.raises(UsageError, match=r"2 masks for one network: pick one, mask\[i\]"):
+    with pytest.raises(UsageError, match=r"2 masks for one network; pick one, mask\[i\]"):
         df.prune.apply_(stack([mask, mask]), unet)
     with pytest.raises(UsageError, match=r"a Denoiser takes masks as a view: model.masked"):
         df.prune.apply_(mask, model)

@@ -98,11 +98,7 @@ def attack(
 
     def compute() -> dict[str, NDArray[Any]]:
         attacked = chosen(settings)[which]
-        view = (
-            model
-            if masks is None
-            else model.masked(masks.take([row % len(masks) for row in range(len(attacked))]))
-        )
+        view = model if masks is None else model.masked(masks.in_turn(len(attacked)))
         prompts = [image.prompt for image in attacked]
         ids = [f"{which} {row}" for row in range(len(attacked))]
         found = settings.attack().run(view, stacked(attacked), prompts, ids=ids)

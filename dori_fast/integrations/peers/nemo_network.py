@@ -13,6 +13,7 @@ from dori_fast.integrations import keys_values
 from dori_fast.integrations.peers.nemo_inputs import layers
 from dori_fast.integrations.peers.swap import Patch
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents
+from dori_fast.models.backbones.registry import backbone_of
 from dori_fast.models.backbones.unet.recognize import refusal
 from dori_fast.models.text.encoders import TextSide
 
@@ -37,7 +38,7 @@ class Network:
         tokenizer, text_encoder, unet, scheduler = parts
         self._parts, self._weights = parts, _weights(unet)
         self.model = Denoiser(
-            unet=unet,
+            backbone=backbone_of(unet, (512, 512)),
             text=TextSide(tokenizer, text_encoder),
             # the released code treats any prediction as epsilon
             scheduler_config={**scheduler.config, "prediction_type": "epsilon"},
@@ -45,7 +46,6 @@ class Network:
             device=unet.device,
             dtype=unet.dtype,
             batch_size=1,
-            picture_size=(512, 512),
             origin={},
             hashes=dict,
         )

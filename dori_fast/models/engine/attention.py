@@ -19,7 +19,7 @@ from dori_fast.ops import sdpa_jvp
 
 KERNELS = ("auto", "sdpa", "xformers")
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From queries [N, Q, heads, d], keys and values [N, K, heads, d] to [N, Q, heads, d]."""
+"""A function of queries [N, Q, heads, d], keys and values [N, K, heads, d]: [N, Q, heads, d]."""
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -29,10 +29,10 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def forward_mode(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention that takes the tangents of its inputs along, under forward differentiation.
+    """Attention that carries tangents, for forward-mode differentiation.
 
-    Of torch's kernels only the unfused one does, with matrices of Q x K numbers; `sdpa_jvp` gives
-    output and tangent at once in linear memory, on a CPU too in less time.
+    Torch's only kernel that carries them is the unfused one, with matrices of Q x K numbers.
+    `sdpa_jvp` gives output and tangent at once in linear memory, and in less time on a CPU too.
     """
     duals = [forward_ad.unpack_dual(x.transpose(1, 2)) for x in (query, key, value)]
     primals, tangents = ([dual[i] for dual in duals] for i in range(2))
@@ -50,7 +50,7 @@ def xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def why_not_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why xformers cannot answer for a device and dtype, or None if it can."""
+    """The reason why xformers cannot run on a device and dtype, or None if it can."""
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed (pip install 'dori-fast[xformers]')"
     if device.type != "cuda":
@@ -68,7 +68,7 @@ def choose(kernel: str, device: torch.device, dtype: torch.dtype) -> tuple[str, 
     """The kernel's name and function; only ``"auto"`` chooses.
 
     Raises:
-        UsageError: an unknown kernel, or one asked for by name that cannot answer.
+        UsageError: an unknown kernel, or a named one that cannot run here.
     """
     if kernel not in KERNELS:
         raise UsageError(f"load: attention must be one of {', '.join(KERNELS)}, got {kernel!r}")

@@ -1,4 +1,4 @@
-"""What one UNet evaluation is asked for: latents, texts, masks, and which sample has which."""
+"""The samples of an evaluation: latents, texts, masks, and which sample has which."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dori_fast.models.text.conditions import TextCondition
 
 @dataclass(eq=False)
 class SharedLatents:
-    """S latents at a timestep, with what prompts share of the work on them done once.
+    """S latents at a timestep, with the work on them that prompts share already done.
 
     Attributes:
         latents: [S, C, H, W].
         timestep: index into ``alphas_cumprod``, or int64 [S] on the CPU, each latent's own.
-        state: the network's state for each latent, or None where it is not made in advance.
-        layer: the cross-attention before which the state stands; 0 unless the state was made for
-            one prompt, and then it serves that prompt alone.
-        uncond: unconditional predictions [S, C, H, W], once they have been asked for.
+        state: the network's state for each latent, or None if nothing was computed in advance.
+        layer: the cross-attention before which the state stands. If it is not 0, the state serves
+            one prompt only.
+        uncond: unconditional predictions [S, C, H, W], or None until they are needed.
     """
 
     latents: Tensor
@@ -36,7 +36,7 @@ class SharedLatents:
         return self.latents.shape[0]
 
     def take(self, rows: Tensor) -> SharedLatents:
-        """Those of the given latents alone: int64 [R] on the CPU."""
+        """A selection of the latents: int64 indices [R] on the CPU."""
         timestep, rows = self.timestep_of(rows), rows.to(self.latents.device)
         state = None if self.state is None else self.state.take(rows)
         uncond = None if self.uncond is None else self.uncond[rows]
@@ -47,11 +47,18 @@ class SharedLatents:
         return self.timestep[which] if isinstance(self.timestep, Tensor) else self.timestep
 
 
+def require_latents(latents: Tensor, shape: tuple[int, ...]) -> None:
+    """Check that latents are [S, *shape] or [P, S, *shape]; raises UsageError."""
+    if latents.shape[-3:] != shape or latents.ndim not in (4, 5):
+        one, found = ", ".join(map(str, shape)), list(latents.shape)
+        raise UsageError(f"latents must be [S, {one}] or [P, S, {one}], got {found}")
+
+
 def flat_timesteps(timestep: Timestep, latents: Tensor) -> Timestep:
-    """One timestep for all latents [*, C, H, W], or their own [*] as int64 [N] on the CPU.
+    """One timestep for all latents [*, C, H, W], or one each [*] as int64 [N] on the CPU.
 
     Raises:
-        UsageError: not one for each latent, or not integers.
+        UsageError: there is not one for each latent, or they are not integers.
     """
     if not isinstance(timestep, Tensor) or timestep.ndim == 0:
         return int(timestep)
@@ -70,11 +77,11 @@ class Samples:
 
     Attributes:
         unique: [U, T, D] text embeddings.
-        pooled: [U, E] pooled text embeddings (SDXL), or None.
+        pooled: [U, E] pooled text embeddings, or None.
         text: int64 [N] on the CPU, each sample's row of ``unique`` (and its mask, if M > 1).
         shared: the latents.
         which: int64 [N] on the CPU, each sample's latent.
-        masks: one for all samples (M = 1) or one per row of ``unique``; or None.
+        masks: masks of all samples (M = 1) or of each row of ``unique``, or None.
     """
 
     unique: Tensor
@@ -95,7 +102,7 @@ def all_pairs(condition: TextCondition, shared: SharedLatents, masks: Masks | No
 def own_latents(
     condition: TextCondition, latents: Tensor, timestep: Timestep, masks: Masks | None
 ) -> Samples:
-    """P x S samples: every prompt on its own S latents, of latents [P, S, C, H, W].
+    """P x S samples: every prompt on its own S latents [P, S, C, H, W].
 
     ``timestep`` is one for all, or [P x S].
     """

@@ -1,40 +1,34 @@
-"""How many samples the UNet evaluates at a time, where nobody says."""
+"""The number of samples per evaluation, where the user does not set it."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
-from dori_fast.models.backbones.unet.program import Program
-from dori_fast.models.engine.state import added_conditions
+from dori_fast.models.engine.backbone import Backbone, Program
 
 # above this size one sample already keeps a CPU busy, so a padded batch would only cost latency
 _LARGE_MODEL_PARAMETERS = 50_000_000
 _PROBES = (2, 4)
 _LARGEST = 64
-# of the free memory; what else a method keeps, and what the allocator loses, is in the rest
+# share of the free memory; a method's own tensors and the allocator's losses take the rest
 _SHARE = 0.7
-_TOKENS = 77
 
 
-def auto_batch_size(unet: Any, program: Program | None, picture_size: tuple[int, int]) -> int:
-    """UNet samples per evaluation.
+def auto_batch_size(backbone: Backbone, program: Program | None) -> int:
+    """Samples per evaluation.
 
-    On a CPU a function of the model alone, so that scores are too. On a GPU a power of two that
-    fits the free memory, by the peak of two small evaluations, and at most 64, above which a GPU
-    gains nothing more; on a GPU that is otherwise free it is a function of model and GPU alone.
+    On a CPU this depends on the model alone, so scores do too. On a GPU it is the largest power of
+    two, at most 64, that fits the free memory by the peaks of two small evaluations; beyond 64 a
+    GPU gains nothing more. On an otherwise free GPU it depends on model and GPU alone.
     """
-    if unet.device.type == "cpu":
-        parameters = sum(p.numel() for p in unet.parameters())
-        return 4 if parameters > _LARGE_MODEL_PARAMETERS else 32
-    if unet.device.type != "cuda":
+    if backbone.device.type == "cpu":
+        return 4 if backbone.parameters > _LARGE_MODEL_PARAMETERS else 32
+    if backbone.device.type != "cuda":
         return _LARGEST
-    first, second = (peak_bytes(unet, program, picture_size, n) for n in _PROBES)
+    first, second = (peak_bytes(backbone, program, n) for n in _PROBES)
     per_sample = (second - first) / (_PROBES[1] - _PROBES[0])
     fixed = first - _PROBES[0] * per_sample
-    return fitting(per_sample, max(0.0, fixed), _free_bytes(unet.device))
+    return fitting(per_sample, max(0.0, fixed), _free_bytes(backbone.device))
 
 
 def fitting(per_sample: float, fixed: float, free: float) -> int:
@@ -52,47 +46,21 @@ def fitting(per_sample: float, fixed: float, free: float) -> int:
 
 
 @torch.no_grad()
-def peak_bytes(
-    unet: Any, program: Program | None, picture_size: tuple[int, int], samples: int
-) -> int:
+def peak_bytes(backbone: Backbone, program: Program | None, samples: int) -> int:
     """Bytes of GPU memory that an evaluation of so many samples takes at its peak."""
-    config, device = unet.config, unet.device
-    options: dict[str, Any] = {"dtype": unet.dtype, "device": device}
-    side = config.sample_size
-    height, width = (side, side) if isinstance(side, int) else side
-    latents = torch.zeros(samples, config.in_channels, height, width, **options)
-    text = torch.zeros(samples, _TOKENS, config.cross_attention_dim, **options)
-    pooled = None
-    if config.addition_embed_type == "text_time":
-        # the projection takes the pooled text and six embedded numbers
-        pooled_width = (
-            config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        )
-        pooled = torch.zeros(samples, pooled_width, **options)
+    device, (latents, text, pooled) = backbone.device, backbone.zeros(samples)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    _evaluate(unet, program, latents, text, pooled, picture_size)
+    if program is None:
+        backbone.whole(latents, 0, text, pooled)
+    else:
+        program.suffix(program.prefix(latents, 0), program.text_part(text, pooled), 0)
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _evaluate(
-    unet: Any,
-    program: Program | None,
-    latents: Tensor,
-    text: Tensor,
-    pooled: Tensor | None,
-    picture_size: tuple[int, int],
-) -> None:
-    if program is not None:
-        program.suffix(program.prefix(latents, 0), program.text_part(text, pooled), 0)
-        return
-    added = added_conditions(pooled, picture_size)
-    unet(latents, torch.tensor(0, device=unet.device), text, added_cond_kwargs=added)
-
-
 def _free_bytes(device: torch.device) -> int:
-    """What the driver has free, and what torch's allocator holds unused."""
+    """Bytes that the driver has free or torch's allocator holds unused."""
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + held

@@ -1,30 +1,24 @@
-"""Runs the UNet: fixed batch shapes, and every piece of work that samples share done once."""
+"""Runs a network: batches of one fixed shape, and work that samples share done once."""
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dori_fast.errors import UsageError
-from dori_fast.models.backbones.unet.masking import check_mask, masked
-from dori_fast.models.backbones.unet.parts import Parts
-from dori_fast.models.backbones.unet.program import Program
-from dori_fast.models.backbones.unet.recognize import refusal
-from dori_fast.models.backbones.unet.stages import Observe
-from dori_fast.models.engine.attention import choose, forward_mode
+from dori_fast.models.engine.attention import Attention, choose, forward_mode
+from dori_fast.models.engine.backbone import Backbone, Observe, Program
 from dori_fast.models.engine.batch import Samples, SharedLatents
 from dori_fast.models.engine.batch_size import auto_batch_size
-from dori_fast.models.engine.execution import Execution, is_channels_last
+from dori_fast.models.engine.execution import Execution
 from dori_fast.models.engine.forward_mode import FusedDerivatives
 from dori_fast.models.engine.graphs import Graphs
-from dori_fast.models.engine.state import State, TextPart, Timestep, added_conditions
+from dori_fast.models.engine.state import State, TextPart, Timestep
 from dori_fast.models.masks import NeuronMask, WeightMask
 from dori_fast.models.text.conditions import pad_rows
 
@@ -32,53 +26,49 @@ _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """A frozen UNet as a function from (text rows, latents, timestep) to its output.
+    """A frozen network as a function of (text rows, latents, timestep).
 
     Every evaluation has ``batch_size`` samples, the last one padded, so that an output does not
     depend, to the bit, on order or on the neighbors in its batch.
 
     Attributes:
-        evaluations: UNet sample evaluations so far, padding left out.
-        generation: how often the weights have changed; what was computed before is of no use.
-        not_shared: why work is not shared between samples, or None if it is.
-        execution: how it is run, nothing left to "auto".
+        backbone: the network.
+        evaluations: sample evaluations so far, without padding.
+        generation: number of weight changes so far; results of earlier generations are void.
+        not_shared: reason why work is not shared between samples, or None if it is.
+        execution: the switches, with nothing left to "auto".
     """
 
     def __init__(
-        self,
-        unet: Any,
-        batch_size: int | str,
-        share: bool,
-        execution: Execution,
-        picture_size: tuple[int, int],
+        self, backbone: Backbone, batch_size: int | str, share: bool, execution: Execution
     ) -> None:
-        self.unet = unet
+        self.backbone = backbone
         self.evaluations, self.generation = 0, 0
-        self.not_shared = refusal(unet) if share else "switched off"
-        name, self._kernel = choose(execution.attention, unet.device, unet.dtype)
+        self.not_shared = backbone.not_shared if share else "switched off"
+        name, self._kernel = choose(execution.attention, backbone.device, backbone.dtype)
         whole = self.not_shared and f"the network is called whole ({self.not_shared})"
         compiled, graphs = (
-            execution.on(switch, unet.device, whole) for switch in ("compile", "cuda_graphs")
+            execution.on(switch, backbone.device, whole) for switch in ("compile", "cuda_graphs")
         )
         self.execution = Execution(
             attention="own" if whole else name,
             compile=compiled,
-            channels_last=is_channels_last(unet),
+            channels_last=backbone.channels_last,
             cuda_graphs=graphs,
         )
-        self._picture_size = picture_size
-        plain = None if whole else Program(unet, Parts(self._kernel), picture_size)
+        plain = None if whole else backbone.program(self._kernel)
         self._program = plain
         if compiled or graphs:
-            parts = Parts(self._kernel, compiled)
-            self._program = Program(unet, parts, picture_size, Graphs() if graphs else None)
+            self._program = backbone.program(
+                self._kernel, compiled=compiled, graphs=Graphs() if graphs else None
+            )
         if batch_size == "auto":
-            batch_size = auto_batch_size(unet, plain, picture_size)
+            batch_size = auto_batch_size(backbone, plain)
         self.batch_size = int(batch_size)
 
     @property
     def batch_size(self) -> int:
-        """UNet samples per evaluation (the fixed, padded batch shape)."""
+        """Samples per evaluation (the fixed, padded batch shape)."""
         return self._batch_size
 
     @batch_size.setter
@@ -88,43 +78,56 @@ class Engine:
         self._batch_size = value
 
     @property
-    def layers(self) -> list[str]:
-        """Names of the cross-attention modules, in the order in which the UNet runs them."""
-        return self._known_program().names
+    def program(self) -> Program:
+        """The network's stages.
+
+        Raises:
+            UsageError: the network runs whole.
+        """
+        if self._program is None:
+            raise self._layers_unknown()
+        return self._program
 
     @property
-    def value_widths(self) -> dict[str, int]:
-        """Neurons of the value projection of every cross-attention, by its name."""
-        return self._known_program().value_widths
+    def layers(self) -> list[str]:
+        """Names of the cross-attention modules, in the order in which the network runs them."""
+        return self.program.names
+
+    @property
+    def value_widths(self) -> Mapping[str, int]:
+        """Number of value neurons of each cross-attention, by name."""
+        return self.program.value_widths
 
     @property
     def second_linears(self) -> dict[str, nn.Module]:
         """The second linear layer of each feed-forward by name, in the same order."""
-        return self._known_program().second_linears
+        return self.program.second_linears
 
     def weights_changed(self) -> None:
-        """Forget what was computed with the old weights; call it whenever they are written to."""
+        """Discard results of the old weights; call this after every write to the weights."""
         self.generation += 1
         if self._program is not None:
             self._program.weights_changed()
 
     @contextmanager
     def recomputing(self, on: bool = True) -> Iterator[None]:
-        """Keep no activation within a stage for the backward pass, but compute it there again."""
-        if on:
-            self._known_program()
-        program, before = self._program, self._program and self._program.recompute
-        if program is not None:
-            program.recompute = on
+        """A context whose backward passes recompute the activations within a stage.
+
+        Only the states between stages are kept.
+        """
+        program = self.program if on else self._program
+        if program is None:
+            yield
+            return
+        before, program.recompute = program.recompute, on
         try:
             yield
         finally:
-            if program is not None:
-                program.recompute = bool(before)
+            program.recompute = before
 
     @torch.no_grad()
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
-        """Do for latents [S, C, H, W] what does not depend on the text."""
+        """Do the work on latents [S, C, H, W] that does not depend on the text."""
         program, shared = self._program, SharedLatents(latents, timestep, None)
         if program is None or len(shared) == 0:
             return shared
@@ -138,7 +141,7 @@ class Engine:
 
         ``samples`` must be the prompt's text row on each latent in turn.
         """
-        program, shared = self._known_program(), samples.shared
+        program, shared = self.program, samples.shared
         self._check_layer(layer)
 
         def advanced(text: Tensor, which: Tensor) -> State:
@@ -168,14 +171,12 @@ class Engine:
 
         ``tangents`` [N, C, H, W] are the directions. Each sample counts as two evaluations.
         """
-        program, shared = self._differentiable(), samples.shared
+        program, shared = self._variant(forward_mode), samples.shared
         self.evaluations += 2 * len(tangents)
 
         def derivative(text: Tensor, which: Tensor, sample: Tensor) -> State:
             part = self._text_part(program, samples, text)
-            device = tangents.device
-
-            timestep = shared.timestep_of(which)
+            device, timestep = tangents.device, shared.timestep_of(which)
 
             def output(latents: Tensor) -> Tensor:
                 return program.suffix(program.prefix(latents, timestep), part, timestep)
@@ -190,13 +191,12 @@ class Engine:
 
     @torch.no_grad()
     def observe(self, samples: Samples, observe: Observe) -> tuple[Tensor, dict[str, Tensor]]:
-        """Outputs [N, C, H, W], and what ``observe`` makes of each feed-forward's hidden layer.
+        """Outputs [N, C, H, W], and values of ``observe`` by name of the second linear.
 
-        It is given the inputs of :attr:`second_linears`, [B, HW, 4C], a batch at a time, and must
-        treat every sample by itself: batches are padded, and what comes of the padding is cut off.
+        ``observe`` receives the inputs of :attr:`second_linears`, a padded batch at a time. It must
+        treat every sample by itself; its values for the padding are cut off.
         """
-        self._known_program()
-        program = Program(self.unet, Parts(self._kernel), self._picture_size, observe=observe)
+        program = self._variant(self._kernel, observe)
         self.evaluations += len(samples.text)
 
         def finished(text: Tensor, which: Tensor) -> State:
@@ -211,7 +211,7 @@ class Engine:
     @torch.no_grad()
     def token_attention(self, samples: Samples, layer: int) -> Tensor:
         """Attention [N, T] that each token receives in cross-attention ``layer``, float32."""
-        program, shared = self._known_program(), samples.shared
+        program, shared = self.program, samples.shared
         self._check_layer(layer)
 
         def received(text: Tensor, which: Tensor) -> State:
@@ -225,7 +225,7 @@ class Engine:
     def _in_batches(self, compute: Callable[..., State], *indices: Tensor) -> State:
         """``compute`` on full batches of the indices [N], N >= 1; the padding is cut off.
 
-        Where memory does not suffice, batches are halved from here on, down to one sample.
+        If memory runs out, this and all later batches are halved, down to one sample.
         """
         while True:
             try:
@@ -237,7 +237,7 @@ class Engine:
             self.batch_size //= 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            _log.warning("out of memory: UNet batches are of %d samples now", self.batch_size)
+            _log.warning("out of memory: batches are of %d samples now", self.batch_size)
 
     def _in_full_batches(self, compute: Callable[..., State], *indices: Tensor) -> State:
         batch, n = self.batch_size, indices[0].shape[0]
@@ -263,32 +263,25 @@ class Engine:
     def plain(
         self, latents: Tensor, timestep: Timestep, text: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
-        """The model's own forward on N samples, each with its own text [N, T, D]: [N, C, H, W].
+        """The network's own forward on N samples, each with its own text [N, T, D]: [N, C, H, W].
 
-        Nothing is shared or padded, and whatever requires gradients gets them, weights included.
+        Nothing is shared or padded, and gradients reach the weights too.
         """
-        output: Tensor = self.unet(
-            latents,
-            torch.as_tensor(timestep).to(latents.device),
-            text,
-            added_cond_kwargs=added_conditions(pooled, self._picture_size),
-            return_dict=False,
-        )[0]
-        return output
+        return self.backbone.whole(latents, timestep, text, pooled)
 
     @torch.no_grad()
     def _prefix(self, program: Program, shared: SharedLatents, which: Tensor) -> State:
-        """What the text has no part in, and so no gradient."""
+        """The work before the text comes in, which therefore carries no gradient."""
         rows = which.to(shared.latents.device)
         if shared.state is not None:
             return shared.state.take(rows)
         return program.prefix(shared.latents[rows], shared.timestep_of(which))
 
     def _text_part(self, program: Program, samples: Samples, text: Tensor) -> TextPart:
-        """What a batch of text rows [B] contributes, masks applied to the values.
+        """The contribution of a batch of text rows [B], under the samples' masks.
 
-        Each distinct row is projected once, in groups of a fixed size, for the same reason that
-        batches are padded.
+        Each distinct row is projected once. Groups have a fixed size for the reason that batches
+        are padded.
         """
         device, group = samples.unique.device, max(1, self.batch_size // 4)
         distinct, position = torch.unique(text, return_inverse=True)
@@ -298,29 +291,27 @@ class Engine:
             pooled = None if samples.pooled is None else samples.pooled[rows]
             parts.append(program.text_part(samples.unique[rows], pooled))
         part = TextPart.join(parts).take(position.to(device))
-        return part if samples.masks is None else masked(program, part, samples.masks, text)
+        return part if samples.masks is None else program.masked(part, samples.masks, text)
 
     def check_mask(self, mask: NeuronMask | WeightMask) -> None:
-        """Refuse a mask whose layers or widths are not this UNet's."""
-        check_mask(self._known_program(), mask)
+        """Raise UsageError if the mask's layers or widths are not the network's."""
+        self.program.check_mask(mask)
 
     def copy(self) -> Engine:
-        """An engine of the same settings on its own copy of the UNet."""
+        """An engine with the same settings on its own copy of the network."""
         share, execution = self.not_shared is None, self.execution
         if not share:
             execution = replace(execution, attention="auto")
-        unet = copy.deepcopy(self.unet)
-        return Engine(unet, self.batch_size, share, execution, self._picture_size)
+        return Engine(self.backbone.copy(), self.batch_size, share, execution)
 
-    def _differentiable(self) -> Program:
-        """The program with an attention that takes tangents along."""
-        self._known_program()
-        return Program(self.unet, Parts(forward_mode), self._picture_size)
-
-    def _known_program(self) -> Program:
+    def _variant(self, attention: Attention, observe: Observe | None = None) -> Program:
+        """The network's stages with another attention kernel or with an observer."""
         if self._program is None:
-            raise UsageError(f"the layers of this model are not known ({self.not_shared})")
-        return self._program
+            raise self._layers_unknown()
+        return self.backbone.program(attention, observe=observe)
+
+    def _layers_unknown(self) -> UsageError:
+        return UsageError(f"the layers of this model are not known ({self.not_shared})")
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < len(self.layers):
@@ -328,7 +319,7 @@ class Engine:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether this says that memory did not suffice."""
+    """Whether an error means that memory ran out."""
     # the CPU allocator has no exception of its own
     own = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return own or "can't allocate memory" in str(error)

@@ -1,11 +1,11 @@
-"""How a network is run: switches that change speed and rounding, and nothing else."""
+"""Switches of execution: they change speed and rounding, and nothing else."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -13,20 +13,20 @@ from dori_fast.errors import UsageError
 
 Switch = bool | Literal["auto"]
 
-# What "auto" switches on, by the rows in benchmarks/results. On a CPU channels_last gains too
-# little for a directory and its pipeline, whose layout is its owner's, to differ in the last bits,
-# and compiling takes minutes before the first score. GPUs are not measured.
+# Switches that "auto" turns on, by the rows in benchmarks/results. On a CPU channels_last gains too
+# little: it would make a directory and its pipeline, whose layout is its owner's, differ in the
+# last bits. Compiling takes minutes before the first score. GPUs are not measured.
 _WORTH_IT: dict[str, set[str]] = {"cpu": set(), "cuda": set()}
 
 
 @dataclass(frozen=True)
 class Execution:
-    """The switches of :func:`dori_fast.load`, as wished or as resolved.
+    """The switches of :func:`dori_fast.load`, as requested or as resolved.
 
     Attributes:
-        attention: "auto", "sdpa" or "xformers"; "own" where the model's own runs.
+        attention: "auto", "sdpa" or "xformers"; "own" where the model's own attention runs.
         compile: compile the repeated parts (residual blocks, parts of transformer layers).
-        channels_last: keep pictures and convolution weights with the channels innermost.
+        channels_last: keep images and convolution weights with the channels innermost.
         cuda_graphs: record the launches of a batch once and replay them.
     """
 
@@ -40,11 +40,11 @@ class Execution:
 
         Args:
             name: an attribute other than attention.
-            device: where the network is.
-            refusal: why it cannot be on for this network, if it cannot.
+            device: device of the network.
+            refusal: reason why it cannot be on for this network; default: none.
 
         Raises:
-            UsageError: no such value, or True where that cannot be.
+            UsageError: an invalid value, or True where that is impossible.
         """
         wanted = getattr(self, name)
         if wanted not in ("auto", True, False):
@@ -59,7 +59,7 @@ class Execution:
 
 
 def why_not_compile(device: torch.device) -> str | None:
-    """Why torch.compile cannot work on a device, or None if it can."""
+    """The reason why torch.compile cannot work on a device, or None if it can."""
     if device.type == "cuda":
         found = importlib.util.find_spec("triton") is not None
         return None if found else "torch.compile needs triton, which is not installed"
@@ -70,7 +70,7 @@ def why_not_compile(device: torch.device) -> str | None:
     try:
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler:
-        return "torch.compile needs a C++ compiler, and none is found (set CXX)"
+        return "torch.compile needs a C++ compiler, and none is found; set CXX"
     return None
 
 
@@ -83,9 +83,3 @@ _REFUSALS: dict[str, Callable[[torch.device], str | None]] = {
     "channels_last": lambda device: None,
     "cuda_graphs": _why_not_cuda_graphs,
 }
-
-
-def is_channels_last(unet: Any) -> bool:
-    """Whether a UNet's convolution weights have their channels innermost."""
-    weight: torch.Tensor = unet.conv_in.weight
-    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
-"""Forward derivatives of attention and norms by one kernel each, where torch composes or has none.
+"""Forward derivatives of attention and norms, by one kernel each.
 
-torch's own rules write attention's matrices of Q x K numbers several times over, take a norm apart
-into a dozen passes, and have nothing for a group norm with the channels innermost.
+Torch's own rules write attention's matrices of Q x K numbers several times, split a norm into a
+dozen passes, and have no rule for a group norm with the channels innermost.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _ONLY_INPUT = [True, False, False]
 
 
 class FusedDerivatives(TorchFunctionMode):
-    """Within it attention, group and layer norms take tangents along in kernels of their own.
+    """A context in which attention, group and layer norms carry tangents in fused kernels.
 
-    What has no tangent, and attention with a mask, dropout or causality, is computed as without.
+    Calls without tangents are unchanged, and so is attention with a mask, dropout or causality.
     """
 
     def __torch_function__(
@@ -35,7 +35,7 @@ class FusedDerivatives(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         rule, given = _RULES.get(func), dict(kwargs or {})
-        # a call that names its inputs is left to torch
+        # torch handles a call that passes its inputs by name
         if rule is None or not args or forward_ad.unpack_dual(args[0]).tangent is None:
             return func(*args, **given)
         return rule(func, *args, **given)
@@ -57,7 +57,7 @@ def _group_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
-        # autocast knows the norms that this replaces, and takes them in float32, but not this one
+        # autocast runs torch's norms in float32 but does not recognize this one
         x = x.float()
         weight, bias = (part if part is None else part.float() for part in (weight, bias))
     x, along = (part.contiguous() for part in forward_ad.unpack_dual(x))

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from dori_fast.models.engine.state import State, TextPart, TimeBiases
+from dori_fast.models.engine.state import State, TextPart
 
-Run = Callable[[State, TextPart | None, TimeBiases | None], State]
+Run = Callable[[State, TextPart, Any], State]
 _GRAPHS_KEPT = 8
 
 
 class Graphs:
-    """Recorded runs of stages by place and by the shapes that go in; the last ones are kept."""
+    """Recorded runs of stages by place and input shapes; the latest few are kept."""
 
     def __init__(self) -> None:
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
@@ -29,25 +29,20 @@ class Graphs:
     def __len__(self) -> int:
         return len(self._recorded)
 
-    def run(
-        self,
-        place: Hashable,
-        compute: Run,
-        state: State,
-        text: TextPart | None,
-        biases: TimeBiases | None,
-    ) -> State:
-        """``compute(state, text, biases)``, replayed if there is no gradient or weight mask."""
-        keys_values = None if text is None else text.keys_values
-        leaves, structure = tree_flatten((state.x, state.kept, keys_values, biases))
+    def run(self, place: Hashable, compute: Run, state: State, text: TextPart, extra: Any) -> State:
+        """``compute(state, text, extra)``, replayed if there is no gradient or weight mask.
+
+        ``extra`` is any pytree of tensors.
+        """
+        time = () if text.time is None else (text.time,)
+        leaves, structure = tree_flatten((state.x, state.kept, text.keys_values, time, extra))
         differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
-        if differentiated or (text is not None and text.pruned):
-            return compute(state, text, biases)
+        if differentiated or text.pruned:
+            return compute(state, text, extra)
 
         def on_leaves(leaves: list[Tensor]) -> State:
-            x, kept, keys_values, biases = tree_unflatten(leaves, structure)
-            text = None if keys_values is None else TextPart(keys_values)
-            return compute(State(x, kept), text, biases)
+            x, kept, keys_values, time, extra = tree_unflatten(leaves, structure)
+            return compute(State(x, kept), TextPart(keys_values, *time), extra)
 
         key = (place, structure, tuple((x.shape, x.stride()) for x in leaves))
         with torch.cuda.device(state.x.device):
@@ -60,11 +55,11 @@ class Graphs:
 
 
 class _Recorded:
-    """One recorded run: inputs are copied to where it reads, the output from where it writes."""
+    """One recorded run, with tensors of its own for inputs and outputs."""
 
     def __init__(self, compute: Callable[[list[Tensor]], State], leaves: list[Tensor]) -> None:
         self._inputs = [x.clone() for x in leaves]
-        # libraries choose kernels and take their workspaces in a first run, on a stream of its own
+        # in a first run, on a separate stream, libraries choose kernels and allocate workspaces
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.no_grad():

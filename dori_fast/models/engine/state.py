@@ -1,7 +1,7 @@
-"""What passes between the stages of a UNet: activations, and what the text contributes.
+"""Shared work as data: a network's activations, and the contribution of the text.
 
-Both are nothing but tensors with the samples (or prompts) in front, so that what was computed once
-is given to many samples by indexing.
+Both are nothing but tensors with the samples (or prompts) in front, so that a result that was
+computed once is given to many samples by indexing.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Timestep = int | Tensor
 """One index into ``alphas_cumprod`` for all N samples, or int64 [N] on the CPU, each its own."""
-
-TimeBiases = dict[nn.Module, Tensor]
-"""By resnet: what the time embedding adds to its first convolution, [C], or [N, C] by sample."""
 
 
 @dataclass(frozen=True)
 class State:
     """Activations between two stages.
 
-    ``x`` [N, *] is the current one; ``kept`` are those that later stages come back to (skip
+    ``x`` [N, *] is the current one. ``kept`` are those that later stages need again (skip
     connections, residuals), the next one needed last. All have the N samples in front.
     """
 
@@ -35,15 +32,15 @@ class State:
         return State(self.x[samples], tuple(kept[samples] for kept in self.kept))
 
     def push(self, x: Tensor) -> State:
-        """Keep the current activation and go on with ``x``."""
+        """The state with ``x`` as the current activation and the previous one kept."""
         return State(x, (*self.kept, self.x))
 
     def with_kept(self, *tensors: Tensor) -> State:
-        """Keep ``tensors`` and go on with the current activation."""
+        """The state with ``tensors`` kept as well."""
         return State(self.x, (*self.kept, *tensors))
 
     def with_aside(self, tensor: Tensor) -> State:
-        """Put ``tensor`` below all that is kept, where no later stage comes back to it."""
+        """The state with ``tensor`` below everything kept, where no stage needs it."""
         return State(self.x, (tensor, *self.kept))
 
     def pop(self) -> tuple[Tensor, State]:
@@ -63,7 +60,7 @@ class State:
 
 @dataclass(frozen=True)
 class Pruned:
-    """Weights that a linear layer lacks, the same for all N samples or each sample's own.
+    """Weights missing from a linear layer, the same for all N samples or each sample's own.
 
     Attributes:
         mask: bool [M, O, I], True where a weight is 0.
@@ -85,12 +82,12 @@ class Pruned:
 
 @dataclass(frozen=True)
 class TextPart:
-    """What the text, and the masks that go with it, contribute to an evaluation.
+    """The contribution of the text, and of the masks that go with it, to an evaluation.
 
     Attributes:
         keys_values: keys and values [N, T, C] of every cross-attention, in order.
-        time: [N, E], what the text adds to the time embedding (SDXL), or None.
-        pruned: by number of the transformer layer, what its second feed-forward linear lacks.
+        time: [N, E], the text's addition to the time embedding, or None.
+        pruned: weights missing from second feed-forward linears, by number of the layer.
     """
 
     keys_values: list[tuple[Tensor, Tensor]]
@@ -111,14 +108,3 @@ class TextPart:
         ]
         times = [part.time for part in parts if part.time is not None]
         return TextPart(keys_values, torch.cat(times) if times else None)
-
-
-def added_conditions(
-    pooled: Tensor | None, picture_size: tuple[int, int]
-) -> dict[str, Tensor] | None:
-    """SDXL's added conditions for pooled embeddings [P, E]: a picture of this size, uncropped."""
-    if pooled is None:
-        return None
-    height, width = picture_size
-    ids = torch.tensor([height, width, 0, 0, height, width], device=pooled.device)
-    return {"text_embeds": pooled, "time_ids": ids.to(pooled.dtype).expand(len(pooled), -1)}

@@ -1,4 +1,4 @@
-"""Facts about weights that an audit needs: what was read, and whether it is sane."""
+"""Hashes of files and tensors, and a check that weights are finite."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ def file_hashes(
 ) -> dict[str, str]:
     """sha256 of every file of the named parts, by path relative to ``directory``.
 
-    Of the weights only those of the variant, which are the ones that are read.
-
-    Not of the weights alone: another tokenizer, configuration or noise schedule is another model.
+    Hash config, tokenizer and scheduler files too, since changing any of them changes the model.
+    Weight files of other variants are skipped.
     """
     hashes = {}
     for part in parts:
@@ -35,13 +34,23 @@ def file_hashes(
     return hashes
 
 
+def without_unet_weights(hashes: Mapping[str, str]) -> dict[str, str]:
+    """A model's hashes by file or part, without those of the UNet's weights."""
+    return {
+        name: sha
+        for name, sha in hashes.items()
+        if name not in ("unet", "unet_weights")
+        and not (name.startswith("unet/") and name.endswith(".safetensors"))
+    }
+
+
 def text_sha256(text: str) -> str:
     """sha256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes of tensors, in order of name."""
+    """sha256 of names, dtypes, shapes and bytes of tensors, in order of name."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
@@ -53,7 +62,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor that holds a NaN or an infinity, or None."""
     for name, value in tensors:
-        # the sum of finite values of a network is finite; it costs one pass and no mask
+        # the sum of a network's finite values is finite; it costs one pass and no mask
         if not torch.isfinite(value.detach().sum(dtype=torch.float64)):
             return name
     return None

@@ -1,4 +1,4 @@
-"""Safetensors files, read back: anybody's, and those of the package's own formats."""
+"""Readers of safetensors files: foreign ones, and those of the package's own formats."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from dori_fast.errors import IntegrityError, UsageError
 
-# that of Stable Diffusion XL is of 0.2 MB
+# Stable Diffusion XL's header has 0.2 MB
 _HEADER_BYTES = 10_000_000
 
 
 def refuse_doubled_names(path: Path) -> None:
-    """Raise IntegrityError if two tensors have one name: readers differ in which they take."""
+    """Raise IntegrityError if two tensors share a name, since readers differ in which they take."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > _HEADER_BYTES:
@@ -41,7 +41,7 @@ def open_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
     Raises:
         UsageError: no such file.
-        IntegrityError: damaged.
+        IntegrityError: a damaged file.
     """
     try:
         refuse_doubled_names(Path(path))
@@ -61,12 +61,12 @@ def read_tensors(
 
     Args:
         path: the file.
-        wanted: what its header must have as "format".
-        kind: what such a file is called, for the message.
+        wanted: required "format" entry of the header.
+        kind: name of this kind of file, for the error message.
 
     Raises:
         UsageError: no such file.
-        IntegrityError: damaged, or of another format.
+        IntegrityError: a damaged file, or another format.
     """
     tensors, metadata = open_tensors(path)
     found = metadata.pop("format", None)

@@ -19,7 +19,7 @@ class TextCondition:
         index: int64 [P] on the CPU, the row of ``unique`` that each prompt uses.
         n_tokens: int64 [P] on the CPU, tokens with begin and end marks, before truncation.
         truncated: bool [P] on the CPU, whether the prompt exceeded the text encoder's context.
-        pooled: [U, E] pooled embeddings, where the UNet takes them (SDXL), else None.
+        pooled: [U, E] pooled embeddings if the network takes them (SDXL), else None.
     """
 
     unique: Tensor
@@ -27,6 +27,18 @@ class TextCondition:
     n_tokens: Tensor
     truncated: Tensor
     pooled: Tensor | None = None
+
+    @staticmethod
+    def of(embeddings: Tensor, pooled: Tensor | None = None) -> TextCondition:
+        """The condition of P embeddings [P, T, D] that need not belong to any prompt."""
+        prompts, tokens = embeddings.shape[:2]
+        return TextCondition(
+            unique=embeddings,
+            index=torch.arange(prompts),
+            n_tokens=torch.full((prompts,), tokens),
+            truncated=torch.zeros(prompts, dtype=torch.bool),
+            pooled=pooled,
+        )
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -45,7 +57,7 @@ class TextCondition:
         return self.unique[self.index.to(self.unique.device)]
 
     def one_row_each(self) -> TextCondition:
-        """The same prompts with a row of ``unique`` for each, equal or not."""
+        """The same prompts with a row of ``unique`` for each, even for equal prompts."""
         pooled = None if self.pooled is None else self.pooled[self.index.to(self.pooled.device)]
         index = torch.arange(len(self))
         return replace(self, unique=self.embeddings, pooled=pooled, index=index)
@@ -60,7 +72,7 @@ class TextCondition:
 
 
 def first_positions(index: Tensor, n: int) -> Tensor:
-    """int64 [n]: the first position at which each of 0..n-1 stands in ``index`` [P]."""
+    """The first position of each of 0..n-1 in ``index`` [P], int64 [n]."""
     positions = torch.arange(index.shape[0])
     first = torch.full((n,), index.shape[0])
     return first.scatter_reduce(0, index, positions, reduce="amin")
@@ -68,7 +80,7 @@ def first_positions(index: Tensor, n: int) -> Tensor:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Fixed-length token ids of distinct prompts, and how the prompts map to them."""
+    """Fixed-length token ids of distinct prompts, and each prompt's row of them."""
 
     ids: Tensor  # int64 [U, T]
     index: Tensor  # int64 [P]
@@ -86,10 +98,10 @@ def token_lists(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> TokenRows:
-    """Token ids as a Stable Diffusion pipeline makes them: truncated and padded to the context.
+    """Token ids as in a Stable Diffusion pipeline: truncated and padded to the context.
 
-    Two prompts with the same ids after truncation share one row, which is exact: the denoiser
-    sees nothing of a prompt but these ids.
+    Prompts with the same ids after truncation share one row. This is exact, since nothing else of
+    a prompt reaches the denoiser.
     """
     context = int(tokenizer.model_max_length)
     lists = token_lists(tokenizer, prompts)
@@ -111,6 +123,6 @@ def tokenize(tokenizer: Any, prompts: Sequence[str]) -> TokenRows:
 
 
 def pad_rows(rows: Tensor, n: int) -> Tensor:
-    """``rows`` [k, *] brought to [n, *] by repeating its last row; k must be 1..n."""
+    """``rows`` [k, *] padded to [n, *] by repeating the last row; k must be 1..n."""
     missing = n - rows.shape[0]
     return rows if missing == 0 else torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])

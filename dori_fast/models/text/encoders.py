@@ -60,10 +60,26 @@ class TextSide:
         """The condition of the empty prompt."""
         return self.encode([""], batch)
 
+    def pipeline(self, **parts: Any) -> Any:
+        """A stock diffusers pipeline of this text encoder and a model's other parts."""
+        from diffusers import StableDiffusionPipeline
+
+        return StableDiffusionPipeline(
+            tokenizer=self.tokenizer,
+            text_encoder=self.text_encoder,
+            **parts,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
 
 class TextSideXL:
-    """SDXL: two tokenizers and encoders, their penultimate hidden states side by side, and the
-    second one's pooled embedding."""
+    """SDXL: two tokenizers and text encoders.
+
+    Embeddings are their penultimate hidden states side by side, and the second one's pooled
+    embedding.
+    """
 
     has_pooled = True
 
@@ -104,19 +120,33 @@ class TextSideXL:
         return _condition(first, unique, index, pooled[rows_2])
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """All token ids of each prompt, before truncation: one tokenizer's, -1, the other's."""
+        """Both tokenizers' ids of each prompt with -1 between them, before truncation."""
         _require_text(prompts)
         both = (token_lists(t, prompts) for t in (self.tokenizer, self.tokenizer_2))
         return [[*first, -1, *second] for first, second in zip(*both, strict=True)]
 
     def empty(self, batch: int) -> TextCondition:
-        """The condition of no prompt: SDXL's base model takes zeros for it."""
+        """The condition of the empty prompt, which is all zeros in SDXL's base model."""
         empty = self.encode([""], batch)
         if self.zero_for_empty:
             empty.unique.zero_()
             if empty.pooled is not None:
                 empty.pooled.zero_()
         return empty
+
+    def pipeline(self, **parts: Any) -> Any:
+        """A stock diffusers pipeline of these text encoders and a model's other parts."""
+        from diffusers import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline(
+            tokenizer=self.tokenizer,
+            tokenizer_2=self.tokenizer_2,
+            text_encoder=self.text_encoder,
+            text_encoder_2=self.text_encoder_2,
+            force_zeros_for_empty_prompt=self.zero_for_empty,
+            **parts,
+            add_watermarker=False,
+        )
 
 
 def _require_text(prompts: Sequence[str]) -> None:
@@ -137,12 +167,12 @@ def _condition(
 def _in_batches(
     encoder: Any, tokens: TokenRows, batch: int, pick: Callable[[Any], tuple[Tensor, ...]]
 ) -> list[Tensor]:
-    """What ``pick`` takes of the encoder's output, for each distinct token row: [U, *] each.
+    """The tensors that ``pick`` selects from the encoder's output, [U, *] each, by token row.
 
     Every call of the encoder has the same shape [batch, T], the last one padded with its own last
-    row, so that an embedding does not depend on which prompts happen to be encoded beside it.
+    row, so that an embedding does not depend on the prompts beside it.
     """
-    # one row more than there is, so that no prompts at all still give tensors of the right width
+    # without prompts, one row of padding gives empty tensors of the right width
     ids = tokens.ids if len(tokens.ids) else torch.full((1, tokens.context), tokens.pad_id)
     chunks = []
     for chunk in ids.split(batch):
@@ -153,7 +183,7 @@ def _in_batches(
 
 def _call(encoder: Any, ids: Tensor, pad_id: int) -> Any:
     """The encoder on token ids [B, T]."""
-    # SD 1.x and 2.x attend to the padding; only models that say so mask it
+    # SD 1.x and 2.x attend to the padding; only models whose config says so mask it
     use_mask = getattr(encoder.config, "use_attention_mask", False)
     mask = (ids != pad_id).long() if use_mask else None
     return encoder(ids, attention_mask=mask, output_hidden_states=True)

@@ -160,7 +160,7 @@ def attack(
     judging = judging or Judging()
     with prompts_on_disk(prompts) as path:
         reader = open_prompts(path, column)
-        original = open_originals(images, reader, image_column, model.picture_size)
+        original = open_originals(images, reader, image_column, model.image_size)
         problems = _Problems(model, method, start, masks, in_turn, judging, original)
         run = run_each(
             model,
@@ -234,7 +234,7 @@ class _Problems:
         if self.masks is None:
             return self.model
         if self.in_turn:
-            return self.model.masked(self.masks.take([i % len(self.masks) for i in ids]))
+            return self.model.masked(self.masks.in_turn(ids))
         return masked_rows(self.model, self.masks, ids, "attack", ", or --in-turn for controls")
 
 

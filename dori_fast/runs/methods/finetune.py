@@ -143,7 +143,7 @@ def fine_tune(
         raise UsageError(f"finetune: checkpoint_every must be at least 1, got {checkpoint_every}")
     check_model(model)
     began, say = perf_counter(), on_stage or (lambda text: None)
-    drawing, size = drawing or Drawing(), model.picture_size
+    drawing, size = drawing or Drawing(), model.image_size
     memorized = read_pictured(
         prompts, images, size, column=column, image_column=image_column, limit=limit
     )

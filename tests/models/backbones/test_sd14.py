@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.4's own architecture, at random weights: it must load and run as it is."""
+"""Stable Diffusion 1.4's own architecture, at random weights: it must load and run unchanged."""
 
 from __future__ import annotations
 

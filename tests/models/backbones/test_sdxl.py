@@ -1,4 +1,4 @@
-"""SDXL: two text encoders, pooled embeddings and the picture's size in the time embedding."""
+"""SDXL: two text encoders, pooled embeddings and the image size in the time embedding."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_sharing_is_exact(dtype, tolerance):
     torch.manual_seed(0)
     unet = tiny_unet().to(dtype).eval().requires_grad_(False)
     assert refusal(unet) is None
-    program = Program(unet, picture_size=(16, 16))
+    program = Program(unet, image_size=(16, 16))
     latents = torch.randn(3, 4, 8, 8, dtype=dtype)
     text, pooled = torch.randn(2, 7, WIDTH, dtype=dtype), torch.randn(2, POOLED, dtype=dtype)
     rows, which = torch.arange(2).repeat_interleave(3), torch.arange(3).repeat(2)

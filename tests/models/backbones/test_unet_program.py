@@ -72,7 +72,7 @@ def test_sharing_is_exact(family, dtype, tolerance):
     expected = plain_forward(unet, latents, text, 961)
     actual = shared_forward(unet, latents, text, 961)
     assert (actual - expected).norm() <= tolerance * expected.norm()
-    # the prefix really holds all that a second timestep changes
+    # nothing of the first timestep is kept for the second
     other = shared_forward(unet, latents, text, 21)
     assert (other - plain_forward(unet, latents, text, 21)).norm() <= tolerance * other.norm()
 

@@ -1,4 +1,4 @@
-"""Which attention kernel runs, and that an explicit wish is met or refused."""
+"""The choice of the attention kernel: an explicit request is met or refused."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class LooksLikeCuda:
 
 
 def install_xformers(monkeypatch, attention):
-    """Dispatch alone: the kernel itself needs a GPU and is tested there."""
+    """A stand-in for xformers, to test dispatch; the kernel itself is tested on a GPU."""
     ops = types.ModuleType("xformers.ops")
     ops.memory_efficient_attention = attention
     package = types.ModuleType("xformers")

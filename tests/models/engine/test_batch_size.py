@@ -1,4 +1,4 @@
-"""The batch size where nobody says it."""
+"""The automatic batch size."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import dori_fast as df
-from dori_fast.models.backbones.unet.parts import Parts
-from dori_fast.models.backbones.unet.program import Program
+from dori_fast.models.backbones.registry import backbone_of
 from dori_fast.models.engine.attention import sdpa
 from dori_fast.models.engine.batch_size import auto_batch_size, fitting, peak_bytes
 from tests.models.backbones.test_unet_program import small_unet
@@ -25,7 +24,7 @@ GB = 1e9
         (0.3 * GB, 8 * GB, 24 * GB, 16),
         (1.3 * GB, 0, 80 * GB, 32),
         (3 * GB, 0, 4 * GB, 1),
-        # not even one fits: the run itself will say so
+        # not even one fits, so the run itself will raise
         (3 * GB, 0, 1 * GB, 1),
         (0.0, 0, 1 * GB, 64),
     ],
@@ -41,16 +40,16 @@ def test_a_little_less_memory_changes_nothing():
 
 def test_on_a_cpu_it_depends_on_the_model_alone(tmp_path):
     assert df.load(save_tiny_sd(tmp_path), device="cpu").batch_size == 32
-    assert auto_batch_size(small_unet(), None, (0, 0)) == 32
+    assert auto_batch_size(backbone_of(small_unet(), (0, 0)), None) == 32
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("own", [False, True])
 def test_the_peak_that_a_probe_predicts_is_that_of_a_real_batch(own):
-    unet = small_unet(torch.float32, sample_size=64).cuda()
-    program = None if own else Program(unet, Parts(sdpa))
-    two, four, real = (peak_bytes(unet, program, (0, 0), n) for n in (2, 4, 16))
+    backbone = backbone_of(small_unet(torch.float32, sample_size=64).cuda(), (0, 0))
+    program = None if own else backbone.program(sdpa)
+    two, four, real = (peak_bytes(backbone, program, n) for n in (2, 4, 16))
     predicted = two + 7 * (four - two)
     assert two < four < real
     assert 0.5 * real < predicted < 1.5 * real
-    assert auto_batch_size(unet, program, (0, 0)) == 64
+    assert auto_batch_size(backbone, program) == 64

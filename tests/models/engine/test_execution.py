@@ -1,4 +1,4 @@
-"""The switches: what "auto" chooses, what is refused, and that they change rounding alone."""
+"""The switches: choices of "auto", refusals, and changes of rounding alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.parts import Parts
 from dori_fast.models.backbones.unet.program import Program
 from dori_fast.models.engine.attention import sdpa
-from dori_fast.models.engine.execution import Execution, is_channels_last
+from dori_fast.models.engine.execution import Execution
 from dori_fast.models.engine.graphs import Graphs
 from tests.models.backbones.test_unet_program import small_unet
 from tests.tiny_model import save_tiny_sd
@@ -39,7 +39,7 @@ def test_on_a_cpu_auto_switches_nothing_on(tiny):
 def test_channels_last_changes_rounding_alone(tiny, share):
     how = {"device": "cpu", "dtype": "float64", "share": share}
     plain, last = (df.load(tiny, channels_last=on, **how) for on in (False, True))
-    assert not is_channels_last(plain.unet) and is_channels_last(last.unet)
+    assert not plain.engine.backbone.channels_last and last.engine.backbone.channels_last
     expected = epsilon(plain)
     assert (epsilon(last) - expected).norm() <= 1e-12 * expected.norm()
 
@@ -77,7 +77,7 @@ def test_a_pipelines_layout_is_its_owners(tiny):
     assert not df.load(pipe).engine.execution.channels_last
     with pytest.raises(UsageError, match=r"pipe.unet.to\(memory_format=torch.channels_last\)"):
         df.load(pipe, channels_last=True)
-    assert not is_channels_last(pipe.unet)
+    assert pipe.unet.conv_in.weight.is_contiguous()
     pipe.unet.to(memory_format=torch.channels_last)
     assert df.load(pipe, channels_last=True).engine.execution.channels_last
     with pytest.raises(UsageError, match="contiguous_format"):
@@ -122,7 +122,7 @@ def test_compiled_parts_are_exact(differentiated):
             assert (actual - expected).norm() <= 1e-12 * expected.norm()
 
     compare(961)
-    # another timestep needs no other code
+    # another timestep needs no recompilation
     with torch.compiler.set_stance("fail_on_recompile"):
         compare(21)
 

@@ -1,4 +1,4 @@
-"""Forward derivatives of fused kernels equal torch's own, of the unfused computation."""
+"""Forward derivatives of fused kernels equal torch's own of the unfused computation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_group_norms(shape, affine):
     with FusedDerivatives():
         torch.testing.assert_close(along(norm, x), expected)
         if x.dim() == 4:
-            # torch has no rule of its own for this order of memory
+            # torch has no rule for this memory layout
             inner = along(norm, x.contiguous(memory_format=torch.channels_last))
             torch.testing.assert_close(inner, expected)
 
@@ -47,7 +47,7 @@ def test_layer_norms(affine):
 
 
 def test_norms_under_autocast_are_taken_in_float32() -> None:
-    """As CUDA's autocast has them, where activations are float32 and weights are not."""
+    """As under CUDA's autocast, where activations are float32 and weights are not."""
     norm = nn.GroupNorm(3, 6, dtype=torch.bfloat16)
     for parameter in norm.parameters():
         nn.init.normal_(parameter)

@@ -1,4 +1,4 @@
-"""A timestep for each sample of a batch, and gradients, against the plain network one by one."""
+"""Own timesteps for each sample of a batch, and gradients, against the plain network one by one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask
-from dori_fast.models.engine.state import added_conditions
+from dori_fast.models.backbones.unet.program import added_conditions
 from dori_fast.models.probes import prediction
 from tests.tiny_model import save_tiny_sd
 from tests.tiny_sdxl import save_tiny_sdxl
@@ -32,7 +32,7 @@ def load(sources, name, dtype, **options):
 
 
 def problem(model):
-    """Text, pooled text (SDXL) and latents, drawn alike for every dtype."""
+    """Text, pooled text (SDXL) and latents, the same for every dtype."""
     generator = torch.Generator().manual_seed(0)
     like = model.unconditional
     shapes = [like.unique.shape[1:], *([like.pooled.shape[1:]] if like.pooled is not None else [])]
@@ -46,7 +46,7 @@ def plain(model, text, pooled, latents):
     rows = []
     for p in range(P):
         row = None if pooled is None else pooled[p : p + 1]
-        added = added_conditions(row, model.engine._picture_size)
+        added = added_conditions(row, model.image_size)
         rows.append(
             torch.cat(
                 [
@@ -114,12 +114,12 @@ def test_a_prediction_and_its_gradient_depend_on_no_neighbour(sources, name):
 
 
 def test_no_gradient_is_kept_of_what_the_text_has_no_part_in(sources):
-    """One problem: the prefix's backward pass is as absent as the weights'."""
+    """The backward pass skips the prefix and the weights."""
     model = load(sources, "sd", "float32", batch_size=P * B)
     text, _, latents = problem(model)
     condition = model.condition(text.requires_grad_())
     prefix = model.engine._prefix(
-        model.engine._known_program(),
+        model.engine.program,
         model.samples(condition, latents, TIMESTEPS).shared,
         torch.arange(P * B),
     )
@@ -161,7 +161,7 @@ def test_what_the_network_is_trained_to_answer_becomes_epsilon(sources, kind):
     target = schedule.target(x_0, eps, TIMESTEPS)
     found = schedule.epsilon(target.flatten(0, 1), x_t.flatten(0, 1), TIMESTEPS.flatten())
     torch.testing.assert_close(found, eps.flatten(0, 1))
-    # the conversion of each sample is that of its own timestep
+    # each sample is converted with its own timestep
     for n, t in enumerate(TIMESTEPS.flatten().tolist()):
         one = schedule.epsilon(target.flatten(0, 1)[n : n + 1], x_t.flatten(0, 1)[n : n + 1], t)
         torch.testing.assert_close(found[n : n + 1], one)

@@ -1,4 +1,4 @@
-"""Convolutions taken apart: over what they add (a time bias) and over what they join (a skip).
+"""Convolutions split into parts: the time bias that they add, and the skip that they join.
 
 A resnet of the up path computes conv1(silu(norm1(cat[h, skip]))) and shortcut(cat[h, skip]). Both
 convolutions are linear in the concatenation, and the group norm acts within groups, so when no
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 
 def conv_with_bias(conv: Any, x: Tensor, extra: Tensor) -> Tensor:
-    """``conv(x)`` plus ``extra`` [C] or [N, C] on each channel, in one pass where it can be."""
+    """``conv(x)`` plus ``extra`` [C] or [N, C] on each channel, in one pass where possible."""
     if extra.ndim == 1 and _is_plain(conv):
         return F.conv2d(x, conv.weight, conv.bias + extra, conv.stride, conv.padding)
-    # each sample has a bias of its own, or a wrapped convolution (LoRA) has no one bias
+    # each sample has its own bias, or a wrapped convolution (LoRA) has no single bias
     return conv(x) + extra[..., None, None]
 
 
 def can_split(resnet: Any, skip_channels: int) -> bool:
-    """Whether the part of a skip connection of so many channels can be computed apart."""
+    """Whether the part of a skip connection with so many channels can be computed apart."""
     norm = resnet.norm1
     own = norm.num_channels - skip_channels
     whole_groups = own % (norm.num_channels // norm.num_groups) == 0
@@ -30,7 +30,7 @@ def can_split(resnet: Any, skip_channels: int) -> bool:
 
 
 def skip_part(resnet: Any, skip: Tensor) -> tuple[Tensor, Tensor]:
-    """What a skip connection adds to the resnet's first convolution and to its shortcut."""
+    """A skip connection's additions to the resnet's first convolution and to its shortcut."""
     own = resnet.norm1.num_channels - skip.shape[1]
     h = resnet.nonlinearity(_group_norm(resnet.norm1, skip, own))
     conv, shortcut = resnet.conv1, resnet.conv_shortcut
@@ -45,7 +45,7 @@ def join(
 ) -> Tensor:
     """The resnet's output from ``x``, the parts of its skip connection and the time bias.
 
-    The bias is [C], or [N, C] where each sample has its own.
+    The bias is [C], or [N, C] if each sample has its own.
     """
     own = x.shape[1]
     conv, shortcut = resnet.conv1, resnet.conv_shortcut

@@ -1,37 +1,40 @@
-"""Masks brought into an evaluation: values scaled, feed-forward weights left out."""
+"""Masks of an evaluation: values scaled, feed-forward weights set to zero."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from dori_fast.errors import UsageError
-from dori_fast.models.backbones.unet.program import Program
 from dori_fast.models.engine.state import Pruned, TextPart
 from dori_fast.models.masks import Masks, NeuronMask, WeightMask
 from dori_fast.ops import neuron_mask
 
 
-def masked(program: Program, part: TextPart, masks: Masks, text: Tensor) -> TextPart:
-    """What texts contribute under masks.
+def masked(
+    part: TextPart, masks: Masks, text: Tensor, names: Iterable[str], second_linears: Iterable[str]
+) -> TextPart:
+    """The contribution of texts under masks.
 
     Args:
-        program: of the UNet.
-        part: of N samples.
-        masks: M = 1 for all samples, or one for each row of text embeddings.
-        text: int64 [N] on the CPU, each sample's row.
+        part: text part of N samples.
+        masks: M = 1 mask for all samples, or one for each row of text embeddings.
+        text: int64 [N] on the CPU, each sample's row of text embeddings.
+        names: names of the cross-attentions, in order.
+        second_linears: names of the second feed-forward linears, in order.
     """
     keys_values = [
         (key, _scaled(value, masks.neurons, name, text))
-        for name, (key, value) in zip(program.names, part.keys_values, strict=True)
+        for name, (key, value) in zip(names, part.keys_values, strict=True)
     ]
     weights = {} if masks.weights is None else masks.weights.pruned
     rows = tuple(text.tolist())
     pruned = {
         number: Pruned(weights[name], rows)
-        for number, name in enumerate(program.second_linears)
+        for number, name in enumerate(second_linears)
         if name in weights
     }
     return dataclasses.replace(part, keys_values=keys_values, pruned=pruned)
@@ -45,14 +48,20 @@ def _scaled(value: Tensor, mask: NeuronMask | None, name: str, text: Tensor) -> 
     return neuron_mask(value, scale.to(value)[rows.to(value.device)])
 
 
-def check_mask(program: Program, mask: NeuronMask | WeightMask) -> None:
-    """Refuse a mask whose layers or widths are not this UNet's.
+def check_mask(
+    mask: NeuronMask | WeightMask, widths: Mapping[str, int], layers: Mapping[str, nn.Module]
+) -> None:
+    """Check that a mask's layers and shapes are the network's.
+
+    Args:
+        mask: the mask.
+        widths: number of value neurons of each cross-attention, by name.
+        layers: second linear layer of each feed-forward, by name.
 
     Raises:
-        UsageError: says which.
+        UsageError: a layer or shape is not; the message names it.
     """
     if isinstance(mask, NeuronMask):
-        widths = program.value_widths
         for name, scale in mask.scales.items():
             if name not in widths:
                 raise UsageError(f"masked: no cross-attention {name!r}; see model.layers")
@@ -61,15 +70,15 @@ def check_mask(program: Program, mask: NeuronMask | WeightMask) -> None:
                     f"masked: {name} needs factors [M, {widths[name]}], got {list(scale.shape)}"
                 )
         return
-    layers = program.second_linears
     for name, pruned in mask.pruned.items():
-        if name not in layers:
+        layer = layers.get(name)
+        if layer is None:
             raise UsageError(
                 f"masked: {name!r} is not the second linear layer of a feed-forward; those are"
                 f" {', '.join(layers)}"
             )
-        if not isinstance(layers[name], nn.Linear):
+        if not isinstance(layer, nn.Linear):
             raise UsageError(f"masked: {name} has an adapter; fuse it (pipe.fuse_lora()) first")
-        if pruned.shape[1:] != layers[name].weight.shape:
-            needs = ", ".join(map(str, layers[name].weight.shape))
+        if pruned.shape[1:] != layer.weight.shape:
+            needs = ", ".join(map(str, layer.weight.shape))
             raise UsageError(f"masked: {name} needs masks [M, {needs}], got {list(pruned.shape)}")

@@ -1,7 +1,7 @@
 """The repeated parts of a UNet as functions of tensors, run as they are or compiled.
 
-Compiled are these parts and not the network: blocks of one shape share their code, which takes
-seconds, and whatever is shared or masked between the parts stays as it is.
+Parts are compiled rather than the network: blocks of one shape share their code, which takes
+seconds to compile, and sharing and masking between the parts stay as they are.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from dori_fast.models.backbones.unet import joins
 from dori_fast.models.engine.attention import Attention
 
 # a network has a few dozen kinds of block, each compiled again for another batch size or dtype;
-# beyond this many dynamo would go on uncompiled
+# beyond this limit dynamo would silently run uncompiled code
 _MOST_KINDS = 1024
 
 
 class Parts:
-    """The parts: of a module and tensors, pictures [N, C, H, W] or tokens [N, HW, C].
+    """The parts, functions of a module and of feature maps [N, C, H, W] or tokens [N, HW, C].
 
     Args:
-        attention: the attention kernel.
+        attention: attention kernel.
         compiled: compile each part once for every kind and shape of block.
     """
 
@@ -45,12 +45,12 @@ class Parts:
         return torch.compile(part, dynamic=False, fullgraph=True) if self._compiled else part
 
     def running(self) -> AbstractContextManager[Any]:
-        """The context to call the parts in: compiled ones never fall back to plain ones."""
+        """The context in which to call the parts: compiled ones never fall back to plain ones."""
         return never_falling_back() if self._compiled else nullcontext()
 
 
 def never_falling_back() -> AbstractContextManager[Any]:
-    """Within it, compiled code is compiled again for every kind of block, or fails."""
+    """A context in which dynamo recompiles for every kind of block, or fails."""
     return torch._dynamo.config.patch(
         recompile_limit=_MOST_KINDS,
         accumulated_recompile_limit=_MOST_KINDS,
@@ -59,14 +59,14 @@ def never_falling_back() -> AbstractContextManager[Any]:
 
 
 def residual(module: Any, x: Tensor, bias: Tensor) -> Tensor:
-    """A residual block; ``bias`` [C] or [N, C] is what the timestep adds."""
+    """A residual block; ``bias`` [C] or [N, C] comes from the timestep."""
     h = joins.conv_with_bias(module.conv1, module.nonlinearity(module.norm1(x)), bias)
     h = module.conv2(module.nonlinearity(module.norm2(h)))
     return h + (x if module.conv_shortcut is None else module.conv_shortcut(x))
 
 
 def enter(transformer: Any, x: Tensor) -> Tensor:
-    """From a picture to tokens."""
+    """From a feature map to tokens."""
     h = transformer.norm(x)
     if transformer.use_linear_projection:
         tokens: Tensor = transformer.proj_in(h.flatten(2).transpose(1, 2))
@@ -74,16 +74,16 @@ def enter(transformer: Any, x: Tensor) -> Tensor:
     return transformer.proj_in(h).flatten(2).transpose(1, 2)
 
 
-def leave(transformer: Any, tokens: Tensor, picture: Tensor) -> Tensor:
-    """From tokens back to a picture, added to the one that they were made of."""
-    # laid out as diffusers has it: the forward derivative of a group norm needs it
-    plain = picture.is_contiguous()
+def leave(transformer: Any, tokens: Tensor, residual: Tensor) -> Tensor:
+    """From tokens back to a feature map, plus the map that they were made from."""
+    # diffusers' own memory layout, which the forward derivative of a group norm needs
+    plain = residual.is_contiguous()
     layout = torch.contiguous_format if plain else torch.channels_last
     if transformer.use_linear_projection:
-        h = transformer.proj_out(tokens).transpose(1, 2).reshape(picture.shape)
-        return h.contiguous(memory_format=layout) + picture
-    h = tokens.transpose(1, 2).reshape(len(picture), -1, *picture.shape[2:])
-    return transformer.proj_out(h.contiguous(memory_format=layout)) + picture
+        h = transformer.proj_out(tokens).transpose(1, 2).reshape(residual.shape)
+        return h.contiguous(memory_format=layout) + residual
+    h = tokens.transpose(1, 2).reshape(len(residual), -1, *residual.shape[2:])
+    return transformer.proj_out(h.contiguous(memory_format=layout)) + residual
 
 
 def self_attention(layer: Any, attention: Attention, x: Tensor) -> Tensor:

@@ -1,16 +1,16 @@
 """A UNet as a flat sequence of stages, so that any part of it can be run once and shared.
 
-Diffusers runs a UNet2DConditionModel block by block; here its own modules are called in the same
-order, one stage after the other, on an explicit state. What was computed for S latents is broadcast
-to P x S samples by indexing: everything before the text comes in depends on (latent, timestep)
-alone. That is everything before the first cross-attention; in SDXL, whose time embedding takes in
-the text, it is the first convolution.
+Diffusers runs a UNet2DConditionModel block by block. Here its own modules are called in the same
+order, one stage after the other, on an explicit state. All work before the text comes in depends
+on (latent, timestep) alone, so it is done for S latents and broadcast to P x S samples by indexing.
+That is everything before the first cross-attention, or, in SDXL, whose time embedding takes in the
+text, the first convolution.
 
 Exact re-associations of what diffusers computes:
 - the time embedding of a timestep that all samples share is folded into the biases of the first
   convolutions;
 - keys and values of all cross-attentions are projected once per prompt, not once per sample;
-- a skip connection made before the text is looked at is convolved once per latent: the resnet that
+- a skip connection made before the text comes in is convolved once per latent: the resnet that
   joins it to h works on cat[h, skip], and a convolution of a concatenation is a sum of two;
 - divisions by output_scale_factor and rescale_output_factor, which are 1, are left out.
 """
@@ -26,21 +26,24 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dori_fast.models.backbones.unet import joins, stages
+from dori_fast.models.backbones.unet.masking import check_mask, masked
 from dori_fast.models.backbones.unet.parts import Parts
-from dori_fast.models.backbones.unet.stages import Observe, Run
+from dori_fast.models.backbones.unet.stages import Run, TimeBiases
 from dori_fast.models.engine.attention import sdpa
+from dori_fast.models.engine.backbone import Observe
 from dori_fast.models.engine.graphs import Graphs
-from dori_fast.models.engine.state import State, TextPart, TimeBiases, Timestep, added_conditions
+from dori_fast.models.engine.state import State, TextPart, Timestep
+from dori_fast.models.masks import Masks, NeuronMask, WeightMask
 
 _TIMESTEPS_KEPT = 64
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step on a state.
+    """One step on a state, with one more input.
 
-    It is given the time biases, or an attention's keys and values (``cross`` is set to the number
-    of the transformer layer), or the weights that a feed-forward lacks (``forward`` is).
+    The input is the keys and values of an attention if ``cross`` is the number of a transformer
+    layer, the pruned weights of a feed-forward if ``forward`` is, and otherwise the time biases.
     """
 
     run: Run
@@ -48,7 +51,7 @@ class Stage:
     forward: int | None = None
 
     def takes(self, text: TextPart | None, biases: TimeBiases | None) -> Any:
-        """What it is given besides the state."""
+        """The input besides the state."""
         if text is not None and self.cross is not None:
             return text.keys_values[self.cross]
         if text is not None and self.forward is not None:
@@ -60,10 +63,10 @@ class Program:
     """The stages of one UNet of a kind that :mod:`..recognize` accepts.
 
     Attributes:
-        cross: for each cross-attention, in order, the number of its stage.
-        names: their names in the UNet, in the same order.
+        cross: stage number of each cross-attention, in order.
+        names: names of the cross-attentions in the UNet, in the same order.
         second_linears: second linear layer of each feed-forward by name, in the same order.
-        recompute: keep for the backward pass only what passes between stages.
+        recompute: whether to keep, for the backward pass, only the states between stages.
     """
 
     recompute = False
@@ -72,14 +75,14 @@ class Program:
         self,
         unet: Any,
         parts: Parts | None = None,
-        picture_size: tuple[int, int] = (0, 0),
+        image_size: tuple[int, int] = (0, 0),
         graphs: Graphs | None = None,
         observe: Observe | None = None,
     ) -> None:
         self._unet = unet
         self._parts = parts or Parts(sdpa)
         self._graphs, self._observe = graphs, observe
-        self._picture_size = picture_size
+        self._image_size = image_size
         self._text_in_time = unet.config.addition_embed_type == "text_time"
         self._attentions: list[Any] = []
         self._forwards: list[Any] = []
@@ -97,25 +100,28 @@ class Program:
         self._kept_biases: OrderedDict[int, TimeBiases] = OrderedDict()
 
     def prefix(self, latents: Tensor, timestep: Timestep) -> State:
-        """Everything before the text comes in, on latents [N, C, H, W]."""
+        """All work before the text comes in, on latents [N, C, H, W]."""
         return self._run(State(latents), None, timestep, 0, self._first)
 
     def between(
         self, state: State, text: TextPart, timestep: Timestep, start: int, stop: int
     ) -> State:
-        """From one place to another: 0 is where the text comes in, n before cross-attention n."""
+        """The stages from place ``start`` up to cross-attention ``stop``.
+
+        Place 0 is where the text comes in, place n is before cross-attention n.
+        """
         return self._run(state, text, timestep, self._place(start), self.cross[stop])
 
     def suffix(self, state: State, text: TextPart, timestep: Timestep, start: int = 0) -> Tensor:
-        """The network's output [N, C, H, W] from a place on; see :meth:`between`."""
+        """The network's output [N, C, H, W] from place ``start`` on; see :meth:`between`."""
         return self.finish(state, text, timestep, start).x
 
     def finish(self, state: State, text: TextPart, timestep: Timestep, start: int = 0) -> State:
-        """The output, and what was put aside of each feed-forward, the last one first."""
+        """The output, and the observed values of each feed-forward, the last one first."""
         return self._run(state, text, timestep, self._place(start), len(self._stages))
 
     def weights_changed(self) -> None:
-        """Forget the time biases, which were computed with the old weights."""
+        """Discard the time biases, which were computed with the old weights."""
         self._kept_biases.clear()
 
     def _place(self, start: int) -> int:
@@ -124,9 +130,9 @@ class Program:
     def token_attention(
         self, state: State, text: TextPart, timestep: Timestep, layer: int
     ) -> Tensor:
-        """Attention [N, T] that each token receives in cross-attention ``layer``, from the prefix.
+        """Attention [N, T] that each token receives in cross-attention ``layer``, float32.
 
-        The mean over pixels and heads of softmax(q k^T / sqrt(d)), float32.
+        It is the mean over pixels and heads of softmax(q k^T / sqrt(d)), from the prefix's state.
         """
         queries = self.between(state, text, timestep, 0, layer).x
         heads = self._attentions[layer].heads
@@ -155,16 +161,16 @@ class Program:
 
         biases = self._biases(text, timestep)
         with self._parts.running():
-            if self._graphs is None or stop < len(self._stages):
+            if self._graphs is None or text is None or stop < len(self._stages):
                 return run(state, text, biases)
             return self._graphs.run((start, stop), run, state, text, biases)
 
     def text_part(self, text: Tensor, pooled: Tensor | None) -> TextPart:
-        """What texts [P, T, D] (and, in SDXL, pooled embeddings [P, E]) contribute."""
+        """The contribution of texts [P, T, D] (and, in SDXL, of pooled embeddings [P, E])."""
         keys_values = [(a.to_k(text), a.to_v(text)) for a in self._attentions]
         if not self._text_in_time:
             return TextPart(keys_values)
-        added = added_conditions(pooled, self._picture_size)
+        added = added_conditions(pooled, self._image_size)
         time = self._unet.get_aug_embed(
             emb=text, encoder_hidden_states=text, added_cond_kwargs=added
         )
@@ -172,12 +178,20 @@ class Program:
 
     @property
     def value_widths(self) -> dict[str, int]:
-        """Neurons of the value projection of every cross-attention, by its name."""
+        """Number of value neurons of each cross-attention, by name."""
         widths = (attention.to_v.out_features for attention in self._attentions)
         return dict(zip(self.names, widths, strict=True))
 
+    def masked(self, part: TextPart, masks: Masks, text: Tensor) -> TextPart:
+        """The text part of N samples under masks; see :func:`.masking.masked`."""
+        return masked(part, masks, text, self.names, self.second_linears)
+
+    def check_mask(self, mask: NeuronMask | WeightMask) -> None:
+        """Raise UsageError if the mask's layers or shapes are not the UNet's."""
+        check_mask(mask, self.value_widths, self.second_linears)
+
     def _biases(self, text: TextPart | None, timestep: Timestep) -> TimeBiases | None:
-        """What each resnet's first convolution is added; None before an SDXL's text comes in."""
+        """The addition to each resnet's first convolution; None before SDXL's text comes in."""
         if not self._text_in_time:
             return self._time_biases(timestep)
         if text is None or text.time is None:
@@ -185,7 +199,7 @@ class Program:
         return self._resnet_biases(self._time_embedding(timestep) + text.time)
 
     def _time_biases(self, timestep: Timestep) -> TimeBiases:
-        """What timesteps add: [C] for one, computed once, or [N, C]."""
+        """The timesteps' additions: [C] for one timestep, computed once, or [N, C]."""
         if isinstance(timestep, Tensor):
             return self._resnet_biases(self._time_embedding(timestep))
         if timestep not in self._kept_biases:
@@ -239,7 +253,7 @@ class Program:
         self._add(lambda state, _: State(module(state.x), state.kept))
 
     def _skip(self, channels: int) -> None:
-        """Keep the current activation, of so many channels, for the resnet that will join it."""
+        """Keep the current activation, with so many channels, for the resnet that will join it."""
         join = self._joins.pop()
         if not self._first and joins.can_split(join, channels):
             self._split.add(join)
@@ -281,3 +295,14 @@ class Program:
             self._attentions.append(layer.attn2)
             self._forwards.append(layer.ff)
         self._add(stages.leave(transformer, self._parts))
+
+
+def added_conditions(
+    pooled: Tensor | None, image_size: tuple[int, int]
+) -> dict[str, Tensor] | None:
+    """SDXL's added conditions for pooled embeddings [P, E]: an uncropped image of this size."""
+    if pooled is None:
+        return None
+    height, width = image_size
+    ids = torch.tensor([height, width, 0, 0, height, width], device=pooled.device)
+    return {"text_embeds": pooled, "time_ids": ids.to(pooled.dtype).expand(len(pooled), -1)}

@@ -1,7 +1,6 @@
-"""Which models are supported at all, and which UNets the stage program may be made of.
+"""Checks of a UNet: whether it is supported, and whether it can run as a stage program.
 
-A UNet that is not known to compute what ``program`` computes is refused, and the Denoiser then
-calls the model's own forward.
+A UNet that may compute anything else than ``program`` runs whole, by its own forward.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from torch import nn
 
 from dori_fast.errors import UsageError
 
-# a processor changes how attention is computed, not what; others (IP-Adapter, masks) change what
+# these change how attention is computed; others (IP-Adapter, masks) change its result
 _PROCESSORS = {"AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor"}
 _CONFIG = {
     "center_input_sample": False,
@@ -50,14 +49,15 @@ _ATTENTION = {
     "rescale_output_factor": 1.0,
     "is_causal": False,
 }
+_ADDED_EMBEDDINGS = (None, "text_time")
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 
 
-def require_denoiser(unet: Any, text: Any) -> None:
-    """Check that a UNet and a text side are a text-to-image denoiser of a supported kind.
+def require_denoiser(unet: Any) -> None:
+    """Check that a UNet is a text-to-image denoiser of a supported kind.
 
     Raises:
-        UsageError: they are not; says why.
+        UsageError: it is not; the message has the reason.
     """
     config = unet.config
     if config.in_channels != config.out_channels:
@@ -65,22 +65,36 @@ def require_denoiser(unet: Any, text: Any) -> None:
             f"load: a UNet from {config.in_channels} to {config.out_channels} channels is not a"
             " text-to-image denoiser (an inpainting or edit model?); not supported"
         )
-    pooled = config.addition_embed_type == "text_time"
-    if config.class_embed_type is not None or (config.addition_embed_type and not pooled):
-        kind = config.class_embed_type or config.addition_embed_type
+    kind = config.class_embed_type or config.addition_embed_type
+    if config.class_embed_type is not None or kind not in _ADDED_EMBEDDINGS:
         raise UsageError(f"load: a UNet with {kind!r} embeddings is not supported")
-    if pooled != text.has_pooled:
-        expected = "two text encoders (SDXL)" if pooled else "one text encoder"
+
+
+def require_text(unet: Any, width: int, pooled: bool) -> None:
+    """Check that text embeddings fit a UNet.
+
+    Args:
+        unet: a UNet that :func:`require_denoiser` accepts.
+        width: width of the embeddings.
+        pooled: whether a pooled embedding comes with them (SDXL).
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    config = unet.config
+    takes_pooled = config.addition_embed_type == "text_time"
+    if takes_pooled != pooled:
+        expected = "two text encoders (SDXL)" if takes_pooled else "one text encoder"
         raise UsageError(f"load: this UNet needs {expected}; the parts do not belong together")
-    if config.cross_attention_dim != text.width:
+    if config.cross_attention_dim != width:
         raise UsageError(
             f"load: the UNet takes text of width {config.cross_attention_dim}, the text encoder"
-            f" makes {text.width}; the parts do not belong together"
+            f" makes {width}; the parts do not belong together"
         )
 
 
 def refusal(unet: Any) -> str | None:
-    """Why this UNet's work cannot be shared stage by stage, or None if it can."""
+    """The reason why a UNet's work cannot be shared stage by stage, or None if it can."""
     return next(_objections(unet), None)
 
 
@@ -89,7 +103,7 @@ def _objections(unet: Any) -> Iterator[str]:
         yield f"{type(unet).__name__} is not a UNet2DConditionModel"
         return
     yield from _differences("UNet config", unet.config, _CONFIG)
-    if unet.config.addition_embed_type not in (None, "text_time"):
+    if unet.config.addition_embed_type not in _ADDED_EMBEDDINGS:
         yield f"UNet config: addition_embed_type is {unet.config.addition_embed_type!r}"
     if type(unet.mid_block).__name__ != "UNetMidBlock2DCrossAttn":
         yield f"mid block {type(unet.mid_block).__name__}"
@@ -131,7 +145,7 @@ def _attention_objections(name: str, attention: Any) -> Iterator[str]:
 
 
 def _hook_objections(name: str, module: nn.Module) -> Iterator[str]:
-    """The modules that the program does not call as a whole must not have anything hung on them."""
+    """Modules whose parts the program calls one by one must have no hooks of their own."""
     bypassed = type(module).__name__ in {
         *_BLOCKS,
         "Attention",

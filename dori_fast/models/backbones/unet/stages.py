@@ -7,20 +7,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dori_fast.models.backbones.unet.parts import Parts
-from dori_fast.models.engine.state import Pruned, State, TimeBiases
+from dori_fast.models.engine.backbone import Observe
+from dori_fast.models.engine.state import Pruned, State
+
+TimeBiases = dict[nn.Module, Tensor]
+"""By resnet, the time embedding's addition to its first convolution: [C], or [N, C] by sample."""
 
 Run = Callable[[State, Any], State]
-"""A step: on the state, and on what its ``program.Stage`` takes besides."""
-
-Observe = Callable[[Tensor], Tensor]
-"""What is wanted of activations [N, *]: a tensor with the same samples in front."""
+"""A step: a function of the state and of the input that its ``program.Stage`` selects."""
 
 
 def resnet(module: Any, parts: Parts) -> Run:
-    """A residual block on a picture [N, C, H, W]."""
+    """A residual block on a feature map [N, C, H, W]."""
     return lambda state, biases: State(parts.residual(module, state.x, biases[module]), state.kept)
 
 
@@ -43,28 +44,28 @@ def join_parts(module: Any, parts: Parts) -> Run:
 
 
 def upsample(upsampler: Any) -> Run:
-    """Twice the height and width, or those of the skip connection that comes next."""
+    """Upsampling to twice the height and width, or to those of the next skip connection."""
 
     def run(state: State, _: Any) -> State:
         size = state.kept[-1].shape[2:]
         doubled = tuple(2 * side for side in state.x.shape[2:])
-        # odd sizes are not doubled but brought to the size of the skip connection
+        # an odd side was rounded down on the way in, so its double is not the skip connection's
         return State(upsampler(state.x, None if size == doubled else size), state.kept)
 
     return run
 
 
 def enter(transformer: Any, parts: Parts) -> Run:
-    """From a picture [N, C, H, W] to tokens [N, HW, C], the picture kept as the residual."""
+    """From a feature map [N, C, H, W] to tokens [N, HW, C]; the map is kept as the residual."""
     return lambda state, _: state.push(parts.enter(transformer, state.x))
 
 
 def leave(transformer: Any, parts: Parts) -> Run:
-    """From tokens [N, HW, C] back to a picture, the residual added."""
+    """From tokens [N, HW, C] back to a feature map, plus the residual."""
 
     def run(state: State, _: Any) -> State:
-        picture, rest = state.pop()
-        return State(parts.leave(transformer, state.x, picture), rest.kept)
+        residual, rest = state.pop()
+        return State(parts.leave(transformer, state.x, residual), rest.kept)
 
     return run
 
@@ -75,12 +76,12 @@ def self_attention(layer: Any, parts: Parts) -> Run:
 
 
 def query(layer: Any, parts: Parts) -> Run:
-    """Queries of the cross-attention; the text is not looked at yet."""
+    """Queries of the cross-attention, which do not depend on the text."""
     return lambda state, _: state.push(parts.query(layer, state.x))
 
 
 def cross_attention(module: Any, parts: Parts) -> Run:
-    """From queries [N, HW, C] with the tokens kept below them, to tokens."""
+    """Cross-attention from queries [N, HW, C], with the tokens kept below them, to tokens."""
 
     def run(state: State, keys_values: tuple[Tensor, Tensor]) -> State:
         tokens, rest = state.pop()
@@ -93,7 +94,7 @@ def cross_attention(module: Any, parts: Parts) -> Run:
 def feed_forward(layer: Any, parts: Parts, observe: Observe | None = None) -> Run:
     """The feed-forward part of a transformer layer, with its norm and residual.
 
-    What ``observe`` makes of the inputs [N, HW, 4C] of the second linear layer is put aside.
+    The values of ``observe`` for the inputs [N, HW, 4C] of the second linear layer are put aside.
     """
 
     def run(state: State, pruned: Pruned | None) -> State:
@@ -110,7 +111,7 @@ def feed_forward(layer: Any, parts: Parts, observe: Observe | None = None) -> Ru
 
 
 def _pruned_linear(second: Any, h: Tensor, pruned: Pruned) -> Tensor:
-    """A linear layer on [N, HW, I] that lacks weights."""
+    """A linear layer with pruned weights on [N, HW, I]."""
     if pruned.same:
         return F.linear(h, pruned.weight(second.weight, 0), second.bias)
     # one by one, so that no sample's rounding depends on its neighbors

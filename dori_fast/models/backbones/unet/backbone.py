@@ -1,0 +1,109 @@
+"""A diffusers UNet2DConditionModel (SD 1.x, 2.x, XL) as a backbone of the engine."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dori_fast.models.backbones.unet.parts import Parts
+from dori_fast.models.backbones.unet.program import Program, added_conditions
+from dori_fast.models.backbones.unet.recognize import refusal, require_denoiser, require_text
+from dori_fast.models.engine.attention import Attention
+from dori_fast.models.engine.backbone import Observe
+from dori_fast.models.engine.graphs import Graphs
+from dori_fast.models.engine.state import Timestep
+
+# CLIP's context
+_TOKENS = 77
+
+
+class UNet:
+    """A UNet as the engine sees it; see :class:`dori_fast.models.engine.backbone.Backbone`."""
+
+    def __init__(self, network: Any, image_size: tuple[int, int]) -> None:
+        """Raises UsageError if the UNet is not a text-to-image denoiser of a supported kind."""
+        require_denoiser(network)
+        self.network, self.image_size = network, image_size
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.network.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.network.dtype
+        return dtype
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.network.parameters())
+
+    @property
+    def channels_last(self) -> bool:
+        weight: Tensor = self.network.conv_in.weight
+        return not weight.is_contiguous() and weight.is_contiguous(
+            memory_format=torch.channels_last
+        )
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.latent_shape_of(self.network)
+
+    @staticmethod
+    def latent_shape_of(network: Any) -> tuple[int, int, int]:
+        """(C, H, W) of one latent of a UNet."""
+        size = network.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return network.config.in_channels, height, width
+
+    @property
+    def text_width(self) -> int:
+        return int(self.network.config.cross_attention_dim)
+
+    @property
+    def not_shared(self) -> str | None:
+        return refusal(self.network)
+
+    def require_text(self, width: int, pooled: bool) -> None:
+        require_text(self.network, width, pooled)
+
+    def program(
+        self,
+        attention: Attention,
+        *,
+        compiled: bool = False,
+        graphs: Graphs | None = None,
+        observe: Observe | None = None,
+    ) -> Program:
+        parts = Parts(attention, compiled)
+        return Program(self.network, parts, self.image_size, graphs, observe)
+
+    def whole(
+        self, latents: Tensor, timestep: Timestep, text: Tensor, pooled: Tensor | None
+    ) -> Tensor:
+        output: Tensor = self.network(
+            latents,
+            torch.as_tensor(timestep).to(latents.device),
+            text,
+            added_cond_kwargs=added_conditions(pooled, self.image_size),
+            return_dict=False,
+        )[0]
+        return output
+
+    def zeros(self, samples: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        config = self.network.config
+        options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        latents = torch.zeros(samples, *self.latent_shape, **options)
+        text = torch.zeros(samples, _TOKENS, self.text_width, **options)
+        if config.addition_embed_type != "text_time":
+            return latents, text, None
+        # the projection takes the pooled text and six embedded numbers
+        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return latents, text, torch.zeros(samples, width, **options)
+
+    def copy(self) -> UNet:
+        return UNet(copy.deepcopy(self.network), self.image_size)
