@@ -6,23 +6,23 @@ import sys
 
 import typer
 
-from dori_fast.cli.attack import attack
-from dori_fast.cli.bench import bench
-from dori_fast.cli.benchmark_mitigations import benchmark_mitigations
-from dori_fast.cli.calibrate import calibrate
-from dori_fast.cli.dedup import dedup, join
-from dori_fast.cli.demo import demo
-from dori_fast.cli.doctor import doctor
+from dori_fast.cli.commands.attack import attack
+from dori_fast.cli.commands.bench import bench
+from dori_fast.cli.commands.benchmark_mitigations import benchmark_mitigations
+from dori_fast.cli.commands.calibrate import calibrate
+from dori_fast.cli.commands.dedup import dedup, join
+from dori_fast.cli.commands.demo import demo
+from dori_fast.cli.commands.doctor import doctor
+from dori_fast.cli.commands.export import export
+from dori_fast.cli.commands.finetune import finetune
+from dori_fast.cli.commands.listing import ls
+from dori_fast.cli.commands.locality import locality
+from dori_fast.cli.commands.prune import prune
+from dori_fast.cli.commands.report import report
+from dori_fast.cli.commands.scan import scan
+from dori_fast.cli.commands.status import status
+from dori_fast.cli.commands.verify import verify
 from dori_fast.cli.exits import USAGE, print_error
-from dori_fast.cli.export import export
-from dori_fast.cli.finetune import finetune
-from dori_fast.cli.listing import ls
-from dori_fast.cli.locality import locality
-from dori_fast.cli.prune import prune
-from dori_fast.cli.report import report
-from dori_fast.cli.scan import scan
-from dori_fast.cli.status import status
-from dori_fast.cli.verify import verify
 
 __all__ = ["app", "main"]
 

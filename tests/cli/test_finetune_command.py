@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import dori_fast as df
-from dori_fast.cli.finetune import finetune
+from dori_fast.cli.commands.finetune import finetune
 from dori_fast.finetune import Adversarial
 from dori_fast.models import NeuronMask
 from tests.cli.test_process import start

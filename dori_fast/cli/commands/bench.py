@@ -12,7 +12,7 @@ import typer
 
 from dori_fast.cli.exits import Debug, reported
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
+_CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def bench(

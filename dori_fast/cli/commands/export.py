@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dori_fast.cli.commands.report import Label, Positive, read_labels
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.report import Label, Positive, read_labels
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 from dori_fast.errors import UsageError
 
