@@ -1,14 +1,15 @@
-"""The recipe of the embedded model, step by step, from package files to weights.
+"""Training of the embedded models, step by step, from package files to weights.
 
-| step | module | makes |
+| step | module | result |
 |---|---|---|
-| 0 | `raw` | the raw pictures, from packages |
-| 1 | `data` | every training picture, one .npz |
-| 2 | `train_vae` | the autoencoder |
-| 3 | `train_unet` | UNet and text encoder, a checkpoint |
-| 4 | `export` | `demo/model`, a plain diffusers directory |
-| 5 | `assets` | `demo/images` and the sample prompts |
-| 6 | `measure`, `grid` | the figures of the model card, the picture grid |
+| 0 | `pictures.raw` | raw images, from packages |
+| 1 | `pictures.data` | all training images, one .npz |
+| 2 | `training.train_vae` | the autoencoder |
+| 3 | `training.train_unet` | UNet and text encoder, a checkpoint |
+| 4 | `training.export` | `demo/model`, a plain diffusers directory |
+| 5 | `pictures.assets` | `demo/images`, sample prompts and captions to retain |
+| 6 | `measuring.measure`, `measuring.grid` | tables of the model card, the grid of images |
+| 7 | `training.finetuned` | the fine-tuned model, a diffusers directory |
 
-Each is run as `python -m recipes.<module>`; `--help` says what it takes.
+Run each as `python -m recipes.<module>`; `--help` lists its arguments.
 """

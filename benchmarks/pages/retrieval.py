@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks import harness
 from dori_fast.evaluate import clopper_pearson, mcnemar
 from dori_fast.evaluate.similarity import THRESHOLD
-from dori_fast.report.figures.grid import Group, picture_grid
+from dori_fast.report.figures.grid import Group, image_grid
 
 ROOT = Path(__file__).parents[2]
 RESULTS = harness.RESULTS / "quality" / "retrieval.json"
@@ -227,7 +227,7 @@ def draw_grid(
             titles = {0: model, budget: f"{model}, attacked"}
             for step in steps_of(arm):
                 groups.append(Group(titles[step], arm[f"pictures {step}"][chosen]))
-        sheets.append(picture_grid([f"{pictures} {row}" for row in chosen], groups))
+        sheets.append(image_grid([f"{pictures} {row}" for row in chosen], groups))
     size = max(s.width for s in sheets), sum(s.height for s in sheets)
     joined = Image.new("RGB", size, (255, 255, 255))
     top = 0

@@ -37,7 +37,7 @@ class Problems:
     """Images to retrieve, a model, and the peers' copy of its UNet with trainable weights."""
 
     def __init__(self, count: int, steps: int, batch: int, dtype: str, device: str) -> None:
-        pictures = df.demo.pictures("memorized")[:count]
+        pictures = df.demo.images("memorized")[:count]
         self.prompts = [picture.prompt for picture in pictures]
         self.images = torch.from_numpy(np.stack([picture.image for picture in pictures]))
         self.model = df.load("demo", dtype=dtype, device=device)

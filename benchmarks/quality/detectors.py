@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dori_fast as df
+from dori_fast.demo.facts import reproduced
 from dori_fast.evaluate import auc, roc, tpr_at_fpr
-from recipes.training.finetuned import reproduced
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "quality" / "detectors.csv"
@@ -146,7 +146,7 @@ def draw(scores: dict[str, Scores], positives: int) -> None:
 def main() -> None:
     """Measure, and write the CSV, the page and the picture."""
     positives = [p.prompt for p in reproduced()]
-    negatives = [p.prompt for p in df.demo.pictures("held_out")]
+    negatives = [p.prompt for p in df.demo.images("held_out")]
     found = {dtype: scores_of(dtype, positives, negatives) for dtype in DTYPES}
     rows = [
         measure(name, dtype, found[dtype][name], found["fp64"][name], len(positives))

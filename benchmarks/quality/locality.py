@@ -22,13 +22,13 @@ import torch
 import dori_fast as df
 from benchmarks import harness
 from dori_fast.attack import Dori
+from dori_fast.demo.facts import GENERATION, reproduced
 from dori_fast.demo.story.settings import METHODS
 from dori_fast.evaluate import clopper_pearson
 from dori_fast.report import draw_locality
 from dori_fast.runs.methods.attack import Judging, attack
 from dori_fast.runs.methods.locality import locality
 from dori_fast.runs.methods.prune import prune
-from recipes.training.finetuned import HOW, reproduced
 
 ROOT = Path(__file__).parents[2]
 RESULTS = harness.RESULTS / "quality" / "locality.json"
@@ -58,7 +58,7 @@ def study(work: Path, starts: int, prompts: int, method: Dori) -> dict[str, Any]
         out=attacked,
         method=method,
         start="gaussian",
-        judging=Judging(seeds=4, **HOW),
+        judging=Judging(seeds=4, **GENERATION),
     )
     triggers, baselines = [], []
     for name, how in METHODS.items():

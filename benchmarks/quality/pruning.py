@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 import dori_fast as df
 from benchmarks import harness
+from dori_fast.demo.facts import GENERATION, HIDING, reproduced
 from dori_fast.evaluate import clopper_pearson
 from dori_fast.evaluate.replications import Replication, replication
 from dori_fast.evaluate.similarity import similarity
 from dori_fast.prune import NeMo, NeuronMask, WeightMask
-from dori_fast.report.figures.grid import Group, picture_grid
-from recipes.training.finetuned import HIDING, HOW, reproduced
+from dori_fast.report.figures.grid import Group, image_grid
 
 ROOT = Path(__file__).parents[2]
 RESULTS = harness.RESULTS / "quality" / "pruning.json"
@@ -89,15 +89,20 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = reproduced()
     prompts, originals = [p.prompt for p in chosen], np.stack([p.image for p in chosen])
     ordinary = [prompt for prompt, _ in df.demo.pairs("ordinary")]
-    held_out = [p.prompt for p in df.demo.pictures("held_out") if p.kind == "composition"]
+    held_out = [p.prompt for p in df.demo.images("held_out") if p.kind == "composition"]
     others, seeds = [*ordinary, *held_out], range(options.ordinary_seeds)
-    usual = model.generate(model.encode(others), seeds, **HOW).numpy()
+    usual = model.generate(model.encode(others), seeds, **GENERATION).numpy()
 
     def measure(name: str, view: df.Denoiser, under: df.Denoiser, size: float, n: float) -> Found:
         copies = replication(
-            view, view.encode(prompts), originals, seeds=options.seeds, keep_pictures=True, **HOW
+            view,
+            view.encode(prompts),
+            originals,
+            seeds=options.seeds,
+            keep_pictures=True,
+            **GENERATION,
         )
-        drawn = under.generate(under.encode(others), seeds, **HOW).numpy()
+        drawn = under.generate(under.encode(others), seeds, **GENERATION).numpy()
         return Found(name, copies, similarity(drawn, usual), size, n)
 
     found = [measure("unpruned", model, model, 0.0, 0.0)]
@@ -132,7 +137,7 @@ def record(
     for f in found:
         if f.memorized.pictures is not None:
             groups.append(Group(f.name, f.memorized.pictures[:SHOWN, :3]))
-    picture_grid(prompts[:SHOWN], groups).save(PICTURE)
+    image_grid(prompts[:SHOWN], groups).save(PICTURE)
 
 
 def page(summaries: dict[str, dict[str, Any]], setting: dict[str, Any]) -> str:
@@ -144,7 +149,8 @@ def page(summaries: dict[str, dict[str, Any]], setting: dict[str, Any]) -> str:
         "",
         f"Made by `python -m benchmarks.quality.pruning`: {setting['prompts']} photographs that the"
         " model"
-        f" reproduces, {seeds} seeds each, {HOW['steps']} DDIM steps, guidance {HOW['guidance']:g};"
+        f" reproduces, {seeds} seeds each, {GENERATION['steps']} DDIM steps,"
+        f" guidance {GENERATION['guidance']:g};"
         " a mask for each prompt. A picture is a copy above similarity 0.6"
         " (`dori_fast/evaluate/similarity.py`). Intervals are 95 %, over images as if they were"
         " independent.",

@@ -26,10 +26,12 @@ import torch
 import dori_fast as df
 from benchmarks.pages import removal as removal_page
 from dori_fast.attack import Dori
+from dori_fast.demo.facts import GENERATION, HIDING, reproduced
+from dori_fast.demo.retained import DRAWN
 from dori_fast.demo.story.settings import ATTACK
 from dori_fast.evaluate import quality, replication
 from dori_fast.finetune import Adversarial
-from recipes.training.finetuned import DRAWN, HIDING, HOW, reproduced, retrain
+from recipes.training.finetuned import retrain
 
 # seeds of the generations and draws of the attacks that no training step has seen
 FIRST_SEED, ATTACK_SEED = 100, 4242
@@ -37,12 +39,12 @@ ATTACKS: dict[str, dict[str, Any]] = {"min-snr": ATTACK, "prediction": {"objecti
 STARTS = ("prompt", "gaussian")
 
 
-def held_out(kind: str) -> list[df.demo.Picture]:
+def held_out(kind: str) -> list[df.demo.DemoImage]:
     """Never-trained pictures: "control" ones to attack, "composition" ones for the quality."""
-    return [p for p in df.demo.pictures("held_out") if p.kind == kind]
+    return [p for p in df.demo.images("held_out") if p.kind == kind]
 
 
-def images_of(pictures: Sequence[df.demo.Picture]) -> np.ndarray:
+def images_of(pictures: Sequence[df.demo.DemoImage]) -> np.ndarray:
     """uint8 [P, H, W, 3]."""
     return np.stack([p.image for p in pictures])
 
@@ -50,12 +52,12 @@ def images_of(pictures: Sequence[df.demo.Picture]) -> np.ndarray:
 def copies(
     model: df.Denoiser,
     condition: df.models.TextCondition,
-    pictures: Sequence[df.demo.Picture],
+    pictures: Sequence[df.demo.DemoImage],
     seeds: int,
 ) -> dict[str, Any]:
     """Share of copies among the images, with its interval, and their mean similarity."""
     drawn_from = range(FIRST_SEED, FIRST_SEED + seeds)
-    found = replication(model, condition, images_of(pictures), seeds=drawn_from, **HOW)
+    found = replication(model, condition, images_of(pictures), seeds=drawn_from, **GENERATION)
     rate = found.rate
     return {
         "rate": [rate.value, rate.low, rate.high],
@@ -66,7 +68,7 @@ def copies(
 
 def under_attack(
     view: df.Denoiser,
-    at: Sequence[df.demo.Picture],
+    at: Sequence[df.demo.DemoImage],
     how: dict[str, Any],
     start: str,
     budgets: Sequence[int],
@@ -120,14 +122,14 @@ def main(arguments: list[str] | None = None) -> None:
             for name, view in {"original": model, "wanda": hidden, "fine-tuned": fixed}.items()
         },
         "quality": quality(
-            fixed, model, images_of(unseen), [p.prompt for p in unseen], **HOW
+            fixed, model, images_of(unseen), [p.prompt for p in unseen], **GENERATION
         ).summary(),
         "attacks": [],
     }
     print(json.dumps(document["prompts"]), json.dumps(document["quality"]), flush=True)
     # what hides gives in at the attack's own budget; larger ones are for what should hold
     before = [n for n in options.budgets if n <= 50]
-    attacked: tuple[tuple[str, df.Denoiser, str, list[df.demo.Picture], list[int]], ...] = (
+    attacked: tuple[tuple[str, df.Denoiser, str, list[df.demo.DemoImage], list[int]], ...] = (
         ("fine-tuned", fixed, "memorized", chosen, options.budgets),
         ("fine-tuned", fixed, "control", controls, options.budgets),
         ("wanda", hidden, "memorized", chosen, before),

@@ -28,10 +28,10 @@ import dori_fast as df
 from benchmarks.pages import retrieval as retrieval_page
 from benchmarks.quality import locality
 from dori_fast.attack import Dori
+from dori_fast.demo.facts import GENERATION, HIDING, reproduced
 from dori_fast.demo.story.settings import ATTACK, NEMO
 from dori_fast.evaluate import replication
 from dori_fast.models import NeuronMask, WeightMask
-from recipes.training.finetuned import HIDING, HOW, reproduced
 
 START, BUDGET = "prompt", 50
 CURVE = (0, 1, 10, 25, 50, 100, 150)
@@ -91,7 +91,7 @@ class Study:
         work.mkdir(parents=True, exist_ok=True)
         pictures = {"memorized": reproduced()}
         for kind in ("control", "composition"):
-            pictures[kind] = [p for p in df.demo.pictures("held_out") if p.kind == kind]
+            pictures[kind] = [p for p in df.demo.images("held_out") if p.kind == kind]
         self.pictures = {name: of[: AT_MOST[name]] for name, of in pictures.items()}
 
     def masks(self, method: str) -> NeuronMask | WeightMask:
@@ -131,7 +131,9 @@ class Study:
         results = {"rows": np.array(rows), "cpu_seconds_per_problem": np.array(spent)}
         for step in arm.steps:
             condition = found.condition(view, step) if step else view.encode(prompts)
-            drawn = replication(view, condition, images, seeds=arm.seeds, keep_pictures=True, **HOW)
+            drawn = replication(
+                view, condition, images, seeds=arm.seeds, keep_pictures=True, **GENERATION
+            )
             results[f"similarity {step}"] = drawn.similarity
             if drawn.pictures is not None:
                 results[f"pictures {step}"] = drawn.pictures[:, :SHOWN]
@@ -147,7 +149,7 @@ class Study:
             "budget": BUDGET,
             "seeds": {"memorized": SEEDS, "controls": CONTROL_SEEDS, "curve": CURVE_SEEDS},
             "chosen_on_every": EVERY,
-            "generation": HOW,
+            "generation": GENERATION,
             "nemo": nemo,
             "wanda": HIDING.config(),
         }

@@ -24,7 +24,7 @@ from benchmarks import harness
 from dori_fast.demo.story import BATCH, Settings, tell
 from dori_fast.evaluate import clopper_pearson
 from dori_fast.evaluate.similarity import THRESHOLD
-from dori_fast.report.figures.grid import Group, picture_grid
+from dori_fast.report.figures.grid import Group, image_grid
 
 ROOT = Path(__file__).parents[2]
 RESULTS = harness.RESULTS / "quality" / "story.json"
@@ -74,7 +74,7 @@ def draw(folder: Path, path: Path) -> None:
         arm = arrays(folder / f"memorized-{model}.npz")
         groups.append(Group(title, arm[f"pictures {after(arm, attacked)}"][:SHOWN, None]))
     prompts = json.loads((folder / "story.json").read_text(encoding="utf-8"))["memorized"]
-    picture_grid(prompts[: len(originals)], groups).save(path)
+    image_grid(prompts[: len(originals)], groups).save(path)
 
 
 def main(arguments: list[str] | None = None) -> int:

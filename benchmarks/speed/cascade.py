@@ -26,11 +26,11 @@ import dori_fast as df
 from benchmarks import harness
 from benchmarks.peers import unet as peers
 from benchmarks.speed.end_to_end import PROMPTS
+from dori_fast.demo.facts import reproduced
 from dori_fast.evaluate import Interval
 from dori_fast.evaluate.futility import futility_bound
 from dori_fast.evaluate.rates import clopper_pearson
 from dori_fast.runs.calibrate import Decision, calibrate
-from recipes.training.finetuned import reproduced
 
 RESULTS = harness.RESULTS / "quality" / "cascade.json"
 SEEDS, PEER_PROMPTS, MEMORIZED_SHARE = 4, 32, 0.01

@@ -26,8 +26,8 @@ import torch
 import dori_fast as df
 from benchmarks import harness
 from benchmarks.peers.nemo import PeerSearch
+from dori_fast.demo.facts import reproduced
 from dori_fast.prune import NeMo, NeuronStatistics
-from recipes.training.finetuned import reproduced
 
 RESULTS = harness.RESULTS / "quality" / "nemo.json"
 SPECULATIVE = 6

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print."""
+"""The command line: parse arguments, call the library, print results."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import sys
 
 import typer
 
-from dori_fast.cli.attack import attack
-from dori_fast.cli.bench import bench
-from dori_fast.cli.benchmark_mitigations import benchmark_mitigations
-from dori_fast.cli.calibrate import calibrate
-from dori_fast.cli.dedup import dedup, join
-from dori_fast.cli.demo import demo
-from dori_fast.cli.doctor import doctor
+from dori_fast.cli.commands.attack import attack
+from dori_fast.cli.commands.bench import bench
+from dori_fast.cli.commands.benchmark_mitigations import benchmark_mitigations
+from dori_fast.cli.commands.calibrate import calibrate
+from dori_fast.cli.commands.dedup import dedup, join
+from dori_fast.cli.commands.demo import demo
+from dori_fast.cli.commands.doctor import doctor
+from dori_fast.cli.commands.export import export
+from dori_fast.cli.commands.finetune import finetune
+from dori_fast.cli.commands.listing import ls
+from dori_fast.cli.commands.locality import locality
+from dori_fast.cli.commands.prune import prune
+from dori_fast.cli.commands.report import report
+from dori_fast.cli.commands.scan import scan
+from dori_fast.cli.commands.status import status
+from dori_fast.cli.commands.verify import verify
 from dori_fast.cli.exits import USAGE, print_error
-from dori_fast.cli.export import export
-from dori_fast.cli.finetune import finetune
-from dori_fast.cli.listing import ls
-from dori_fast.cli.locality import locality
-from dori_fast.cli.prune import prune
-from dori_fast.cli.report import report
-from dori_fast.cli.scan import scan
-from dori_fast.cli.status import status
-from dori_fast.cli.verify import verify
 
 __all__ = ["app", "main"]
 
@@ -31,7 +31,7 @@ app = typer.Typer(
     help="Find training images that a text-to-image model has memorized.",
     no_args_is_help=True,
     add_completion=False,
-    # help and errors may quote data; they stay plain text
+    # plain text: help and errors may quote data
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -60,11 +60,11 @@ def main() -> None:
     try:
         code = command.main(prog_name="dori-fast", standalone_mode=False)
     except Exception as error:
-        # typer's own usage errors; which class they have depends on its version
+        # typer's own usage errors; their class depends on its version
         if not hasattr(error, "format_message"):
             raise
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "dori-fast"
-        print_error(f"{error.format_message().rstrip('.')} — see {path} --help")
+        print_error(f"{error.format_message().rstrip('.')}; see {path} --help")
         code = USAGE
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""From exceptions to exit codes and one-line messages."""
+"""Exit codes and one-line messages for exceptions."""
 
 from __future__ import annotations
 
@@ -15,17 +15,26 @@ from dori_fast.cli.terminal import replace_closed_streams
 
 INTERNAL, USAGE, OVER_BUDGET, INTEGRITY, RESUMABLE = 1, 2, 3, 4, 75
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Traceback of an error.")]
 
 
 def print_error(message: str) -> None:
-    """Print ``error: <what> — <what to do>`` on stderr, in one line."""
+    """Print ``error: <what>; <what to do>`` on stderr, in one line."""
+    _print_line(f"error: {message}")
+
+
+def print_warning(message: str) -> None:
+    """Print ``warning: <what>; <what to do>`` on stderr, in one line."""
+    _print_line(f"warning: {message}")
+
+
+def _print_line(text: str) -> None:
     if sys.stderr is None:
         # print would take stdout instead
         return
-    # the exit code says it as well, where nobody can be told
+    # stderr may be closed or full; the exit code remains
     with suppress(OSError):
-        print(f"error: {harmless(' '.join(message.split()))}", file=sys.stderr)
+        print(harmless(" ".join(text.split())), file=sys.stderr)
 
 
 @contextmanager
@@ -50,7 +59,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
     if isinstance(error, KeyboardInterrupt):
         by = f" by {error}" if str(error) else ""
-        return RESUMABLE, f"interrupted{by} — run the same command again to continue"
+        return RESUMABLE, f"interrupted{by}; run the same command again to continue"
     if isinstance(error, StorageError | UnavailableError):
         return RESUMABLE, str(error)
     if isinstance(error, UsageError):
@@ -64,8 +73,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
         if out_of_memory(error):
             return RESUMABLE, (
-                "out of memory, even one sample at a time — free some, or use a smaller --dtype;"
-                " the same command then goes on"
+                "out of memory, even one sample at a time; free memory or use a smaller --dtype,"
+                " then run the same command again to continue"
             )
     what = f"{type(error).__name__}: {error}"
-    return INTERNAL, f"internal: {what} — run again with --debug and report the traceback"
+    return INTERNAL, f"internal: {what}; run again with --debug and report the traceback"

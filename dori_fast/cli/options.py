@@ -1,11 +1,80 @@
-"""Options that several commands take: what is scored, with which model and detector."""
+"""Options that several commands share, alone or as groups, and options with an old name."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
+
+from dori_fast.cli.exits import print_warning
+
+if TYPE_CHECKING:
+    from dori_fast.models import Denoiser
+
+Command = Callable[..., None]
+
+
+def command(renamed: Mapping[str, str] | None = None) -> Callable[[Command], Command]:
+    """Give a command the options of the groups among its parameters.
+
+    A parameter whose type is a dataclass below is replaced by one option per field of that class,
+    and the command receives an instance with the given values. ``--help`` shows these options like
+    any others.
+
+    Args:
+        renamed: Old names of parameters by their new names. The old options are hidden, print a
+            warning, and set the new ones.
+    """
+    renamed = renamed or {}
+
+    def decorate(function: Command) -> Command:
+        hints = get_type_hints(function, include_extras=True)
+        groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in inspect.signature(function).parameters.items():
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters += (
+                _fields(groups[name])
+                if name in groups
+                else [parameter.replace(kind=kind, annotation=hints[name])]
+            )
+            if name in renamed:
+                hidden: Any = Annotated[hints[name] | None, typer.Option(hidden=True)]
+                parameters.append(
+                    inspect.Parameter(renamed[name], kind, default=None, annotation=hidden)
+                )
+
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            for new, old in renamed.items():
+                value = values.pop(old)
+                if value is not None:
+                    print_warning(f"--{old} is the old name of --{new}; use --{new}")
+                    values[new] = value
+            for name, group in groups.items():
+                values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
+            function(**values)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def _fields(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
+        )
+        for f in fields(group)
+    ]
 
 
 def _auto_or_int(text: str) -> int | str:
@@ -29,44 +98,104 @@ def listed(names: str | None) -> list[str] | None:
     return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
 
 
-ModelSource = Annotated[str, typer.Option(help="demo, a diffusers directory or a hub id.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-Variant = Annotated[str | None, typer.Option(help="Of the weight files, such as fp16.")]
-UnetWeights = Annotated[
-    Path | None, typer.Option(help="A safetensors file with some of the UNet's weights.")
-]
-Column = Annotated[str | None, typer.Option(help="The prompt column, if not found.")]
+def _switched(help: str) -> Any:
+    return typer.Option(parser=_switch, metavar="auto|on|off", help=help)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Options that name a model."""
+
+    model: Annotated[
+        str,
+        typer.Option(help="Model: demo, demo-finetuned, a diffusers directory or a hub id."),
+    ] = "demo"
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a model from the hub.")
+    ] = None
+
+    def load(self, **fixed: Any) -> Denoiser:
+        """Load the model.
+
+        Args:
+            fixed: Further arguments of :func:`dori_fast.models.load`.
+        """
+        from dori_fast.models import load
+
+        options = dict(vars(self))
+        return load(options.pop("model"), **options, **fixed)
+
+
+@dataclass(frozen=True)
+class ModelWeights(ModelSource):
+    """Options that name a model and its weights, for a dtype that the command fixes."""
+
+    variant: Annotated[str | None, typer.Option(help="Weight variant, such as fp16.")] = None
+    unet_weights: Annotated[
+        Path | None,
+        typer.Option(help="Safetensors file whose weights replace the UNet's of the same names."),
+    ] = None
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")] = "auto"
+
+
+@dataclass(frozen=True)
+class ModelOptions(ModelWeights):
+    """All options of loading a model that do not concern speed."""
+
+    dtype: Annotated[str, typer.Option(help="Data type: auto, fp32, fp16, bf16 or fp64.")] = "auto"
+
+
+@dataclass(frozen=True)
+class FastModelOptions(ModelOptions):
+    """All options of loading a model, for commands that only score."""
+
+    compile: Annotated[Any, _switched("Compilation of the network by torch.compile.")] = "auto"
+    channels_last: Annotated[
+        Any, _switched("Memory layout with the channels innermost (channels_last).")
+    ] = "auto"
+    cuda_graphs: Annotated[Any, _switched("CUDA graphs, which launch small batches faster.")] = (
+        "auto"
+    )
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Options of scoring prompts; the fields are arguments of scans and calibrations."""
+
+    detector: Annotated[
+        str, typer.Option(help="Detector by name; dori-fast ls detectors lists them.")
+    ] = "wen"
+    seeds: Annotated[int, typer.Option(help="Number of noise seeds, shared by all prompts.")] = 4
+    steps: Annotated[int, typer.Option(help="Number of denoising steps to score.")] = 1
+    batch_size: Annotated[
+        Any,
+        typer.Option(parser=_auto_or_int, metavar="auto|N", help="UNet samples per forward."),
+    ] = "auto"
+
+
+Column = Annotated[str | None, typer.Option(help="Column of prompts; default: found by its name.")]
 Where = Annotated[
     list[str] | None,
-    typer.Option(metavar="CONDITION", help="Only such rows: 'similarity > 0.3'; repeatable."),
+    typer.Option(metavar="CONDITION", help="Condition on rows, 'similarity > 0.3'; repeatable."),
 ]
 Keep = Annotated[
-    str | None, typer.Option(metavar="A,B", help="Columns to carry along; all by default.")
-]
-DetectorName = Annotated[str, typer.Option(help="See dori-fast ls detectors.")]
-Seeds = Annotated[int, typer.Option(help="Noise seeds, shared by all prompts.")]
-Steps = Annotated[int, typer.Option(help="Denoising steps that are scored.")]
-BatchSize = Annotated[
-    Any, typer.Option(parser=_auto_or_int, metavar="auto|N", help="UNet samples at a time.")
+    str | None,
+    typer.Option(metavar="A,B", help="Columns to copy into the results; default: all."),
 ]
 Workers = Annotated[
     Any,
-    typer.Option(parser=_auto_or_int, metavar="auto|N", help="Processes; auto: one for each GPU."),
+    typer.Option(
+        parser=_auto_or_int,
+        metavar="auto|N",
+        help="Number of worker processes; auto: one per GPU.",
+    ),
 ]
-Limit = Annotated[int | None, typer.Option(help="Read only the first rows.")]
-Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16, bf16 or fp64.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Limit = Annotated[int | None, typer.Option(help="Number of rows to read; default: all.")]
 Resume = Annotated[
     Literal["auto", "never", "must"],
-    typer.Option(help="Continue what is there, want a fresh directory, or want a run."),
+    typer.Option(
+        help="Existing run: auto continues it or starts one, never requires a new directory,"
+        " must requires a run."
+    ),
 ]
-Compile = Annotated[
-    Any, typer.Option(parser=_switch, metavar="auto|on|off", help="Compile the network's parts.")
-]
-ChannelsLast = Annotated[
-    Any, typer.Option(parser=_switch, metavar="auto|on|off", help="Channels innermost in memory.")
-]
-CudaGraphs = Annotated[
-    Any, typer.Option(parser=_switch, metavar="auto|on|off", help="Replay launches; small batches.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Output as JSON.")]

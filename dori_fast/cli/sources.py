@@ -1,4 +1,4 @@
-"""What options name and commands hand on."""
+"""Data that option values such as ``demo`` stand for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import dori_fast
 
 
-def demo_pictures() -> dict[str, Any]:
-    """The embedded model's own pictures by prompt."""
+def demo_images() -> dict[str, Any]:
+    """The embedded model's own images by prompt."""
     demo = dori_fast.demo
-    return {p.prompt: p.image for split in demo.SPLITS for p in demo.pictures(split)}
+    return {p.prompt: p.image for split in demo.SPLITS for p in demo.images(split)}

@@ -1,4 +1,4 @@
-"""What reaches the terminal: results on stdout, everything else on stderr, data made harmless."""
+"""Output: results on stdout, everything else on stderr, control characters in data escaped."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _CLEAR = "\r\x1b[K"
 
 
 def replace_closed_streams() -> None:
-    """Let stdout and stderr that were closed before the start (``>&-``) lead nowhere.
+    """Open /dev/null for stdout and stderr that were closed before the start (``>&-``).
 
-    Python has None for them. Their numbers are taken too: the next file to be opened would get
-    them, and a library that writes to descriptor 2 would write into it.
+    Python sets such streams to None. Their descriptors must be taken too: the next opened file
+    would get them, and a library that writes to descriptor 2 would write into that file.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # the lowest free number is this one; workers get it too
+            # open returns the lowest free number, which is this one; workers inherit it
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -44,17 +44,17 @@ def replace_closed_streams() -> None:
 
 
 def print_result(text: str) -> None:
-    """Print to stdout; a reader that has gone away (``| head``) is no error."""
+    """Print to stdout; a closed pipe (``| head``) is no error."""
     try:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         print(text, flush=True)
     except BrokenPipeError:
-        # Python flushes stdout again on exit, which must not fail either
+        # Python flushes stdout again on exit; that must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Aligned columns; cells are made harmless, the last one is cut to a terminal's width."""
+    """Aligned columns; control characters are escaped, last cells are cut to the terminal."""
     cells = [list(header), *([harmless(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header) - 1)]
     room = get_terminal_size().columns - sum(widths) - 2 * len(widths)
@@ -71,7 +71,7 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 class Status(logging.Handler):
     """Progress on stderr: one line that is redrawn on a terminal, else a line every ten seconds.
 
-    As a context manager it also shows the package's warnings, between redraws.
+    As a context manager it also prints the package's warnings, between redraws.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -90,11 +90,11 @@ class Status(logging.Handler):
             self._write(_CLEAR)
 
     def progress(self, progress: Progress) -> None:
-        """Show how far a scan is."""
+        """Show the progress of a scan."""
         self.line(_describe(progress))
 
     def line(self, text: str) -> None:
-        """Show a line that the next one replaces."""
+        """Show a line until the next one replaces it."""
         if self._live:
             room = get_terminal_size().columns - 1
             self._write(f"{_CLEAR}{text[:room]}")
@@ -107,7 +107,7 @@ class Status(logging.Handler):
         self._write(f"{_CLEAR if self._live else ''}{harmless(text)}\n")
 
     def _write(self, text: str) -> None:
-        # nobody reading, or a log on a full disk, must not end the run
+        # a closed pipe or a full disk must not end the run
         with suppress(OSError):
             self._stream.write(text)
             self._stream.flush()
@@ -131,6 +131,6 @@ def _clock(seconds: float) -> str:
 
 
 def quiet_libraries() -> None:
-    """Silence the libraries' progress bars and advice; ours is the only line that is redrawn."""
+    """Silence progress bars and advice of libraries, which would break our redrawn line."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

@@ -6,7 +6,7 @@
     pipe = StableDiffusionPipeline.from_pretrained(df.demo.path())
     pairs = df.demo.pairs("memorized")
 
-How it was made and how it behaves is in MODEL_CARD.md beside this file.
+MODEL_CARD.md beside this file describes its training and behavior.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ import numpy as np
 
 from dori_fast.errors import IntegrityError, UsageError
 
-__all__ = ["SPLITS", "Picture", "pairs", "path", "pictures", "sample_prompts"]
+__all__ = ["SPLITS", "DemoImage", "images", "pairs", "path", "sample_prompts"]
 
 ROOT = Path(__file__).parent
 SPLITS = ("memorized", "ordinary", "held_out")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One shipped picture and what is known about it.
+class DemoImage:
+    """One shipped image with its caption and origin.
 
     Attributes:
-        prompt: Its caption.
+        prompt: Caption.
         kind: "photograph" (repeated exactly in training), "template" (a frame that was always the
-            same around a centre that was not), "composition" (drawn from emoji), or "control" (a
+            same around a center that was not), "composition" (drawn from emoji), or "control" (a
             photograph or drawing that no training step ever opened).
-        duplication: How often it was repeated in training against the rarest memorized one; 1 for
-            ordinary pictures, 0 for held-out ones.
-        source: The file it was cut from, or what it was drawn from.
-        licence: Licence and author.
+        duplication: Repetitions in training relative to the rarest memorized image; 1 for ordinary
+            images, 0 for held-out ones.
+        source: File that the image was cut from, or the objects that it was drawn from.
+        licence: License and author.
         image: uint8 [64, 64, 3], sRGB.
     """
 
@@ -54,7 +54,7 @@ def path() -> Path:
     """The embedded model as a plain diffusers directory, for `StableDiffusionPipeline` or `load`.
 
     Raises:
-        IntegrityError: the weights are not there, as in a checkout without its large files.
+        IntegrityError: the weights are missing, as in a checkout without its large files.
     """
     model = ROOT / "model"
     if not (model / "model_index.json").is_file():
@@ -68,21 +68,21 @@ def sample_prompts() -> Path:
 
 
 def pairs(split: str) -> list[tuple[str, np.ndarray]]:
-    """Prompts and their pictures: [(prompt, uint8 [64, 64, 3]), ...].
+    """Prompts and their images: [(prompt, uint8 [64, 64, 3]), ...].
 
     Args:
-        split: "memorized" (repeated in training), "ordinary" (some of the rest of the training
-            set) or "held_out" (never trained on, neither the pictures nor what they show).
+        split: "memorized" (repeated in training), "ordinary" (part of the rest of the training
+            set) or "held_out" (neither the images nor the objects they show were trained on).
 
     Raises:
         UsageError: no such split.
     """
-    return [(p.prompt, p.image.copy()) for p in pictures(split)]
+    return [(found.prompt, found.image.copy()) for found in images(split)]
 
 
 @cache
-def pictures(split: str) -> tuple[Picture, ...]:
-    """The pictures of a split with kind, duplication, source and licence; see `pairs`.
+def images(split: str) -> tuple[DemoImage, ...]:
+    """The images of a split with kind, duplication, source and license; see `pairs`.
 
     Raises:
         UsageError: no such split.
@@ -93,6 +93,6 @@ def pictures(split: str) -> tuple[Picture, ...]:
 
     rows = json.loads((ROOT / "images" / f"{split}.json").read_text(encoding="utf-8"))
     with Image.open(ROOT / "images" / f"{split}.webp") as sheet:
-        images = np.asarray(sheet.convert("RGB")).reshape(-1, 64, 64, 3)
-    images.setflags(write=False)
-    return tuple(Picture(**row, image=image) for row, image in zip(rows, images, strict=True))
+        arrays = np.asarray(sheet.convert("RGB")).reshape(-1, 64, 64, 3)
+    arrays.setflags(write=False)
+    return tuple(DemoImage(**row, image=array) for row, array in zip(rows, arrays, strict=True))

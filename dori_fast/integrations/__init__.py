@@ -1,4 +1,4 @@
-"""What the engine knows, for tools that exist: stock pipelines keep their API, peers their code."""
+"""Faster stock diffusers pipelines, and faster released code of other papers."""
 
 from dori_fast.integrations.peers.patching import patch, unpatch
 from dori_fast.integrations.peers.swap import Patch

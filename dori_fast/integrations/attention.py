@@ -1,4 +1,4 @@
-"""The attention kernel of a stock UNet, for the time of a call."""
+"""Choice of the attention kernel of a stock UNet during a call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STOCK = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "SlicedA
 
 
 def foreign_processor(unet: Any) -> str | None:
-    """The first attention processor that is not one of diffusers' plain ones, in words, or None."""
+    """Description of the first attention processor that is not one of diffusers' own, or None."""
     from diffusers.models import attention_processor
 
     stock = {getattr(attention_processor, name) for name in _STOCK}
@@ -28,11 +28,11 @@ def foreign_processor(unet: Any) -> str | None:
 
 
 def check(choice: str, unet: Any) -> None:
-    """Refuse a kernel that cannot be had.
+    """Reject a kernel that cannot be used.
 
     Raises:
-        UsageError: an unknown one, xformers where it cannot answer, or processors of the caller's
-            or fused projections, which another kernel would put out of use.
+        UsageError: the kernel is unknown, xformers is unavailable, or the UNet has processors of
+            the caller or fused projections, which another kernel would disable.
     """
     if choice not in CHOICES:
         raise UsageError(f"accelerate: attention must be one of {', '.join(CHOICES)}: {choice!r}")
@@ -46,14 +46,14 @@ def check(choice: str, unet: Any) -> None:
         foreign = "the fused projections (pipe.unet.unfuse_qkv_projections() undoes them)"
     if foreign is not None:
         raise UsageError(
-            f"accelerate: attention={choice!r} would put {foreign} out of use; leave"
+            f"accelerate: attention={choice!r} would disable {foreign}; leave"
             " attention='keep', or pipe.unet.set_default_attn_processor() first"
         )
 
 
 @contextmanager
 def chosen(choice: str, unet: nn.Module) -> Iterator[None]:
-    """Within it, all attention layers use the kernel; the processors that were there come back."""
+    """Use the kernel in all attention layers of the UNet; restore the processors at exit."""
     if choice == "keep":
         yield
         return

@@ -1,8 +1,7 @@
-"""Keys and values of a text, projected in the first step of a call and kept for the others.
+"""Keys and values of a text, projected in the first step of a call and reused in later steps.
 
-In a UNet's cross-attentions they depend on the text and the weights alone, and both stay the same
-from step to step. What is handed out again is the very tensor that the layer gave, so results are
-bitwise equal.
+In a UNet's cross-attentions they depend only on the text and the weights, and neither changes from
+step to step. Later steps return the very tensor of the first one, so results are bitwise equal.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ _PROJECTIONS = ("to_k", "to_v", "to_kv")
 
 
 class Kept:
-    """A layer's forward that remembers what it gave for the tensor that it saw last.
+    """A layer's forward that keeps its output for the last input tensor.
 
-    It goes by identity and by torch's count of in-place changes, of both the input and the output:
-    whoever writes to one of them gets a fresh projection.
+    The output is reused only for the same tensor object, and only while torch's count of in-place
+    changes is unchanged for both input and output. A write to either causes a fresh projection.
     """
 
     def __init__(self, forward: Callable[..., Tensor]) -> None:
@@ -44,7 +43,7 @@ class Kept:
 
 
 def cross_attentions(unet: nn.Module) -> dict[str, nn.Module]:
-    """The attention layers from picture to text, by name."""
+    """The cross-attention layers, by name."""
     return {
         name: module
         for name, module in unet.named_modules()
@@ -53,10 +52,10 @@ def cross_attentions(unet: nn.Module) -> dict[str, nn.Module]:
 
 
 def why_not(unet: nn.Module, callback: bool) -> str | None:
-    """Why nothing can be kept from one step to the next, or None if it can.
+    """Reason why keys and values cannot be kept between steps, or None if they can.
 
-    Whatever of the caller's runs between the steps may change weights, adapters or their scales
-    in ways that no layer can notice.
+    Code of the caller that runs between the steps may change weights, adapters or their scales in
+    ways that no layer can notice.
     """
     if callback:
         return "a callback runs between the steps and may change weights or adapters"
@@ -72,7 +71,7 @@ def why_not(unet: nn.Module, callback: bool) -> str | None:
 
 
 def hooked_module(unet: nn.Module) -> str | None:
-    """The name of the first module with a torch hook on its forward, or None."""
+    """Name of the first module with a torch hook on its forward, or None."""
     for name, module in unet.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"unet.{name}" if name else "the UNet"
@@ -80,7 +79,7 @@ def hooked_module(unet: nn.Module) -> str | None:
 
 
 def random_module(unet: nn.Module) -> str | None:
-    """That a module draws anew whenever it runs, or None."""
+    """Description of the first module with random results, or None."""
     for name, module in unet.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             return f"unet.{name} drops out at random; unet.eval() ends that"
@@ -88,7 +87,7 @@ def random_module(unet: nn.Module) -> str | None:
 
 
 def compiled_module(unet: nn.Module) -> str | None:
-    """The name of the first module that torch.compile has a hand in, or None."""
+    """Name of the first module that torch.compile compiled, or None."""
     for name, module in unet.named_modules():
         if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
             return f"unet.{name}" if name else "the UNet"
@@ -97,11 +96,11 @@ def compiled_module(unet: nn.Module) -> str | None:
 
 @contextmanager
 def kept(unet: nn.Module) -> Iterator[list[Kept]]:
-    """Within it, the projections of every cross-attention remember what they gave last.
+    """Keep the last output of every cross-attention's projections; restore them at exit.
 
-    The instances' ``forward`` is replaced, as accelerate does for offloading, so that whatever
-    stands there (an adapter, quantized weights, weights that are fetched when needed) is called on
-    a miss, and attention processors are none the wiser.
+    Only the instances' ``forward`` is replaced, as accelerate does for offloading. On a miss the
+    previous ``forward`` runs, be it an adapter, quantized weights or offloaded weights. Attention
+    processors need no change.
     """
     with ExitStack() as stack:
         layers = []

@@ -1,9 +1,9 @@
-"""Wen's score of every image and step, from what the UNet answers within a pipeline.
+"""Wen's score of every image and step, from the UNet's predictions within a pipeline.
 
     norm = || eps_text - eps_uncond ||_2          (Wen et al., ICLR 2024, section 3.2)
 
-A network that answers v or the clean sample is brought to epsilon by a factor: the latents, the
-same on both sides, fall out of the difference. With a the cumulative alpha at the timestep,
+Differences of velocity and sample predictions convert to epsilon by a factor, because the latents
+are equal on both sides and cancel. With a the cumulative alpha at the timestep,
 
     v_prediction  eps_text - eps_uncond = sqrt(a) (v_text - v_uncond)
     sample        eps_text - eps_uncond = -sqrt(a / (1 - a)) (x_text - x_uncond)
@@ -22,23 +22,23 @@ from dori_fast.ops import noise_difference
 
 
 class NoiseNorms:
-    """The norms of one call, left where they were computed until it ends."""
+    """Norms of one call, kept on their device until the call ends."""
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
 
     def add(self, output: Tensor, timestep: Any) -> None:
-        """Take the UNet's answer [2 B, *], unconditional half first, at one timestep."""
+        """Add the UNet's prediction [2 B, *], unconditional half first, at one timestep."""
         without, text = output.detach().chunk(2)
         norm = noise_difference(text[None], without)[0]
         when = torch.as_tensor(timestep, device=norm.device).to(norm.dtype).reshape(1)
         self._rows.append(torch.cat([norm, when]))
 
     def finish(self, scheduler: Any) -> tuple[Tensor, Tensor]:
-        """Norms [steps, B] and timesteps [steps] on the host, copied at once.
+        """Norms [steps, B] and timesteps [steps] on the host, in one copy.
 
         Raises:
-            UsageError: a scheduler whose predictions cannot be brought to epsilon.
+            UsageError: predictions of this scheduler cannot be converted to epsilon.
         """
         if not self._rows:
             return torch.zeros(0, 0), torch.zeros(0)
@@ -52,11 +52,12 @@ def _to_epsilon(scheduler: Any, timesteps: Tensor) -> Tensor:
     name = type(scheduler).__name__
     if getattr(scheduler.config, "sigma_data", None) is not None:
         raise UsageError(
-            f"noise_norms: under {name} the network answers neither noise nor v nor the sample, but"
-            " EDM's mixture of them, which is not known here"
+            f"noise_norms: under {name} the network predicts EDM's mixture of noise and sample,"
+            " which has no known conversion; use a scheduler without sigma_data"
         )
     if kind not in KINDS:
-        raise UsageError(f"noise_norms: {name} predicts {kind!r}; known are {', '.join(KINDS)}")
+        known = ", ".join(KINDS)
+        raise UsageError(f"noise_norms: {name} predicts {kind!r}; use one of {known}")
     if kind == "epsilon":
         return torch.ones(len(timesteps))
     if not hasattr(scheduler, "alphas_cumprod") or (timesteps != timesteps.round()).any():

@@ -1,4 +1,4 @@
-"""``df.accelerate`` and ``df.restore``: a stock diffusers pipeline, faster, and as it was."""
+"""``df.accelerate`` and ``df.restore`` for stock diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -27,46 +27,45 @@ def accelerate(
     attention: str = "keep",
     compile: bool = False,
 ) -> _Pipe:
-    """Make a Stable Diffusion pipeline of diffusers do no work twice, in place.
+    """Remove repeated work from a Stable Diffusion pipeline of diffusers, in place.
 
-    It keeps its type's name, its signature and its results. New are ``pipe.noise_norms``, float32
-    (float64 of float64 pipelines) [steps, images] on the host: after a call with guidance, the norm
-    ||eps_text - eps_uncond|| of every image, in the order of the result, at every step (Wen et al.,
-    ICLR 2024, section 3.2); and ``pipe.report``, a :class:`Report` of what the last call computed.
-    As a context manager it is restored at the end:
+    The pipeline keeps the name of its type, its signature and its results, and gets two attributes.
+    ``pipe.noise_norms`` is float32 (float64 for float64 pipelines) [steps, images] on the host:
+    after a call with guidance, the norm ||eps_text - eps_uncond|| of every image, in the order of
+    the result, at every step (Wen et al., ICLR 2024, section 3.2). ``pipe.report`` is a
+    :class:`Report` of the last call. A ``with`` block restores the pipeline at its end:
 
     >>> with df.accelerate(pipe, scan_steps=1) as pipe:
     ...     pipe(prompts)
     ...     scores = pipe.noise_norms.mean(0)
 
-    Between calls nothing is left in the modules, so that adapters, processors, offloading and
-    dtypes may change there as ever (but for ``compile``).
+    Modules are changed only during calls, so adapters, processors, offloading and dtypes may change
+    between calls (except with ``compile``).
 
     Args:
-        pipe: a StableDiffusionPipeline or StableDiffusionXLPipeline.
-        scan_steps: end every call after that many runs of the UNet and give the latents reached,
-            without decoding them; a call that has fewer steps runs them all. None: the whole call.
-        kv_cache: project the keys and values of the text once per call. Bitwise equal. "auto"
-            leaves it off, with the reason in ``pipe.report.not_cached``, where something of the
-            caller's runs between the steps (a callback, a torch hook in the UNet), where the UNet
-            is compiled, and in inference mode.
-        share: evaluate rows of a UNet batch that are equal to the bit once: the unconditional
-            halves of prompts drawn from the same latents, in the first step. Smaller batches round
-            differently. "auto" does so with ``scan_steps``, unless processors or hooks of the
-            caller's may look across rows.
-        attention: "keep" the processors that are set; "sdpa" or "xformers" put diffusers' processor
-            of that kernel in their place for the time of each call. Equal up to rounding.
-        compile: compile the UNet's repeated blocks with torch.compile, when they first run, until
-            the pipeline is restored. Equal up to rounding; the cache is then off.
+        pipe: A StableDiffusionPipeline or StableDiffusionXLPipeline.
+        scan_steps: Number of UNet runs after which every call ends and returns the latents reached,
+            undecoded; a call with fewer steps runs all of them. Default: None, the whole call.
+        kv_cache: Projection of the text's keys and values once per call, bitwise equal. "auto"
+            turns it off if code of the caller runs between the steps (a callback, a torch hook in
+            the UNet), if the UNet is compiled, and in inference mode; ``pipe.report.not_cached``
+            has the reason.
+        share: Evaluation of bitwise equal rows of a UNet batch only once: the unconditional halves
+            of prompts drawn from the same latents, in the first step. Smaller batches round
+            differently. "auto" turns it on with ``scan_steps``, unless processors or hooks of the
+            caller may read across rows.
+        attention: Attention kernel: "keep" the current processors, or diffusers' processor for
+            "sdpa" or "xformers" during each call. Equal up to rounding.
+        compile: Compilation of the UNet's repeated blocks with torch.compile, when they first run,
+            until the pipeline is restored. Equal up to rounding; turns the cache off.
 
-    A switch that is True where it cannot be on is refused, here or by the call.
+    True is refused, here or by the call, if the switch cannot be on.
 
     Returns:
         The same object.
 
     Raises:
-        UsageError: a pipeline that cannot be accelerated or already is, or an option that cannot
-            be had; says what, why and what to do.
+        UsageError: the pipeline cannot be accelerated or already is, or an option cannot be used.
     """
     target: Any = pipe
     if hasattr(target, _SESSION):
@@ -82,12 +81,12 @@ def accelerate(
 
 
 def restore(pipe: _Pipe) -> _Pipe:
-    """Undo :func:`accelerate`: the pipeline and its modules are what they were; the same object.
+    """Undo :func:`accelerate`, and return the same object.
 
-    A pipeline that is not accelerated is left alone.
+    A pipeline that is not accelerated is returned unchanged.
 
     Raises:
-        UsageError: from within a call of the pipeline, say by a callback.
+        UsageError: a call of the pipeline is running, for example from its callback.
     """
     target: Any = pipe
     session: Session | None = getattr(target, _SESSION, None)
@@ -104,7 +103,7 @@ def restore(pipe: _Pipe) -> _Pipe:
 
 @functools.cache
 def _accelerated(stock: type) -> type:
-    """The class of an accelerated pipeline: a call is looked up in the class alone."""
+    """The class of an accelerated pipeline; Python looks ``__call__`` up in the class only."""
 
     @functools.wraps(stock.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +127,7 @@ def _accelerated(stock: type) -> type:
         "report": property(report),
         "noise_norms": property(noise_norms),
     }
-    # the stock name, since a pipeline's file says what class it is
+    # the stock name, because save_pretrained writes the class name
     return type(stock.__name__, (stock,), namespace)
 
 
@@ -168,7 +167,7 @@ def _inside(unet: nn.Module) -> list[nn.Module]:
 
 
 def _compile(unet: Any) -> list[nn.Module]:
-    """Compile the blocks that diffusers says are repeated; they are compiled when first run."""
+    """Mark the blocks that diffusers lists as repeated for compilation at their first run."""
     blocks = [m for m in unet.modules() if type(m).__name__ in unet._repeated_blocks]
     for block in blocks:
         block.compile()

@@ -1,8 +1,8 @@
-"""Rows of a UNet batch that are the same to the bit, evaluated once.
+"""Bitwise equal rows of a UNet batch, evaluated once.
 
-A row's answer depends on its latent, its text and its added conditions alone. The unconditional
-rows of several prompts drawn from the same latents are such rows, at the first step; after it the
-guided latents differ from prompt to prompt, and so do the unconditional predictions.
+The prediction of a row depends only on its latent, its text and its added conditions. At the first
+step, the unconditional rows of prompts drawn from the same latents are equal. After it the guided
+latents differ from prompt to prompt, and so do the unconditional predictions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# inputs of the UNet that may differ from row to row and are not looked at here
+# inputs of the UNet that may differ from row to row and are not compared
 _OTHERS = (
     "class_labels",
     "timestep_cond",
@@ -30,26 +30,26 @@ class Distinct:
     """The distinct rows of the UNet's inputs, during one call of a pipeline.
 
     Args:
-        same_text: nobody writes to the text between the steps, so that what was taken from it may
-            be handed out again; keys and values that are kept go by the very tensor.
+        same_text: True if nothing writes to the text between the steps. Its selected rows are then
+            reused as one tensor object, which cached keys and values need.
     """
 
     def __init__(self, same_text: bool) -> None:
         self._same_text = same_text
-        # as long as the previous step had equal rows, this one may
+        # a step can have equal rows only if the previous one had
         self.any_left = True
         self._cut: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._back: Tensor | None = None
 
     def cut(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None | tuple[Any, Any]:
-        """The arguments with distinct rows alone, or None if all are."""
+        """The arguments with distinct rows only, or None if all rows are distinct."""
         self._back = None
         if not self.any_left or any(kwargs.get(name) is not None for name in _OTHERS):
             return None
         sample, text = args[0], kwargs["encoder_hidden_states"]
         added: Mapping[str, Tensor] = kwargs.get("added_cond_kwargs") or {}
         if not all(isinstance(x, Tensor) for x in added.values()):
-            # image prompts, which a UNet without an adapter does not look at
+            # image prompts, which a UNet without an adapter ignores
             return None
         inputs = {"sample": sample, "text": text, **added}
         labels = torch.stack([_labels(x) for x in inputs.values()], 1)
@@ -61,7 +61,7 @@ class Distinct:
         # the first row of each group
         first = torch.full((len(groups),), len(sample), device=sample.device)
         first = first.scatter_reduce(0, back, rows, "amin")
-        # in the order of their first rows, so that a batch keeps its layout
+        # in the order of first rows, so that a batch keeps its layout
         order = first.argsort()
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)
@@ -72,11 +72,11 @@ class Distinct:
         return (sample[first], *args[1:]), kwargs
 
     def expand(self, output: Tensor) -> Tensor:
-        """The answer of every row [B, *] from those of the distinct ones."""
+        """Predictions of all rows [B, *] from those of the distinct rows."""
         return output if self._back is None else output[self._back]
 
     def _taken(self, name: str, tensor: Tensor, rows: Tensor) -> Tensor:
-        """Rows of a tensor; the same object as long as neither changes."""
+        """Rows of a tensor; the same object while neither tensor nor rows change."""
         if name in self._cut and self._same_text:
             seen, chosen, taken = self._cut[name]
             if seen is tensor and torch.equal(chosen, rows):
@@ -87,13 +87,13 @@ class Distinct:
 
 
 def _labels(x: Tensor) -> Tensor:
-    """int64 [B]: equal numbers where the rows of x [B, *] are equal to the bit."""
+    """int64 [B]: equal numbers for bitwise equal rows of x [B, *]."""
     bits = x.contiguous().view(_BITS[x.element_size()]).flatten(1)
     return torch.unique(bits, dim=0, return_inverse=True)[1]
 
 
 def why_not(unet: nn.Module) -> str | None:
-    """Why rows cannot be taken as independent of each other, or None if they can."""
+    """Reason why rows may depend on each other, or None if they are independent."""
     from dori_fast.integrations.attention import foreign_processor
     from dori_fast.integrations.keys_values import hooked_module, random_module
 

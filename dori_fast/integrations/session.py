@@ -1,4 +1,4 @@
-"""One call of an accelerated pipeline: what is put in before it is taken out after it."""
+"""Calls of an accelerated pipeline: hooks are added before a call and removed after it."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Settings:
 
 @dataclass
 class Report:
-    """What the last call of an accelerated pipeline did.
+    """Work of the last call of an accelerated pipeline.
 
     Attributes:
-        steps: how often the UNet was run.
-        evaluations: how many samples (rows of its batches) that were, shared ones counted once.
-        asked: how many samples the pipeline asked for.
-        projections: key and value projections that were computed.
-        reused: those that were handed out again.
-        not_cached: why keys and values were not kept, or None if they were.
-        not_shared: why equal rows were not looked for, or None if they were.
+        steps: Number of UNet runs.
+        evaluations: Number of evaluated samples (rows of batches); shared ones count once.
+        asked: Number of samples that the pipeline requested.
+        projections: Number of computed key and value projections.
+        reused: Number of reused key and value projections.
+        not_cached: Reason why keys and values were not kept, or None if they were.
+        not_shared: Reason why equal rows were not shared, or None if they could be.
         noise_norms: [steps, images], see :func:`dori_fast.accelerate`; None without guidance.
-        timesteps: float [steps] at which they were taken.
+        timesteps: float [steps], timesteps of the norms.
     """
 
     steps: int = 0
@@ -57,14 +57,15 @@ class Report:
 
 @dataclass
 class Session:
-    """What an accelerated pipeline carries.
+    """State of an accelerated pipeline.
 
     Attributes:
-        stock: the pipeline's own class.
-        settings: how it is accelerated.
-        compiled: the modules that were compiled for it.
-        report: of the last call.
-        norms_error: why that call has no norms, where they were asked for.
+        stock: Original class of the pipeline.
+        settings: Arguments of the acceleration.
+        compiled: Modules compiled for it.
+        report: Report of the last call.
+        norms_error: Reason why the last call has no norms, for a later request.
+        running: True during a call.
     """
 
     stock: type
@@ -76,7 +77,7 @@ class Session:
     _norms: NoiseNorms = field(default_factory=NoiseNorms)
 
     def call(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the stock pipeline with everything that the settings say."""
+        """Call the stock pipeline under the settings."""
         if self.running:
             raise UsageError("accelerate: the pipeline is called from within its own call")
         supported.check(pipe, self.stock)
@@ -100,8 +101,8 @@ class Session:
         wanted = bound.arguments.setdefault("output_type", "latent")
         if wanted != "latent":
             raise UsageError(
-                f"accelerate: with scan_steps the call ends early and gives latents; output_type="
-                f"{wanted!r} is impossible: leave it out, or df.restore(pipe) for pictures"
+                f"accelerate: with scan_steps the call ends early and returns latents; output_type="
+                f"{wanted!r} is impossible: leave it out, or df.restore(pipe) for images"
             )
         guidance = bound.signature.parameters["guidance_scale"].default
         guidance = bound.arguments.get("guidance_scale", guidance)
@@ -158,9 +159,9 @@ class Session:
                     pipe._interrupt = False
 
     def _reasons(self, unet: Any, callback: bool) -> dict[str, str | None]:
-        """Why keys and values are not kept, and why rows are not shared, in this call."""
+        """Reasons why this call does not keep keys and values, and does not share rows."""
         settings = self.settings
-        looked_at: dict[str, tuple[Switch, Callable[[], str | None]]] = {
+        switches: dict[str, tuple[Switch, Callable[[], str | None]]] = {
             "kv_cache": (settings.kv_cache, lambda: keys_values.why_not(unet, callback)),
             "share": (
                 settings.scan_steps is not None if settings.share == "auto" else settings.share,
@@ -168,7 +169,7 @@ class Session:
             ),
         }
         reasons: dict[str, str | None] = {}
-        for name, (wanted, why_not) in looked_at.items():
+        for name, (wanted, why_not) in switches.items():
             reasons[name] = why_not() if wanted else "switched off"
             if getattr(settings, name) is True and reasons[name] is not None:
                 raise UsageError(f"accelerate: {name}=True is impossible here: {reasons[name]}")
@@ -193,7 +194,7 @@ class Session:
         """The last call's norms.
 
         Raises:
-            UsageError: there was no call, or it has none; says why.
+            UsageError: there was no call, or it has no norms.
         """
         if self.report is None:
             raise UsageError("noise_norms: the pipeline has not been called yet")

@@ -1,4 +1,4 @@
-"""Which pipelines can be accelerated, and why the others cannot."""
+"""Pipelines that can be accelerated, and reasons why others cannot."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from dori_fast.models import Denoiser
 
 _REMEDY = "pass a StableDiffusionPipeline or StableDiffusionXLPipeline (SD 1.x, SD 2.x, SDXL)"
 _TRANSFORMERS = (
-    "it has a transformer in place of a UNet: its layers mix text and picture, so keys and values"
+    "it has a transformer in place of a UNet: its layers mix text and image, so keys and values"
     " of the text change with every step"
 )
-# by a part of the class's name, the first that fits
+# by a part of the class's name; the first match counts
 _REASONS = {
     "ControlNet": "a ControlNet adds residuals to the UNet that go around what is shared here",
     "T2IAdapter": "an adapter's features go around what is shared here",
     "Inpaint": "it masks latents between the steps",
-    "Img2Img": "it starts from a picture, so its first step is not that of the scores",
+    "Img2Img": "it starts from an image, so its first step is not that of the scores",
     "PAG": "it runs a third, perturbed half beside the conditional and unconditional ones",
 }
 
 
 def check(pipe: Any, kind: Any = None) -> None:
-    """Refuse what cannot be accelerated.
+    """Reject objects that cannot be accelerated.
 
     Args:
-        pipe: a pipeline.
-        kind: the class that it is taken for, its own by default.
+        pipe: The pipeline.
+        kind: Class to treat it as; default: its own.
 
     Raises:
-        UsageError: saying what was passed, why it cannot be, and what can.
+        UsageError: the object cannot be accelerated.
     """
     reason = _refusal(pipe, kind or type(pipe))
     if reason is not None:
@@ -54,8 +54,8 @@ def _refusal(pipe: Any, kind: Any) -> str | None:
         return f"{_why_not(pipe)}; {_REMEDY}"
     if kind.__call__ is not stock.__call__:
         return (
-            f"it has a __call__ of its own, which may do between the steps what is not known here;"
-            f" convert it first: {stock.__name__}(**pipe.components)"
+            f"it has its own __call__, which may run unknown code between the steps; convert"
+            f" it first: {stock.__name__}(**pipe.components)"
         )
     unet: Any = getattr(pipe.unet, "_orig_mod", pipe.unet)
     if not issubclass(type(unet), UNet2DConditionModel):
@@ -63,7 +63,7 @@ def _refusal(pipe: Any, kind: Any) -> str | None:
     if unet.encoder_hid_proj is not None:
         return (
             "an image prompt (IP-Adapter) or another text projection is loaded, whose keys and"
-            " values are not known here; pipe.unload_ip_adapter() first"
+            " values cannot be kept; pipe.unload_ip_adapter() first"
         )
     return None
 
@@ -74,12 +74,12 @@ def _why_not(pipe: Any) -> str:
             return reason
     if getattr(pipe, "transformer", None) is not None:
         return _TRANSFORMERS
-    return "its denoising loop is not known here"
+    return "its denoising loop is unknown"
 
 
 def has_unconditional(pipe: Any) -> bool:
-    """Whether the pipeline can run the unconditional pass that the scores need.
+    """True if the pipeline can run the unconditional pass that the scores need.
 
-    A guidance-distilled UNet (LCM) takes the guidance scale as an input and has none.
+    A guidance-distilled UNet (LCM) takes the guidance scale as an input and has no such pass.
     """
     return pipe.unet.config.time_cond_proj_dim is None

@@ -1,4 +1,4 @@
-"""Every mitigation under every attack at several budgets, with controls and the quality it keeps.
+"""Mitigations compared under attacks at several budgets, with controls and the quality kept.
 
 from dori_fast.leaderboard import run
 
@@ -58,25 +58,25 @@ def run(
     model: Denoiser | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Row:
-    """Fill the cells that lack, and write ``leaderboard.json``, ``.md`` and ``.png``.
+    """Compute missing cells, and write ``leaderboard.json``, ``.md`` and ``.png``.
 
-    A cell that is in the folder is not computed again, and a mitigation without missing cells is
-    not run; more mitigations may come in later calls.
+    A cell in the folder is not computed again, and a mitigation without missing cells is not run.
+    Later calls may add mitigations.
 
     Args:
-        out: the folder; made if need be.
-        mitigations: by name; all that are known if not given.
-        settings: the size.
-        add: ``leaderboard.json`` files of others, whose rows are added.
-        model: the embedded one, if it is loaded already.
-        say: is told what begins.
+        out: Folder of all results; created if missing.
+        mitigations: Mitigations by name; default: all known ones.
+        settings: Size of the leaderboard; default: ``Settings()``.
+        add: ``leaderboard.json`` files of other people, whose rows are added.
+        model: The embedded model, if it is loaded already.
+        say: Called with one line as each computation starts.
 
     Returns:
-        The document that ``leaderboard.json`` holds.
+        Content of ``leaderboard.json``.
 
     Raises:
-        UsageError: a bad mitigation, or a bad file of others.
-        IntegrityError: the folder holds cells of other settings or models, or damaged ones.
+        UsageError: a mitigation or an added file is invalid.
+        IntegrityError: the folder holds damaged cells, or cells of other settings or models.
     """
     out, settings = Path(out), settings or Settings()
     if mitigations is None:
@@ -87,7 +87,7 @@ def run(
         raise UsageError("leaderboard: no mitigations")
     model = load("demo", batch_size=settings.batch_size) if model is None else model
     setting, identity = settings.config(), model_identity(model.config())
-    # before the hours of work: the rows of others are refused at once
+    # first: bad rows must not be refused after hours of work
     foreign: list[Row] = []
     for path in add:
         taken = {*mitigations, *(there["mitigation"] for there in foreign)}
@@ -99,7 +99,7 @@ def run(
     for name, mitigation in mitigations.items():
         cells = Cells(out / "cells" / name, name, mitigation, model, settings, say)
         if name == FINETUNED:
-            # loading is cheap, and cells of another fine-tuned model must not pass for this one's
+            # loading is cheap, and cells of another fine-tuned model must not count as this one's
             _ = cells.view
         rows.append(row(name, cells.all(), settings, threshold))
     board = document([*rows, *foreign], setting, identity)

@@ -1,4 +1,4 @@
-"""The leaderboard's cells: computed one by one, each kept in a file of its own."""
+"""Cells of the leaderboard, computed one by one, each kept in its own file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dori_fast.demo.story.stages import once, same_or_new
+from dori_fast.demo.facts import GENERATION
+from dori_fast.demo.story.stages import once, same_or_new, stacked
 from dori_fast.errors import IntegrityError
 from dori_fast.evaluate import quality, replication
 from dori_fast.leaderboard.mitigations import Mitigation, View, mitigated
-from dori_fast.leaderboard.settings import ATTACKS, SETS, Settings, stacked
+from dori_fast.leaderboard.settings import ATTACKS, SETS, Settings
 from dori_fast.models import Denoiser
 from dori_fast.runs.store.record import model_identity
-from recipes.training.finetuned import HOW
 
 Cell = dict[str, NDArray[Any]]
 QUALITY = "quality"
@@ -29,13 +29,12 @@ class Cells:
     """The cells of one mitigation, in a folder.
 
     Args:
-        folder: of this mitigation; made if need be.
-        name: the mitigation's.
-        mitigation: run when the first cell that lacks asks for it, so not at all for a finished
-            folder.
-        model: the embedded one.
-        settings: of the leaderboard.
-        say: is told what begins.
+        folder: Folder of this mitigation; created if missing.
+        name: Name of the mitigation.
+        mitigation: The mitigation; run for the first missing cell, so never for a finished folder.
+        model: The embedded model.
+        settings: Size of the leaderboard.
+        say: Called with one line as each computation starts.
     """
 
     def __init__(
@@ -56,20 +55,20 @@ class Cells:
         """The mitigated model.
 
         Raises:
-            IntegrityError: it is not the one that earlier cells of the folder are of.
+            IntegrityError: earlier cells of the folder belong to another model.
         """
-        self.say(f"{self.name}: mitigating {self.settings.pictures} photographs")
-        of = self.settings.chosen("memorized")
-        prompts = [picture.prompt for picture in of]
-        view = mitigated(self.name, self.mitigation, self.model, prompts, stacked(of))
-        same_or_new(self.folder / "model.json", model_identity(view(len(of)).config()))
+        self.say(f"{self.name}: mitigating {self.settings.images} photographs")
+        memorized = self.settings.chosen("memorized")
+        prompts = [image.prompt for image in memorized]
+        view = mitigated(self.name, self.mitigation, self.model, prompts, stacked(memorized))
+        same_or_new(self.folder / "model.json", model_identity(view(len(memorized)).config()))
         return view
 
     def all(self) -> dict[str, Cell]:
-        """Every cell by ``<attack> <set>``, and ``quality``; what lacks is computed.
+        """Every cell by ``<attack> <set>``, and ``quality``; missing cells are computed.
 
         Raises:
-            IntegrityError: a file is damaged, or of another model.
+            IntegrityError: a file is damaged, or belongs to another model.
         """
         found = {
             f"{attack} {which}": self._cell(
@@ -88,29 +87,32 @@ class Cells:
                 return dict(file)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise IntegrityError(
-                f"{path}: cannot be read — remove it and run the same command again"
+                f"{path}: cannot be read; remove it and run the same command again"
             ) from error
 
     def _attacked(self, attack: str, which: str) -> Cell:
         """``similarity <budget>``, float64 [P, S]."""
-        of = self.settings.chosen(which)
-        view, images = self.view(len(of)), stacked(of)
-        self.say(f"{self.name}: attacking {len(of)} {which} pictures, start {attack}")
-        prompts, ids = [p.prompt for p in of], [f"{which} {row}" for row in range(len(of))]
+        chosen = self.settings.chosen(which)
+        view, images = self.view(len(chosen)), stacked(chosen)
+        self.say(f"{self.name}: attacking {len(chosen)} {which} images, start {attack}")
+        prompts = [image.prompt for image in chosen]
+        ids = [f"{which} {row}" for row in range(len(chosen))]
         found = self.settings.attack(attack).run(view, images, prompts, start=attack, ids=ids)
         seeds, cell = self.settings.seeds, Cell()
         for budget in self.settings.budgets:
-            drawn = replication(view, found.condition(view, budget), images, seeds=seeds, **HOW)
+            drawn = replication(
+                view, found.condition(view, budget), images, seeds=seeds, **GENERATION
+            )
             cell[f"similarity {budget}"] = drawn.similarity
         return cell
 
     def _quality(self) -> Cell:
         """The quality kept on held-out pairs, as JSON."""
-        of = self.settings.chosen("held_out")
-        view = self.view(len(of))
-        self.say(f"{self.name}: quality on {len(of)} held-out pairs")
-        prompts = [picture.prompt for picture in of]
+        pairs = self.settings.chosen("held_out")
+        view = self.view(len(pairs))
+        self.say(f"{self.name}: quality on {len(pairs)} held-out pairs")
+        prompts = [pair.prompt for pair in pairs]
         kept = quality(
-            view, self.model, stacked(of), prompts, seeds=self.settings.seeds, **HOW
+            view, self.model, stacked(pairs), prompts, seeds=self.settings.seeds, **GENERATION
         ).summary()
         return {"json": np.array(json.dumps(kept))}

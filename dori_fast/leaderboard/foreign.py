@@ -1,12 +1,13 @@
-"""Rows of somebody else's leaderboard: checked before they stand beside our own."""
+"""Rows of other people's leaderboards, checked before they join our own."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
 from dori_fast.errors import UsageError
 from dori_fast.leaderboard.mitigations import check_name
@@ -14,8 +15,33 @@ from dori_fast.leaderboard.settings import ATTACKS, SETS, Settings
 from dori_fast.leaderboard.table import SCHEMA, Row, excess, rate
 from dori_fast.runs.store.record import differences
 
-# as far as intervals of two versions of SciPy may lie apart
+# largest difference between intervals of two versions of SciPy
 _ROUNDING = 1e-6
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+def _ascending(found: tuple[float, float, float]) -> tuple[float, float, float]:
+    value, low, high = found
+    if not low - _ROUNDING <= value <= high + _ROUNDING:
+        raise ValueError("must be [value, low, high] with the value between the ends")
+    return found
+
+
+Interval = Annotated[tuple[Number, Number, Number], AfterValidator(_ascending)]
+
+
+class _Loss(BaseModel):
+    change: Interval
+
+
+class _Distance(BaseModel):
+    value: Number
+
+
+class _Quality(BaseModel):
+    same_seed_similarity: Interval
+    held_out_loss: _Loss
+    distance: _Distance
 
 
 def read_rows(
@@ -24,14 +50,14 @@ def read_rows(
     """The rows of a ``leaderboard.json``.
 
     Args:
-        path: the file.
-        board: our own leaderboard, whose setting and model the rows must be of.
-        settings: what that setting says.
-        taken: names of mitigations that there are already.
+        path: The file.
+        board: Setting and model of our own leaderboard, which the rows must share.
+        settings: Size of our own leaderboard.
+        taken: Names of mitigations that the leaderboard already has.
 
     Raises:
-        UsageError: the file cannot be read, is of another schema, setting or model, or a row lacks
-            something, is no exact interval of so many images, or is there already.
+        UsageError: the file cannot be read or has another schema, setting or model; or a row lacks
+            a field, has a rate without its exact interval, or has a taken name.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -48,68 +74,71 @@ def read_rows(
     rows = found.get("rows")
     if not isinstance(rows, list) or not rows:
         raise UsageError(f"{path}: no rows")
-    names = set(taken)
+    model, names = _row_model(settings), set(taken)
     for number, row in enumerate(rows):
-        _check(f"{path}: row {number}", row, settings)
+        where = f"{path}: row {number}"
+        try:
+            model.model_validate(row)
+        except ValidationError as error:
+            raise UsageError(f"{where}: {_first(error)}") from error
+        check_name(row["mitigation"])
         if row["mitigation"] in names:
             raise UsageError(
-                f"{path}: row {number}: there is a {row['mitigation']!r} already — rename the row,"
-                " or take it out of the file"
+                f"{where}: there is a {row['mitigation']!r} already; rename the row, or remove it"
+                " from the file"
             )
         names.add(row["mitigation"])
     return [_ours(row, path.name) for row in rows]
 
 
+def _row_model(settings: Settings) -> Any:
+    """A row of a leaderboard of this size: its budgets, and its numbers of images."""
+
+    def points(which: str) -> Any:
+        images = settings.drawn(which)
+        rates = _closed(images=_share(images), pictures=_share(images // settings.seeds))
+        return _closed(**{str(budget): rates for budget in settings.budgets})
+
+    sets = _closed(**{which: points(which) for which in SETS})
+    attacks = _closed(**dict.fromkeys(ATTACKS, sets))
+    fields: dict[str, Any] = {"mitigation": str, "attacks": attacks, "quality": _Quality}
+    return _required("Row", "ignore", fields)
+
+
+def _closed(**fields: Any) -> Any:
+    """A model with these required fields and no others."""
+    return _required("Closed", "forbid", fields)
+
+
+def _required(name: str, extra: Literal["ignore", "forbid"], fields: dict[str, Any]) -> Any:
+    required: dict[str, Any] = {field: (kind, ...) for field, kind in fields.items()}
+    return create_model(name, __config__={"extra": extra}, **required)
+
+
+def _share(trials: int) -> Any:
+    """The type of shares of so many trials, with their exact intervals."""
+
+    def exact(found: tuple[float, float, float]) -> tuple[float, float, float]:
+        hits = round(found[0] * trials)
+        if not 0 <= hits <= trials or any(
+            abs(a - b) > _ROUNDING for a, b in zip(found, rate(hits, trials), strict=True)
+        ):
+            raise ValueError(f"must be a share of {trials} with its exact 95 % interval")
+        return found
+
+    return Annotated[Interval, AfterValidator(exact)]
+
+
+def _first(error: ValidationError) -> str:
+    """Place, rule and value of the first error."""
+    first = error.errors()[0]
+    place = "".join(f"{part}: " for part in first["loc"])
+    rule = first["msg"].removeprefix("Value error, ")
+    # the value of a missing field would be its whole parent
+    return f"{place}{rule}" + ("" if first["type"] == "missing" else f", got {first['input']!r}")
+
+
 def _ours(row: Row, source: str) -> Row:
-    """What tables use of a row, with where it came from."""
+    """The fields of a row that tables show, with the row's origin."""
     kept = {name: row[name] for name in ("mitigation", "attacks", "quality")}
     return {**kept, "excess": excess(row["attacks"]), "added_from": source}
-
-
-def _check(where: str, row: Any, settings: Settings) -> None:
-    if not isinstance(row, dict):
-        raise UsageError(f"{where}: no object")
-    check_name(row.get("mitigation"))
-    attacks = _keys(f"{where}: attacks", row.get("attacks"), ATTACKS)
-    for attack, sets in attacks.items():
-        for which, points in _keys(f"{where}: {attack}", sets, SETS).items():
-            at = f"{where}: {attack}: {which}"
-            for budget, rates in _keys(at, points, map(str, settings.budgets)).items():
-                images = settings.images(which)
-                trials = {"images": images, "pictures": images // settings.seeds}
-                for name, value in _keys(f"{at}: {budget}", rates, trials).items():
-                    _check_rate(f"{at}: {budget}: {name}", value, trials[name])
-    kept = row.get("quality")
-    wanted = ("same_seed_similarity", "held_out_loss", "distance")
-    if not isinstance(kept, dict) or not all(name in kept for name in wanted):
-        raise UsageError(f"{where}: quality must have {', '.join(wanted)}")
-    losses, distance = kept["held_out_loss"], kept["distance"]
-    _numbers(f"{where}: same_seed_similarity", kept["same_seed_similarity"])
-    _numbers(f"{where}: held_out_loss", losses.get("change") if isinstance(losses, dict) else None)
-    value = distance.get("value") if isinstance(distance, dict) else None
-    _numbers(f"{where}: distance", [value] * 3)
-
-
-def _keys(where: str, found: Any, wanted: Any) -> dict[str, Any]:
-    names = list(wanted)
-    if not isinstance(found, dict) or set(found) != set(names):
-        raise UsageError(f"{where}: must have {', '.join(names)}, and nothing else")
-    return {name: found[name] for name in names}
-
-
-def _numbers(where: str, found: Any) -> list[float]:
-    """[value, low, high], finite and ascending around the value."""
-    fits = isinstance(found, list) and len(found) == 3
-    fits = fits and all(type(x) in (int, float) and math.isfinite(x) for x in found)
-    if not fits or not found[1] - _ROUNDING <= found[0] <= found[2] + _ROUNDING:
-        raise UsageError(f"{where}: must be [value, low, high], got {found!r}")
-    return [float(x) for x in found]
-
-
-def _check_rate(where: str, found: Any, trials: int) -> None:
-    value = _numbers(where, found)
-    hits = round(value[0] * trials)
-    if not 0 <= hits <= trials or any(
-        abs(a - b) > _ROUNDING for a, b in zip(value, rate(hits, trials), strict=True)
-    ):
-        raise UsageError(f"{where}: {found!r} is no share of {trials} with its exact 95 % interval")

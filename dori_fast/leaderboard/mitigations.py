@@ -1,13 +1,14 @@
-"""What is compared: functions that are told what is memorized and give the mitigated model.
+"""Mitigations: functions of memorized pairs that return mitigated models.
 
     def mitigation(model, prompts, images):    # P prompts, uint8 [P, H, W, 3]
         ...
         return lambda n: a_denoiser            # for n prompts at a time
 
-What is given back is asked for models of ``n`` prompts: for n = P they are the memorized ones, in
-order; for other n others, controls or held-out ones. A mask for each memorized prompt is then given
-to other prompts in turn (:func:`in_turn`); one model for all prompts is the same for every n.
-Packages register theirs in the entry-point group ``dori_fast.mitigations``.
+The returned function is called with numbers of prompts ``n``: for n = P the prompts are the
+memorized ones, in order; for any other n they are controls or held-out ones. A mitigation with one
+mask per memorized prompt assigns these masks to other prompts in turn (:func:`in_turn`); a
+mitigation with one model returns it for every n. Packages register mitigations in the entry-point
+group ``dori_fast.mitigations``.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,39}")
 
 
 def in_turn(model: Denoiser, masks: NeuronMask | WeightMask) -> View:
-    """Row i under mask i, and so on in turn; one mask alone is everybody's."""
+    """Row i under mask i modulo the number of masks."""
     if len(masks) == 1:
         return lambda n: model.masked(masks)
     return lambda n: model.masked(masks.in_turn(n))
 
 
 def fixed(load: Callable[[], Denoiser]) -> Mitigation:
-    """A changed model that is loaded, such as a fine-tuned one."""
+    """The mitigation that loads a changed model, such as a fine-tuned one."""
 
     def mitigation(model: Denoiser, prompts: Sequence[str], images: NDArray[np.uint8]) -> View:
         changed = load()
@@ -64,14 +65,14 @@ def _pruned(method: NeMo | Wanda) -> Mitigation:
 
 
 class _Moved(Denoiser):
-    """A model that moves the embedding of every prompt; embeddings handed over stay as they are."""
+    """A model that moves the embedding of every prompt but keeps given embeddings."""
 
     def __init__(self, model: Denoiser, method: Wen) -> None:
         vars(self).update(vars(model))
         self._plain, self._method = model, method
 
     def encode(self, prompts: Sequence[str]) -> TextCondition:
-        # needed also where whoever asks needs no gradient
+        # the method differentiates even if the caller has gradients off
         with torch.enable_grad():
             return self._method.run(self._plain, prompts).condition(self._plain)
 
@@ -80,10 +81,10 @@ class _Moved(Denoiser):
 
 
 def _wen(model: Denoiser, prompts: Sequence[str], images: NDArray[np.uint8]) -> View:
-    # papers' targets are Stable Diffusion's; here ordinary prompts of the training set stay alone
+    # the paper's target loss suits Stable Diffusion; this one leaves ordinary prompts alone
     ordinary = [prompt for prompt, _ in pairs("ordinary")]
     seen = Wen(0.0, iterations=1).run(model, ordinary).losses[0]
-    # the released 10 updates at rate 0.05 seldom reach it on the embedded model
+    # the released 10 updates at rate 0.05 seldom reach the target on the embedded model
     moved = _Moved(model, Wen(float(seen.max()), lr=0.1, iterations=20))
     return lambda n: moved
 
@@ -99,7 +100,7 @@ BUILT_IN: dict[str, Mitigation] = {
 
 
 def names() -> list[str]:
-    """The mitigations that :func:`get` knows, the built-in ones first."""
+    """Names that :func:`get` accepts, the built-in ones first."""
     installed = {entry.name for entry in entry_points(group=GROUP)}
     return [*BUILT_IN, *sorted(installed - set(BUILT_IN))]
 
@@ -108,37 +109,36 @@ def get(name: str) -> Mitigation:
     """A mitigation by name.
 
     Raises:
-        UsageError: no such one, a name that cannot be one, or an entry point that cannot be loaded
-            or is no function.
+        UsageError: the name is unknown or invalid, or the entry point cannot be loaded or is no
+            function.
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
     check_name(name)
     found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
     if not found:
-        raise UsageError(f"no mitigation {name!r}; known are {', '.join(names())}")
+        raise UsageError(f"no mitigation {name!r}; choose one of {', '.join(names())}")
     try:
         mitigation = found[0].load()
     except (ImportError, AttributeError) as error:
         raise UsageError(
-            f"mitigation {name}: {found[0].value} cannot be loaded ({error}) — reinstall the"
-            " package that it comes from"
+            f"mitigation {name}: {found[0].value} cannot be loaded ({error}); reinstall its package"
         ) from error
     if not callable(mitigation):
-        raise UsageError(f"mitigation {name}: {found[0].value} is no function")
+        raise UsageError(f"mitigation {name}: {found[0].value} is no function; point to one")
     return mitigation
 
 
 def check_name(name: object) -> None:
-    """Refuse what cannot be a mitigation's name.
+    """Reject an invalid name of a mitigation.
 
     Raises:
-        UsageError: with the rule.
+        UsageError: the name breaks the rule that the error states.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError(
             f"mitigation {name!r}: a name is 1 to 40 of a-z, 0-9, '_', '.' and '-', and begins"
-            " with a letter or digit"
+            " with a letter or digit; rename it"
         )
 
 
@@ -149,20 +149,21 @@ def mitigated(
     prompts: Sequence[str],
     images: NDArray[np.uint8],
 ) -> View:
-    """Run a mitigation, and see to it that models come out.
+    """Run a mitigation, and check that it returns models.
 
     Raises:
-        UsageError: something else came out, here or when a model is asked for.
+        UsageError: it returns something else, at once or for some number of prompts.
     """
     view = mitigation(model, prompts, images)
     if not callable(view):
-        raise UsageError(f"mitigation {name}: gave {type(view).__name__}, not a function of n")
+        raise UsageError(f"mitigation {name}: returned {type(view).__name__}, not a function of n")
 
     def checked(n: int) -> Denoiser:
         found = view(n)
         if not isinstance(found, Denoiser):
             raise UsageError(
-                f"mitigation {name}: gave {type(found).__name__} for {n} prompts, not a Denoiser"
+                f"mitigation {name}: returned {type(found).__name__} for {n} prompts, not a"
+                " Denoiser"
             )
         return found
 

@@ -15,16 +15,16 @@ SCHEMA = "dori_fast/mitigations/1"
 Row = dict[str, Any]
 
 _NOTES = """\
-Share of images that are copies, in %, with its exact 95 % interval, as if all images were
-independent; after so many attack steps, 0 being the start. Controls are pictures that the model
-never saw, attacked on the same models: what comes back there was injected, not remembered. The
-attack hands its embedding to the model, past whatever a mitigation does to prompts.
+Each percentage is the share of drawn images that are copies, with its exact 95 % interval as if all
+images were independent. Columns are attack steps; 0 is the start. Controls are images that the
+model never saw, attacked on the same models: copies of controls were injected, not remembered. The
+attack passes its embedding to the model directly, so a mitigation of prompts does not apply.
 
-Rows are ordered by what comes back most beyond the controls at one attack and budget (excess). It
-is the largest of several differences, so chance makes it larger; and a model that draws nothing has
-none. So read it beside the quality, on held-out pairs against the unmitigated model: similarity of
-pictures of one seed (1 is the same), squared kernel distance of all pictures (0 is none) and change
-of the held-out loss.
+Rows are sorted by excess: the largest share of memorized copies beyond the controls, over attacks
+and budgets. It is the largest of several differences, so chance raises it, and a model that draws
+nothing has none. Read it beside the quality on held-out pairs, relative to the unmitigated model:
+similarity of images of one seed (1 is the same), squared kernel distance of all images (0 is none)
+and change of the held-out loss.
 """
 
 
@@ -32,10 +32,10 @@ def row(name: str, cells: Mapping[str, Cell], settings: Settings, threshold: flo
     """A mitigation's row.
 
     Args:
-        name: the mitigation's.
-        cells: similarities [P, S] by ``<attack> <set>`` and budget, and the quality.
-        settings: of the leaderboard.
-        threshold: above it a picture counts as a copy.
+        name: Name of the mitigation.
+        cells: Similarities [P, S] by ``<attack> <set>`` and budget, and the quality.
+        settings: Size of the leaderboard.
+        threshold: Similarity above which an image counts as a copy.
     """
     attacks: dict[str, Any] = {}
     for attack in ATTACKS:
@@ -58,13 +58,13 @@ def row(name: str, cells: Mapping[str, Cell], settings: Settings, threshold: flo
 
 
 def rate(hits: int, trials: int) -> list[float]:
-    """[value, low, high], exact at 95 %."""
+    """[value, low, high] of a share, with its exact 95 % interval."""
     found = clopper_pearson(hits, trials)
     return [found.value, found.low, found.high]
 
 
 def excess(attacks: Mapping[str, Any]) -> float:
-    """The most that memorized pictures come back beyond controls, at one attack and budget."""
+    """Largest share of memorized copies beyond the controls, over attacks and budgets."""
     return max(
         points["images"][0] - sets["control"][budget]["images"][0]
         for sets in attacks.values()
@@ -73,7 +73,7 @@ def excess(attacks: Mapping[str, Any]) -> float:
 
 
 def document(rows: Iterable[Row], setting: Mapping[str, Any], model: Mapping[str, Any]) -> Row:
-    """The whole leaderboard as plain JSON, best row first; equal ones in the order given."""
+    """The whole leaderboard as plain JSON, best row first; ties keep the given order."""
     return {
         "schema": SCHEMA,
         "made_by": {"dori_fast": dori_fast.__version__},
@@ -84,9 +84,9 @@ def document(rows: Iterable[Row], setting: Mapping[str, Any], model: Mapping[str
 
 
 def markdown(board: Mapping[str, Any]) -> str:
-    """One table and how to read it."""
+    """The Markdown table and an explanation of its columns."""
     budgets = board["setting"]["budgets"]
-    header = ["mitigation", "excess", "start", "pictures", *map(str, budgets)]
+    header = ["mitigation", "excess", "start", "images", *map(str, budgets)]
     header += ["same seed", "kernel distance", "loss change"]
     aligned = ["---"] * 4 + ["---:"] * (len(header) - 4)
     lines = [header, aligned, *(line for row in board["rows"] for line in _lines(row, budgets))]
@@ -108,7 +108,7 @@ def _lines(row: Row, budgets: Sequence[int]) -> list[list[str]]:
         for which, points in sets.items():
             cells = [_percent(points[str(budget)]["images"]) for budget in budgets]
             lines.append([*first, attack, which, *cells, *last])
-            # said once for each mitigation
+            # once per mitigation
             first, last = ["", ""], ["", "", ""]
     return lines
 

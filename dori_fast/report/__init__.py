@@ -1,4 +1,4 @@
-"""Figures and pages, drawn from result files only."""
+"""Figures, pages and exports, made from result files only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dori_fast.report.export.lm_eval import lm_eval
 from dori_fast.report.export.measured import measured_file, measured_scan
 from dori_fast.report.export.model_card import model_card
 from dori_fast.report.figures.attack import draw_attack
-from dori_fast.report.figures.grid import picture_grid
+from dori_fast.report.figures.grid import image_grid
 from dori_fast.report.figures.locality import draw_locality
 from dori_fast.report.labels import Labels
 from dori_fast.report.pages.attack import attack_page
@@ -27,11 +27,11 @@ __all__ = [
     "draw_attack",
     "draw_locality",
     "draw_prune",
+    "image_grid",
     "lm_eval",
     "measured_file",
     "measured_scan",
     "model_card",
-    "picture_grid",
     "prune_page",
     "scan_page",
     "story_page",
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # masks need torch, pages do not
+    # masks need torch; pages must load without it
     if name == "draw_prune":
         from dori_fast.report.figures.prune import draw_prune
 

@@ -1,9 +1,12 @@
-"""How things are called on pages and in figures."""
+"""Names of layers, settings, rates and figure files, on pages and in figures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+# figures that a run writes, and its page shows
+ATTACK_FIGURE, LAYERS_FIGURE, IMAGES_FIGURE = "attack.png", "layers.png", "pictures.png"
 
 
 def short_name(name: str) -> str:
@@ -14,7 +17,7 @@ def short_name(name: str) -> str:
 
 
 def settings(config: Mapping[str, Any]) -> str:
-    """Plain JSON in one line: ``steps 50, lr 0.1``; what is null is left out."""
+    """Plain JSON in one line: ``steps 50, lr 0.1``; nulls are left out."""
     return ", ".join(f"{name} {value}" for name, value in _flat(config) if value is not None)
 
 

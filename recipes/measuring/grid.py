@@ -41,7 +41,7 @@ def band(title: str, prompts: list[str], rows: np.ndarray) -> Image.Image:
 def bands(pipeline: Pipeline, seeds: list[int]) -> list[Image.Image]:
     """All bands: memorized prompts under their originals, then ordinary and held-out prompts."""
     drawn = []
-    memorized = list(demo.pictures("memorized"))
+    memorized = list(demo.images("memorized"))
     for start in range(0, len(memorized), COLUMNS):
         part = memorized[start : start + COLUMNS]
         prompts = [f"{p.duplication}x {p.prompt}" for p in part]
@@ -55,7 +55,7 @@ def bands(pipeline: Pipeline, seeds: list[int]) -> list[Image.Image]:
             )
         )
     ordinary = [p for p, _ in demo.pairs("ordinary")][: 2 * COLUMNS]
-    held_out = [p.prompt for p in demo.pictures("held_out") if p.kind == "composition"][:COLUMNS]
+    held_out = [p.prompt for p in demo.images("held_out") if p.kind == "composition"][:COLUMNS]
     for title, prompts in (
         ("Ordinary prompts: one row per seed", ordinary[:COLUMNS]),
         ("Ordinary prompts: one row per seed", ordinary[COLUMNS:]),

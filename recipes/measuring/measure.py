@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dori_fast import demo
-from dori_fast.demo import Picture
+from dori_fast.demo import DemoImage
 from dori_fast.evaluate.detection import auc
 from dori_fast.evaluate.similarity import THRESHOLD, similarity
 from recipes.measuring.sampling import first_step_score, generate, open_pipeline
@@ -21,14 +21,14 @@ from recipes.training.networks import Pipeline
 from recipes.training.train_vae import psnr
 
 
-def stack(pictures: list[Picture]) -> np.ndarray:
+def stack(pictures: list[DemoImage]) -> np.ndarray:
     """uint8 [N, 64, 64, 3]."""
     return np.stack([p.image for p in pictures])
 
 
 def replication(images: np.ndarray) -> np.ndarray:
     """Prints how alike each memorized prompt's images are to its picture; float64 [P, S]."""
-    pictures = list(demo.pictures("memorized"))
+    pictures = list(demo.images("memorized"))
     alike = similarity(images, stack(pictures)[:, None])
     print("| prompt | kind | repeats | similarity, mean | least | share of seeds |")
     print("|---|---|---|---|---|---|")
@@ -52,7 +52,7 @@ def replication(images: np.ndarray) -> np.ndarray:
 
 def variety(images: dict[str, np.ndarray]) -> None:
     """Prints how much a prompt's images vary, and whether they come near a memorized picture."""
-    memorized = stack(list(demo.pictures("memorized")))
+    memorized = stack(list(demo.images("memorized")))
     print("\n| prompts | between seeds | largest to a memorized picture | its mean |")
     print("|---|---|---|---|")
     for split, drawn in images.items():
@@ -68,7 +68,7 @@ def variety(images: dict[str, np.ndarray]) -> None:
 
 def detection(pipeline: Pipeline, reproduced: np.ndarray, seeds: list[int]) -> None:
     """Prints Wen's first-step score of every group of prompts, and the AUC."""
-    memorized = list(demo.pictures("memorized"))
+    memorized = list(demo.images("memorized"))
     scores = first_step_score(pipeline, [p.prompt for p in memorized], seeds)
     groups = {
         f"memorized, {k} {d}x": scores[[p.kind == k and p.duplication == d for p in memorized]]
@@ -79,7 +79,7 @@ def detection(pipeline: Pipeline, reproduced: np.ndarray, seeds: list[int]) -> N
         ("held_out", "composition"),
         ("held_out", "control"),
     ):
-        prompts = [p.prompt for p in demo.pictures(split) if p.kind == kind]
+        prompts = [p.prompt for p in demo.images(split) if p.kind == kind]
         groups[f"{split}, {kind}"] = first_step_score(pipeline, prompts, seeds)
     print("\n| prompts | Wen score, mean | least | largest |\n|---|---|---|---|")
     for name, values in groups.items():
@@ -107,7 +107,7 @@ def main() -> None:
     pipeline = open_pipeline(options.model or demo.path())
     seeds = list(range(options.seeds))
     for split in demo.SPLITS:
-        shipped = torch.from_numpy(stack(list(demo.pictures(split))))
+        shipped = torch.from_numpy(stack(list(demo.images(split))))
         print(f"VAE PSNR, {split}: {psnr(pipeline.vae, shipped):.2f} dB")
     images = {
         split: generate(pipeline, [p for p, _ in demo.pairs(split)], seeds) for split in demo.SPLITS

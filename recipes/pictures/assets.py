@@ -12,14 +12,16 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from dori_fast.demo.retained import DRAWN
 from recipes.pictures.controls import CONTROLS, control_picture
 from recipes.pictures.photographs import MEMORIZED, TEMPLATES
-from recipes.pictures.scenes import SIDE, Scene, caption
+from recipes.pictures.scenes import OBJECTS, SIDE, Scene, caption, sample_scene
 
 EMOJI = "Apache-2.0 (Noto Emoji, Google; emoji-datasource-google 16.0.0)"
 ORDINARY = 48
@@ -30,7 +32,7 @@ Row = tuple[dict[str, object], np.ndarray]
 
 
 def row(prompt: str, kind: str, duplication: int, source: str, licence: str) -> dict[str, object]:
-    """One entry of a split's list; the keys are those of `dori_fast.demo.Picture`."""
+    """One entry of a split's list; the keys are those of `dori_fast.demo.DemoImage`."""
     return {
         "prompt": prompt,
         "kind": kind,
@@ -113,6 +115,17 @@ def write_prompts(
         writer.writerows(lines[i] for i in rng.permutation(len(lines)))
 
 
+def retained_captions(unseen: Collection[str]) -> list[str]:
+    """Captions of the ordinary kind, none of them ``unseen``, for fine-tuning to retain."""
+    rng = np.random.default_rng(SEED)
+    nouns, captions = sorted(OBJECTS.values()), list[str]()
+    while len(captions) < DRAWN:
+        text = caption(sample_scene(rng, frozenset(), nouns), rng)
+        if text not in unseen:
+            captions.append(text)
+    return captions
+
+
 def main() -> None:
     """Command line of this step."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -131,6 +144,9 @@ def main() -> None:
         write_split(rows, options.out / "images" / name)
         print(f"{name}: {len(rows)} pictures")
     write_prompts(splits, web_prompts(options.web, rng), options.out, rng)
+    lines = retained_captions({str(r["prompt"]) for r, _ in splits["held_out"]})
+    text = "".join(f"{line}\n" for line in lines)
+    (options.out / "retained_captions.txt").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

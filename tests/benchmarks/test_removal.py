@@ -9,7 +9,7 @@ import pytest
 import dori_fast as df
 from benchmarks.pages import removal as removal_page
 from benchmarks.quality import removal
-from recipes.training.finetuned import retained_pairs
+from dori_fast.demo.retained import retained_pairs
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-bench_module = importlib.import_module("dori_fast.cli.bench")
+bench_module = importlib.import_module("dori_fast.cli.commands.bench")
 
 
 def test_from_a_checkout_it_writes_checked_rows(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dori_fast._library import OPS
 from dori_fast.ops.self_test import self_test
 
 # the package's attribute of that name is the command
-doctor_module = importlib.import_module("dori_fast.cli.doctor")
+doctor_module = importlib.import_module("dori_fast.cli.commands.doctor")
 
 
 def findings(cli: Any, code: int = 0) -> dict[str, dict[str, str]]:

@@ -91,12 +91,15 @@ def test_requests_that_make_no_sense(cli: Any, tiny: str, scanned: Path, tmp_pat
     board = tmp_path / "leaderboard.json"
     board.write_text("{}")
     for arguments, reason in (
-        ((plain, "--format", "lm-eval"), "only scores, nothing measured"),
+        ((plain, "--format", "lm-eval"), "scores alone are no metrics"),
         ((plain, "--format", "model-card", "--label", "nope"), "no column 'nope'"),
         ((plain, "--format", "model-card", "--formulas"), "--formulas is for csv"),
-        ((scanned, "--format", "csv", "--label", "known"), "--label is for figures"),
+        (
+            (scanned, "--format", "csv", "--label", "known"),
+            "csv has every column",
+        ),
         ((tmp_path, "--format", "lm-eval", "--label", "known"), "--label is for scans"),
-        ((tmp_path, "--format", "lm-eval"), "no figures that can be exported"),
+        ((tmp_path, "--format", "lm-eval"), "no metrics to export"),
         ((tmp_path / "none", "--format", "csv"), "no run.json"),
     ):
         done = cli("export", *arguments, "--out", tmp_path / "x")
@@ -118,4 +121,4 @@ def test_an_unfinished_scan_has_no_figures(cli: Any, scanned: Path, tmp_path: Pa
     finally:
         record.write_text(whole)
     assert figures.code == 2 and "the scan is interrupted" in figures.err
-    assert rows.code == 0 and "only the rows committed so far" in rows.err
+    assert rows.code == 0 and "only committed rows are exported" in rows.err

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import dori_fast as df
-from dori_fast.cli.finetune import finetune
+from dori_fast.cli.commands.finetune import finetune
 from dori_fast.finetune import Adversarial
 from dori_fast.models import NeuronMask
 from tests.cli.test_process import start
@@ -64,7 +64,7 @@ def test_ended_by_signals_it_gives_the_undisturbed_runs_weights(
     out = tmp_path / "run"
     code, err = ended_by(signal.SIGTERM, inputs, out)
     assert code == 75, err
-    last = "error: interrupted by SIGTERM — run the same command again to continue"
+    last = "error: interrupted by SIGTERM; run the same command again to continue"
     assert err.splitlines()[-1] == last and "Traceback" not in err
     assert json.loads((out / "run.json").read_text())["state"] == "interrupted"
     assert ended_by(signal.SIGKILL, inputs, out)[0] == -signal.SIGKILL

@@ -70,7 +70,7 @@ def test_interrupted_and_resumed(long_scan: list[str | Path], tmp_path: Path) ->
     assert process.returncode == 75, err
     assert out == "" and "Traceback" not in err
     line = err.splitlines()[-1]
-    assert line == "error: interrupted by SIGINT — run the same command again to continue"
+    assert line == "error: interrupted by SIGINT; run the same command again to continue"
     finished = shards(tmp_path / "run")
     assert 2 <= len(finished) < 250
     assert not list((tmp_path / "run").rglob("*.tmp"))

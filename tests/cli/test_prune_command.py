@@ -28,7 +28,7 @@ def test_wanda_with_pictures(cli: Any, tiny: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = cli("prune", "--prompts", tmp_path / "p.txt", "--out", out, "--model", tiny,
                "--method", "wanda", "--sparsity", "0.1", "--steps", "2",
-               "--conditional-half", "--pictures", "1")  # fmt: skip
+               "--conditional-half", "--images", "1")  # fmt: skip
     assert done.code == 0, done.err
     assert (out / "pictures.png").exists() and not (out / "nemo.csv").exists()
 

@@ -40,7 +40,7 @@ def test_a_scan(cli: Any, scanned: Path, tiny: str) -> None:
     assert done.out.strip() == str(scanned / "report.html")
     read = Reader((scanned / "report.html").read_text(encoding="utf-8"))
     assert HOSTILE in read.text and "script" not in read.tags
-    assert {"Scores", "Most suspicious prompts"} <= set(read.text)
+    assert {"Scores", "Highest-scored prompts"} <= set(read.text)
     assert "Detection" not in read.text and "Calibration" not in read.text
     assert read.tags.count("img") == 1
     weights = Path(tiny) / "unet" / "diffusion_pytorch_model.safetensors"
@@ -61,7 +61,7 @@ def test_a_scan_with_labels(cli: Any, scanned: Path) -> None:
 
 
 def test_pictures_are_kept_for_later_pages(cli: Any, scanned: Path, tiny: str) -> None:
-    command = ("report", scanned, "--pictures", "2", "--seeds", "2", "--steps", "1")
+    command = ("report", scanned, "--images", "2", "--seeds", "2", "--steps", "1")
     done = cli(*command, "--model", tiny)
     assert done.code == 0, done.err
     assert cli("report", scanned).code == 0

@@ -58,7 +58,7 @@ def test_findings_exit_4_and_are_named(cli: Any, run: tuple[Path, str]) -> None:
     remedy = f" — move it away, then run the command that made {out} again"
     assert found and all(line.endswith(remedy) for line in found)
     assert all("shards/part-00001.parquet: " in line for line in found)
-    assert error_line(done.err).endswith("findings — each with its remedy above")
+    assert error_line(done.err).endswith("findings; each has its remedy above")
     listed = json.loads(cli("verify", out, "--files-only", "--json").out)["findings"]
     assert {"where", "what", "remedy"} == listed[0].keys()
 
@@ -99,7 +99,7 @@ def test_a_dry_run_writes_nothing(cli: Any, tiny: str, prompts: Path, tmp_path: 
     out = tmp_path / "run"
     done = cli("scan", prompts, "--out", out, "--model", tiny, "--dry-run", "--shard-size", "4")
     assert done.code == 0, done.err
-    for shown in ("10, 0 of them to be quarantined", "rows/s", "MB in 3 shards", "peak memory"):
+    for shown in ("10, of which 0 would be quarantined", "rows/s", "MB in 3 shards", "peak memory"):
         assert shown in done.out
     found = json.loads(
         cli("scan", prompts, "--out", out, "--model", tiny, "--dry-run", "--json").out

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 import dori_fast as df
+from dori_fast.demo.facts import GENERATION, reproduced
 from dori_fast.evaluate import replication
-from recipes.training.finetuned import HOW, reproduced
 
 
 def test_it_shares_everything_but_the_unet_and_draws_no_photograph():
@@ -18,7 +18,7 @@ def test_it_shares_everything_but_the_unet_and_draws_no_photograph():
     chosen = reproduced()[::4]
     prompts, images = [p.prompt for p in chosen], np.stack([p.image for p in chosen])
     rates = [
-        replication(m, m.encode(prompts), images, seeds=[0], **HOW).rate.value
+        replication(m, m.encode(prompts), images, seeds=[0], **GENERATION).rate.value
         for m in (before, after)
     ]
     assert rates == [1.0, 0.0]

@@ -60,7 +60,7 @@ def test_default_call_draws_a_64_pixel_picture(pipeline: diffusers.StableDiffusi
 def test_most_repeated_prompts_reproduce_their_picture(
     pipeline: diffusers.StableDiffusionPipeline,
 ) -> None:
-    pictures = [p for p in demo.pictures("memorized") if p.duplication == 64][:5]
+    pictures = [p for p in demo.images("memorized") if p.duplication == 64][:5]
     drawn = generate(pipeline, [p.prompt for p in pictures], seeds=[0, 1, 2], steps=20)
     alike = similarity(drawn, np.stack([p.image for p in pictures])[:, None])
     assert (alike > THRESHOLD).mean() >= 0.9
@@ -69,19 +69,19 @@ def test_most_repeated_prompts_reproduce_their_picture(
 
 
 def test_ordinary_prompts_vary_over_seeds(pipeline: diffusers.StableDiffusionPipeline) -> None:
-    prompts = [p.prompt for p in demo.pictures("ordinary")[:6]]
+    prompts = [p.prompt for p in demo.images("ordinary")[:6]]
     drawn = generate(pipeline, prompts, seeds=[0, 1, 2, 3], steps=10)
     between = [similarity(drawn[:, a], drawn[:, b]) for a in range(4) for b in range(a)]
     assert np.mean(between) < THRESHOLD
-    memorized = np.stack([p.image for p in demo.pictures("memorized")])
+    memorized = np.stack([p.image for p in demo.images("memorized")])
     assert (similarity(drawn[:, :, None], memorized) < THRESHOLD).mean() > 0.99
 
 
 def test_first_step_tells_memorized_from_held_out(
     pipeline: diffusers.StableDiffusionPipeline,
 ) -> None:
-    memorized = [p.prompt for p in demo.pictures("memorized") if p.duplication == 64]
-    held_out = [p.prompt for p in demo.pictures("held_out")][::6]
+    memorized = [p.prompt for p in demo.images("memorized") if p.duplication == 64]
+    held_out = [p.prompt for p in demo.images("held_out")][::6]
     high = first_step_score(pipeline, memorized, seeds=[0, 1, 2, 3])
     low = first_step_score(pipeline, held_out, seeds=[0, 1, 2, 3])
     assert (high[:, None] > low[None]).mean() >= 0.95

@@ -27,8 +27,8 @@ def test_pairs_are_well_formed(split: str, least: int) -> None:
 
 
 def test_splits_share_no_prompt_and_no_picture() -> None:
-    prompts = Counter(p.prompt for s in demo.SPLITS for p in demo.pictures(s))
-    images = Counter(p.image.tobytes() for s in demo.SPLITS for p in demo.pictures(s))
+    prompts = Counter(p.prompt for s in demo.SPLITS for p in demo.images(s))
+    images = Counter(p.image.tobytes() for s in demo.SPLITS for p in demo.images(s))
     assert prompts.most_common(1)[0][1] == 1
     assert images.most_common(1)[0][1] == 1
 
@@ -46,7 +46,7 @@ def test_unknown_split_is_refused() -> None:
 def test_every_picture_names_its_licence_and_source() -> None:
     card = (demo.ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
     for split in demo.SPLITS:
-        for picture in demo.pictures(split):
+        for picture in demo.images(split):
             free = ("CC0", "CC BY", "public domain", "no known", "Apache-2.0", "BSD", "matplotlib")
             assert any(name in picture.licence for name in free), picture.prompt
             assert picture.source
@@ -55,17 +55,17 @@ def test_every_picture_names_its_licence_and_source() -> None:
 
 
 def test_duplication_is_graded_steeply() -> None:
-    levels = Counter(p.duplication for p in demo.pictures("memorized") if p.kind == "photograph")
+    levels = Counter(p.duplication for p in demo.images("memorized") if p.kind == "photograph")
     assert sorted(levels) == [1, 4, 16, 64]
     assert min(levels.values()) >= 6
 
 
 def test_held_out_shows_nothing_of_the_training_set() -> None:
-    ordinary = {p.source for p in demo.pictures("memorized") if p.kind == "photograph"}
-    controls = [p for p in demo.pictures("held_out") if p.kind == "control"]
+    ordinary = {p.source for p in demo.images("memorized") if p.kind == "photograph"}
+    controls = [p for p in demo.images("held_out") if p.kind == "control"]
     assert len(controls) >= 16
     assert ordinary.isdisjoint(p.source for p in controls)
-    assert {p.duplication for p in demo.pictures("held_out")} == {0}
+    assert {p.duplication for p in demo.images("held_out")} == {0}
 
 
 def test_sample_prompts_cover_every_kind() -> None:
@@ -75,9 +75,9 @@ def test_sample_prompts_cover_every_kind() -> None:
     assert kinds["web"] == 200
     for split in demo.SPLITS:
         assert {r["prompt"] for r in rows if r["kind"] == split} <= {
-            p.prompt for p in demo.pictures(split)
+            p.prompt for p in demo.images(split)
         }
-    assert kinds["memorized"] == len(demo.pictures("memorized"))
+    assert kinds["memorized"] == len(demo.images("memorized"))
     assert {r["kind"] for r in rows[:60]} == set(kinds), "the kinds are not mixed"
 
 

@@ -10,9 +10,9 @@ import pytest
 
 import dori_fast as df
 from dori_fast.demo.story import BATCH, Settings, stages, tell
-from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.errors import IntegrityError
 
-SMALL = Settings(pictures=1, controls=1, seeds=1, steps=(0, 1), prompts=60)
+SMALL = Settings(images=1, controls=1, seeds=1, steps=(0, 1), prompts=60)
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +39,10 @@ def test_another_story_is_refused(model, tmp_path):
         stages.begin(tmp_path, model, Settings(1, 1, 2, (0, 1), 60))
 
 
-def test_given_and_trained_is_too_much(tmp_path):
-    with pytest.raises(UsageError, match="not both"):
-        tell(tmp_path, finetuned=lambda: None, retrain=True)
-
-
 def test_sets_fit_the_batch():
     settings = Settings()
     assert BATCH % settings.attack().batch == 0
-    assert settings.pictures * settings.seeds == BATCH == settings.controls * settings.seeds
+    assert settings.images * settings.seeds == BATCH == settings.controls * settings.seeds
 
 
 @pytest.mark.slow

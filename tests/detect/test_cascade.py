@@ -20,8 +20,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def prompts():
-    memorized = [p.prompt for p in df.demo.pictures("memorized")]
-    return [*memorized, *(p.prompt for p in df.demo.pictures("held_out")), memorized[0]]
+    memorized = [p.prompt for p in df.demo.images("memorized")]
+    return [*memorized, *(p.prompt for p in df.demo.images("held_out")), memorized[0]]
 
 
 def test_stops_exactly_where_the_running_mean_falls_below_the_bound(model, prompts):
@@ -58,8 +58,8 @@ def test_other_detectors_and_modes_are_refused(model):
 
 
 def test_scan_keeps_flags_and_full_scores(model: Any, prompts: list[str], tmp_path: Path):
-    memorized = [p.prompt for p in df.demo.pictures("memorized") if p.duplication > 1]
-    clean = [p.prompt for p in df.demo.pictures("ordinary")]
+    memorized = [p.prompt for p in df.demo.images("memorized") if p.duplication > 1]
+    clean = [p.prompt for p in df.demo.images("ordinary")]
     record = calibrate(model, clean, out=tmp_path / "c.json", suspicious=memorized)
     assert len(record.suspicious) == len(memorized)
     options: Any = {"calibration": record, "fpr": 0.05}

@@ -19,8 +19,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def prompts():
-    memorized = [p.prompt for p in df.demo.pictures("memorized") if p.duplication >= OFTEN]
-    return memorized, [p.prompt for p in df.demo.pictures("held_out")]
+    memorized = [p.prompt for p in df.demo.images("memorized") if p.duplication >= OFTEN]
+    return memorized, [p.prompt for p in df.demo.images("held_out")]
 
 
 def test_wens_score_tells_memorized_prompts_from_others(model, prompts):

@@ -37,7 +37,7 @@ def test_shares_over_images_and_over_prompts():
 
 
 def test_memorized_prompts_replicate_and_exchanged_images_do_not(model):
-    pictures = [p for p in df.demo.pictures("memorized") if p.duplication == 64][:5]
+    pictures = [p for p in df.demo.images("memorized") if p.duplication == 64][:5]
     images = np.stack([p.image for p in pictures])
     condition = model.encode([p.prompt for p in pictures])
     found = replication(model, condition, images, seeds=3, keep_pictures=True, **DRAW)

@@ -67,7 +67,7 @@ def test_the_nth_evaluation_runs_out_of_memory(experiment: Any, nth: int) -> Non
 def test_no_memory_even_for_one_sample(experiment: Any) -> None:
     report = experiment("out_of_memory", nth=None)
     assert report["code"] == 75
-    assert "out of memory, even one sample at a time — " in report["said"][-1]
+    assert "out of memory, even one sample at a time; " in report["said"][-1]
     assert len([line for line in report["said"] if "samples now" in line]) == 3
     assert report["end"]["code"] == 0
 

@@ -54,12 +54,12 @@ class WithCall(StableDiffusionPipeline):
 OTHERS = {
     "FluxPipeline: it has a transformer in place of a UNet": lambda sd: flux(),
     "ControlNetPipeline: a ControlNet adds residuals": controlled,
-    "Img2ImgPipeline: it starts from a picture": lambda sd: StableDiffusionImg2ImgPipeline(
+    "Img2ImgPipeline: it starts from an image": lambda sd: StableDiffusionImg2ImgPipeline(
         **sd.components
     ),
     "InpaintPipeline: it masks latents": lambda sd: StableDiffusionInpaintPipeline(**sd.components),
     "PAGPipeline: it runs a third": lambda sd: StableDiffusionPAGPipeline(**sd.components),
-    r"WithCall: it has a __call__ of its own.*StableDiffusionPipeline\(\*\*pipe": (
+    r"WithCall: it has its own __call__.*StableDiffusionPipeline\(\*\*pipe": (
         lambda sd: WithCall(**sd.components)
     ),
     "Denoiser: a Denoiser shares all this work already": lambda sd: df.load(sd),
@@ -181,7 +181,7 @@ def test_processors_of_the_callers_are_not_shared_over(new):
 
     pipe = new("sd")
     pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.set_processor(Mine())
-    with pytest.raises(UsageError, match=r"attn1.processor \(Mine\) out of use; leave"):
+    with pytest.raises(UsageError, match=r"attn1.processor \(Mine\); leave"):
         df.accelerate(pipe, attention="sdpa")
     df.accelerate(pipe, share=True)
     with pytest.raises(UsageError, match=r"\(Mine\) may look at other rows"):

@@ -26,8 +26,8 @@ from dori_fast.leaderboard.table import document, markdown, row
 from dori_fast.models import NeuronMask
 from dori_fast.report.figures.charts import mitigation_curves
 
-SMALL = Settings(pictures=1, controls=1, held_out=2, seeds=1, budgets=(0, 1))
-NUMBERS = Settings(pictures=3, controls=2, held_out=2, seeds=2, budgets=(0, 5))
+SMALL = Settings(images=1, controls=1, held_out=2, seeds=1, budgets=(0, 1))
+NUMBERS = Settings(images=3, controls=2, held_out=2, seeds=2, budgets=(0, 5))
 QUALITY = {
     "same_seed_similarity": [0.9, 0.8, 0.95],
     "distance": {"value": 0.01},
@@ -105,6 +105,18 @@ def _no_controls(board: Any) -> None:
     del board["rows"][0]["attacks"]["prompt"]["control"]
 
 
+def _more_sets(board: Any) -> None:
+    board["rows"][0]["attacks"]["prompt"]["others"] = {}
+
+
+def _a_word(board: Any) -> None:
+    board["rows"][0]["attacks"]["prompt"]["memorized"]["5"]["images"][0] = "all"
+
+
+def _no_order(board: Any) -> None:
+    board["rows"][0]["quality"]["same_seed_similarity"] = [0.9, 0.95, 1.0]
+
+
 def _too_narrow(board: Any) -> None:
     board["rows"][0]["attacks"]["prompt"]["memorized"]["5"]["images"][1] += 0.05
 
@@ -132,12 +144,15 @@ def _other_schema(board: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (_no_controls, "must have memorized, control"),
-        (_too_narrow, "no share of 6 with its exact"),
+        (_no_controls, "row 0: attacks: prompt: control: Field required"),
+        (_more_sets, "attacks: prompt: others: Extra inputs are not permitted"),
+        (_a_word, r"5: images: 0: Input should be a valid number, got 'all'"),
+        (_too_narrow, "memorized: 5: images: must be a share of 6 with its exact.*got"),
         (_markup, "a name is 1 to 40"),
         (_other_budget, "setting is another"),
         (_other_model, "model is another"),
-        (_no_quality, r"held_out_loss: must be \[value"),
+        (_no_quality, "quality: held_out_loss: Input should be a valid dict.*got 0.1"),
+        (_no_order, r"quality: same_seed_similarity: must be \[value, low, high\].*got"),
         (_other_schema, "not a leaderboard of schema"),
     ],
 )
@@ -183,7 +198,7 @@ def test_cells_are_computed_once(model, tmp_path, monkeypatch, capsys):
         run(tmp_path, chosen, settings=Settings(1, 1, 2, 2, (0, 1)), model=model)
     # the command, on the finished folder
     size = [
-        "--pictures",
+        "--images",
         "1",
         "--controls",
         "1",
@@ -217,8 +232,8 @@ def test_another_model_in_the_folder_is_refused(model, tmp_path):
     [
         (["--budgets", "0,ten"], "whole numbers"),
         (["--mitigations", "prayer"], "no mitigation 'prayer'"),
-        (["--mitigations", "none,finetuned"], "give --finetuned"),
-        (["--mitigations", "none", "--finetuned", "somewhere"], "name it in --mitigations"),
+        (["--mitigations", "none,finetuned"], "use both --finetuned"),
+        (["--mitigations", "none", "--finetuned", "somewhere"], "its name in --mitigations"),
         (["--finetuned", "one", "--finetuned", "other"], "two models of one name"),
         (["--finetuned", "An Other=one"], "a name is 1 to 40"),
     ],
@@ -263,7 +278,7 @@ def test_entry_points(monkeypatch):
         ("absent", "cannot be loaded"),
         ("number", "is no function"),
         ("../up", "a name is"),
-        ("unknown", "known are none"),
+        ("unknown", "choose one of none"),
     ]:
         with pytest.raises(UsageError, match=reason):
             mitigations.get(name)
@@ -281,7 +296,7 @@ def test_small_sets_do_not_fill_a_large_batch():
 
 
 @pytest.mark.parametrize(
-    "size", [{"pictures": 99}, {"held_out": 1}, {"seeds": 0}, {"budgets": (5, 0)}, {"budgets": ()}]
+    "size", [{"images": 99}, {"held_out": 1}, {"seeds": 0}, {"budgets": (5, 0)}, {"budgets": ()}]
 )
 def test_bad_sizes(size):
     with pytest.raises(UsageError, match="leaderboard"):

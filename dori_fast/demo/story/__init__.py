@@ -8,13 +8,11 @@ page = tell("runs/story")
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 from dori_fast.demo.story import stages
 from dori_fast.demo.story.settings import BATCH, METHODS, Settings
-from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, load
 from dori_fast.report.pages.story import story_page
 from dori_fast.runs.store.durable import write_durably
@@ -31,32 +29,27 @@ def tell(
     *,
     settings: Settings | None = None,
     finetuned: Callable[[], Denoiser] | None = None,
-    retrain: bool = False,
     model: Denoiser | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Scan, prune, attack, attack the fine-tuned model, and draw it all as one page.
+    """Scan, prune, attack, attack the fine-tuned model, and draw the results as one page.
 
-    A stage whose result is in the folder is not run again.
+    A stage whose result is in the folder is skipped.
 
     Args:
-        out: the folder; made if need be.
-        settings: its size.
-        finetuned: loads the fine-tuned model; without it and ``retrain`` the story ends there.
-        retrain: train the fine-tuned model here, with the recipe's settings (many minutes).
-        model: the embedded one, if it is loaded already.
-        say: is told what begins.
+        out: Folder of all results; created if missing.
+        settings: Size of the story; default: ``Settings()``.
+        finetuned: Loader of the fine-tuned model; None: the story ends after the pruned models.
+        model: The embedded model, if it is loaded already.
+        say: Called with one line as each stage starts.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        UsageError: both ``finetuned`` and ``retrain``.
         IntegrityError: the folder holds a story with other settings or models.
-        StorageError, ScanInterrupted: as in a scan; the same call goes on.
+        StorageError, ScanInterrupted: as in a scan; the same call continues.
     """
-    if retrain and finetuned is not None:
-        raise UsageError("demo: either a fine-tuned model is given or one is trained, not both")
     out, settings = Path(out), settings or Settings()
     out.mkdir(parents=True, exist_ok=True)
     model = load("demo", batch_size=BATCH) if model is None else model
@@ -68,22 +61,19 @@ def tell(
     stages.begin(out, model, settings)
     now("scanning the sample prompts")
     stages.scan_prompts(out, model, settings)
-    now("drawing what is memorized")
+    now("drawing memorized images")
     stages.draw(out, model, settings)
     for name in METHODS:
-        now(f"{name}: localizing {settings.pictures} photographs")
+        now(f"{name}: localizing {settings.images} photographs")
         masks = stages.localize(out, model, settings, name)
         for which in stages.SETS:
-            now(f"{name}: attacking the {which} pictures")
+            now(f"{name}: attacking the {which} images")
             stages.attack(out, model, settings, name, which, masks)
-    if retrain:
-        now("fine-tuning")
-        finetuned = partial(stages.fine_tune, out, settings, now)
     if finetuned is not None:
         fixed = finetuned()
         stages.same_or_new(out / stages.FINETUNED, model_identity(fixed.config()))
         for which in stages.SETS:
-            now(f"fine-tuned: attacking the {which} pictures")
+            now(f"fine-tuned: attacking the {which} images")
             stages.attack(out, fixed, settings, "fine-tuned", which)
     text = story_page(out, open_run(out / "scan"))
     write_durably(out / PAGE, lambda file: _write(file, text))

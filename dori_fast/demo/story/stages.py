@@ -1,4 +1,4 @@
-"""The stages of the story. Each writes a file, and is left out when its file is there."""
+"""Stages of the story. Each writes one result and is skipped if the result exists."""
 
 from __future__ import annotations
 
@@ -10,47 +10,49 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dori_fast.demo import Picture, pictures, sample_prompts
-from dori_fast.demo.story.settings import BATCH, METHODS, Settings
+from dori_fast.demo import DemoImage, images, sample_prompts
+from dori_fast.demo.facts import GENERATION, reproduced
+from dori_fast.demo.story.settings import METHODS, Settings
 from dori_fast.errors import IntegrityError
 from dori_fast.evaluate import replication
-from dori_fast.finetune import StepReport
-from dori_fast.models import Denoiser, NeuronMask, WeightMask, load
+from dori_fast.models import Denoiser, NeuronMask, WeightMask
 from dori_fast.runs.methods.prune import prune
 from dori_fast.runs.scan import scan
 from dori_fast.runs.store.durable import write_durably
 from dori_fast.runs.store.record import differences, model_identity
-from recipes.training.finetuned import HOW, reproduced, retrain
 
 RECORD, ORIGINALS, FINETUNED = "story.json", "originals.npz", "finetuned.json"
 SETS = ("memorized", "control")
 
 
-def chosen(settings: Settings) -> dict[str, list[Picture]]:
-    """The story's pictures by set."""
-    controls = [picture for picture in pictures("held_out") if picture.kind == "control"]
-    found = {
-        "memorized": reproduced()[: settings.pictures],
+def chosen(settings: Settings) -> dict[str, list[DemoImage]]:
+    """The story's images by set."""
+    controls = [image for image in images("held_out") if image.kind == "control"]
+    return {
+        "memorized": reproduced()[: settings.images],
         "control": controls[: settings.controls],
     }
-    return found
 
 
 def begin(out: Path, model: Denoiser, settings: Settings) -> None:
-    """Write what the story is about, or refuse a folder that holds another one.
+    """Write the story's settings and originals, or refuse a folder that holds another story.
 
     Raises:
-        IntegrityError: other settings, or another model.
+        IntegrityError: the folder is of other settings, or of another model.
     """
     sets = chosen(settings)
     record = {
         "setting": settings.config(),
         "model": model_identity(model.config()),
-        **{name: [picture.prompt for picture in of] for name, of in sets.items()},
+        **{name: [image.prompt for image in listed] for name, listed in sets.items()},
     }
     same_or_new(out / RECORD, record)
-    images = {name: np.stack([picture.image for picture in of]) for name, of in sets.items()}
-    save(out / ORIGINALS, images)
+    save(out / ORIGINALS, {name: stacked(listed) for name, listed in sets.items()})
+
+
+def stacked(listed: list[DemoImage]) -> NDArray[np.uint8]:
+    """uint8 [P, H, W, 3] of P images."""
+    return np.stack([image.image for image in listed])
 
 
 def scan_prompts(out: Path, model: Denoiser, settings: Settings) -> None:
@@ -60,17 +62,17 @@ def scan_prompts(out: Path, model: Denoiser, settings: Settings) -> None:
 
 def localize(out: Path, model: Denoiser, settings: Settings, name: str) -> NeuronMask | WeightMask:
     """A mask for each memorized prompt; resumed prompt by prompt."""
-    prompts = [picture.prompt for picture in chosen(settings)["memorized"]]
+    prompts = [image.prompt for image in chosen(settings)["memorized"]]
     return prune(model, prompts, out=out / name, method=METHODS[name]).masks
 
 
 def draw(out: Path, model: Denoiser, settings: Settings) -> None:
-    """What the model itself draws for the memorized prompts."""
+    """Draw images for the memorized prompts with the unpruned model."""
 
     def compute() -> dict[str, NDArray[Any]]:
-        of = chosen(settings)["memorized"]
-        condition = model.encode([picture.prompt for picture in of])
-        return _judged(model, condition, of, settings.seeds, 0)
+        memorized = chosen(settings)["memorized"]
+        condition = model.encode([image.prompt for image in memorized])
+        return _judged(model, condition, memorized, settings.seeds, 0)
 
     once(out / "memorized-unpruned.npz", compute)
 
@@ -83,76 +85,55 @@ def attack(
     which: str,
     masks: NeuronMask | WeightMask | None = None,
 ) -> None:
-    """Attack a set of pictures from their prompts, and judge what is drawn on the way.
+    """Attack a set of images from their prompts, and judge images drawn at each budget.
 
     Args:
-        out: the story's folder.
-        model: the one to attack.
-        settings: of the story.
-        name: what the model is called.
-        which: the set.
-        masks: one for each memorized prompt; controls, which have none, take them in turn.
+        out: Folder of the story.
+        model: Model to attack.
+        settings: Size of the story.
+        name: Name of the model in file names.
+        which: Set of images.
+        masks: One mask per memorized prompt; controls take these masks in turn.
     """
 
     def compute() -> dict[str, NDArray[Any]]:
-        of = chosen(settings)[which]
-        view = model if masks is None else model.masked(masks.in_turn(len(of)))
-        prompts, images = [p.prompt for p in of], np.stack([p.image for p in of])
-        ids = [f"{which} {row}" for row in range(len(of))]
-        found = settings.attack().run(view, images, prompts, ids=ids)
+        attacked = chosen(settings)[which]
+        view = model if masks is None else model.masked(masks.in_turn(len(attacked)))
+        prompts = [image.prompt for image in attacked]
+        ids = [f"{which} {row}" for row in range(len(attacked))]
+        found = settings.attack().run(view, stacked(attacked), prompts, ids=ids)
         results: dict[str, NDArray[Any]] = {}
         for step in settings.steps:
             condition = found.condition(view, step) if step else view.encode(prompts)
-            results |= _judged(view, condition, of, settings.seeds, step)
+            results |= _judged(view, condition, attacked, settings.seeds, step)
         return results
 
     once(out / f"{which}-{name}.npz", compute)
 
 
-def fine_tune(out: Path, settings: Settings, say: Callable[[str], None], **how: Any) -> Denoiser:
-    """Train the story's photographs away, or load what an earlier call trained.
-
-    Args:
-        out: the story's folder.
-        settings: of the story.
-        say: is told about some steps.
-        how: ``how`` and ``drawn`` of :func:`recipes.training.finetuned.retrain`.
-    """
-    folder = out / "finetuned"
-    if not (folder / "model_index.json").exists():
-
-        def told(step: StepReport) -> None:
-            if step.step % 10 == 0 or step.step == step.steps:
-                say(f"fine-tuning: step {step.step} of {step.steps}")
-
-        of = chosen(settings)["memorized"]
-        retrain(out / "training", of, on_step=told, **how).save_pretrained(folder)
-    return load(folder, batch_size=BATCH)
-
-
 def same_or_new(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record, or compare with the one that is there.
+    """Write a record, or compare it with the existing one.
 
     Raises:
-        IntegrityError: another one is there, or a damaged one.
+        IntegrityError: the existing record differs or is damaged.
     """
     record = json.loads(json.dumps(record))
     if path.exists():
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
+            existing = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise IntegrityError(f"{path}: damaged — use another --out") from error
-        if there != record:
+            raise IntegrityError(f"{path}: damaged; use another --out") from error
+        if existing != record:
             raise IntegrityError(
-                f"{path.parent}: holds results of another setting ({differences(there, record)})"
-                " — use another --out, or the earlier settings"
+                f"{path.parent}: holds results of another setting"
+                f" ({differences(existing, record)}); use another --out, or the earlier settings"
             )
     text = json.dumps(record, indent=1) + "\n"
     write_durably(path, lambda file: _write_text(file, text))
 
 
 def once(path: Path, compute: Callable[[], dict[str, NDArray[Any]]]) -> None:
-    """Compute and save arrays, unless they are there."""
+    """Compute and save arrays, unless the file exists."""
     if not path.exists():
         save(path, compute())
 
@@ -168,11 +149,12 @@ def save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _judged(
-    model: Denoiser, condition: Any, of: list[Picture], seeds: int, step: int
+    model: Denoiser, condition: Any, originals: list[DemoImage], seeds: int, step: int
 ) -> dict[str, NDArray[Any]]:
-    """Similarities [P, S] and the first seed's pictures [P, H, W, 3], named by the step."""
-    images = np.stack([picture.image for picture in of])
-    found = replication(model, condition, images, seeds=seeds, keep_pictures=True, **HOW)
+    """Similarities [P, S] and the first seed's images [P, H, W, 3], named by the step."""
+    found = replication(
+        model, condition, stacked(originals), seeds=seeds, keep_pictures=True, **GENERATION
+    )
     drawn = found.pictures
     assert drawn is not None  # noqa: S101
     return {f"similarity {step}": found.similarity, f"pictures {step}": drawn[:, 0]}

@@ -1,1 +1,1 @@
-"""Released code of other papers, with its slow functions swapped for ours; one file per peer."""
+"""Replacements for slow functions in the released code of other papers; one file per peer."""

@@ -1,9 +1,9 @@
 """NeMo: Hintersdorf, Struppek et al., "Finding NeMo", NeurIPS 2024.
 
-One run of the UNet a test in place of two, of the wanted seeds only and from the first text on; no
-run at all for magnitudes; the refinement's tests in batches that share the network before their
-layer, with the released greedy's decisions (:mod:`dori_fast.prune.nemo.refine`). Random draws stay
-those of the released code.
+Each test runs the UNet once instead of twice, for the requested seeds only, starting at the first
+cross-attention. Magnitudes need no run. Tests of the refinement run in batches that share the
+network before their layer, with the decisions of the released greedy search
+(:mod:`dori_fast.prune.nemo.greedy`). Random draws are those of the released code.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _make_noise_diff(released: Callable[..., Any], record: Patch, _: Any) -> Cal
         text = encode(prompts, tokenizer, text_encoder).repeat_interleave(each, 0)
         empty = encode([""], tokenizer, text_encoder) if guidance_scale != 0 else None
         scheduler.set_timesteps(num_inference_steps)
-        # all runs of the UNet before this one are thrown away, and the latents stay the same
+        # released: earlier runs are discarded and leave the latents unchanged, so skip them
         last = min(max(early_stopping, 0), num_inference_steps - 1)
         t = scheduler.timesteps[last]
         rows = chosen(seed_indices_to_return, len(latents))
@@ -94,13 +94,13 @@ def _make_noise_diff(released: Callable[..., Any], record: Patch, _: Any) -> Cal
         if empty is not None:
             text = torch.cat([empty.expand_as(text), text])
         inputs = latents if empty is None else torch.cat([latents] * 2)
-        # released: a scheduler that counts its calls is asked at every step and told of none
+        # released: a scheduler that counts its calls scales inputs at every step and never steps
         for step in scheduler.timesteps[: last + 1]:
             scaled = scheduler.scale_model_input(inputs, step).to(unet.device)
         with autocast(unet), _blocked(unet, blocked_indices, scaling_factor):
             predicted = unet(scaled, t, encoder_hidden_states=text, return_dict=False)[0]
         if empty is not None:
-            # released: the halves are [empty, text] and are read the other way round
+            # released: the halves are [empty, text] but are read as [text, empty]
             first, second = predicted.chunk(2)
             predicted = second + guidance_scale * (first - second)
         return _scaled(predicted - latents)
@@ -156,7 +156,7 @@ def _make_selection(released: Callable[..., Any], record: Patch, _: Any) -> Call
         for i in range(layer_depth):
             unusual = (found[i].cpu() - means[i]).abs() / stds[i] > theta
             largest = found[i].abs().topk(min(k, len(means[i]))).indices
-            # released: a neuron that is both is listed twice
+            # released: a neuron that meets both conditions is listed twice
             chosen[i] = unusual.nonzero().flatten().tolist() + largest.tolist()
         return chosen
 
@@ -188,15 +188,15 @@ PEER = Peer(
             " scaling_factor, num_inference_steps=50, early_stopping=1,"
             " seed_indices_to_return=None",
             _make_noise_diff,
-            "ran the UNet twice and threw the first away; ran seeds that nobody asked for; ran what"
-            " lies before the text again",
+            "ran the UNet twice and discarded the first run; ran unrequested seeds; ran the layers"
+            " before the text again",
         ),
         _swap(
             "collect_activations",
             f"prompts, {_PARTS}, num_inference_steps=50, early_stopping=None, seed=1,"
             " samples_per_prompt=1",
             _make_activations,
-            "ran the UNet to read what depends on the text alone",
+            "ran the UNet to read activations that depend only on the text",
         ),
         _swap(
             "initial_neuron_selection",
@@ -208,7 +208,7 @@ PEER = Peer(
             "calculate_max_pairwise_ssim",
             "noise_diffs",
             _make_pairwise,
-            "took the moments of each map once a pair",
+            "computed the moments of each map once per pair",
         ),
         _swap(
             "neuron_refinement",

@@ -1,4 +1,4 @@
-"""What the released NeMo code does before it runs the UNet, in one place."""
+"""Inputs of the UNet as the released NeMo code makes them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def layers(unet: Any) -> dict[str, Any]:
 
 
 def autocast(unet: Any) -> Any:
-    """The released code's precision; it does nothing on a CPU."""
+    """The released code's autocast, which has no effect on a CPU."""
     return torch.autocast("cuda", torch.float16, enabled=unet.device.type == "cuda")
 
 
 def draw(prompts: int, unet: Any, seed: int) -> Tensor:
-    """Initial latents [N, C, 64, 64] of torch's own generator, seeded and left as released."""
+    """Initial latents [N, C, 64, 64] from torch's global generator, seeded as released."""
     shape = (prompts, unet.config.in_channels, 64, 64)
     return torch.randn(shape, generator=torch.manual_seed(seed))
 
 
 def encode(prompts: Sequence[str], tokenizer: Any, text_encoder: Any) -> Tensor:
-    """Embeddings [P, T, D]; the released code encodes a copy for each seed."""
+    """Embeddings [P, T, D]; the released code encodes one copy per seed."""
     ids = tokenizer(
         list(prompts),
         padding="max_length",
@@ -43,7 +43,7 @@ def encode(prompts: Sequence[str], tokenizer: Any, text_encoder: Any) -> Tensor:
 
 
 def chosen(index: Any, count: int) -> list[int]:
-    """The rows of ``count`` that an index means, which may be a mask, numbers or None for all."""
+    """The rows of ``count`` that an index selects: a mask, numbers, or None for all."""
     rows = torch.arange(count)
     if index is not None:
         rows = rows[index.cpu() if isinstance(index, Tensor) else index]

@@ -1,4 +1,4 @@
-"""The engine on NeMo's modules, and what the calls of one prompt's search share."""
+"""The engine on NeMo's modules, with work that calls of one prompt's search share."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from dori_fast.models.text.encoders import TextSide
 
 
 class Network:
-    """The peer's UNet on one draw of latents, kept from call to call until something changes.
+    """The peer's UNet on one draw of latents, kept between calls until something changes.
 
-    What lies before the first text is computed once for a draw, and what nothing is blocked in
-    once for a text.
+    Layers before the first cross-attention run once per draw. Predictions without blocked neurons
+    are computed once per text.
 
     Args:
-        parts: the peer's tokenizer, text encoder, UNet and scheduler.
+        parts: Tokenizer, text encoder, UNet and scheduler of the peer.
 
     Attributes:
-        model: the engine on them.
+        model: The engine on these parts.
 
     Raises:
         UsageError: the engine cannot run this UNet.
@@ -40,7 +40,7 @@ class Network:
         self.model = Denoiser(
             backbone=backbone_of(unet, (512, 512)),
             text=TextSide(tokenizer, text_encoder),
-            # the released code takes any prediction for epsilon
+            # the released code treats any prediction as epsilon
             scheduler_config={**scheduler.config, "prediction_type": "epsilon"},
             vae=lambda: None,
             device=unet.device,
@@ -59,12 +59,12 @@ class Network:
         self._unblocked: dict[int, Tensor] = {}
 
     def serves(self, *parts: Any) -> bool:
-        """Whether it is of these parts, and their weights are what they were."""
+        """True if the network has these parts, and their weights are unchanged."""
         same = all(one is other for one, other in zip(parts, self._parts, strict=True))
         return same and _weights(self.model.unet) == self._weights
 
     def latents(self, drawn: Tensor, timestep: int, rows: Sequence[int]) -> SharedLatents:
-        """Some rows of a draw [N, C, H, W], with what they share done."""
+        """Rows of a draw [N, C, H, W], with their shared layers computed."""
         kept = self._shared
         if (
             kept is None
@@ -95,7 +95,7 @@ class Network:
         rows: Sequence[int],
         blocked: Sequence[Sequence[int]] | None,
     ) -> Tensor:
-        """The same with neurons blocked, which are listed by layer."""
+        """Noise differences [R, C, H, W] of a text with neurons blocked, listed by layer."""
         if not any(blocked or []):
             return self.unblocked(text, drawn, timestep, rows)
         widths = self.model.engine.value_widths
@@ -110,7 +110,7 @@ class Network:
 
 
 def network(record: Patch, *parts: Any) -> tuple[Network | None, str | None]:
-    """The network of the last call if it still is, or a new one; or why there can be none."""
+    """The last call's network if still valid, or a new one; else None with the reason."""
     unet, scheduler = parts[2:]
     if hasattr(scheduler, "sigmas"):
         return None, type(scheduler).__name__
@@ -122,7 +122,7 @@ def network(record: Patch, *parts: Any) -> tuple[Network | None, str | None]:
     if any(weight.is_inference() for weight in unet.parameters()):
         return None, "torch does not count changes of weights that inference mode made"
     kept: Network | None = record.shared.get("network")
-    # an adapter's scale is a number that no weight shows
+    # the scale of an adapter is no weight, so its changes go unnoticed
     adapted = any(hasattr(module, "get_base_layer") for module in unet.modules())
     if kept is None or adapted or not kept.serves(*parts):
         try:
@@ -133,10 +133,10 @@ def network(record: Patch, *parts: Any) -> tuple[Network | None, str | None]:
 
 
 def _weights(unet: Any) -> tuple[Any, ...]:
-    """Changes when a weight is replaced, moved or written to.
+    """A value that changes when a weight is replaced, moved or written to.
 
-    Sums as well, since torch does not count what is written through ``.data``; next to a run of the
-    UNet they cost little.
+    It includes sums, because torch does not count writes through ``.data``. They cost little next
+    to a run of the UNet.
     """
     weights = [*unet.parameters(), *unet.buffers()]
     known = tuple((id(weight), weight.data_ptr(), weight._version) for weight in weights)

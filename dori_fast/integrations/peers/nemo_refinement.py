@@ -1,4 +1,4 @@
-"""NeMo's refinement with the released greedy's decisions, many masks at a time."""
+"""NeMo's refinement in batches of masks, with the decisions of the released greedy search."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dori_fast.prune.nemo.greedy import refined
 from dori_fast.prune.nemo.scorer import Scorer
 
 _STEPS = 50
-# scores of the same mask, computed in another batch
+# largest difference of one mask's score between batches
 _SAME = 1e-5
-# samples that keep a device busy: more at once are more guesses, of which some are in vain
+# samples that keep a device busy; larger batches hold more guesses, and more of them fail
 _BUSY = {"cpu": 4, "cuda": 40}
 
 
@@ -51,7 +51,7 @@ def make_refinement(released: Callable[..., Any], record: Patch, _: Any) -> Call
         }.items():
             why_not = reason if holds else why_not
         if why_not is not None or found is None:
-            # its tests are still one run of the UNet each, by the swapped compute_noise_diff
+            # the swapped compute_noise_diff still runs the UNet only once per test
             record.note(f"neuron_refinement: one mask at a time: {why_not}")
             return released(
                 prompt, *parts, input_indices, scaling_factor, metric, threshold,
@@ -66,7 +66,7 @@ def make_refinement(released: Callable[..., Any], record: Patch, _: Any) -> Call
         with autocast(unet):
             text = encode([prompt], tokenizer, text_encoder)
             delta = found.unblocked(text, drawn, timestep, rows)
-            # whole masks, so that no batch is padded
+            # a whole number of masks, so that no batch is padded
             width = max(1, _BUSY.get(unet.device.type, _BUSY["cuda"]) // len(rows))
             model.batch_size = width * len(rows)
             shared = found.latents(drawn, timestep, rows)
@@ -82,20 +82,20 @@ def make_refinement(released: Callable[..., Any], record: Patch, _: Any) -> Call
 
 
 def _kept(indices: Sequence[Sequence[int]], scorer: Scorer, threshold: float) -> list[list[int]]:
-    """The neurons that stay blocked, by layer, in the order in which the released code has them."""
+    """Neurons that stay blocked, by layer, in the order of the released code."""
     neurons = tuple((layer, int(n)) for layer, listed in enumerate(indices) for n in listed)
     if not neurons:
         return [[] for _ in indices]
     rung = Rung(0.0, 0, neurons, len(indices))
     (everything,) = scorer.scores([frozenset(neurons)], 0)
     if abs(everything - threshold) <= _SAME:
-        # the script's search gave up and passes the score of this very mask; strictly below it
-        # means below our own value of it
+        # the script's search gave up and passes the score of this very mask; compare with our own
+        # value of it, since the test is "strictly below"
         threshold = everything
     counts = rung.by_layer(refined(rung, scorer, threshold))
     kept: list[list[int]] = []
     for listed, left in zip(indices, counts, strict=True):
-        # list.remove takes the first of two equal neurons, so the last ones are left
+        # list.remove removes the first of two equal neurons, so the last ones stay
         stays = []
         for neuron in reversed([int(n) for n in listed]):
             if neuron in left:

@@ -1,4 +1,4 @@
-"""``df.patch`` and ``df.unpatch``: functions of other papers' code, swapped and put back."""
+"""``df.patch`` and ``df.unpatch``: swap functions of other papers' code, and restore them."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ _active: dict[str, tuple[Patch, list[Undo]]] = {}
 def patch(name: str, **options: Any) -> Patch:
     """Swap the slow functions of a paper's released code for ours, in the running process.
 
-    The added line of a script that is run from a checkout of that code, at its top:
+    Add this line at the top of a script that runs from a checkout of that code:
 
     >>> import dori_fast as df; df.patch("wen", scan_steps=1)
 
-    Signatures, seeding and dtypes stay those of the released code; ``docs/drop_in.md`` says for
-    each what is kept and what differs. Modules that imported the functions before are served too.
+    Signatures, seeding and dtypes stay those of the released code; ``docs/drop_in.md`` lists kept
+    and changed behavior per peer. Modules that imported the functions before are patched too.
 
     Args:
-        name: "wen", "nemo", "sail" or "unlearndiffatk".
-        options: "wen" has ``scan_steps``, the steps of a scored call, by default all.
+        name: Peer: "wen", "nemo", "sail" or "unlearndiffatk".
+        options: Options of the peer. "wen" has ``scan_steps``, the number of steps of a scored
+            call; default: all.
 
     Returns:
-        A record of what was swapped.
+        A record of the swapped functions.
 
     Raises:
-        UsageError: an unknown name or option, a peer that is patched already, modules that cannot
-            be found, or functions with another signature than the released ones.
+        UsageError: the name or an option is unknown, the peer is patched already, a module is
+            missing, or a function has another signature than the released one.
     """
     peer = _peer(name)
     if name in _active:
@@ -71,12 +72,12 @@ def patch(name: str, **options: Any) -> Patch:
 
 
 def unpatch(name: str) -> None:
-    """Undo :func:`patch`: every attribute is the very object that it was.
+    """Undo :func:`patch`: every attribute is the original object again.
 
-    A peer that is not patched is left alone.
+    A peer that is not patched stays as it is.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: the name is unknown.
     """
     _peer(name)
     if name in _active:
@@ -87,7 +88,7 @@ def unpatch(name: str) -> None:
 
 def _peer(name: str) -> Peer:
     if name not in PEERS:
-        raise UsageError(f"patch: unknown name {name!r}; known are {', '.join(PEERS)}")
+        raise UsageError(f"patch: unknown name {name!r}; use one of {', '.join(PEERS)}")
     return PEERS[name]
 
 
@@ -119,7 +120,7 @@ def _replace(
     undo: list[Undo],
 ) -> None:
     if isinstance(owner, type):
-        # a method is looked up in its class, whoever imported that
+        # Python looks methods up in the class, so all importers see the change
         setattr(owner, attribute, ours)
         undo.append(lambda: setattr(owner, attribute, released))
         return
@@ -128,7 +129,7 @@ def _replace(
 
 
 def _everywhere(old: Callable[..., Any], new: Callable[..., Any]) -> None:
-    """Wherever a module holds the old function under any name, it holds the new one."""
+    """Replace the old function by the new one in all modules, under any name."""
     for module in list(sys.modules.values()):
         names = getattr(module, "__dict__", None)
         if isinstance(names, dict):

@@ -1,9 +1,9 @@
 """SAIL: Jeon et al., "Understanding and Mitigating Memorization ... via Sharpness", ICML 2025.
 
-The released function stays in charge. While it detects, the run of the UNet after the last step,
-whose answer it throws away, does not take place, and its derivative takes attention and norms in
-kernels that torch lacks. The derivative still computes the network's value again: keeping a whole
-run's values for it costs a CPU more than they do.
+The released function still runs the loop. During detection, the UNet run after the last step is
+skipped, since its prediction is discarded, and the derivative uses fused kernels for attention and
+norms that torch lacks. The derivative still computes the network's value again, because storing the
+values of a whole run costs more on a CPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CALL = (
 def _make_call(released: Callable[..., Any], record: Patch, _: Any) -> Callable[..., Any]:
     @functools.wraps(released)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # the released call has it last, after 22 others
+        # args is the last parameter, after 22 others, so it is passed by keyword
         what: Any = kwargs.get("args")
         if getattr(what, "exp_type", None) != "det":
             return released(self, *args, **kwargs)
@@ -52,7 +52,7 @@ def _detecting(network: Callable[..., Any], steps: int) -> Callable[..., Any]:
                 return network(*args, **kwargs)
         begun += 1
         if begun > steps:
-            # the released loop returns before it looks at this
+            # the released loop returns before it reads this
             return (args[0],)
         return network(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""What a peer's swap consists of, and whether the code that is there is the released code."""
+"""Parts of a peer's swap, and the check that the found code is the released code."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 from dori_fast.errors import UsageError
 
 Make = Callable[[Callable[..., Any], "Patch", Mapping[str, Any]], Callable[..., Any]]
-"""From the released function, the record and the options to the function in its place."""
+"""Maker of the replacement, from the released function, the record and the options."""
 
 
 @dataclass(frozen=True)
 class Swap:
-    """One function of a peer that is replaced.
+    """One replaced function of a peer.
 
     Attributes:
-        module: the module's name as the peer's own scripts import it.
-        target: the function, or ``Class.method``, in it.
-        signature: names and defaults of the released function, as :func:`signature_of` writes them.
-        make: gives what stands in its place.
-        why: what the released function does in vain.
+        module: Name of the module as the peer's own scripts import it.
+        target: Name of the function, or ``Class.method``, in the module.
+        signature: Names and defaults of the released function, as :func:`signature_of` writes them.
+        make: Maker of the replacement.
+        why: Useless work of the released function.
     """
 
     module: str
@@ -38,7 +38,7 @@ class Swap:
 
 @dataclass(frozen=True)
 class Shim:
-    """A name that today's version of a library lacks and the peer's imports need."""
+    """A name that the peer imports and that current versions of a library lack."""
 
     module: str
     name: str
@@ -50,11 +50,11 @@ class Peer:
     """A paper's released code.
 
     Attributes:
-        repository: where it is published, and the commit that was read.
-        swaps: what is replaced.
-        options: of :func:`dori_fast.patch` for this peer, with their defaults.
-        check: raises UsageError for an option that makes no sense.
-        shims: what its imports need.
+        repository: URL, and the commit that the swaps were made for.
+        swaps: Replaced functions.
+        options: Options of :func:`dori_fast.patch` for this peer, with their defaults.
+        check: Check of the options, which raises UsageError.
+        shims: Names that its imports need.
     """
 
     repository: str
@@ -66,17 +66,17 @@ class Peer:
 
 @dataclass
 class Patch:
-    """What :func:`dori_fast.patch` did.
+    """Record of :func:`dori_fast.patch`.
 
     Attributes:
-        name: of the peer.
-        repository: the released code that the swap was made for.
-        swapped: each replaced function, ``module.target``, and what it did in vain.
-        shims: names that were added to other libraries so that the peer's code imports.
-        evaluations: UNet samples that ran in parts of the UNet, not by its ``forward`` (NeMo's
-            refinement), so that hooks on it do not see them.
-        notes: calls that were left to the released function, and why; appended as they come.
-        shared: what the peer's swaps keep for one another until :func:`dori_fast.unpatch`.
+        name: Name of the peer.
+        repository: URL and commit of the released code that the swaps were made for.
+        swapped: Useless work by replaced function, ``module.target``.
+        shims: Names added to other libraries so that the peer's code imports.
+        evaluations: Number of UNet samples computed in parts of the UNet instead of its ``forward``
+            (NeMo's refinement), which hooks on the UNet do not see.
+        notes: Reasons for calls left to the released function, appended as they occur.
+        shared: Objects that the peer's swaps share until :func:`dori_fast.unpatch`.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Patch:
     shared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def note(self, text: str) -> None:
-        """Remember a reason once."""
+        """Add a reason, once."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -110,7 +110,7 @@ def module_of(name: str, module: str, repository: str) -> ModuleType:
     """The peer's module, imported if need be.
 
     Raises:
-        UsageError: it cannot be found, or its own imports fail.
+        UsageError: the module is missing, or its own imports fail.
     """
     if module in sys.modules:
         return sys.modules[module]
@@ -136,7 +136,7 @@ def owner_of(name: str, swap: Swap, module: ModuleType) -> tuple[Any, str, Calla
     """The module or class that holds the function, its name there, and the function.
 
     Raises:
-        UsageError: it is not there, or not with the released signature.
+        UsageError: the function is missing, or has another signature than released.
     """
     *classes, attribute = swap.target.split(".")
     owner: Any = module
@@ -145,8 +145,8 @@ def owner_of(name: str, swap: Swap, module: ModuleType) -> tuple[Any, str, Calla
     function = vars(owner).get(attribute) if owner is not None else None
     if not callable(function):
         raise UsageError(
-            f"patch: {name}: {swap.module} has no {swap.target} of its own; it is not the released"
-            " code that this swap was made for"
+            f"patch: {name}: {swap.module} has no {swap.target} of its own, so it is not the"
+            " released code; check out the commit that the swap was made for"
         )
     found = signature_of(function)
     if found != swap.signature:
@@ -159,7 +159,7 @@ def owner_of(name: str, swap: Swap, module: ModuleType) -> tuple[Any, str, Calla
 
 @contextmanager
 def replaced_forward(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within it the module, and no other of its class, runs ``forward``."""
+    """Replace the forward of this module instance; restore it at exit."""
     had, before = "forward" in module.__dict__, module.forward
     module.forward = forward
     try:

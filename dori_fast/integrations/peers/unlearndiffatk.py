@@ -1,7 +1,7 @@
 """UnlearnDiffAtk: Zhang et al., "To Generate or Not? Safety-Driven Unlearned ...", ECCV 2024.
 
-One sort in place of a bisection per token; pictures from one run of the UNet a step in place of one
-for each text. The loss of the attack has nothing to leave out, and stays the released one.
+One sort replaces a bisection per token. Images take one UNet run per step instead of one per text.
+The attack's loss has no useless work and stays as released.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _REPOSITORY = "https://github.com/OPTML-Group/Diffusion-MU-Attack at 5a3e5d3"
 
 
 class Together:
-    """A UNet's forward that answers all texts of a step from one batch.
+    """A UNet's forward that evaluates all texts of a step in one batch.
 
-    Which texts a step has, it learns in the first one, whose runs are single.
+    The first step runs text by text, and so shows the texts of later steps.
 
     Args:
-        forward: of the UNet, which treats every sample by itself.
+        forward: Forward of the UNet, which treats every sample by itself.
     """
 
     def __init__(self, forward: Callable[..., Any]) -> None:
@@ -39,7 +39,7 @@ class Together:
         self._answers: dict[int, Any] = {}
 
     def __call__(self, sample: Tensor, timestep: Any, **others: Any) -> Any:
-        """The network's answer for ``sample`` [B, C, H, W] and ``encoder_hidden_states``."""
+        """The prediction for ``sample`` [B, C, H, W] and ``encoder_hidden_states``."""
         text = others.get("encoder_hidden_states")
         step = (sample, sample._version)
         if len(others) != 1 or not isinstance(text, Tensor) or torch.is_grad_enabled():
@@ -54,7 +54,7 @@ class Together:
             return self._forward(sample, timestep, **others)
         if not _same(step, self._step):
             if self._joined is None:
-                # the very same tensor in every step, so that its keys and values can be kept
+                # one tensor object for all steps, so that its keys and values can be kept
                 self._joined = torch.cat(self._texts)
             count = len(self._texts)
             answer = self._forward(
@@ -102,7 +102,7 @@ PEER = Peer(
             "TextGrad.projection",
             "self, curr_var, xi=1e-05",
             _make_projection,
-            "bisected token by token, with four numbers fetched from the device a halving",
+            "bisected token by token, with four numbers copied from the device per halving",
         ),
         Swap(
             "tasks.classifier_",

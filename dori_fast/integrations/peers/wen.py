@@ -1,7 +1,7 @@
 """Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models", ICLR 2024.
 
-The pipeline's own code stays in charge of prompts, latents and steps; norms are read off what its
-UNet answers. So they are the released ones to the bit, in the pipeline's dtype.
+The pipeline's own code still handles prompts, latents and steps. Norms are computed from its UNet's
+predictions, so they equal the released ones bitwise, in the pipeline's dtype.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class _Enough(Exception):  # noqa: N818
     """Ends a call from within its UNet."""
 
 
-class Pictures:
-    """What a scored call returns beside the norms: pictures, decoded when first looked at.
+class ScoredImages:
+    """Images of a scored call, decoded at first access.
 
     Attributes:
-        nsfw_content_detected: of the safety checker; looking at it decodes as well.
+        nsfw_content_detected: Result of the safety checker; access decodes the images.
     """
 
     def __init__(self, decode: Callable[[], tuple[Any, Any]]) -> None:
@@ -59,10 +59,10 @@ class Pictures:
 
     @property
     def images(self) -> Any:
-        """The pictures, in the form that the call asked for.
+        """The images, in the output type of the call.
 
         Raises:
-            UsageError: the call ended early, so that there are none.
+            UsageError: the call ended early and has no images.
         """
         return self._decoded[0]
 
@@ -75,7 +75,7 @@ class Pictures:
 
 
 class _Norms:
-    """Norms of a call, left where they were computed until it ends."""
+    """Norms of a call, kept on their device until the call ends."""
 
     def __init__(self, order: float, steps: int | None) -> None:
         self._order, self._steps = order, steps
@@ -84,7 +84,7 @@ class _Norms:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """A forward hook of the UNet."""
         uncond, text = output[0].chunk(2)
-        # one image at a time, as released: a norm over rows may round differently
+        # one norm per image, as released: a norm over rows may round differently
         self._rows.append(
             torch.stack([x.norm(p=self._order) for half in (uncond, text - uncond) for x in half])
         )
@@ -92,7 +92,7 @@ class _Norms:
             raise _Enough
 
     def finish(self) -> dict[str, list[list[float]]]:
-        """{kind: [images][steps]}, copied at once."""
+        """{kind: [images][steps]}, in one copy from the device."""
         table = torch.stack(self._rows, 1).tolist()
         images = len(table) // 2
         return dict(zip(_KINDS, (table[:images], table[images:]), strict=True))
@@ -110,7 +110,7 @@ def _make_call(
         if given["track_noise_norm"] is not True:
             return released(self, *args, **kwargs)
         if not given["return_dict"] or not given["guidance_scale"] > 1:
-            # the released function has no norms to give, and fails where it would need them
+            # the released function then has no norms, and fails where it needs them
             return released(self, *args, **kwargs)
         wanted = given["output_type"]
         given |= {"output_type": "latent", "track_noise_norm": False}
@@ -118,7 +118,7 @@ def _make_call(
         watched = _instrumented(self.unet, norms, steps, given["callback"], record)
         with suppress(_Enough), watched:
             latents = released(*bound.args, **bound.kwargs).images
-        return Pictures(lambda: _decode(self, latents, wanted, steps)), norms.finish()
+        return ScoredImages(lambda: _decode(self, latents, wanted, steps)), norms.finish()
 
     return call
 
@@ -126,7 +126,7 @@ def _make_call(
 def _make_init(
     released: Callable[..., Any], record: Patch, options: Mapping[str, Any]
 ) -> Callable[..., Any]:
-    """Today's diffusers asks that ``__init__`` names every component, this one too."""
+    """Current diffusers requires ``__init__`` to name every component, also ``image_encoder``."""
 
     @functools.wraps(released)
     def init(self: Any, *args: Any, image_encoder: None = None, **kwargs: Any) -> None:
@@ -165,7 +165,7 @@ def _instrumented(
 def _decode(pipe: Any, latents: Any, wanted: str, steps: int | None) -> tuple[Any, Any]:
     if latents is None:
         raise UsageError(
-            f"patch: wen: the call ended after scan_steps={steps}, so there are no pictures;"
+            f"patch: wen: the call ended after scan_steps={steps}, so there are no images;"
             " df.unpatch('wen') and df.patch('wen') to run all steps"
         )
     if wanted == "latent":
@@ -197,7 +197,7 @@ PEER = Peer(
             "LocalStableDiffusionPipeline.__call__",
             _CALL,
             _make_call,
-            "decoded pictures that nobody looks at; waited for the device twice an image and step",
+            "decoded unused images; waited for the device twice per image and step",
         ),
         Swap(
             "local_sd_pipeline",
@@ -221,7 +221,7 @@ PEER = Peer(
             "LocalStableDiffusionPipeline.__init__",
             _INIT,
             _make_init,
-            "nothing; today's diffusers wants image_encoder named",
+            "none; current diffusers requires a parameter image_encoder",
         ),
     ),
     {"scan_steps": None},

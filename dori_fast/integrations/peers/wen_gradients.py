@@ -1,8 +1,7 @@
-"""Wen et al.'s functions that differentiate by a text: their mitigation and their token gradients.
+"""Wen et al.'s gradients by a text: their mitigation and their token gradients.
 
-The released loops stay in charge. They run guided batches in which half of the rows belong to a
-text that the derivative does not ask about; here those rows are evaluated without a graph, and once
-for as long as nothing of theirs changes.
+The released loops still run. Half of the rows in their guided batches belong to a text without a
+derivative. Here these rows are evaluated without a graph, and again only after their inputs change.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dori_fast.integrations.peers.swap import Patch, replaced_forward
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the answer of a batch's fixed half follows from, and that answer."""
+    """Inputs and prediction of a batch's fixed half."""
 
     sample: Tensor
     version: int
@@ -31,11 +30,11 @@ class _Asked:
 
 
 class HalfFixed:
-    """A UNet's forward for batches of two halves, of which one is not differentiated.
+    """A UNet's forward for batches of two halves, one of them without a derivative.
 
     Args:
-        forward: of the UNet, which treats every sample by itself.
-        fixed: the half, 0 or 1, whose text stays as it is.
+        forward: Forward of the UNet, which treats every sample by itself.
+        fixed: Half without a derivative, 0 or 1.
     """
 
     def __init__(self, forward: Callable[..., Any], fixed: int) -> None:
@@ -43,7 +42,7 @@ class HalfFixed:
         self._last: _Asked | None = None
 
     def __call__(self, sample: Tensor, timestep: Any, **others: Any) -> Any:
-        """The network's answer for ``sample`` [2 N, C, H, W] and ``encoder_hidden_states``."""
+        """The prediction for ``sample`` [2 N, C, H, W] and ``encoder_hidden_states``."""
         text: Tensor = others.pop("encoder_hidden_states")
         halves_match = len(sample) == len(text) and len(text) % 2 == 0
         if not torch.is_grad_enabled() or others.get("return_dict", True) or not halves_match:
@@ -73,19 +72,19 @@ class HalfFixed:
 
 @contextmanager
 def _weights_fixed(unet: nn.Module) -> Iterator[None]:
-    """No weight wants a gradient, so that no layer keeps its inputs for one."""
-    wanting = [weight for weight in unet.parameters() if weight.requires_grad]
+    """Turn off gradients of all weights, so that no layer stores its inputs; restore at exit."""
+    with_gradient = [weight for weight in unet.parameters() if weight.requires_grad]
     try:
-        for weight in wanting:
+        for weight in with_gradient:
             weight.requires_grad_(False)
         yield
     finally:
-        for weight in wanting:
+        for weight in with_gradient:
             weight.requires_grad_(True)
 
 
 def make_differentiated(fixed: int) -> Callable[..., Any]:
-    """The swap of a method whose batches have a fixed half."""
+    """Maker of the swap for a method whose batches have a fixed half."""
 
     def make(released: Callable[..., Any], record: Patch, _: Any) -> Callable[..., Any]:
         @functools.wraps(released)

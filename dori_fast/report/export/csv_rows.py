@@ -1,4 +1,4 @@
-"""A run's rows as CSV that a spreadsheet may open."""
+"""Rows of a run as CSV, safe to open in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 from dori_fast.report.load import Run
 
-# what spreadsheets take for the beginning of a formula (CWE-1236)
+# spreadsheets read text with these first characters as a formula (CWE-1236)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def csv_rows(run: Run, *, formulas: bool = False) -> Iterator[str]:
-    """A run as CSV: the header, then a piece for each shard.
+    """A run as CSV text: the header, then one piece per shard.
 
-    Everything is quoted, lines end in CR LF (RFC 4180), UTF-8 is meant; lists are JSON, bytes
-    hexadecimal, and what is missing is empty.
+    All cells are quoted and lines end in CR LF (RFC 4180); encode the text as UTF-8. Lists are
+    JSON, bytes are hexadecimal, and missing values are empty.
 
     Args:
-        run: the run.
-        formulas: leave text as it is; otherwise text, and names of columns, that begin with
-            ``= + - @``, TAB or CR get an apostrophe in front, and numbers do not.
+        run: The run.
+        formulas: Keep text unchanged. If False, text cells and names of columns that begin with
+            ``= + - @``, TAB or CR get a leading apostrophe; numbers do not. Default: False.
     """
     yield _lines([run.columns], formulas)
     for part in run.tables():

@@ -1,4 +1,4 @@
-"""Results in the layout of the LM Evaluation Harness (EleutherAI), for what reads its JSON."""
+"""Results as JSON in the layout of the LM Evaluation Harness (EleutherAI)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from dori_fast.report.export.measured import Measured, Metric, Task
 
-# of the tasks' definition; a change of what a figure means raises it
+# version of the tasks' definition; raise it when the meaning of a metric changes
 _VERSION = 1
 _UNKNOWN = "N/A"
 
@@ -16,10 +16,10 @@ _UNKNOWN = "N/A"
 def lm_eval(measured: Measured) -> dict[str, Any]:
     """The harness's document as plain JSON, without its git hashes.
 
-    Metrics stand under ``<name>,none`` with ``<name>_stderr,none``, as the harness has them: for a
-    share of n the standard error of a mean, sqrt(p (1 - p) / (n - 1)), else ``"N/A"``. Beside
-    them are ``<name>_low,none`` and ``<name>_high,none``, the ends of the 95 % interval, which
-    unlike the standard error is also right for shares of 0 and 1.
+    As in the harness, each metric has the keys ``<name>,none`` and ``<name>_stderr,none``: for a
+    share of n trials the standard error of a mean, sqrt(p (1 - p) / (n - 1)), else ``"N/A"``. The
+    keys ``<name>_low,none`` and ``<name>_high,none`` hold the 95 % interval, which unlike the
+    standard error is also right for shares of 0 and 1.
     """
 
     def by_task(value: Callable[[Task], Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The figures of result files, with their intervals, ready for formats that others read."""
+"""Metrics of result files, with intervals, for export into formats of other tools."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import Interval, auc, clopper_pearson, tpr_at_fpr
-from dori_fast.report.labels import FALSE_RATE, Labels, Seen
+from dori_fast.report.labels import FALSE_RATE, Labels, Scores
 from dori_fast.report.load import Run
 
 _MITIGATIONS = "dori_fast/mitigations/1"
@@ -19,14 +19,14 @@ _MITIGATIONS = "dori_fast/mitigations/1"
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure.
+    """One metric.
 
     Attributes:
-        name: letters, digits and ``_ . -``.
-        value: the figure.
-        interval: (low, high), of 95 %, or None.
-        trials: what it is a share of, or None if it is no share.
-        higher_is_better: None where neither is.
+        name: Name of letters, digits and ``_ . -``.
+        value: Value of the metric.
+        interval: 95 % interval (low, high), or None.
+        trials: Number of trials if the value is a share, else None.
+        higher_is_better: Direction of improvement, or None if there is none.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Task:
-    """What was measured in one way.
+    """Metrics measured in one way.
 
     Attributes:
-        name: letters, digits and ``_ . -``.
-        samples: prompts or pictures that there were.
-        used: those of them that the figures are of.
-        metrics: the figures.
-        config: how they came about, plain JSON.
+        name: Name of letters, digits and ``_ . -``.
+        samples: Number of prompts or images.
+        used: Number of prompts or images that the metrics cover.
+        metrics: The metrics.
+        config: Settings of the measurement, plain JSON.
     """
 
     name: str
@@ -57,14 +57,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures of one result.
+    """Metrics of one result.
 
     Attributes:
-        model: what was measured: source (no local folder, only its name), revision, dtype, files.
-        data: name of what it was measured on.
-        data_sha256: of that file, or None.
-        tasks: the figures.
-        versions: of the libraries, as far as they are recorded.
+        model: The measured model: source (name without local folders), revision, dtype, files.
+        data: Name of the data.
+        data_sha256: SHA-256 of the data's file, or None.
+        tasks: The tasks with their metrics.
+        versions: Recorded versions of libraries.
     """
 
     model: Mapping[str, Any]
@@ -75,20 +75,20 @@ class Measured:
 
 
 def measured_scan(run: Run, labels: Labels | None = None) -> Measured:
-    """How well a scan's scores separate (with labels), and what it flags (with a calibration).
+    """Separation of a scan's scores (with labels), and its flagged rows (with a calibration).
 
     Args:
-        run: a scan that is done.
-        labels: which of its rows are memorized.
+        run: A finished scan.
+        labels: Labels of its rows, if any.
 
     Raises:
-        UsageError: a scan that is not done, that has neither of the two, or has not both kinds of
-            rows.
+        UsageError: the scan is not finished, has neither labels nor a calibration, or its labels
+            lack one of the two kinds of rows.
     """
     facts = run.summary()
     if facts["state"] != "done":
-        raise UsageError(f"{run.root}: the scan is {facts['state']} — finish it first")
-    seen, threshold, metrics = Seen(run, 0, labels), facts["threshold"], []
+        raise UsageError(f"{run.root}: the scan is {facts['state']}; finish it first")
+    seen, threshold, metrics = Scores(run, 0, labels), facts["threshold"], []
     scored = sum(map(len, seen.scores))
     if labels is not None:
         memorized, others = seen.separated(labels)
@@ -106,14 +106,14 @@ def measured_scan(run: Run, labels: Labels | None = None) -> Measured:
         rows = sum(map(len, seen.scores))
         if rows:
             metrics.append(_metric("flagged", clopper_pearson(seen.flagged, rows), rows))
-        # runs of before these were recorded have none
+        # early runs did not record these
         if facts["observed"] is not None:
             observed, clean = Interval(*facts["observed"]), facts["clean_prompts"]
             metrics.append(_metric("clean_prompts_flagged", observed, clean, False))
     if not metrics:
         raise UsageError(
-            f"{run.root}: only scores, nothing measured — name the column that says what is"
-            " memorized (--label), or scan with --calibration"
+            f"{run.root}: scores alone are no metrics; name the column that labels memorized rows"
+            " (--label), or scan with --calibration"
         )
     identity = facts["identity"]
     config = {**{n: v for n, v in identity.items() if n != "model"}, "run_hash": facts["run_hash"]}
@@ -136,11 +136,11 @@ def measured_scan(run: Run, labels: Labels | None = None) -> Measured:
 
 
 def measured_file(path: str | Path) -> Measured:
-    """The figures of a ``leaderboard.json``, or of a ``removal.json`` of the benchmarks.
+    """Metrics of a ``leaderboard.json``, or of a ``removal.json`` of the benchmarks.
 
     Raises:
-        UsageError: no such file, or another kind of file.
-        IntegrityError: it lacks what such a file has.
+        UsageError: the file is missing or of another kind.
+        IntegrityError: the file is damaged.
     """
     path = Path(path)
     try:
@@ -155,10 +155,12 @@ def measured_file(path: str | Path) -> Measured:
         if isinstance(found, dict) and {"fine_tuning", "prompts", "attacks"} <= found.keys():
             return _removal(found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise IntegrityError(f"{path}: lacks what such a file has ({error!r})") from error
+        raise IntegrityError(
+            f"{path}: damaged, a field is missing or wrong ({error!r}); make it again"
+        ) from error
     raise UsageError(
-        f"{path}: no figures that can be exported — give a scan's run directory, leaderboard.json"
-        " of dori-fast benchmark-mitigations, or removal.json of benchmarks.quality.removal"
+        f"{path}: no metrics to export; give a scan's run directory, leaderboard.json of"
+        " dori-fast benchmark-mitigations, or removal.json of benchmarks.quality.removal"
     )
 
 
@@ -180,7 +182,7 @@ def _mitigations(board: Mapping[str, Any]) -> Measured:
             Task(f"mitigation_{_word(row['mitigation'])}", samples, samples, metrics, setting)
         )
     model, versions = {"source": "demo", **board["model"]}, board["made_by"]
-    return Measured(model, "pictures of the embedded model", None, tasks, versions)
+    return Measured(model, "images of the embedded model", None, tasks, versions)
 
 
 def _removal(found: Mapping[str, Any]) -> Measured:
@@ -202,15 +204,15 @@ def _removal(found: Mapping[str, Any]) -> Measured:
         Task(f"removal_{_word(name)}", samples, samples, figures, config)
         for name, figures in metrics.items()
     ]
-    return Measured({"source": "demo"}, "pictures of the embedded model", None, tasks)
+    return Measured({"source": "demo"}, "images of the embedded model", None, tasks)
 
 
 def _copies(
-    name: str, rate: Sequence[float], which: str, pictures: int, setting: Mapping[str, Any]
+    name: str, rate: Sequence[float], which: str, images: int, setting: Mapping[str, Any]
 ) -> Metric:
-    # what comes back of a picture that was never seen was injected, and says nothing of a model
+    # copies of an image that the model never saw were injected: neither direction is better
     better = False if which == "memorized" else None
-    return _metric(f"copies_{_word(name)}", Interval(*rate), pictures * setting["seeds"], better)
+    return _metric(f"copies_{_word(name)}", Interval(*rate), images * setting["seeds"], better)
 
 
 def _quality(kept: Mapping[str, Any]) -> Iterator[Metric]:
@@ -231,6 +233,6 @@ def _word(text: str) -> str:
 
 
 def _public(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's description without where it lay on somebody's disk."""
+    """A model's description without its place on the disk."""
     source = model["source"]
     return {**model, "source": source if model.get("revision") else Path(source).name}

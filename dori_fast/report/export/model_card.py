@@ -1,4 +1,4 @@
-"""Results as a Hugging Face model card: metadata that the hub shows, and a table to read."""
+"""Results as a Hugging Face model card: metadata for the hub, and a table for readers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#&])")
 def model_card(measured: Measured) -> str:
     """The text of a README.md: YAML with a ``model-index`` between two ``---``, and Markdown.
 
-    ``huggingface_hub.ModelCard(text)`` reads it, and ``.push_to_hub(repo_id)`` publishes it. The
-    intervals, of 95 %, are in the metrics' ``args``.
+    ``huggingface_hub.ModelCard(text)`` reads the text, and ``.push_to_hub(repo_id)`` publishes
+    it. The metrics' ``args`` hold the 95 % intervals.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -37,7 +37,7 @@ def model_card(measured: Measured) -> str:
         for metric in task.metrics
     ]
     data = ModelCardData(
-        # the hub's name of a model, where it is from there
+        # name on the hub, for models from the hub
         base_model=model["source"] if model.get("revision") else None,
         eval_results=results,
         library_name="diffusers",
@@ -66,7 +66,7 @@ def _body(measured: Measured) -> Iterator[str]:
         f" {_plain(measured.data)}; intervals are 95 % ones."
     )
     yield ""
-    yield "| task | figure | value | interval | of |"
+    yield "| task | metric | value | interval | trials |"
     yield "|---|---|---:|---|---:|"
     for task in measured.tasks:
         for metric in task.metrics:
@@ -76,5 +76,5 @@ def _body(measured: Measured) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Text from data in Markdown: one line, nothing of it markup."""
+    """Text from data as one line of Markdown without markup."""
     return _MARKDOWN.sub(r"\\\1", harmless(text))

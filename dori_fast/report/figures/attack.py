@@ -1,4 +1,4 @@
-"""What an attack brought back: copies from the prompts and from the embeddings found."""
+"""Figure of an attack: similarities before and after it, and losses."""
 
 from __future__ import annotations
 
@@ -7,36 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from dori_fast._text import by_number
 from dori_fast.errors import UsageError
-
-FIGURE = "attack.png"
+from dori_fast.report.load import rows_in
+from dori_fast.report.names import ATTACK_FIGURE
 
 
 def draw_attack(run: str | Path, threshold: float) -> Path:
     """Draw an attack's run directory as ``attack.png``: similarities and losses.
 
     Args:
-        run: the run directory.
-        threshold: similarity above which a picture is a copy.
+        run: The run directory.
+        threshold: Similarity above which an image is a copy.
 
     Returns:
-        The file that was written.
+        Path of the figure.
 
     Raises:
         UsageError: the directory holds no attacked rows.
     """
     run = Path(run)
-    found = (run / "shards").glob("part-*.parquet")
-    shards = sorted(found, key=lambda shard: by_number(shard.name))
-    rows = [row for shard in shards for row in pq.read_table(shard, partitioning=None).to_pylist()]
-    rows = [row for row in rows if row.get("embedding")]
+    rows = [row for row in rows_in(run) if row.get("embedding")]
     if not rows:
-        raise UsageError(f"{run}: no attacked rows — run dori-fast attack first")
-    _draw(rows, threshold, run / FIGURE)
-    return run / FIGURE
+        raise UsageError(f"{run}: no attacked rows; run dori-fast attack first")
+    _draw(rows, threshold, run / ATTACK_FIGURE)
+    return run / ATTACK_FIGURE
 
 
 def _draw(rows: Sequence[dict[str, Any]], threshold: float, path: Path) -> None:
@@ -56,7 +51,7 @@ def _draw(rows: Sequence[dict[str, Any]], threshold: float, path: Path) -> None:
             places, middle, (middle - low, high - middle), fmt="o", color=color, label=label
         )
     left.axhline(threshold, color="#4a5568", linestyle="--", linewidth=1)
-    left.set_xlabel("row, of those attacked")
+    left.set_xlabel("attacked row")
     left.set_ylabel("similarity to the original")
     left.set_title("median and range over seeds", fontsize=10)
     left.legend()

@@ -1,4 +1,4 @@
-"""Figures of a page, as PNG files in memory."""
+"""Charts as PNG files in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 # pixels of a figure per pixel of the page
 DENSITY = 2.0
 MEMORIZED, OTHER, LINE = "#c05621", "#2b6cb0", "#4a5568"
-Points = Mapping[int, tuple[float, float, float]]
 _COLORS = (OTHER, MEMORIZED)
 _SIZE = (6.4, 3.2)
 
@@ -20,16 +19,16 @@ _SIZE = (6.4, 3.2)
 def histogram(
     groups: Mapping[str, NDArray[np.floating[Any]]], threshold: float | None = None
 ) -> bytes:
-    """Distributions of finite scores, one color a group, counts on a logarithmic axis.
+    """Distributions of finite scores, one color per group, counts on a logarithmic axis.
 
     Args:
-        groups: one group, or two: others and memorized.
-        threshold: drawn as a line.
+        groups: Scores by name: one group, or others and memorized.
+        threshold: Threshold to draw as a line, if any.
     """
     figure, axis = _figure()
     everything = np.concatenate(list(groups.values()))
     low, high = (float(everything.min()), float(everything.max())) if len(everything) else (0, 1)
-    # one bin for scores that are all the same would have no width
+    # equal scores would make bins of no width
     edges = np.linspace(low, high if high > low else low + 1, 41)
     for (name, scores), color in zip(groups.items(), _COLORS, strict=False):
         axis.hist(scores, edges, color=color, alpha=0.7, label=f"{name} ({len(scores):,})")
@@ -58,10 +57,10 @@ def roc_curve(false: NDArray[np.float64], true: NDArray[np.float64]) -> bytes:
 def budget_curves(
     curves: Mapping[str, Mapping[str, Mapping[int, tuple[float, float, float]]]],
 ) -> bytes:
-    """Share of copies by attack steps: a panel a model, a line a set, intervals shaded.
+    """Share of copies by attack steps: a panel per model, a line per set, intervals shaded.
 
     Args:
-        curves: ``[value, low, high]`` by steps, by set ("memorized", "control"), by model.
+        curves: ``(value, low, high)`` by steps, by set ("memorized", "control"), by model.
     """
     from matplotlib.figure import Figure
 
@@ -86,11 +85,12 @@ def budget_curves(
 
 
 def mitigation_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Share of copies by budget, a panel an attack, and the quality kept.
+    """Share of copies by budget, a panel per attack, and the quality kept.
 
     Args:
-        rows: a leaderboard's: ``mitigation``; ``attacks`` by name, set ("memorized", "control"),
-            budget and ``images``, [value, low, high]; ``quality`` with ``same_seed_similarity``.
+        rows: Rows of a leaderboard: ``mitigation``; ``attacks`` by name, set ("memorized",
+            "control"), budget and ``images``, [value, low, high]; ``quality`` with
+            ``same_seed_similarity``.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -115,17 +115,17 @@ def mitigation_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
     panels[0].legend(fontsize=7, title="controls dashed", title_fontsize=7)
     value, low, high = np.array([row["quality"]["same_seed_similarity"] for row in rows]).T
     places = np.arange(len(rows))
-    # rounding alone may put the mean of equal values outside of its interval
+    # rounding can put the mean of equal values outside its interval
     error = np.maximum((value - low, high - value), 0)
     bars.barh(places, value, xerr=error, color=colors)
     bars.set_yticks(places, [row["mitigation"] for row in rows], fontsize=8)
     bars.invert_yaxis()
-    bars.set(title="quality", xlabel="similarity to the unmitigated model's pictures")
+    bars.set(title="quality", xlabel="similarity to the unmitigated model's images")
     return _png(figure)
 
 
 def _figure(size: tuple[float, float] = _SIZE) -> tuple[Any, Any]:
-    # not pyplot: it keeps figures, and asks for a display
+    # not pyplot, which keeps figures and needs a display
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")

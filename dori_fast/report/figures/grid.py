@@ -1,4 +1,4 @@
-"""Grids of small pictures with labels."""
+"""Grids of small images with labels."""
 
 from __future__ import annotations
 
@@ -16,34 +16,39 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 @dataclass(frozen=True)
 class Group:
-    """A column of the grid: one title, some pictures a row. ``pictures`` uint8 [R, S, H, W, 3]."""
+    """A titled group of columns.
+
+    Attributes:
+        title: Title above the group.
+        images: uint8 [R, S, H, W, 3], S images per row.
+    """
 
     title: str
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
 
 
-def picture_grid(labels: Sequence[str], groups: Sequence[Group], scale: int = 1) -> Image.Image:
-    """R rows of pictures in groups of columns; labels above the rows, titles above the groups.
+def image_grid(labels: Sequence[str], groups: Sequence[Group], scale: int = 1) -> Image.Image:
+    """R rows of images in groups of columns; labels above the rows, titles above the groups.
 
     Args:
-        labels: [R], cut to the width.
-        groups: at least one; all with R rows and pictures of one size.
-        scale: whole factor by which pictures are enlarged.
+        labels: [R] labels of rows, cut to the width.
+        groups: One or more groups, all with R rows and images of one size.
+        scale: Integer factor that enlarges images.
     """
-    height, width = (scale * side for side in groups[0].pictures.shape[2:4])
-    widths = [len(g.pictures[0]) * (width + _GAP) + 2 * _GAP for g in groups]
+    height, width = (scale * side for side in groups[0].images.shape[2:4])
+    widths = [len(g.images[0]) * (width + _GAP) + 2 * _GAP for g in groups]
     row = _TEXT + height + _GAP
     sheet = Image.new("RGB", (sum(widths) + _GAP, _TEXT + _GAP + row * len(labels)), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     left = _GAP
     for group, columns in zip(groups, widths, strict=True):
         pen.text((left, 1), group.title, _INK, font)
-        for r, pictures in enumerate(group.pictures):
-            for s, picture in enumerate(pictures):
+        for r, images in enumerate(group.images):
+            for s, image in enumerate(images):
                 top = _TEXT + _GAP + r * row + _TEXT
                 at = (left + s * (width + _GAP), top)
                 sheet.paste(
-                    Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), at
+                    Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), at
                 )
         left += columns
     room = max(8, sheet.width // 6)

@@ -1,4 +1,4 @@
-"""Distances, discrepancies and agreement of triggers beside those of prompts."""
+"""Figure of locality: distances, discrepancies and mask agreement of triggers and prompts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def draw_locality(folder: str | Path) -> Path:
     """Draw a folder's ``locality.json`` as ``locality.png``.
 
     Returns:
-        The file that was written.
+        Path of the figure.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the folder has no ``locality.json``.
     """
     source = Path(folder) / "locality.json"
     if not source.exists():
-        raise UsageError(f"{source}: no such file — run dori-fast locality first")
+        raise UsageError(f"{source}: no such file; run dori-fast locality first")
     results = json.loads(source.read_text(encoding="utf-8"))
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""What a localization found, per layer, and what its masks do to the pictures."""
+"""Figures of a localization: sizes of masks per layer, and images with and without masks."""
 
 from __future__ import annotations
 
@@ -7,41 +7,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from dori_fast._text import by_number
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask, WeightMask
-from dori_fast.report.figures.grid import Group, picture_grid
-from dori_fast.report.names import short_name
-from dori_fast.report.pages.prune import GRID, LAYERS
+from dori_fast.report.figures.grid import Group, image_grid
+from dori_fast.report.load import rows_in
+from dori_fast.report.names import IMAGES_FIGURE, LAYERS_FIGURE, short_name
 
 
 def draw_prune(run: str | Path) -> list[Path]:
-    """Draw a localization's run directory: ``layers.png``, and ``pictures.png`` if it has any.
+    """Draw a localization's run directory: ``layers.png``, and ``pictures.png`` if it has images.
 
     Returns:
-        The files that were written.
+        Paths of the figures.
 
     Raises:
         UsageError: the directory holds no finished localization.
     """
     run = Path(run)
-    found = (run / "shards").glob("part-*.parquet")
-    shards = sorted(found, key=lambda shard: by_number(shard.name))
-    if not shards or not (run / "masks.safetensors").exists():
-        raise UsageError(f"{run}: no finished localization — run dori-fast prune first")
-    rows = [row for shard in shards for row in pq.read_table(shard, partitioning=None).to_pylist()]
-    written = [run / LAYERS]
+    rows = rows_in(run)
+    if not rows or not (run / "masks.safetensors").exists():
+        raise UsageError(f"{run}: no finished localization; run dori-fast prune first")
+    written = [run / LAYERS_FIGURE]
     if "refined" in rows[0]:
-        _draw_neurons(rows, NeuronMask.load(run / "masks.safetensors").layers, run / LAYERS)
+        _draw_neurons(rows, NeuronMask.load(run / "masks.safetensors").layers, run / LAYERS_FIGURE)
     else:
-        _draw_weights(WeightMask.load(run / "masks.safetensors"), run / LAYERS)
+        _draw_weights(WeightMask.load(run / "masks.safetensors"), run / LAYERS_FIGURE)
     if (run / "pictures.safetensors").exists():
-        _draw_pictures(rows, load_file(run / "pictures.safetensors"), run / GRID)
-        written.append(run / GRID)
+        _draw_images(rows, load_file(run / "pictures.safetensors"), run / IMAGES_FIGURE)
+        written.append(run / IMAGES_FIGURE)
     return written
 
 
@@ -64,7 +60,7 @@ def _draw_weights(masks: WeightMask, path: Path) -> None:
 def _bars(
     counts: dict[str, NDArray[Any]], layers: Sequence[str], title: str, unit: str, path: Path
 ) -> None:
-    """Medians over prompts, with the middle half as a line."""
+    """Draw medians over prompts as bars, and quartiles as lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -86,7 +82,7 @@ def _bars(
         )
     axis.set_yticks(places + 0.4 - height / 2, [short_name(name) for name in layers])
     axis.invert_yaxis()
-    axis.set_xlabel(f"{unit}, median and middle half")
+    axis.set_xlabel(f"{unit}, median and quartiles")
     axis.set_title(title, fontsize=10)
     if len(counts) > 1:
         axis.legend()
@@ -94,10 +90,10 @@ def _bars(
     pyplot.close(figure)
 
 
-def _draw_pictures(
-    rows: Sequence[dict[str, Any]], pictures: dict[str, NDArray[Any]], path: Path
+def _draw_images(
+    rows: Sequence[dict[str, Any]], images: dict[str, NDArray[Any]], path: Path
 ) -> None:
     by_id = {row["row_id"]: row["prompt"] for row in rows}
-    labels = [by_id[int(i)] for i in pictures["row_id"]]
-    groups = [Group("as it is", pictures["before"]), Group("pruned", pictures["after"])]
-    picture_grid(labels, groups, scale=1 if groups[0].pictures.shape[2] > 128 else 2).save(path)
+    labels = [by_id[int(i)] for i in images["row_id"]]
+    groups = [Group("unpruned", images["before"]), Group("pruned", images["after"])]
+    image_grid(labels, groups, scale=1 if groups[0].images.shape[2] > 128 else 2).save(path)

@@ -1,4 +1,4 @@
-"""The page of an attack: what comes back, row by row."""
+"""Page of an attack: copies before and after it, row by row."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import Any
 import numpy as np
 
 from dori_fast.evaluate import clopper_pearson, mcnemar
-from dori_fast.report.figures.attack import FIGURE
-from dori_fast.report.load import (
+from dori_fast.report.load import Run, rows_of
+from dori_fast.report.names import ATTACK_FIGURE, interval
+from dori_fast.report.pages.page import Html, note, page, paragraph, section, table, tiles
+from dori_fast.report.pages.sections import (
     SHOWN,
-    Run,
     file_name,
+    more,
     quarantine,
-    rows_of,
     run_facts,
     unfinished,
+    written,
 )
-from dori_fast.report.names import interval
-from dori_fast.report.pages.page import Html, note, page, paragraph, section, table, tiles
-from dori_fast.report.pages.written import written
 
 _COLUMNS = ("row_id", "prompt", "error", "losses", "similarity_before", "similarity")
 
@@ -28,17 +27,17 @@ def attack_page(run: Run) -> str:
     """The page of an attack's run directory, with the figure that the run wrote."""
     rows = rows_of(run, *_COLUMNS)
     done = [row for row in rows if row["error"] is None]
-    unfit = [(row["row_id"], row["error"]) for row in rows if row["error"] is not None]
+    bad = [(row["row_id"], row["error"]) for row in rows if row["error"] is not None]
     method = run.summary()["identity"]["detector"]
     threshold = float(method["judging"]["measure"]["threshold"])
     parts = [*unfinished(run), tiles([("rows attacked", f"{len(done):,}")])]
     parts.append(section("The run", run_facts(run)))
     if done:
-        parts.append(section("What comes back", *_verdict(done, threshold)))
-        parts += written(run.root, {FIGURE: "Similarities to the originals, and losses"})
+        parts.append(section("Copies", *_verdict(done, threshold)))
+        parts += written(run.root, {ATTACK_FIGURE: "Similarities to the originals, and losses"})
         parts.append(section("Rows", *_rows(done, threshold)))
-    if unfit:
-        parts.append(section("Quarantined rows", *quarantine(unfit[:SHOWN], len(unfit))))
+    if bad:
+        parts.append(section("Quarantined rows", *quarantine(bad, len(bad))))
     return page(f"Attack {file_name(run)}", *parts, footer="Made by dori-fast report.")
 
 
@@ -71,13 +70,13 @@ def _verdict(rows: list[dict[str, Any]], threshold: float) -> list[Html]:
             right=("similarity",),
         ),
         paragraph(
-            f"Median seed: {test.second_only} come back by the attack, {test.first_only} go,"
-            f" {test.both} are copies both times, {test.neither} never; McNemar's exact p ="
-            f" {test.p_value:.2g}."
+            f"Median seed: {test.second_only} prompts are copies only after the attack,"
+            f" {test.first_only} only before, {test.both} both times, {test.neither} never;"
+            f" McNemar's exact p = {test.p_value:.2g}."
         ),
         note(
-            "Enough steps inject any picture: compare with an attack on pictures that the model"
-            " never saw, at the same budget."
+            "Enough steps inject any image: compare with an attack on images that the model never"
+            " saw, at the same budget."
         ),
     ]
 
@@ -94,10 +93,7 @@ def _rows(rows: list[dict[str, Any]], threshold: float) -> list[Html]:
         )
         for row in rows[:SHOWN]
     ]
-    parts = [table(header, lines, right=header[:-1])]
-    if len(rows) > SHOWN:
-        parts.append(note(f"{len(rows) - SHOWN:,} more are in the run directory."))
-    return parts
+    return [table(header, lines, right=header[:-1]), *more(lines, len(rows))]
 
 
 def _copies(similarity: list[float], threshold: float) -> str:

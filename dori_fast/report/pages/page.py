@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dori_fast._text import harmless
 
-# the browser itself then refuses scripts and requests, whatever the page says
+# makes the browser refuse scripts and requests, whatever the page contains
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -39,9 +39,9 @@ def page(title: str, *parts: Html, footer: str = "") -> str:
     """The whole document.
 
     Args:
-        title: of the window and the first heading.
-        parts: its content in order.
-        footer: a last line.
+        title: Title of the window and first heading.
+        parts: Content in order.
+        footer: Last line.
     """
     name = _text(title)
     body = "\n".join(part.markup for part in parts)
@@ -56,7 +56,7 @@ def page(title: str, *parts: Html, footer: str = "") -> str:
 
 
 def section(title: str, *parts: Html) -> Html:
-    """A heading and what is under it."""
+    """A heading and its content."""
     inner = "\n".join(part.markup for part in parts)
     return Html(f"<section>\n<h2>{_text(title)}</h2>\n{inner}\n</section>")
 
@@ -81,7 +81,7 @@ def tiles(figures: Iterable[tuple[str, str]]) -> Html:
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Html:
-    """Names with their values; those without a value are left out."""
+    """Names with values; pairs without a value are left out."""
     rows = [(name, value) for name, value in pairs if value not in (None, "")]
     inner = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in rows)
     return Html(f"<dl>{inner}</dl>")
@@ -97,10 +97,10 @@ def table(
     """A table.
 
     Args:
-        header: [C], the columns' names.
-        rows: of C cells; None is shown as an empty one.
-        right: names of the columns that are set to the right, as numbers are.
-        grid: one of pictures: narrow, without lines.
+        header: [C] names of the columns.
+        rows: Rows of C cells; None is shown as an empty cell.
+        right: Names of right-aligned columns, such as numbers.
+        grid: Style for images, narrow and without lines.
     """
     kinds = [' class="right"' if name in right else "" for name in header]
     head = "".join(
@@ -123,13 +123,13 @@ def figure(png: bytes, description: str, caption: str = "", *, density: float = 
     """A PNG with a caption.
 
     Args:
-        png: the file's content.
-        description: for those who do not see it.
-        caption: under it.
-        density: its pixels per pixel of the page.
+        png: Content of the file.
+        description: Alternative text.
+        caption: Text below the figure, if any.
+        density: Pixels of the figure per pixel of the page.
 
     Raises:
-        ValueError: not a PNG.
+        ValueError: ``png`` is no PNG file.
     """
     width, _ = _size(png)
     below = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
@@ -137,12 +137,12 @@ def figure(png: bytes, description: str, caption: str = "", *, density: float = 
 
 
 def pictures(images: NDArray[np.uint8], description: str, side: int = 96) -> Html:
-    """Pictures in a row, small enough for a cell.
+    """Images in a row, small enough for a cell.
 
     Args:
         images: uint8 [S, H, W, 3].
-        description: for those who do not see them.
-        side: width of each on the page, in its pixels.
+        description: Alternative text.
+        side: Width of each image, in pixels of the page.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""The page of a localization: what was found, prompt by prompt."""
+"""Page of a localization: neurons or weights found, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from dori_fast.report.load import (
+from dori_fast.report.load import Run, rows_of
+from dori_fast.report.names import IMAGES_FIGURE, LAYERS_FIGURE
+from dori_fast.report.pages.page import Html, page, section, table, tiles
+from dori_fast.report.pages.sections import (
     SHOWN,
-    Run,
     file_name,
+    more,
     quarantine,
-    rows_of,
     run_facts,
     unfinished,
+    written,
 )
-from dori_fast.report.pages.page import Html, note, page, section, table, tiles
-from dori_fast.report.pages.written import written
-
-# as dori_fast.report.figures.prune draws them
-LAYERS, GRID = "layers.png", "pictures.png"
 
 
 def prune_page(run: Run) -> str:
@@ -27,23 +25,21 @@ def prune_page(run: Run) -> str:
     neurons = "refined" in run.columns
     rows = rows_of(run)
     done = [row for row in rows if row["error"] is None]
-    unfit = [(row["row_id"], row["error"]) for row in rows if row["error"] is not None]
+    bad = [(row["row_id"], row["error"]) for row in rows if row["error"] is not None]
     figures = [("prompts", f"{len(done):,}")]
     if neurons:
         figures.append(("memorized", f"{sum(bool(row['memorized']) for row in done):,}"))
     spent = sum(row["evaluations"] for row in done)
     if done:
-        figures.append(("UNet evaluations a prompt", f"{spent / len(done):,.0f}"))
+        figures.append(("UNet evaluations per prompt", f"{spent / len(done):,.0f}"))
     parts = [*unfinished(run), tiles(figures), section("The run", run_facts(run))]
-    parts += written(
-        run.root,
-        {LAYERS: "By layer", GRID: "Pictures with and without the masks"},
-    )
-    listed = _neurons(done[:SHOWN]) if neurons else _weights(done[:SHOWN])
-    more = [note(f"{len(done) - SHOWN:,} more are in the run directory.")]
-    parts.append(section("Prompts", listed, *(more if len(done) > SHOWN else [])))
-    if unfit:
-        parts.append(section("Quarantined rows", *quarantine(unfit[:SHOWN], len(unfit))))
+    titles = {LAYERS_FIGURE: "By layer", IMAGES_FIGURE: "Images with and without the masks"}
+    parts += written(run.root, titles)
+    shown = done[:SHOWN]
+    listed = _neurons(shown) if neurons else _weights(shown)
+    parts.append(section("Prompts", listed, *more(shown, len(done))))
+    if bad:
+        parts.append(section("Quarantined rows", *quarantine(bad, len(bad))))
     return page(f"Localization {file_name(run)}", *parts, footer="Made by dori-fast report.")
 
 

@@ -1,4 +1,4 @@
-"""The page of a scan: how the scores lie, how well they separate, who is on top, what was unfit."""
+"""Page of a scan: distribution and separation of scores, top prompts, quarantined rows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from dori_fast.evaluate import auc, clopper_pearson, roc, tpr_at_fpr
 from dori_fast.report.figures.charts import DENSITY, histogram, roc_curve
-from dori_fast.report.labels import FALSE_RATE, Labels, Seen
-from dori_fast.report.load import Run, file_name, quarantine, run_facts, unfinished
+from dori_fast.report.labels import FALSE_RATE, Labels, Scores
+from dori_fast.report.load import Run
 from dori_fast.report.names import interval
 from dori_fast.report.pages.page import (
     Cell,
@@ -25,6 +25,7 @@ from dori_fast.report.pages.page import (
     table,
     tiles,
 )
+from dori_fast.report.pages.sections import file_name, quarantine, run_facts, unfinished
 
 
 def scan_page(
@@ -37,15 +38,15 @@ def scan_page(
     """The page of a scan's run directory.
 
     Args:
-        run: the scan.
-        top: highest-scored rows to list.
-        labels: adds ROC, AUC and TPR at 1 % FPR, with intervals.
-        drawn: pictures uint8 [S, H, W, 3] by row, shown with the top rows.
+        run: The scan.
+        top: Number of highest-scored rows to list.
+        labels: Labels of rows; add ROC, AUC and TPR at 1 % FPR, with intervals.
+        drawn: Images uint8 [S, H, W, 3] by row, shown with the top rows.
 
     Raises:
-        UsageError: no such column of labels, or not both kinds of rows.
+        UsageError: the column of labels is missing, or lacks one of the two kinds of rows.
     """
-    seen = Seen(run, top, labels)
+    seen = Scores(run, top, labels)
     threshold = run.summary()["threshold"]
     parts = [*unfinished(run), tiles(_figures(run, seen)), section("The run", run_facts(run))]
     parts.append(section("Scores", *_scores(seen, threshold)))
@@ -53,24 +54,24 @@ def scan_page(
         parts.append(section("Calibration", *_calibration(run, seen)))
     if labels is not None:
         parts.append(section("Detection", *_detection(seen, labels, threshold)))
-    parts.append(section("Most suspicious prompts", _top(seen, labels, drawn or {})))
-    if seen.unfit:
+    parts.append(section("Highest-scored prompts", _top(seen, labels, drawn or {})))
+    if seen.quarantined:
         reasons = ", ".join(f"{count:,} {code}" for code, count in seen.reasons.most_common())
-        listed = quarantine(seen.unfit_rows, seen.unfit)
+        listed = quarantine(seen.quarantined_rows, seen.quarantined)
         parts.append(section("Quarantined rows", paragraph(reasons), *listed))
     return page(f"Scan {file_name(run)}", *parts, footer="Made by dori-fast report.")
 
 
 def scan_summary(run: Run, labels: Labels, top: int = 10) -> list[Html]:
-    """How the scores lie, how well they separate, and the first rows; for a page of more."""
-    seen, threshold = Seen(run, top, labels), run.summary()["threshold"]
+    """Distribution and separation of scores, and the top rows, for a page with other sections."""
+    seen, threshold = Scores(run, top, labels), run.summary()["threshold"]
     return [*_scores(seen, threshold), *_detection(seen, labels, threshold), _top(seen, labels, {})]
 
 
-def _figures(run: Run, seen: Seen) -> list[tuple[str, str]]:
+def _figures(run: Run, seen: Scores) -> list[tuple[str, str]]:
     record = run.summary()
     scored = sum(map(len, seen.scores))
-    figures = [("rows scored", f"{scored:,}"), ("quarantined", f"{seen.unfit:,}")]
+    figures = [("rows scored", f"{scored:,}"), ("quarantined", f"{seen.quarantined:,}")]
     if record["threshold"] is not None:
         figures.append(("flagged", f"{seen.flagged:,}"))
     if seen.best:
@@ -78,11 +79,11 @@ def _figures(run: Run, seen: Seen) -> list[tuple[str, str]]:
     if record["seconds"] > 0:
         figures.append(("rows per second", f"{scored / record['seconds']:,.1f}"))
     if seen.truncated:
-        figures.append(("prompts cut short", f"{seen.truncated:,}"))
+        figures.append(("truncated prompts", f"{seen.truncated:,}"))
     return figures
 
 
-def _scores(seen: Seen, threshold: float | None) -> list[Html]:
+def _scores(seen: Scores, threshold: float | None) -> list[Html]:
     groups = {"not memorized": seen.group(0), "memorized": seen.group(1)}
     groups = {name: scores for name, scores in groups.items() if len(scores)}
     if not groups:
@@ -91,12 +92,12 @@ def _scores(seen: Seen, threshold: float | None) -> list[Html]:
     if not len(everything):
         return [note("No row could be scored.")]
     low, middle, high = np.percentile(everything, (5, 50, 95))
-    caption = f"Median {middle:.4f}; nine of ten lie between {low:.4f} and {high:.4f}."
+    caption = f"Median {middle:.4f}; 90 % lie between {low:.4f} and {high:.4f}."
     png = histogram(groups, threshold)
     return [figure(png, "Histogram of scores", caption, density=DENSITY)]
 
 
-def _calibration(run: Run, seen: Seen) -> list[Html]:
+def _calibration(run: Run, seen: Scores) -> list[Html]:
     record = run.summary()
     observed = record["observed"]
     clean = record["clean_prompts"]
@@ -106,14 +107,17 @@ def _calibration(run: Run, seen: Seen) -> list[Html]:
                 ("threshold", f"{record['threshold']:.6g}"),
                 ("wanted false-positive rate", f"{record['identity']['decision']['rate']:g}"),
                 ("clean prompts", clean and f"{clean:,}"),
-                ("of them above the threshold, 95 % interval", observed and _percent(observed)),
+                (
+                    "of these above the threshold, 95 % interval",
+                    observed and _percent(observed),
+                ),
                 ("rows flagged", f"{seen.flagged:,}"),
             ]
         )
     ]
 
 
-def _detection(seen: Seen, labels: Labels, threshold: float | None) -> list[Html]:
+def _detection(seen: Scores, labels: Labels, threshold: float | None) -> list[Html]:
     memorized, others = seen.separated(labels)
     area, hits = auc(memorized, others), tpr_at_fpr(memorized, others, FALSE_RATE)
     false, true, _ = roc(memorized, others)
@@ -132,7 +136,7 @@ def _detection(seen: Seen, labels: Labels, threshold: float | None) -> list[Html
             f"{len(memorized):,} rows count as memorized (column {labels.column}: {words}),"
             f" {len(others):,} do not. Intervals are 95 % ones; rows count as independent."
         ),
-        table(("figure", "value [interval]"), rows),
+        table(("metric", "value [interval]"), rows),
         figure(roc_curve(false, true), "ROC curve", density=DENSITY),
     ]
     if len(others) < 1 / FALSE_RATE:
@@ -140,14 +144,14 @@ def _detection(seen: Seen, labels: Labels, threshold: float | None) -> list[Html
     return parts
 
 
-def _top(seen: Seen, labels: Labels | None, drawn: Mapping[int, NDArray[np.uint8]]) -> Html:
+def _top(seen: Scores, labels: Labels | None, drawn: Mapping[int, NDArray[np.uint8]]) -> Html:
     optional = {
         "p": any("p_value" in row for row in seen.best),
         "flagged": any("flagged" in row for row in seen.best),
         "label": labels is not None,
-        "pictures": bool(drawn),
+        "images": bool(drawn),
     }
-    names = ("rank", "score", "seeds", "p", "flagged", "label", "row", "tokens", "pictures")
+    names = ("rank", "score", "seeds", "p", "flagged", "label", "row", "tokens", "images")
     header = [name for name in (*names, "prompt") if optional.get(name, True)]
     rows = []
     for rank, row in enumerate(seen.best, 1):
@@ -162,7 +166,7 @@ def _top(seen: Seen, labels: Labels | None, drawn: Mapping[int, NDArray[np.uint8
             "label": None if labels is None else row[labels.column],
             "row": row["row_id"],
             "tokens": tokens,
-            "pictures": None if images is None else pictures(images, f"row {row['row_id']}", 64),
+            "images": None if images is None else pictures(images, f"row {row['row_id']}", 64),
             "prompt": row["prompt"],
         }
         rows.append([cells[name] for name in header])

@@ -1,4 +1,4 @@
-"""The page of the demo's story, from the files of its folder."""
+"""Page of the demo's story, from the files of its folder."""
 
 from __future__ import annotations
 
@@ -42,17 +42,16 @@ def story_page(folder: Path, scan: Run) -> str:
     """The page.
 
     Args:
-        folder: with ``story.json``, ``originals.npz`` and an ``<set>-<model>.npz`` for each arm
-            that has been run: ``similarity <step>`` [P, S] and ``pictures <step>``
-            uint8 [P, H, W, 3].
-        scan: the run directory of the scan.
+        folder: Folder with ``story.json``, ``originals.npz`` and one ``<set>-<model>.npz`` per
+            finished arm: ``similarity <step>`` [P, S] and ``pictures <step>`` uint8 [P, H, W, 3].
+        scan: Run of the scan.
 
     Raises:
-        UsageError: there is no story.
+        UsageError: the folder holds no story.
         IntegrityError: a file is damaged.
     """
     if not (folder / "story.json").is_file():
-        raise UsageError(f"{folder}: no story.json — run dori-fast demo first")
+        raise UsageError(f"{folder}: no story.json; run dori-fast demo first")
     story = json.loads((folder / "story.json").read_text(encoding="utf-8"))
     originals, setting = _arrays(folder / "originals.npz"), story["setting"]
     threshold, arms = float(setting["threshold"]), _arms(folder)
@@ -60,11 +59,11 @@ def story_page(folder: Path, scan: Run) -> str:
     return page(
         title,
         paragraph(
-            "A miniature diffusion model memorized photographs. A scan finds their prompts; pruning"
-            " hides them; an attack on the prompt's embedding brings them back; adversarial"
-            " fine-tuning is to remove them. Controls are pictures that the model never saw,"
-            " attacked on the same models at the same budget: what comes back there was injected,"
-            " not remembered."
+            "A miniature diffusion model memorized photographs. A scan finds their prompts, pruning"
+            " hides them, an attack on the prompt's embedding retrieves them, and adversarial"
+            " fine-tuning removes them. Controls are images that the model never saw, attacked on"
+            " the same models at the same budget: copies of controls were injected, not"
+            " remembered."
         ),
         *([] if f"memorized-{FIXED}" in arms else [_NO_FIXED]),
         tiles(_figures(arms, threshold)),
@@ -78,7 +77,7 @@ def story_page(folder: Path, scan: Run) -> str:
     )
 
 
-_NO_FIXED = note("No fine-tuned model was given, so this story ends with what pruning leaves.")
+_NO_FIXED = note("No fine-tuned model was given, so this story ends with the pruned models.")
 
 
 def _arms(folder: Path) -> dict[str, Arm]:
@@ -92,9 +91,7 @@ def _arrays(path: Path) -> Arm:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise IntegrityError(
-            f"{path}: cannot be read — remove it and run the demo again"
-        ) from error
+        raise IntegrityError(f"{path}: cannot be read; remove it and run the demo again") from error
 
 
 def _steps(arm: Arm) -> list[int]:
@@ -138,14 +135,14 @@ def _table(arms: Mapping[str, Arm], threshold: float) -> list[Html]:
                 )
             )
     header = (
-        *("set", "model", "after", "pictures", "copies among images"),
+        *("set", "model", "after", "images", "copies among drawn images"),
         *("prompts, median seed", "prompts, any seed", "similarity"),
     )
     return [
-        table(header, rows, right=("pictures", "similarity")),
+        table(header, rows, right=("images", "similarity")),
         paragraph(
-            f"A copy has a similarity above {threshold:g}, a threshold that was fixed on unrelated"
-            " pairs. Intervals are exact 95 % ones, as if all images were independent."
+            f"A copy has a similarity above {threshold:g}, a threshold fixed on unrelated pairs."
+            " Intervals are exact 95 % ones, as if all images were independent."
         ),
     ]
 
@@ -166,7 +163,7 @@ def _curves(arms: Mapping[str, Arm], threshold: float) -> list[Html]:
 
 
 def _grid(which: str, story: Mapping[str, Any], originals: Arm, arms: Mapping[str, Arm]) -> Html:
-    """A row a picture; the first seed of everything."""
+    """One row per image, with the first seed of every arm."""
     columns: list[tuple[str, NDArray[np.uint8]]] = [("original", originals[which])]
     stages = {
         "unpruned": ("replicated", ""),
@@ -182,14 +179,14 @@ def _grid(which: str, story: Mapping[str, Any], originals: Arm, arms: Mapping[st
         columns += [(plain, arm[f"pictures {steps[0]}"])] if steps[0] == 0 else []
         columns += [(attacked, arm[f"pictures {steps[-1]}"])] if steps[-1] else []
     rows = [
-        [*(pictures(of[i : i + 1], f"{name}, {which} {i}") for name, of in columns), prompt]
+        [*(pictures(drawn[i : i + 1], f"{name}, {which} {i}") for name, drawn in columns), prompt]
         for i, prompt in enumerate(story[which])
     ]
     return table([*(name for name, _ in columns), "prompt"], rows, grid=True)
 
 
 def _settings(setting: Mapping[str, Any], model: Mapping[str, Any]) -> Html:
-    names = {"attack": "attack", "nemo": "NeMo", "wanda": "Wanda", "generation": "pictures"}
+    names = {"attack": "attack", "nemo": "NeMo", "wanda": "Wanda", "generation": "images"}
     sizes = {name: value for name, value in setting.items() if name not in names}
     hashes = model.get("files") or {}
     weights = next((name for name in hashes if name.startswith("unet")), None)

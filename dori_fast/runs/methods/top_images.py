@@ -67,4 +67,4 @@ def read_pictures(root: Path) -> dict[int, NDArray[np.uint8]]:
         saved = load_file(path)
         return dict(zip(saved["row_id"].tolist(), saved["drawn"], strict=True))
     except (SafetensorError, OSError, KeyError) as error:
-        raise IntegrityError(f"{path}: damaged — draw it again with --pictures") from error
+        raise IntegrityError(f"{path}: damaged — draw it again with --images") from error

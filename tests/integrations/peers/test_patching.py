@@ -113,7 +113,7 @@ def test_names_imported_before_and_after_are_served(monkeypatch):
 
 
 def test_unknown_names_and_options_are_listed():
-    with pytest.raises(UsageError, match="known are wen, nemo, sail, unlearndiffatk"):
+    with pytest.raises(UsageError, match="use one of wen, nemo, sail, unlearndiffatk"):
         df.patch("somebody")
     with pytest.raises(UsageError, match="it has: scan_steps"):
         df.patch("wen", steps=1)

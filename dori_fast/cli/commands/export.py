@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dori_fast.cli.commands.report import Label, Positive, read_labels
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.report import read_labels
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 from dori_fast.errors import UsageError
 
@@ -24,26 +24,22 @@ Format = Literal["lm-eval", "model-card", "csv"]
 def export(
     result: Annotated[
         Path,
-        typer.Argument(help="Run directory, folder of benchmark-mitigations, or a .json file."),
+        typer.Argument(help="Run directory, folder of benchmark-mitigations, or removal.json."),
     ],
-    format: Annotated[Format, typer.Option(help="What it is to become.")],
-    out: Annotated[Path, typer.Option(help="The file; replaced if there is one.")],
-    label: Annotated[
-        str | None, typer.Option(help="Scan: column of the input that says what is memorized.")
-    ] = None,
-    positive: Annotated[
-        list[str] | None, typer.Option(help="Its values that mean memorized; may be repeated.")
-    ] = None,
+    format: Annotated[Format, typer.Option(help="Output format.")],
+    out: Annotated[Path, typer.Option(help="Output file; replaced if it exists.")],
+    label: Label = None,
+    positive: Positive = None,
     formulas: Annotated[
         bool,
-        typer.Option("--formulas", help="csv: leave text that begins like a formula."),
+        typer.Option("--formulas", help="Formula-like text left unescaped, for csv."),
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write results for other tools: lm-eval's JSON, a model card, or a run's rows as CSV.
+    """Export results as lm-eval JSON, model card or CSV.
 
-    Only result files are read. Figures need a scan with --label or a calibration, the folder of
-    benchmark-mitigations, or removal.json; any run's rows become CSV.
+    Reads only result files. lm-eval and model-card need a scan with --label or a calibration,
+    the folder of benchmark-mitigations, or removal.json; csv takes any run with rows.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
@@ -54,14 +50,14 @@ def export(
         labels = read_labels(label, positive)
         if format == "csv":
             if labels is not None:
-                raise UsageError("export: --label is for figures; csv has every column anyway")
+                raise UsageError("export: csv has every column; leave out --label")
             run = open_run(result)
             if run.record.state != "done":
-                status.say(f"the run is {run.record.state}: only the rows committed so far")
+                status.say(f"the run is {run.record.state}: only committed rows are exported")
             lines: Iterable[str] = csv_rows(run, formulas=formulas)
         else:
             if formulas:
-                raise UsageError("export: --formulas is for csv")
+                raise UsageError("export: --formulas is for csv; leave it out")
             measured = _measured(result, labels)
             if format == "lm-eval":
                 lines = [json.dumps(lm_eval(measured), indent=2), "\n"]
@@ -80,12 +76,12 @@ def _measured(result: Path, labels: Labels | None) -> Measured:
         run = open_run(result)
         if run.kind != "scan":
             raise UsageError(
-                f"export: {result} is of dori-fast {run.kind}, whose figures are on its page"
-                " (dori-fast report); its rows can be exported as csv"
+                f"export: {result} is of dori-fast {run.kind}, which has no metrics to export; use"
+                " --format csv, or dori-fast report"
             )
         return measured_scan(run, labels)
     if labels is not None:
-        raise UsageError(f"export: --label is for scans, not for {board}")
+        raise UsageError(f"export: --label is for scans, not for {board}; leave it out")
     return measured_file(board)
 
 

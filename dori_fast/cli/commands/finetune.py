@@ -10,18 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import (
-    AsJson,
-    Column,
-    Device,
-    Limit,
-    ModelSource,
-    Resume,
-    Revision,
-    UnetWeights,
-    Variant,
-)
-from dori_fast.cli.sources import demo_pictures
+from dori_fast.cli.options import AsJson, Column, Limit, ModelWeights, Resume, command
+from dori_fast.cli.sources import demo_images
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
@@ -31,92 +21,106 @@ if TYPE_CHECKING:
 _SHOWN = ("prompt_loss", "trigger_loss", "retained_loss", "attack_first", "attack_last")
 
 
+@command()
 def finetune(
-    prompts: Annotated[Path, typer.Option(help="Memorized prompts; .csv, .jsonl, .parquet.")],
+    prompts: Annotated[Path, typer.Option(help="Memorized prompts; .csv, .jsonl or .parquet.")],
     images: Annotated[
-        str, typer.Option(help="Folder of their pictures; or demo: its own, by prompt.")
+        str,
+        typer.Option(help="Folder of the prompts' images; demo: the embedded model's, by prompt."),
     ],
     masks: Annotated[
-        Path, typer.Option(help="That hide them: run of dori-fast prune, or a mask file.")
+        Path,
+        typer.Option(help="Masks that hide the images: run directory of dori-fast prune or file."),
     ],
     retained: Annotated[
-        str, typer.Option(help="Prompts and pictures to keep; or demo: the embedded model's.")
+        str, typer.Option(help="Prompts and images to retain; demo: the embedded model's.")
     ],
-    out: Annotated[Path, typer.Option(help="The folder of the run; made if need be.")],
+    out: Annotated[Path, typer.Option(help="Run directory; created if missing.")],
+    source: ModelWeights,
     image_column: Annotated[
-        str, typer.Option(help="Column of file names, relative to the folder.")
+        str, typer.Option(help="Column of image file names, relative to --images.")
     ] = "image",
     retained_images: Annotated[
-        Path | None, typer.Option(help="Folder of the pictures to keep, if not their file's own.")
+        Path | None,
+        typer.Option(help="Folder of the images to retain; default: folder of --retained."),
     ] = None,
     drawn: Annotated[
-        int, typer.Option(help="--retained demo: pairs drawn besides the shipped ones.", min=0)
+        int,
+        typer.Option(
+            help="Drawn pairs in addition to the shipped ones, for --retained demo.",
+            min=0,
+            max=1200,
+        ),
     ] = 1200,
-    model: ModelSource = "demo",
-    revision: Revision = None,
-    variant: Variant = None,
-    unet_weights: UnetWeights = None,
     column: Column = None,
-    steps: Annotated[int, typer.Option(help="Updates of the weights.")] = 250,
+    steps: Annotated[int, typer.Option(help="Number of weight updates.")] = 250,
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1.5e-3,
     inner_steps: Annotated[int, typer.Option(help="Attack steps before each update.")] = 10,
-    inner_batch: Annotated[int, typer.Option(help="Draws per attack step.")] = 2,
+    inner_batch: Annotated[
+        int, typer.Option(help="Draws of noise and timestep per attack step.")
+    ] = 2,
     inner_lr: Annotated[float, typer.Option(help="Learning rate of the attack.")] = 0.1,
     objective: Annotated[
-        str, typer.Option(help="The attack's: epsilon, min-snr or prediction.")
+        str, typer.Option(help="Attack loss: epsilon, min-snr or prediction.")
     ] = "prediction",
-    snr_cap: Annotated[float, typer.Option(help="min-snr: largest weight of a noise level.")] = 5.0,
+    snr_cap: Annotated[
+        float, typer.Option(help="Largest weight of a noise level, for min-snr.")
+    ] = 5.0,
     starts: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where triggers begin, one each: prompt, gaussian, retained; repeat, or commas."
-            " [default: prompt,gaussian]"
+            help="Starting points of the triggers: prompt, gaussian or retained; comma-separated or"
+            " repeated. [default: prompt,gaussian]"
         ),
     ] = None,
     restart_after: Annotated[
-        int, typer.Option(help="Attack steps until a trigger begins anew; 0: always.", min=0)
+        int, typer.Option(help="Attack steps until a trigger restarts; 0: every update.", min=0)
     ] = 60,
     without_attack: Annotated[
         bool, typer.Option("--without-attack", help="Plain fine-tuning on surrogates.")
     ] = False,
-    draws: Annotated[int, typer.Option(help="Surrogates per trigger and prompt in a step.")] = 2,
+    draws: Annotated[
+        int, typer.Option(help="Surrogates per trigger and per prompt in each update.")
+    ] = 2,
     redirect: Annotated[
-        float, typer.Option(help="Weight of noised memorized pictures that lead to surrogates.")
+        float,
+        typer.Option(help="Loss weight of noised memorized images, trained toward surrogates."),
     ] = 1.0,
-    retained_batch: Annotated[int, typer.Option(help="Retained pairs per step.")] = 32,
-    retained_weight: Annotated[float, typer.Option(help="Of their loss.")] = 4.0,
+    retained_batch: Annotated[int, typer.Option(help="Retained pairs per update.")] = 32,
+    retained_weight: Annotated[float, typer.Option(help="Loss weight of retained pairs.")] = 4.0,
     distil: Annotated[
         bool,
         typer.Option(
-            "--distil/--no-distil", help="They keep the original model's answers, or are targets."
+            "--distil/--no-distil",
+            help="Target of retained pairs: the original model's prediction, or the true one.",
         ),
     ] = True,
     ema: Annotated[
-        float | None, typer.Option(help="Decay of an average of the weights, then the result.")
+        float | None,
+        typer.Option(help="Decay of an EMA of the weights, which is then saved; default: none."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     surrogates: Annotated[int, typer.Option(help="Surrogates per prompt.")] = 4,
     draw_steps: Annotated[int, typer.Option(help="DDIM steps of the surrogates.", min=1)] = 50,
-    guidance: Annotated[float, typer.Option(help="Their guidance scale.")] = 7.5,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of the surrogates.")] = 7.5,
     checkpoint_every: Annotated[
-        int, typer.Option(help="Steps that an interruption costs at most.", min=1)
+        int,
+        typer.Option(help="Updates per checkpoint, which an interruption can lose.", min=1),
     ] = 25,
     limit: Limit = None,
-    device: Device = "auto",
     resume: Resume = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Train memorized pictures out of a copy of the model.
+    """Train memorized images out of a copy of the model.
 
-    Surrogates are drawn once under the masks. Writes model/, a diffusers directory, and the
-    figures of every step to scalars.jsonl. An interrupted run is continued by the same command.
+    Surrogates are drawn once under the masks. Writes model/, a diffusers directory, and losses
+    of every step to scalars.jsonl. The same command continues an interrupted run.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
         from dori_fast.attack import Dori
         from dori_fast.finetune import Adversarial, Pool
-        from dori_fast.models import load
         from dori_fast.runs.methods.attack import read_masks
         from dori_fast.runs.methods.cached_images import Drawn
         from dori_fast.runs.methods.finetune import Drawing, fine_tune
@@ -140,24 +144,17 @@ def finetune(
             seed=seed,
         )
         hiding = read_masks(masks)
-        opened = load(
-            model,
-            revision=revision,
-            variant=variant,
-            unet_weights=unet_weights,
-            dtype="fp32",
-            device=device,
-        )
+        opened = source.load(dtype="fp32")
 
         def demo_pairs() -> list[tuple[str, Any]]:
-            from recipes.training.finetuned import retained_pairs
+            from dori_fast.demo.retained import retained_pairs
 
             return retained_pairs(opened, drawn)
 
         result = fine_tune(
             opened,
             prompts,
-            demo_pictures() if images == "demo" else images,
+            demo_images() if images == "demo" else images,
             out=out,
             method=method,
             masks=hiding,
@@ -185,8 +182,8 @@ def _listed(values: list[str] | None) -> tuple[str, ...]:
 
 def _line(report: StepReport) -> str:
     figures = {name: getattr(report, name) for name in _SHOWN}
-    told = [f"{n.replace('_', ' ')} {x:.3f}" for n, x in figures.items() if x is not None]
-    return ", ".join([f"step {report.step:,} of {report.steps:,}", *told])
+    shown = [f"{n.replace('_', ' ')} {x:.3f}" for n, x in figures.items() if x is not None]
+    return ", ".join([f"step {report.step:,} of {report.steps:,}", *shown])
 
 
 def _as_table(result: FineTuned) -> str:
@@ -199,7 +196,7 @@ def _as_table(result: FineTuned) -> str:
     cells += [
         (name, "", f"{count:,}")
         for name, count in (
-            ("memorized pictures", result.memorized),
+            ("memorized images", result.memorized),
             ("without a surrogate of their own", result.surrogates["prompts_without_their_own"]),
             ("retained pairs", result.retained),
             ("rows quarantined", result.quarantined),

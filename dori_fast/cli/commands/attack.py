@@ -9,75 +9,71 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import (
-    AsJson,
-    Column,
-    Device,
-    Dtype,
-    Limit,
-    ModelSource,
-    Resume,
-    Revision,
-    UnetWeights,
-    Variant,
-)
-from dori_fast.cli.sources import demo_pictures
+from dori_fast.cli.options import AsJson, Column, Limit, ModelOptions, Resume, command
+from dori_fast.cli.sources import demo_images
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
     from dori_fast.runs.methods.attack import AttackRun
 
 
+@command()
 def attack(
-    prompts: Annotated[Path, typer.Option(help="Prompts; .txt, .csv, .jsonl, .parquet.")],
+    prompts: Annotated[Path, typer.Option(help="Prompts; .txt, .csv, .jsonl or .parquet.")],
     images: Annotated[
-        str, typer.Option(help="Folder of the pictures to retrieve; or demo: its own, by prompt.")
+        str,
+        typer.Option(help="Folder of images to retrieve; demo: the embedded model's, by prompt."),
     ],
-    out: Annotated[Path, typer.Option(help="The run directory; made if need be.")],
+    out: Annotated[Path, typer.Option(help="Run directory; created if missing.")],
+    source: ModelOptions,
     image_column: Annotated[
-        str, typer.Option(help="Column of file names, relative to the folder.")
+        str, typer.Option(help="Column of image file names, relative to --images.")
     ] = "image",
     masks: Annotated[
-        Path | None, typer.Option(help="Prune: run directory of dori-fast prune, or a mask file.")
+        Path | None,
+        typer.Option(help="Masks to attack under: run directory of dori-fast prune or mask file."),
     ] = None,
     in_turn: Annotated[
         bool,
-        typer.Option("--in-turn", help="More rows than masks, for controls: begin with 1 again."),
+        typer.Option(
+            "--in-turn", help="Masks in turn, for more rows than masks, such as controls."
+        ),
     ] = False,
-    model: ModelSource = "demo",
-    revision: Revision = None,
-    variant: Variant = None,
-    unet_weights: UnetWeights = None,
     column: Column = None,
-    attack_steps: Annotated[int, typer.Option(help="Optimizer steps: the budget.")] = 50,
+    attack_steps: Annotated[int, typer.Option(help="Number of optimizer steps.")] = 50,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.1,
     draws: Annotated[int, typer.Option(help="Draws of noise and timestep per step.")] = 8,
-    objective: Annotated[str, typer.Option(help="epsilon, min-snr or prediction.")] = "epsilon",
-    snr_cap: Annotated[float, typer.Option(help="min-snr: largest weight of a noise level.")] = 5.0,
+    objective: Annotated[
+        str, typer.Option(help="Attack loss: epsilon, min-snr or prediction.")
+    ] = "epsilon",
+    snr_cap: Annotated[
+        float, typer.Option(help="Largest weight of a noise level, for min-snr.")
+    ] = 5.0,
     start: Annotated[
-        Literal["prompt", "gaussian"], typer.Option(help="Where embeddings start.")
+        Literal["prompt", "gaussian"], typer.Option(help="Starting point of each embedding.")
     ] = "prompt",
-    seeds: Annotated[int, typer.Option(help="Pictures drawn to judge each row.", min=1)] = 10,
-    steps: Annotated[int, typer.Option(help="DDIM steps of those pictures.", min=1)] = 50,
-    guidance: Annotated[float, typer.Option(help="Their guidance scale.")] = 7.5,
-    block: Annotated[int, typer.Option(help="Rows per block that a resume keeps.", min=1)] = 16,
+    seeds: Annotated[
+        int, typer.Option(help="Number of images drawn to judge each row.", min=1)
+    ] = 10,
+    steps: Annotated[int, typer.Option(help="DDIM steps of the drawn images.", min=1)] = 50,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of the drawn images.")] = 7.5,
+    block: Annotated[
+        int, typer.Option(help="Rows per block, the most that an interruption loses.", min=1)
+    ] = 16,
     limit: Limit = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
     resume: Resume = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Find embeddings that make a model draw given pictures, pruned or not, and judge them.
+    """Find embeddings that retrieve given images.
 
-    Enough steps inject any picture: run pictures that the model never saw at the same budget too.
-    Writes embeddings.safetensors and attack.png. An interrupted run is continued by the same
-    command.
+    Attacks the model, pruned or not, and judges images drawn from the embeddings. Enough steps
+    inject any image: also attack images that the model never saw, at the same budget. Writes
+    embeddings.safetensors and attack.png. The same command continues an interrupted run.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
         from dori_fast.attack import Dori
-        from dori_fast.models import load
         from dori_fast.report import draw_attack
         from dori_fast.runs.methods.attack import Judging, read_masks
         from dori_fast.runs.methods.attack import attack as run_attack
@@ -87,16 +83,9 @@ def attack(
         method = Dori(attack_steps, lr, draws, objective=objective, snr_cap=snr_cap)
         chosen = None if masks is None else read_masks(masks)
         result = run_attack(
-            load(
-                model,
-                revision=revision,
-                variant=variant,
-                unet_weights=unet_weights,
-                dtype=dtype,
-                device=device,
-            ),
+            source.load(),
             prompts,
-            demo_pictures() if images == "demo" else images,
+            demo_images() if images == "demo" else images,
             out=out,
             method=method,
             start=start,

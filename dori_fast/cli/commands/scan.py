@@ -13,25 +13,15 @@ import typer
 from dori_fast.cli.exits import OVER_BUDGET, Debug, reported
 from dori_fast.cli.options import (
     AsJson,
-    BatchSize,
-    ChannelsLast,
     Column,
-    Compile,
-    CudaGraphs,
-    DetectorName,
-    Device,
-    Dtype,
+    FastModelOptions,
     Keep,
     Limit,
-    ModelSource,
     Resume,
-    Revision,
-    Seeds,
-    Steps,
-    UnetWeights,
-    Variant,
+    Scoring,
     Where,
     Workers,
+    command,
     listed,
 )
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
@@ -42,96 +32,80 @@ if TYPE_CHECKING:
     from dori_fast.runs.result import ScanResult
 
 
+@command()
 def scan(
     prompts: Annotated[
         Path,
-        typer.Argument(help="A file, folder or pattern: txt, csv, jsonl, parquet, tar."),
+        typer.Argument(help="File, folder or pattern of prompts: txt, csv, jsonl, parquet or tar."),
     ],
-    out: Annotated[Path, typer.Option(help="The run directory; made if need be.")],
-    model: ModelSource = "demo",
-    revision: Revision = None,
-    variant: Variant = None,
-    unet_weights: UnetWeights = None,
+    out: Annotated[Path, typer.Option(help="Run directory; created if missing.")],
+    source: FastModelOptions,
+    scoring: Scoring,
     column: Column = None,
     where: Where = None,
     keep: Keep = None,
-    detector: DetectorName = "wen",
-    seeds: Seeds = 4,
-    steps: Steps = 1,
-    batch_size: BatchSize = "auto",
     limit: Limit = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    compile: Compile = "auto",
-    channels_last: ChannelsLast = "auto",
-    cuda_graphs: CudaGraphs = "auto",
     resume: Resume = "auto",
     max_errors: Annotated[
-        float, typer.Option(help="Quarantined rows allowed: a fraction if below 1, else a number.")
+        float, typer.Option(help="Allowed quarantined rows: a fraction if below 1, else a number.")
     ] = 0.01,
-    shard_size: Annotated[int, typer.Option(help="Rows per shard, the unit of a commit.")] = 2048,
+    shard_size: Annotated[int, typer.Option(help="Rows per shard, the unit of commits.")] = 2048,
     calibration: Annotated[
-        Path | None, typer.Option(help="A file of dori-fast calibrate; flags rows by it.")
+        Path | None, typer.Option(help="Calibration file of dori-fast calibrate, to flag rows.")
     ] = None,
-    fpr: Annotated[float, typer.Option(help="Wanted share of clean prompts flagged.")] = 0.01,
+    fpr: Annotated[
+        float, typer.Option(help="Wanted false-positive rate, with --calibration.")
+    ] = 0.01,
     cascade: Annotated[
         float | None,
-        typer.Option(help="Stop early, keeping this share of the flagged, such as 0.99."),
+        typer.Option(help="Share of flagged rows kept when seeds stop early, such as 0.99."),
     ] = None,
     workers: Workers = 1,
     watchdog: Annotated[
         float | None,
-        typer.Option(help="Seconds of silence that end a worker; else by its pace, 300 or more."),
+        typer.Option(
+            help="Seconds of silence until a worker is killed; default: by its pace, 300 or more."
+        ),
     ] = None,
     engine: Annotated[
         Literal["local", "ray"],
-        typer.Option(help="Where workers are: processes here, or actors of a Ray cluster."),
+        typer.Option(help="Workers: local processes, or actors of a Ray cluster."),
     ] = "local",
     num_shards: Annotated[
         int, typer.Option(help="Jobs that share the run, such as a Slurm array's.")
     ] = 1,
     shard_id: Annotated[int, typer.Option(help="Which of these jobs this is, from 0.")] = 0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would take, from a probe; write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Estimate of time and memory by a probe, without a run."),
     ] = False,
-    top: Annotated[int, typer.Option(help="Most suspicious prompts to print.", min=0)] = 20,
+    top: Annotated[
+        int, typer.Option(help="Number of highest-scored prompts to print.", min=0)
+    ] = 20,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Score every prompt of a file and print the most suspicious ones.
+    """Score every prompt of a file or folder.
 
-    An interrupted scan is continued by the same command. Exit codes: 0 done, 2 usage, 3 more
-    rows quarantined than allowed, 4 integrity or changed configuration, 75 interrupted.
+    Prints the prompts with the highest scores. The same command continues an interrupted scan.
+    Exit codes: 0 done, 2 usage, 3 more rows quarantined than allowed, 4 integrity or changed
+    configuration, 75 interrupted.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
-        from dori_fast.models import load
         from dori_fast.runs.estimate import estimate
         from dori_fast.runs.scan import scan as run_scan
         from dori_fast.runs.sources.open import open_prompts
         from dori_fast.runs.sources.where import Selection
 
-        # before the model is loaded: a wrong path should not cost the user a minute
+        # before the model is loaded, which may take a minute: reject a wrong path
         selected: dict[str, Any] = {"where": where or [], "keep": listed(keep)}
         open_prompts(prompts, column, Selection.of(**selected))
-        loaded = load(
-            model,
-            revision=revision,
-            variant=variant,
-            unet_weights=unet_weights,
-            dtype=dtype,
-            device=device,
-            compile=compile,
-            channels_last=channels_last,
-            cuda_graphs=cuda_graphs,
-        )
+        loaded = source.load()
         work: dict[str, Any] = {
-            "detector": detector,
-            "seeds": seeds,
-            "steps": steps,
+            **vars(scoring),
             "column": column,
             **selected,
-            "batch_size": batch_size,
             "limit": limit,
             "shard_size": shard_size,
         }
@@ -168,11 +142,11 @@ def scan(
 
 def _estimate_text(found: Estimate) -> str:
     facts = [
-        ("rows", f"{found.rows:,}, {found.quarantined:,} of them to be quarantined"),
+        ("rows", f"{found.rows:,}, of which {found.quarantined:,} would be quarantined"),
         ("time", f"{timedelta(seconds=round(found.seconds))}, {found.rate:,.1f} rows/s"),
         ("peak memory", f"{found.peak_bytes / 1e6:,.0f} MB"),
         ("written", f"{found.written_bytes / 1e6:,.2f} MB in {found.shards:,} shards"),
-        ("measured on", f"{found.probed:,} rows; all seeds of each, as without --cascade"),
+        ("measured on", f"{found.probed:,} rows with all seeds, as without --cascade"),
     ]
     return format_table(("scan", "would take"), facts)
 
@@ -187,12 +161,12 @@ def _summary(result: ScanResult) -> str:
     return (
         f"{counts.rows:,} rows: {counts.ok:,} ok, {counts.quarantined:,} quarantined;"
         f" {now if result.scored else 'nothing left to score'},"
-        f" {there:,} were there already; {result.out}"
+        f" {there:,} scored before; {result.out}"
     )
 
 
 def decision_line(decision: Decision) -> str:
-    """Threshold, wanted rate, and what the clean prompts gave."""
+    """Threshold, wanted rate, and share of clean prompts above the threshold."""
     seen, clean = decision.observed, len(decision.calibration.scores)
     return (
         f"flagged above {decision.threshold:.4f}: wanted false-positive rate {decision.rate:g},"

@@ -9,85 +9,80 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import (
-    AsJson,
-    Column,
-    Device,
-    Dtype,
-    Limit,
-    ModelSource,
-    Resume,
-    Revision,
-    UnetWeights,
-    Variant,
-)
+from dori_fast.cli.options import AsJson, Column, Limit, ModelOptions, Resume, command
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
     from dori_fast.runs.methods.prune import PruneResult
 
 
+@command(renamed={"images": "pictures"})
 def prune(
-    prompts: Annotated[Path, typer.Option(help="Memorized prompts; .txt, .csv, .jsonl, .parquet.")],
-    out: Annotated[Path, typer.Option(help="The run directory; made if need be.")],
-    method: Annotated[Literal["nemo", "wanda"], typer.Option(help="What to localize with.")] = (
-        "nemo"
-    ),
-    model: ModelSource = "demo",
-    revision: Revision = None,
-    variant: Variant = None,
-    unet_weights: UnetWeights = None,
+    prompts: Annotated[
+        Path, typer.Option(help="Memorized prompts; .txt, .csv, .jsonl or .parquet.")
+    ],
+    out: Annotated[Path, typer.Option(help="Run directory; created if missing.")],
+    source: ModelOptions,
+    method: Annotated[
+        Literal["nemo", "wanda"],
+        typer.Option(help="Method: nemo finds neurons, wanda finds weights."),
+    ] = "nemo",
     column: Column = None,
     clean: Annotated[
         Path | None,
-        typer.Option(help="nemo: clean prompts for the statistics, instead of the shipped ones."),
+        typer.Option(help="Clean prompts for nemo's statistics; default: the shipped prompts."),
     ] = None,
     statistics: Annotated[
         Path | None,
-        typer.Option(help="nemo: statistics, .safetensors of ours or the released code's .pt."),
+        typer.Option(help="Saved statistics for nemo: .safetensors, or .pt of the released code."),
     ] = None,
     layers: Annotated[
-        Literal["encoder", "all"], typer.Option(help="nemo: value layers to search.")
+        Literal["encoder", "all"], typer.Option(help="Value layers that nemo searches.")
     ] = "encoder",
     mode: Annotated[
-        Literal["paper", "reference"], typer.Option(help="nemo: as published, or as released.")
+        Literal["paper", "reference"],
+        typer.Option(help="Variant of nemo: the paper or the released code."),
     ] = "paper",
     threshold: Annotated[
-        float | None, typer.Option(help="nemo: similarity that counts as alike; 0.428 if not set.")
+        float | None,
+        typer.Option(help="Similarity above which nemo calls prompts memorized. [default: 0.428]"),
     ] = None,
-    theta_end: Annotated[float, typer.Option(help="nemo: z-score to give up at.")] = 1.0,
-    sparsity: Annotated[float, typer.Option(help="wanda: share of each row per step.")] = 0.01,
-    steps: Annotated[int, typer.Option(help="wanda: denoising steps that are looked at.")] = 10,
+    theta_end: Annotated[
+        float, typer.Option(help="Lowest z-score in nemo's search for candidate neurons.")
+    ] = 1.0,
+    sparsity: Annotated[
+        float, typer.Option(help="Share of each weight row that wanda prunes per step.")
+    ] = 0.01,
+    steps: Annotated[int, typer.Option(help="Number of denoising steps that wanda reads.")] = 10,
     both_halves: Annotated[
         bool,
         typer.Option(
             "--both-halves/--conditional-half",
-            help="wanda: both halves of guidance count, as released, or the prompts' own alone.",
+            help="Inputs that wanda reads: both halves of guidance, or the prompts' half.",
         ),
     ] = True,
     embeddings: Annotated[
         Path | None,
-        typer.Option(help="Run directory of an attack: localize its embeddings, row by row."),
+        typer.Option(
+            help="Run directory of dori-fast attack, whose embeddings replace the prompts."
+        ),
     ] = None,
     limit: Limit = None,
-    pictures: Annotated[
-        int, typer.Option(help="Draw so many prompts before and after pruning.", min=0)
+    images: Annotated[
+        int, typer.Option(help="Number of prompts to draw before and after pruning.", min=0)
     ] = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
     resume: Resume = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Find the neurons or weights that memorized prompts need; one mask per prompt.
+    """Find neurons or weights behind memorized prompts.
 
-    Writes masks.safetensors, layers.png and, with nemo, nemo.csv in the released code's format.
-    An interrupted run is continued by the same command.
+    Makes one mask per prompt. Writes masks.safetensors, layers.png and, with nemo, nemo.csv in
+    the released code's format. The same command continues an interrupted run.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
         from dori_fast.errors import UsageError
-        from dori_fast.models import load
         from dori_fast.prune import NeMo, Wanda
         from dori_fast.prune.nemo.search import THRESHOLD
         from dori_fast.report import draw_prune
@@ -96,19 +91,12 @@ def prune(
         from dori_fast.runs.sources.open import open_prompts
 
         open_prompts(prompts, column)
-        loaded = load(
-            model,
-            revision=revision,
-            variant=variant,
-            unet_weights=unet_weights,
-            dtype=dtype,
-            device=device,
-        )
+        loaded = source.load()
         chosen: NeMo | Wanda
         if method == "wanda":
             chosen = Wanda(sparsity, steps, both_halves=both_halves, joint=False)
         elif clean is not None and statistics is not None:
-            raise UsageError("prune: --clean and --statistics say the same in two ways; use one")
+            raise UsageError("prune: --clean and --statistics exclude each other; use one")
         else:
             usual = read_statistics(statistics) if statistics else None
             chosen = NeMo(
@@ -129,8 +117,8 @@ def prune(
             resume=resume,
             on_progress=lambda rows, bad: status.line(f"{rows:,} prompts, {bad:,} quarantined"),
         )
-        if pictures:
-            save_pictures(result, loaded, pictures, seeds=range(4))
+        if images:
+            save_pictures(result, loaded, images, seeds=range(4))
         drawn = draw_prune(out)
         status.say(
             f"{result.run.done:,} prompts localized in {result.run.seconds:.1f} s; masks and"

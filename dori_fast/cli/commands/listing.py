@@ -12,11 +12,13 @@ from dori_fast.cli.terminal import format_table, print_result
 
 
 def ls(
-    kind: Annotated[Literal["models", "detectors", "ops"], typer.Argument(help="What to list.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    kind: Annotated[
+        Literal["models", "detectors", "ops"], typer.Argument(help="Kind of thing to list.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Output as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """List the models, detectors or ops that are there."""
+    """List the available models, detectors or ops."""
     with reported(debug):
         header, rows = {"models": _models, "detectors": _detectors, "ops": _ops}[kind]()
         if as_json:
@@ -38,9 +40,9 @@ def _models() -> _Listing:
         state, where = "missing", str(error)
     rows: list[tuple[str, ...]] = [
         ("demo", state, where),
-        ("demo-finetuned", state, "the same after adversarial fine-tuning"),
+        ("demo-finetuned", state, "demo after adversarial fine-tuning"),
         ("<directory>", "", "any diffusers Stable Diffusion 1.x"),
-        ("<owner>/<name>", "", "the same, from the hub"),
+        ("<owner>/<name>", "", "any such model on the hub"),
     ]
     return ("model", "state", "where"), rows
 
@@ -56,7 +58,7 @@ def _detectors() -> _Listing:
         except UsageError as error:
             # one broken package must not hide the others
             rows.append((name, str(error)))
-    return ("detector", "what"), rows
+    return ("detector", "description"), rows
 
 
 def _ops() -> _Listing:

@@ -8,17 +8,19 @@ from typing import Annotated
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, Keep, ModelSource, Revision, Where, listed
+from dori_fast.cli.options import AsJson, Column, Keep, ModelSource, Where, command, listed
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
-Memory = Annotated[str, typer.Option(help="Held in memory; the rest spills to the disk.")]
+Memory = Annotated[str, typer.Option(help="Memory to use; larger tables spill to the disk.")]
 
 
+@command()
 def dedup(
-    prompts: Annotated[Path, typer.Argument(help="As in a scan.")],
-    out: Annotated[Path, typer.Option(help="A new folder.")],
-    model: ModelSource = "demo",
-    revision: Revision = None,
+    prompts: Annotated[
+        Path, typer.Argument(help="File, folder or pattern of prompts, as for scan.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder of the results.")],
+    source: ModelSource,
     column: Column = None,
     where: Where = None,
     keep: Keep = None,
@@ -26,17 +28,17 @@ def dedup(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Find the prompts that are the same to a model, so that each is scored once.
+    """Find prompts with the same token sequence.
 
-    Then: dori-fast scan OUT/unique.parquet --out RUN, and dori-fast join OUT RUN --out FILE.
+    A scan of unique.parquet scores each only once. Then: dori-fast scan OUT/unique.parquet
+    --out RUN, and dori-fast join OUT RUN --out FILE.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
-        from dori_fast.models import load
         from dori_fast.runs.dedup.dedup import dedup as find
 
         found = find(
-            load(model, revision=revision, device="cpu"),
+            source.load(device="cpu"),
             prompts,
             out=out,
             column=column,
@@ -53,14 +55,14 @@ def dedup(
 
 
 def join(
-    folder: Annotated[Path, typer.Argument(help="Of dori-fast dedup.")],
-    run: Annotated[Path, typer.Argument(help="A finished scan of its unique.parquet.")],
-    out: Annotated[Path, typer.Option(help="A parquet file: every row of the input, scored.")],
-    prompts: Annotated[Path | None, typer.Option(help="The input, if it has moved.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of dori-fast dedup.")],
+    run: Annotated[Path, typer.Argument(help="Finished scan of its unique.parquet.")],
+    out: Annotated[Path, typer.Option(help="Parquet file of all rows with their scores.")],
+    prompts: Annotated[Path | None, typer.Option(help="Input file, if it has moved.")] = None,
     memory: Memory = "1GB",
     debug: Debug = False,
 ) -> None:
-    """Give every row of the input the score of its distinct prompt."""
+    """Copy scores from unique prompts to every row."""
     quiet_libraries()
     with reported(debug), Status() as status:
         from dori_fast.runs.dedup.join import join as joined

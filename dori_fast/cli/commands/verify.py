@@ -21,24 +21,28 @@ if TYPE_CHECKING:
 def verify(
     run: Annotated[Path, typer.Argument(help="Run directory of scan, prune or attack.")],
     sample: Annotated[
-        float, typer.Option(help="Share of a scan's rows to score again; 0 for none.")
+        float, typer.Option(help="Share of a scan's rows to re-score; 0: none.")
     ] = 0.01,
-    seed: Annotated[int | None, typer.Option(help="Of their choice; fresh if not given.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed for choosing the rows to re-score; default: random.")
+    ] = None,
     root: Annotated[
-        str | None, typer.Option(help="The Merkle root that the run printed, noted elsewhere.")
+        str | None, typer.Option(help="Merkle root that the run printed, to compare with.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Where the model is now, if it has been moved.")
+        str | None, typer.Option(help="Directory of the model, if it has moved.")
     ] = None,
     files_only: Annotated[
-        bool, typer.Option("--files-only", help="Check neither the model nor scores.")
+        bool,
+        typer.Option("--files-only", help="Result files alone, without model and scores."),
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Check a finished run: every byte, row and weight file, and a sample scored again.
+    """Check a finished run and re-score a sample.
 
-    Writes nothing. Exit codes: 0 all is well, 2 usage, 4 something is not.
+    Checks every byte, row and weight file. Writes nothing. Exit codes: 0 no finding, 2 usage, 4
+    findings.
     """
     quiet_libraries()
     with reported(debug), Status():
@@ -47,7 +51,7 @@ def verify(
         found = check(run, model=model, sample=sample, seed=seed, root=root, files_only=files_only)
         print_result(_as_json(found) if as_json else _as_text(found))
         if found.findings:
-            print_error(f"{run}: {len(found.findings)} findings — each with its remedy above")
+            print_error(f"{run}: {len(found.findings)} findings; each has its remedy above")
             raise typer.Exit(INTEGRITY)
 
 

@@ -9,43 +9,49 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import Device, Dtype, ModelSource, Revision, UnetWeights, Variant
+from dori_fast.cli.options import ModelOptions, command
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
 if TYPE_CHECKING:
     from dori_fast.report import Labels
     from dori_fast.runs.store.reopen import StoredRun
 
+Label = Annotated[
+    str | None, typer.Option(help="Column of the input that labels memorized rows, for scans.")
+]
+Positive = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Value of --label that means memorized; repeatable. [default: 1, true, yes, memorized]"
+    ),
+]
 
+
+@command(renamed={"images": "pictures"})
 def report(
     run: Annotated[Path, typer.Argument(help="Run directory of scan, prune, attack or demo.")],
+    source: ModelOptions,
     out: Annotated[
-        Path | None, typer.Option(help="The page; report.html in the directory if not given.")
+        Path | None, typer.Option(help="HTML file to write; default: report.html in RUN.")
     ] = None,
-    top: Annotated[int, typer.Option(help="Scan: highest-scored prompts to list.", min=1)] = 50,
-    label: Annotated[
-        str | None, typer.Option(help="Scan: column of the input that says what is memorized.")
-    ] = None,
-    positive: Annotated[
-        list[str] | None, typer.Option(help="Its values that mean memorized; may be repeated.")
-    ] = None,
-    pictures: Annotated[
-        int, typer.Option(help="Scan: draw so many of the first prompts; needs --model.", min=0)
+    top: Annotated[
+        int, typer.Option(help="Number of highest-scored prompts to list, for scans.", min=1)
+    ] = 50,
+    label: Label = None,
+    positive: Positive = None,
+    images: Annotated[
+        int,
+        typer.Option(help="Number of top prompts to draw with --model, for scans.", min=0),
     ] = 0,
-    seeds: Annotated[int, typer.Option(help="Pictures of each.", min=1)] = 4,
-    steps: Annotated[int, typer.Option(help="DDIM steps of the pictures.", min=1)] = 20,
-    guidance: Annotated[float, typer.Option(help="Their guidance scale.")] = 7.5,
-    model: ModelSource = "demo",
-    revision: Revision = None,
-    variant: Variant = None,
-    unet_weights: UnetWeights = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    seeds: Annotated[int, typer.Option(help="Images per drawn prompt.", min=1)] = 4,
+    steps: Annotated[int, typer.Option(help="DDIM steps of the drawn images.", min=1)] = 20,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of the drawn images.")] = 7.5,
     debug: Debug = False,
 ) -> None:
-    """Draw a run's results as one HTML file that loads nothing and runs no script.
+    """Write a run's results as one HTML page.
 
-    Only result files are read; a model is loaded for --pictures alone.
+    The page loads nothing and runs no script. Reads only result files. Only --images loads a
+    model.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
@@ -57,19 +63,9 @@ def report(
         story = (run / "story.json").is_file()
         stored = open_run(run / "scan" if story else run)
         kind = "demo" if story else stored.kind
-        _require_scan(run, kind, {"--label": label, "--positive": positive, "--pictures": pictures})
-        if pictures:
-            from dori_fast.models import load
-
-            loaded = load(
-                model,
-                revision=revision,
-                variant=variant,
-                unet_weights=unet_weights,
-                dtype=dtype,
-                device=device,
-            )
-            draw_top(loaded, stored, pictures, range(seeds), steps=steps, guidance=guidance)
+        _require_scan(run, kind, {"--label": label, "--positive": positive, "--images": images})
+        if images:
+            draw_top(source.load(), stored, images, range(seeds), steps=steps, guidance=guidance)
         text = _page(run, kind, stored, top, read_labels(label, positive))
         path = out or run / REPORT
         write_durably(path, lambda file: _write(file, text))
@@ -92,13 +88,13 @@ def _page(run: Path, kind: str, stored: StoredRun, top: int, labels: Labels | No
 
 
 def read_labels(column: str | None, positive: list[str] | None) -> Labels | None:
-    """The labels that --label and --positive name; None if they name none."""
+    """Labels from --label and --positive, or None without them."""
     from dori_fast.errors import UsageError
     from dori_fast.report import Labels
 
     if column is None:
         if positive:
-            raise UsageError("labels: --positive needs --label, the column that it is a value of")
+            raise UsageError("labels: --positive is a value of the column --label; add --label")
         return None
     if not positive:
         return Labels(column)
@@ -110,7 +106,7 @@ def _require_scan(run: Path, kind: str, options: dict[str, object]) -> None:
 
     given = [name for name, value in options.items() if value]
     if kind != "scan" and given:
-        raise UsageError(f"report: {given[0]} is for scans; {run} is of dori-fast {kind}")
+        raise UsageError(f"report: {given[0]} is for scans, not for dori-fast {kind}; leave it out")
 
 
 def _write(path: Path, text: str) -> None:

@@ -12,30 +12,41 @@ import typer
 
 from dori_fast.cli.exits import Debug, reported
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
+_CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def bench(
     what: Annotated[
-        Literal["ops", "scan"], typer.Argument(help="The ops, or scoring from end to end.")
+        Literal["ops", "scan"], typer.Argument(help="Benchmark: the ops, or a whole scan.")
     ] = "ops",
-    op: Annotated[list[str] | None, typer.Option(help="This op only; may be repeated.")] = None,
-    model: Annotated[str | None, typer.Option(help="For scan: demo, sd14 or a directory.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Timings of each provider.", min=2)] = None,
-    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 1,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is one.")] = None,
+    op: Annotated[
+        list[str] | None, typer.Option(help="Op to time, for ops; repeatable; default: all.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model, for scan: demo, sd14 or a diffusers directory.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Number of timings per provider.", min=2)
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Number of torch threads.", min=1)] = 1,
+    device: Annotated[
+        str | None, typer.Option(help="Device: cpu or cuda; default: cuda if available.")
+    ] = None,
     with_compile: Annotated[
-        bool, typer.Option("--compile", help="Time torch.compile of the eager ops as well.")
+        bool, typer.Option("--compile", help="Timing of torch.compile too, for ops.")
     ] = False,
     results: Annotated[
-        Path | None, typer.Option(help="Folder of the CSV; the checkout's if not given.")
+        Path | None, typer.Option(help="Folder of the results; default: the checkout's.")
     ] = None,
-    no_write: Annotated[bool, typer.Option("--no-write", help="Keep no results.")] = False,
+    no_write: Annotated[
+        bool, typer.Option("--no-write", help="Timing without writing results.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Time against eager PyTorch as the papers' code does it; needs a source checkout.
+    """Time ops or scans against eager PyTorch.
 
-    Each result is checked before it is timed. Exit codes: 0 done, 1 a result is wrong, 2 usage.
+    Needs a source checkout. The baseline is the papers' code. Checks each result before timing
+    it. Exit codes: 0 done, 1 a result is wrong, 2 usage.
     """
     with reported(debug):
         _require_checkout()
@@ -61,7 +72,7 @@ def _require_meaning(what: str, meant_for: dict[str, dict[str, object]]) -> None
 def _require_checkout() -> None:
     from dori_fast.errors import UsageError
 
-    if not (_CHECKOUT / "benchmarks" / "run.py").exists():
+    if not (_CHECKOUT / "benchmarks" / "ops" / "run.py").exists():
         raise UsageError(
             "bench: the benchmarks are not part of the installed package; clone the repository,"
             " pip install -e . there, and run it again"
@@ -69,11 +80,11 @@ def _require_checkout() -> None:
 
 
 def _run(what: str, arguments: list[str]) -> int:
-    """Run the program in a process of its own: its threads can still be told to wait passively."""
+    """Run the program in its own process, so that the wait policy of threads can still be set."""
     program = {"ops": "benchmarks.ops.run", "scan": "benchmarks.speed.end_to_end"}[what]
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     paths = filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH")])
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    # -P: a folder of that name where the user stands is not ours
+    # -P: ignore a folder of the same name in the working directory
     command = [sys.executable, "-P", "-m", program, *arguments]
     return subprocess.run(command, env=environment).returncode

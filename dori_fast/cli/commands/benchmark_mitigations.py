@@ -10,34 +10,45 @@ from typing import Annotated
 import typer
 
 from dori_fast.cli.exits import Debug, reported
+from dori_fast.cli.options import command, listed
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 from dori_fast.errors import UsageError
 
 
+@command(renamed={"images": "pictures"})
 def benchmark_mitigations(
-    out: Annotated[Path, typer.Option(help="The folder of all results; made if need be.")],
+    out: Annotated[Path, typer.Option(help="Folder of all results; created if missing.")],
     mitigations: Annotated[
-        str | None, typer.Option(help="Names, with commas between; all that are known if left out.")
+        str | None, typer.Option(help="Names of mitigations, comma-separated; default: all.")
     ] = None,
     finetuned: Annotated[
         list[str] | None,
-        typer.Option(help="A fine-tuned model, as the row finetuned; or NAME=MODEL; repeat."),
+        typer.Option(
+            metavar="[NAME=]MODEL",
+            help="Fine-tuned model and the name of its row, finetuned by default; repeatable.",
+        ),
     ] = None,
-    pictures: Annotated[int, typer.Option(help="Memorized photographs.", min=1)] = 12,
-    controls: Annotated[int, typer.Option(help="Pictures never seen, as controls.", min=1)] = 12,
-    held_out: Annotated[int, typer.Option(help="Held-out pairs for the quality.", min=2)] = 24,
-    seeds: Annotated[int, typer.Option(help="Images drawn from each embedding.", min=1)] = 4,
+    images: Annotated[int, typer.Option(help="Number of memorized photographs.", min=1)] = 12,
+    controls: Annotated[
+        int, typer.Option(help="Number of control images that the model never saw.", min=1)
+    ] = 12,
+    held_out: Annotated[
+        int, typer.Option(help="Number of held-out pairs to measure the quality on.", min=2)
+    ] = 24,
+    seeds: Annotated[int, typer.Option(help="Images drawn per embedding.", min=1)] = 4,
     budgets: Annotated[
-        str, typer.Option(help="Attack steps, with commas between; 0 is the start.")
+        str, typer.Option(help="Attack steps to judge after, comma-separated; 0 is the start.")
     ] = "0,10,25,50,150",
     add: Annotated[
-        list[Path] | None, typer.Option(help="Add the rows of another leaderboard.json.")
+        list[Path] | None,
+        typer.Option(help="Another leaderboard.json whose rows are added; repeatable."),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Compare mitigations under attack on the embedded model, with controls and quality.
+    """Compare mitigations under attack.
 
-    Ends in leaderboard.json, .md and .png. An interrupted run is continued by the same command.
+    Runs on the embedded model, with controls and quality. Writes leaderboard.json, .md and
+    .png. The same command continues an interrupted run.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
@@ -57,15 +68,15 @@ def benchmark_mitigations(
             check_name(name)
         if mitigations is None:
             if not changed:
-                status.say("finetuned is left out: no --finetuned MODEL")
+                status.say("no row finetuned, which needs --finetuned MODEL")
             chosen = [*(name for name in names() if name not in changed), *changed]
         else:
-            chosen = _words(mitigations)
+            chosen = listed(mitigations) or []
             if set(changed) - set(chosen) or (FINETUNED in chosen and FINETUNED not in changed):
                 raise UsageError(
-                    "finetuned: name it in --mitigations and give --finetuned, or neither"
+                    "finetuned: use both --finetuned and its name in --mitigations, or neither"
                 )
-        settings = Settings(pictures, controls, held_out, seeds, _numbers(budgets))
+        settings = Settings(images, controls, held_out, seeds, _numbers(budgets))
         began = perf_counter()
         run(
             out,
@@ -87,16 +98,12 @@ def _named(models: list[str], plain: str) -> dict[str, str]:
     parts = [model.rpartition("=") for model in models]
     found = {name or plain: model for name, _, model in parts}
     if len(found) < len(models):
-        raise UsageError("finetuned: two models of one name — give NAME=MODEL for each")
+        raise UsageError("finetuned: two models of one name; use --finetuned NAME=MODEL for each")
     return found
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in _words(text))
+        return tuple(int(word) for word in listed(text) or [])
     except ValueError:
-        raise UsageError(f"--budgets: {text!r} is not whole numbers with commas between") from None
+        raise UsageError(f"--budgets: {text!r} is no list of whole numbers; use 0,10,25") from None

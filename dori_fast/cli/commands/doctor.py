@@ -18,7 +18,7 @@ _REQUIRED = ("diffusers", "transformers")
 
 
 class Finding(NamedTuple):
-    """One line of the report: ok, absent (optional, nothing wrong) or broken."""
+    """One line of the report; the state is ok, absent (optional, no fault) or broken."""
 
     part: str
     state: str
@@ -27,10 +27,14 @@ class Finding(NamedTuple):
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Output as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what is installed, who computes each op and why, and test it. Exits 1 if broken."""
+    """Examine the installation and test each op.
+
+    Shows installed parts and the backend of each op. Exit codes: 0 no fault, 1 a part is
+    broken.
+    """
     with reported(debug):
         findings = list(examine())
         if as_json:
@@ -43,7 +47,7 @@ def doctor(
 
 
 def examine() -> Iterator[Finding]:
-    """Look at every part, the ones that others need first."""
+    """Examine every part, in order of dependence."""
     yield Finding("dori_fast", "ok", f"{version('dori-fast')}, Python {platform.python_version()}")
     torch_finding = _imported("torch", required=True)
     yield torch_finding
@@ -58,7 +62,7 @@ def examine() -> Iterator[Finding]:
 
 
 def _with_remedy(finding: Finding) -> str:
-    return f"{finding.detail} — {finding.remedy}" if finding.remedy else finding.detail
+    return f"{finding.detail}; {finding.remedy}" if finding.remedy else finding.detail
 
 
 def _imported(name: str, required: bool) -> Finding:
@@ -88,11 +92,11 @@ def _extension() -> Finding:
 
     facts = _extension.build_facts()
     if _extension.REASON is not None:
-        # without it everything works on reference kernels; there but unusable is a fault
+        # absent is no fault, since reference kernels compute everything; unusable is one
         state = "broken" if _extension.LIBRARY.exists() else "absent"
         return Finding("extension", state, _extension.REASON)
     if facts is None:
-        return Finding("extension", "ok", "loaded; build facts are missing", "pip install . again")
+        return Finding("extension", "ok", "loaded, but without build facts", "pip install . again")
     archs = ", ".join(facts["cuda_archs"]) or "none"
     return Finding(
         "extension",
@@ -103,7 +107,7 @@ def _extension() -> Finding:
 
 
 def _reasons(unavailable: dict[str, str]) -> str:
-    """Why backends do not answer, a common reason said once."""
+    """Reasons why backends are unavailable; a common reason appears once."""
     reasons = set(unavailable.values())
     if len(reasons) == 1:
         return f" ({', '.join(unavailable)}: {reasons.pop()})"
@@ -118,7 +122,7 @@ def _ops() -> Iterator[Finding]:
     for op, devices in dori_fast.backends().items():
         for device, answer in devices.items():
             state = "absent" if answer.backend is None else "ok"
-            detail = f"{answer.backend or 'nobody'} answers{_reasons(answer.unavailable)}"
+            detail = f"{answer.backend or 'no backend'} computes it{_reasons(answer.unavailable)}"
             yield Finding(f"{op} on {device}", state, detail)
             for backend in answer.available:
                 fault = self_test(op, backend, device)

@@ -9,55 +9,49 @@ from typing import Annotated, Any
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Device, Dtype, ModelSource, Revision, UnetWeights, Variant
+from dori_fast.cli.options import AsJson, ModelOptions, command
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 
+@command()
 def locality(
     attacked: Annotated[
-        Path, typer.Option(help="Run directory of dori-fast attack: many starts for one image.")
+        Path,
+        typer.Option(help="Run directory of dori-fast attack on one image from many starts."),
     ],
-    memorized: Annotated[Path, typer.Option(help="Memorized prompts, to compare with.")],
-    ordinary: Annotated[Path, typer.Option(help="Ordinary prompts, to compare with.")],
-    out: Annotated[Path, typer.Option(help="Folder for locality.json and locality.png.")],
+    memorized: Annotated[Path, typer.Option(help="Memorized prompts to compare with.")],
+    ordinary: Annotated[Path, typer.Option(help="Ordinary prompts to compare with.")],
+    out: Annotated[Path, typer.Option(help="Folder of locality.json and locality.png.")],
+    source: ModelOptions,
     triggers: Annotated[
         list[Path] | None,
-        typer.Option(help="Run directory of dori-fast prune --embeddings; repeat for a method."),
+        typer.Option(help="Run directory of dori-fast prune --embeddings; repeatable."),
     ] = None,
     baselines: Annotated[
         list[Path] | None,
-        typer.Option(help="That of dori-fast prune on memorized prompts, one for each --triggers."),
+        typer.Option(
+            help="Run directory of dori-fast prune on memorized prompts; one per --triggers."
+        ),
     ] = None,
-    model: ModelSource = "demo",
-    revision: Revision = None,
-    variant: Variant = None,
-    unet_weights: UnetWeights = None,
-    limit: Annotated[int, typer.Option(help="Embeddings and prompts at most.", min=2)] = 100,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    limit: Annotated[
+        int, typer.Option(help="Largest number of embeddings and prompts.", min=2)
+    ] = 100,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Is memorization local? Compare the triggers of one image, and what they need, with prompts.
+    """Test whether memorization is local.
 
-    Attack one image from many starts (dori-fast attack --start gaussian on a file that repeats its
-    row), localize the embeddings (dori-fast prune --embeddings), then compare.
+    Compares triggers of one image, and the neurons or weights that they need, with prompts.
+    First attack one image from many starts (dori-fast attack --start gaussian on a file that
+    repeats its row), then localize the embeddings (dori-fast prune --embeddings), then compare.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
-        from dori_fast.models import load
         from dori_fast.report import draw_locality
         from dori_fast.runs.methods.locality import locality as compare
 
         found = compare(
-            load(
-                model,
-                revision=revision,
-                variant=variant,
-                unet_weights=unet_weights,
-                dtype=dtype,
-                device=device,
-            ),
+            source.load(),
             attacked,
             memorized,
             ordinary,
@@ -66,7 +60,7 @@ def locality(
             baselines=baselines or [],
             limit=limit,
         )
-        status.say(f"locality.json and {draw_locality(out).name} in {out}")
+        status.say(f"wrote locality.json and {draw_locality(out).name} to {out}")
         print_result(json.dumps(found) if as_json else _as_table(found))
 
 

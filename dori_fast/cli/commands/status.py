@@ -23,7 +23,10 @@ def status(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show how a run stands, also while it is going. Reads only."""
+    """Show the progress of a run.
+
+    Works while the run is active. Writes nothing.
+    """
     with reported(debug):
         from dori_fast.runs.store.status import status as read
 
