@@ -105,8 +105,8 @@ def test_a_damaged_model(cli: Any, prompts: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.csv"], "missing.csv: No such file or directory — check the path"),
-        (["p.xlsx"], "unknown kind of file — use one of .txt"),
+        (["missing.csv"], "missing.csv: No such file or directory; check the path"),
+        (["p.xlsx"], "unknown kind of file; use one of .txt"),
         (["words.csv"], "no prompt column among 'id', 'words'"),
         (["p.txt", "--model", "no such model"], "no such model"),
         (["p.txt", "--detector", "nope"], "nope"),

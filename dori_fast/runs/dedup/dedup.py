@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.sources.read_ahead import read_ahead
-from dori_fast.runs.store.durable import disk_refusals, write_folder_durably
-from dori_fast.runs.sources.open import file_sha256, input_sha256, open_prompts
-from dori_fast.runs.sources.rows import Reader
-from dori_fast.runs.sources.where import Selection
+from dori_fast.runs.dedup.token_table import TokenTable, database
 from dori_fast.runs.settings import refuse_inside
 from dori_fast.runs.signals import Interrupts, interruptible
-from dori_fast.runs.dedup.token_table import TokenTable, database
+from dori_fast.runs.sources.open import file_sha256, input_sha256, open_prompts
+from dori_fast.runs.sources.read_ahead import read_ahead
+from dori_fast.runs.sources.rows import Reader
+from dori_fast.runs.sources.where import Selection
+from dori_fast.runs.store.durable import disk_refusals, write_folder_durably
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser

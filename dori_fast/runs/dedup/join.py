@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 from dori_fast._text import by_number
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.dedup.dedup import MEMORY, ROWS, UNIQUE, DedupRecord, tokenizer_files
-from dori_fast.runs.store.durable import write_durably
-from dori_fast.runs.sources.open import file_sha256, input_sha256, open_prompts
-from dori_fast.runs.store.record import RunRecord
-from dori_fast.runs.sources.rows import Reader, Rows
-from dori_fast.runs.scoring.score import shard_schema
-from dori_fast.runs.sources.where import Selection
-from dori_fast.runs.store.shard import as_stored, check_shard
-from dori_fast.runs.signals import interruptible
 from dori_fast.runs.dedup.token_table import batches, database, import_duckdb
+from dori_fast.runs.scoring.score import shard_schema
+from dori_fast.runs.signals import interruptible
+from dori_fast.runs.sources.open import file_sha256, input_sha256, open_prompts
+from dori_fast.runs.sources.rows import Reader, Rows
+from dori_fast.runs.sources.where import Selection
+from dori_fast.runs.store.durable import write_durably
+from dori_fast.runs.store.record import RunRecord
+from dori_fast.runs.store.shard import as_stored, check_shard
 
 _AT_ONCE = 65_536
 

@@ -17,13 +17,13 @@ from dori_fast.attack import Dori
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import CopySimilarity, SmallPictures, replication
 from dori_fast.models import NeuronMask, WeightMask
-from dori_fast.runs.store.durable import write_durably
-from dori_fast.runs.methods.row_runs import EachResult, run_each
 from dori_fast.runs.methods.image_files import Originals, open_originals
 from dori_fast.runs.methods.prune import EMBEDDINGS, MASKS
+from dori_fast.runs.methods.row_runs import EachResult, run_each
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.sources.rows import Rows
 from dori_fast.runs.store.directory import Resume
+from dori_fast.runs.store.durable import write_durably
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser

@@ -20,8 +20,10 @@ from dori_fast.finetune.adversarial import check_model
 from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.runs.methods.attack import masked_rows
 from dori_fast.runs.methods.cached_images import Drawn, Pairs, kept_pairs, kept_surrogates
-from dori_fast.runs.store.durable import write_durably, write_folder_durably
 from dori_fast.runs.methods.prompt_image_rows import Pictured, read_pictured
+from dori_fast.runs.methods.step_log import Scalars
+from dori_fast.runs.signals import Interrupts, interruptible
+from dori_fast.runs.store.durable import write_durably, write_folder_durably
 from dori_fast.runs.store.record import (
     SCHEMA_VERSION,
     RunRecord,
@@ -30,8 +32,6 @@ from dori_fast.runs.store.record import (
     model_identity,
 )
 from dori_fast.runs.store.run_folder import Resume, RunFolder
-from dori_fast.runs.methods.step_log import Scalars
-from dori_fast.runs.signals import Interrupts, interruptible
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser

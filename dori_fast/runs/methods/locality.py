@@ -21,9 +21,9 @@ from dori_fast.evaluate.locality import (
     value_discrepancy,
 )
 from dori_fast.runs.methods.attack import read_masks
-from dori_fast.runs.store.durable import write_durably
 from dori_fast.runs.methods.prune import read_embeddings
 from dori_fast.runs.sources.open import open_prompts
+from dori_fast.runs.store.durable import write_durably
 from dori_fast.runs.store.record import RunRecord
 
 if TYPE_CHECKING:

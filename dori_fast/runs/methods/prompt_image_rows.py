@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from dori_fast.errors import UsageError
 from dori_fast.models.files.hashes import tensors_sha256
 from dori_fast.runs.methods.image_files import open_originals
-from dori_fast.runs.sources.open import input_sha256, open_prompts
 from dori_fast.runs.settings import checked, limited
+from dori_fast.runs.sources.open import input_sha256, open_prompts
 
 _AT_ONCE = 64
 

@@ -16,10 +16,10 @@ from dori_fast.errors import UsageError
 from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
-from dori_fast.runs.store.durable import write_durably
 from dori_fast.runs.methods.row_runs import EachResult, run_each
 from dori_fast.runs.sources.open import file_sha256, open_prompts, prompts_on_disk
 from dori_fast.runs.store.directory import Resume
+from dori_fast.runs.store.durable import write_durably
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser, TextCondition

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dori_fast.runs.sources.open import input_sha256
-from dori_fast.runs.store.record import RunRecord, hash_identity, library_versions, make_identity
-from dori_fast.runs.sources.rows import Reader, Rows
-from dori_fast.runs.store.directory import Resume, RunDirectory
 from dori_fast.runs.settings import checked, limited
 from dori_fast.runs.signals import interruptible
+from dori_fast.runs.sources.open import input_sha256
+from dori_fast.runs.sources.rows import Reader, Rows
+from dori_fast.runs.store.directory import Resume, RunDirectory
+from dori_fast.runs.store.record import RunRecord, hash_identity, library_versions, make_identity
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser

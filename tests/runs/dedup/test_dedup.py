@@ -18,12 +18,11 @@ import pytest
 
 from dori_fast.detect import Ren
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.errors import ScanInterrupted
-from dori_fast.runs.errors import StorageError
 from dori_fast.runs.dedup.dedup import dedup
 from dori_fast.runs.dedup.join import join
-from dori_fast.runs.store.shard import read_footer
 from dori_fast.runs.dedup.token_table import batches, database
+from dori_fast.runs.errors import ScanInterrupted, StorageError
+from dori_fast.runs.store.shard import read_footer
 from tests.runs.inputs import NASTY
 from tests.runs.scanning import scanned
 

@@ -22,8 +22,7 @@ from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import SmallPictures
 from dori_fast.finetune import Adversarial, Checkpoint, Pool, StepReport, surrogates
 from dori_fast.models import NeuronMask
-from dori_fast.runs.errors import ScanInterrupted
-from dori_fast.runs.errors import StorageError
+from dori_fast.runs.errors import ScanInterrupted, StorageError
 from dori_fast.runs.methods.cached_images import Drawn
 from dori_fast.runs.methods.finetune import Drawing, FineTuned, fine_tune
 from dori_fast.runs.methods.step_log import Scalars

@@ -15,7 +15,13 @@ from dori_fast.prune import NeMo, NeuronMask, Wanda, WeightMask, stack
 from dori_fast.prune.nemo.published_csv import read_nemo_csv
 from dori_fast.report import draw_prune
 from dori_fast.runs.errors import ScanInterrupted
-from dori_fast.runs.methods.prune import PruneResult, prune, read_statistics, save_pictures, statistics_of
+from dori_fast.runs.methods.prune import (
+    PruneResult,
+    prune,
+    read_statistics,
+    save_pictures,
+    statistics_of,
+)
 from tests.runs.inputs import csv_text, write
 
 TOO_LONG = "x" * 1_000_001
@@ -107,7 +113,9 @@ def test_statistics_of_a_file(model: Any, prompts: Path, tmp_path: Path) -> None
     assert taken.count == 3
     taken.save(tmp_path / "s.safetensors")
     assert read_statistics(tmp_path / "s.safetensors").sha256() == taken.sha256()
-    published = Path(__file__).parents[2] / "prune/nemo/data/statistics_additional_laion_prompts_v1_4.pt"
+    published = (
+        Path(__file__).parents[2] / "prune/nemo/data/statistics_additional_laion_prompts_v1_4.pt"
+    )
     assert len(read_statistics(published).mean) == 7
 
 

@@ -85,5 +85,5 @@ def test_by_name(tmp_path: Path) -> None:
     )
     read, script, split = done.stdout.splitlines()
     assert read == f"{len(NASTY)} True", done.stderr
-    assert "scripted: cannot be had (Dataset scripts are no longer supported" in script
-    assert "#gone: cannot be had (Unknown split" in split
+    assert "scripted: cannot be loaded (Dataset scripts are no longer supported" in script
+    assert "#gone: cannot be loaded (Unknown split" in split

@@ -11,8 +11,8 @@ import pytest
 
 from dori_fast.errors import UsageError
 from dori_fast.runs.errors import ScanInterrupted
-from dori_fast.runs.sources.read_ahead import read_ahead
 from dori_fast.runs.signals import interruptible
+from dori_fast.runs.sources.read_ahead import read_ahead
 
 
 def threads():

@@ -76,7 +76,7 @@ def test_has_no_columns(tmp_path: Path) -> None:
 
 
 def test_unknown_suffix(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown kind of file — use one of \.txt"):
+    with pytest.raises(UsageError, match=r"unknown kind of file; use one of \.txt"):
         open_prompts(write(tmp_path / "p.xlsx", "x"))
 
 
