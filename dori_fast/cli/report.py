@@ -49,7 +49,7 @@ def report(
     """
     quiet_libraries()
     with reported(debug), Status() as status:
-        from dori_fast.runs.methods.top_images import draw_top
+        from dori_fast.runs.methods.top_images import draw_top_images
         from dori_fast.runs.store.durable import write_durably
         from dori_fast.runs.store.manifest import REPORT, list_report
         from dori_fast.runs.store.reopen import open_run
@@ -69,7 +69,7 @@ def report(
                 dtype=dtype,
                 device=device,
             )
-            draw_top(loaded, stored, pictures, range(seeds), steps=steps, guidance=guidance)
+            draw_top_images(loaded, stored, pictures, range(seeds), steps=steps, guidance=guidance)
         text = _page(run, kind, stored, top, read_labels(label, positive))
         path = out or run / REPORT
         write_durably(path, lambda file: _write(file, text))
@@ -82,12 +82,12 @@ def report(
 
 def _page(run: Path, kind: str, stored: StoredRun, top: int, labels: Labels | None) -> str:
     from dori_fast.report import attack_page, prune_page, scan_page, story_page
-    from dori_fast.runs.methods.top_images import read_pictures
+    from dori_fast.runs.methods.top_images import read_top_images
 
     if kind == "demo":
         return story_page(run, stored)
     if kind == "scan":
-        return scan_page(stored, top=top, labels=labels, drawn=read_pictures(run))
+        return scan_page(stored, top=top, labels=labels, drawn=read_top_images(run))
     return (prune_page if kind == "prune" else attack_page)(stored)
 
 

@@ -23,9 +23,9 @@ from dori_fast.evaluate import SmallPictures
 from dori_fast.finetune import Adversarial, Checkpoint, Pool, StepReport, surrogates
 from dori_fast.models import NeuronMask
 from dori_fast.runs.errors import ScanInterrupted, StorageError
-from dori_fast.runs.methods.cached_images import Drawn
+from dori_fast.runs.methods.cached_images import DrawnPairs
 from dori_fast.runs.methods.finetune import Drawing, FineTuned, fine_tune
-from dori_fast.runs.methods.step_log import Scalars
+from dori_fast.runs.methods.step_log import StepLog
 from dori_fast.runs.store.reopen import open_run
 from tests.runs.inputs import csv_text, write
 
@@ -201,7 +201,7 @@ def test_what_is_drawn_is_drawn_once_and_belongs_to_its_run(fresh: Place) -> Non
         calls.append(1)
         return [("a key", np.full((16, 16, 3), 7, np.uint8))]
 
-    kept = Drawn({"demo": 1}, draw)
+    kept = DrawnPairs({"demo": 1}, draw)
     with pytest.raises(ScanInterrupted):
         fresh.run("run", retained=kept, on_step=stop_after(2))
     assert fresh.run("run", retained=kept).retained == 1 and calls == [1]
@@ -212,7 +212,7 @@ def test_what_is_drawn_is_drawn_once_and_belongs_to_its_run(fresh: Place) -> Non
 
 def test_rows_are_needed(fresh: Place) -> None:
     write(fresh.root / "p.csv", csv_text([["prompt", "image"], ROWS[1]]))
-    with pytest.raises(UsageError, match="no row with a prompt and a readable picture.*none.png"):
+    with pytest.raises(UsageError, match="no row with a prompt and a readable image.*none.png"):
         fresh.run("run")
     write(fresh.root / "p.csv", csv_text([["prompt", "image"], *ROWS, *ROWS]))
     with pytest.raises(UsageError, match="finetune: 4 masks, but the input has a row 7"):
@@ -263,7 +263,7 @@ def test_a_full_disk_costs_no_checkpoint(fresh: Place) -> None:
 def test_scalars_are_cut_back(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
-    scalars = Scalars(path, 2)
-    scalars.append({"step": 3, "x": None})
-    scalars.sync()
+    log = StepLog(path, 2)
+    log.append({"step": 3, "x": None})
+    log.sync()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "x": null}\n'

@@ -19,7 +19,7 @@ from dori_fast.runs.methods.prune import (
     PruneResult,
     prune,
     read_statistics,
-    save_pictures,
+    save_images,
     statistics_of,
 )
 from tests.runs.inputs import csv_text, write
@@ -94,7 +94,7 @@ def test_wanda_prompt_by_prompt(model: Any, prompts: Path, tmp_path: Path) -> No
 
 def test_pictures_before_and_after(model: Any, prompts: Path, tmp_path: Path) -> None:
     result = found(model, prompts, tmp_path / "run")
-    save_pictures(result, model, 3, seeds=[1, 2], steps=2)
+    save_images(result, model, 3, seeds=[1, 2], steps=2)
     pictures = load_file(tmp_path / "run" / "pictures.safetensors")
     assert pictures["row_id"].tolist() == [0, 1, 3]
     assert pictures["before"].shape == pictures["after"].shape == (3, 2, 16, 16, 3)
