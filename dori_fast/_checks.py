@@ -6,6 +6,7 @@ wrong shape, dtype, device or value.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -49,6 +50,11 @@ def constant(op: str, argument: str, value: Tensor) -> None:
     """Refuse a tensor whose gradient would be lost, while gradients are recorded; ValueError."""
     if value.requires_grad and torch.is_grad_enabled():
         reject(op, argument, "without gradient (detach it, or use torch.no_grad)", "requires_grad")
+
+
+def seed_tuple(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """The seeds 0..n-1 of a number n, or the given seeds."""
+    return tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
 
 
 def shape_of(value: Tensor) -> list[int]:
