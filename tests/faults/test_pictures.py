@@ -1,4 +1,4 @@
-"""Pictures from strangers: eight bits of RGB, or the reason why not; never a large decode."""
+"""Untrusted image files: eight bits of RGB or the reason for refusal, never a large decode."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def picture(side: int = 24) -> Image.Image:
 
 
 def bomb(path: Path, side: int) -> None:
-    """A PNG that says it is of ``side`` x ``side`` pixels."""
+    """Write a PNG whose header claims ``side`` x ``side`` pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = zlib.crc32(kind + data)

@@ -1,4 +1,4 @@
-"""docs/faults.md names a test for every fault and bad input, and the tests exist."""
+"""docs/faults.md names an existing test for every fault and bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that are equal in token ids are scored once, and every row still gets its row."""
+"""Rows with equal token ids are scored once, and every row gets that score."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def test_equal_means_equal_token_ids(model: Any, folder: Path) -> None:
     rows = pq.read_table(folder / "once" / "rows.parquet").to_pydict()
     assert rows["row_id"] == list(range(len(VARIANTS)))
     assert rows["unique_row"] == [None if i is None else order.index(i) for i in ids]
-    # text that differs may be the same, and is
+    # these texts differ, their ids do not
     assert rows["unique_row"][:5] == [0] * 5 and rows["unique_row"][5] == 1
-    # the same up to the cut is not the same: how long a prompt is, is a result too
+    # equal ids before the cut are not enough, since the number of tokens is a result too
     assert len({ids[-1], ids[-2], ids[-3]}) == 2
 
 
@@ -118,7 +118,7 @@ def test_the_names_of_folders_say_nothing(
     here = tmp_path / name
     shutil.copytree(folder / "once", here / "once")
     shutil.copytree(run, here / "run")
-    # what the pattern would find
+    # a pattern would match this copy
     shutil.copytree(run / "shards", tmp_path / "ab" / "run" / "shards")
     join(folder / "once", run, out=tmp_path / "plain.parquet")
     join(here / "once", here / "run", out=here / "joined.parquet")
@@ -131,7 +131,7 @@ def test_damage_is_named_and_not_joined(folder: Path, run: Path, tmp_path: Path)
     shutil.copytree(folder / "once", once)
     shutil.copytree(run, bad)
     shard = bad / "shards" / "part-00001.parquet"
-    # past the data lies the footer, where parquet keeps things that nobody reads
+    # behind the data lies the footer, with fields that no reader uses
     data = read_footer(shard).data_bytes
     size = (once / "rows.parquet").stat().st_size
     cases = [(shard, data, "part-00001"), (once / "rows.parquet", size, "rows.parquet: not what")]
@@ -193,7 +193,7 @@ def test_outputs_that_cannot_be(model: Any, folder: Path, run: Path, tmp_path: P
 
 @pytest.mark.parametrize("limit", [5_000, 300_000])
 def test_a_full_disk(model: Any, tmp_path: Path, limit: int) -> None:
-    """Refused at the first byte of the table, and in the middle of the rows."""
+    """The disk refuses the first byte of the table, or the middle of the rows."""
     prompts = tmp_path / "p.txt"
     prompts.write_text("".join(f"a cat on a mat {i}\n" for i in range(20_000)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -207,7 +207,7 @@ def test_a_full_disk(model: Any, tmp_path: Path, limit: int) -> None:
 
 
 def test_spills_that_fill_the_disk(tmp_path: Path) -> None:
-    """By default DuckDB spills to 90 % of what is free, and then says that memory is short."""
+    """By default DuckDB spills to 90 % of the free disk, then reports a lack of memory."""
     with pytest.raises(StorageError, match="No space left"), _spilling(tmp_path) as connection:
         connection.execute("SET max_temp_directory_size = '1MB'")
         connection.execute("CREATE TABLE sorted AS SELECT * FROM range(20000000) ORDER BY -range")
@@ -282,7 +282,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with database(Path(sys.argv[1]), "64MB") as connection:
     table = TokenTable(connection)
     for first in range(0, n, 2000):
-        # every sequence twice, half the input apart, different in one token alone
+        # every sequence occurs twice, half the input apart; sequences differ in one token
         keys = np.arange(first, first + 2000) % (n // 2)
         ids = np.full((2000, each), 9, np.int32)
         ids[:, -1] = keys

@@ -1,4 +1,4 @@
-"""Attack runs: rows, pictures and masks fit together, bad pictures stay out, resume is exact."""
+"""Attack runs: rows, images and masks fit together, bad images stay out, resume is exact."""
 
 from __future__ import annotations
 

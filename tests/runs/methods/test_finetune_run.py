@@ -1,4 +1,4 @@
-"""Fine-tuning runs: ended anywhere and resumed they give the undisturbed run's weights."""
+"""Fine-tuning runs: interrupted anywhere and resumed, they give the undisturbed weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LINES = ("scalars.jsonl", "quarantine.jsonl")
 
 
 class Place:
-    """A folder with all that a run reads, and runs over it."""
+    """A folder with all inputs of a run, and runs over it."""
 
     def __init__(self, root: Path, tiny: Path) -> None:
         self.root = root
@@ -116,7 +116,7 @@ def test_what_a_run_leaves(place: Place) -> None:
 
 
 def test_it_is_the_method_on_surrogates_under_each_rows_mask(place: Place) -> None:
-    """Row 1 is left out; the others keep the masks that were made for them."""
+    """Row 1 is left out; the others keep their own masks."""
     rows = [0, 2, 3]
     chosen = [ROWS[row] for row in rows]
     images = np.stack([np.array(Image.open(place.root / name)) for _, name in chosen])
@@ -243,7 +243,7 @@ def test_other_threads_are_refused_by_name(fresh: Place) -> None:
 
 
 def test_a_full_disk_costs_no_checkpoint(fresh: Place) -> None:
-    """The limit on the size of files stands for it; the checkpoint's writer has its own error."""
+    """A file-size limit acts as a full disk; the checkpoint's writer raises its own error."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(report: StepReport) -> None:

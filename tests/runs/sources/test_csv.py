@@ -1,4 +1,4 @@
-"""CSV in every dialect, as an independent reader reads it; damaged rows kept apart."""
+"""CSV in every dialect, compared with an independent reader; damaged rows in quarantine."""
 
 from __future__ import annotations
 

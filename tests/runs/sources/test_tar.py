@@ -33,7 +33,7 @@ def tar(path: Path, members: Members, format: int = tarfile.PAX_FORMAT) -> Path:
 
 def sample(i: int, text: str, **meta: Any) -> Members:
     key = f"00000/{i:09d}"
-    # no picture at all: whoever decodes it fails
+    # not an image: decoding it fails
     return [(f"{key}.jpg", b"\xff" * 700), (f"{key}.json", json.dumps(meta)), (f"{key}.txt", text)]
 
 

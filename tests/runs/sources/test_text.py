@@ -37,7 +37,7 @@ def test_round_trip(tmp_path_factory: Any, texts: list[str]) -> None:
 def test_a_disk_that_fails_names_the_file(tmp_path: Path) -> None:
     for suffix in ("txt", "csv", "jsonl"):
         path = tmp_path / f"p.{suffix}"
-        # reading at its beginning is an input/output error
+        # a read at the start of this file is an input/output error
         path.symlink_to("/proc/self/mem")
         for read in (read_all, input_sha256):
             with pytest.raises(UsageError, match=rf"p\.{suffix}: Input/output error"):

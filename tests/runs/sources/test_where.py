@@ -1,4 +1,4 @@
-"""Conditions and columns: what is kept, what is read, and that a run remembers both."""
+"""Conditions and columns: which rows are kept and read, and their place in a run's identity."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_conditions_are_all_to_hold(parquet: Path) -> None:
 
 def test_text_spells_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv", "prompt,s\na,0.5\nb,-1e3\nc,none\nd,\ne, 2 \nf,9,9\n")
-    # the malformed row has no s to be judged by
+    # the malformed row has no s to be filtered on
     assert kept(path, "s > 0") == ["a", "e", None]
     assert kept(path, "s in [-1000]") == ["b", None]
 
@@ -128,7 +128,7 @@ def test_what_is_not_kept_is_not_remembered() -> None:
             most = max(most, sum(one() is not None for one in alive))
 
     assert list(rechunk(parts(), 10)) == []
-    # the one that the loop still holds
+    # the loop still holds one
     assert most <= 1
 
 
@@ -140,7 +140,7 @@ def test_a_row_is_judged_by_what_it_has(tmp_path: Path) -> None:
     folder = tmp_path / "d"
     assert kept(folder, "year == 2021") == ["p2021", None, None]
     assert kept(folder, "year == 2021", "n == 1") == ["p2021", None]
-    # a broken line and a prompt that is no text say nothing about the prompt
+    # a broken line and a prompt that is no text cannot be filtered on the prompt
     assert kept(folder, "year == 2021", "prompt == 'x'") == [None, None]
     assert kept(folder, "year > 2020", "prompt != 'x'", "n == 2") == [None, None]
 
@@ -180,7 +180,7 @@ def test_a_dictionary_is_compared_as_its_values(tmp_path: Path) -> None:
 
 
 def test_only_what_is_needed_is_read(parquet: Path) -> None:
-    """Damage where nothing needs to be read is not noticed; elsewhere it is."""
+    """Damage goes unnoticed where nothing needs to be read, and only there."""
     pq.write_table(
         pa.table(COLUMNS), parquet, row_group_size=2, write_page_checksum=True, use_dictionary=False
     )
