@@ -16,10 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate.calibration import Calibration
 from dori_fast.evaluate.rates import Interval
-from dori_fast.runs.sources.read_ahead import read_ahead
-from dori_fast.runs.store.durable import write_durably
-from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
-from dori_fast.runs.store.record import differences, library_versions, model_identity
 from dori_fast.runs.scoring.score import score_rows
 from dori_fast.runs.settings import (
     SEEDS,
@@ -30,6 +26,10 @@ from dori_fast.runs.settings import (
     chosen_detector,
     limited,
 )
+from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
+from dori_fast.runs.sources.read_ahead import read_ahead
+from dori_fast.runs.store.durable import write_durably
+from dori_fast.runs.store.record import differences, library_versions, model_identity
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector

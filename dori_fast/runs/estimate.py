@@ -14,10 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dori_fast.errors import UsageError
-from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
-from dori_fast.runs.sources.rows import Rows
 from dori_fast.runs.scoring.score import score_rows
-from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.settings import (
     SEEDS,
     STEPS,
@@ -26,6 +23,9 @@ from dori_fast.runs.settings import (
     chosen_detector,
     limited,
 )
+from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
+from dori_fast.runs.sources.rows import Rows
+from dori_fast.runs.sources.where import Selection
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector

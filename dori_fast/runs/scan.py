@@ -10,27 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dori_fast.errors import UsageError
 from dori_fast.evaluate.futility import futility_bound
-from dori_fast.runs.sources.read_ahead import read_ahead
 from dori_fast.runs.calibrate import CalibrationRecord, Decision
-from dori_fast.runs.workers.engine import Engine, InProcess, Work
-from dori_fast.runs.workers.ledger import Ledger
-from dori_fast.runs.scoring.device_name import device_name
-from dori_fast.runs.store.job import Part
 from dori_fast.runs.progress import Meter, Progress
-from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
-from dori_fast.runs.store.record import (
-    Counts,
-    RunRecord,
-    hash_identity,
-    library_versions,
-    make_identity,
-    threads_of,
-)
 from dori_fast.runs.result import ScanResult
-from dori_fast.runs.sources.rows import Reader
-from dori_fast.runs.store.directory import Resume, RunDirectory
+from dori_fast.runs.scoring.device_name import device_name
 from dori_fast.runs.scoring.score import shard_schema
-from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.settings import (
     FPR,
     SEEDS,
@@ -44,6 +28,22 @@ from dori_fast.runs.settings import (
     refuse_inside,
 )
 from dori_fast.runs.signals import Interrupts, interruptible
+from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
+from dori_fast.runs.sources.read_ahead import read_ahead
+from dori_fast.runs.sources.rows import Reader
+from dori_fast.runs.sources.where import Selection
+from dori_fast.runs.store.directory import Resume, RunDirectory
+from dori_fast.runs.store.job import Part
+from dori_fast.runs.store.record import (
+    Counts,
+    RunRecord,
+    hash_identity,
+    library_versions,
+    make_identity,
+    threads_of,
+)
+from dori_fast.runs.workers.engine import Engine, InProcess, Work
+from dori_fast.runs.workers.ledger import Ledger
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector

@@ -11,8 +11,7 @@ import pytest
 
 import dori_fast as df
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.calibrate import CalibrationRecord
-from dori_fast.runs.calibrate import calibrate
+from dori_fast.runs.calibrate import CalibrationRecord, calibrate
 from tests.runs.scanning import Spelling
 
 CLEAN = [f"a cat number {i} {'x' * (i % 40)}" for i in range(120)]

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from dori_fast.errors import IntegrityError
 from dori_fast.runs.store.durable import TEMPORARY, sync_directory
-from dori_fast.runs.store.manifest import MANIFEST, seal
 from dori_fast.runs.store.job import Part
+from dori_fast.runs.store.manifest import MANIFEST, seal
 from dori_fast.runs.store.record import RunRecord
 from dori_fast.runs.store.run_folder import Resume, RunFolder
 from dori_fast.runs.store.shard import Footer, as_stored, check_shard, commit_shard

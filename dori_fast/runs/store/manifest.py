@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dori_fast.errors import IntegrityError
+from dori_fast.runs.sources.open import file_sha256
 from dori_fast.runs.store.durable import write_durably
 from dori_fast.runs.store.merkle import merkle_root
-from dori_fast.runs.sources.open import file_sha256
 
 MANIFEST = "manifest.json"
 REPORT = "report.html"

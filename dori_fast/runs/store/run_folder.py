@@ -11,8 +11,8 @@ from typing import Literal, Self
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.store.durable import TEMPORARY, sync_directory, write_durably
 from dori_fast.runs.store.job import Part
-from dori_fast.runs.store.record import RunRecord, differences
 from dori_fast.runs.store.lock import RunLock
+from dori_fast.runs.store.record import RunRecord, differences
 
 Resume = Literal["auto", "never", "must"]
 

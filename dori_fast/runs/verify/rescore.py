@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from dori_fast.errors import UsageError
 from dori_fast.runs.scoring.device_name import device_name
-from dori_fast.runs.store.record import RunRecord, library_versions, threads_of
-from dori_fast.runs.sources.rows import Rows
 from dori_fast.runs.scoring.score import score_rows
+from dori_fast.runs.sources.rows import Rows
+from dori_fast.runs.store.record import RunRecord, library_versions, threads_of
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.store.manifest import MANIFEST, REPORT, Manifest, result_files
 from dori_fast.runs.sources.open import file_sha256, input_sha256
+from dori_fast.runs.store.manifest import MANIFEST, REPORT, Manifest, result_files
 from dori_fast.runs.store.record import RunRecord, hash_identity, model_identity
+from dori_fast.runs.store.shard import Footer, check_shard, shard_columns
 from dori_fast.runs.verify.rescore import (
     TOLERANCE,
     differing_rows,
@@ -23,7 +24,6 @@ from dori_fast.runs.verify.rescore import (
     recorded_variant,
     unlike,
 )
-from dori_fast.runs.store.shard import Footer, check_shard, shard_columns
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser

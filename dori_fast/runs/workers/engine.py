@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from dori_fast.runs.workers.ledger import Lease, Ledger
 from dori_fast.runs.scoring.score import score_rows
 from dori_fast.runs.store.shard import Footer, commit_shard
+from dori_fast.runs.workers.ledger import Lease, Ledger
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector

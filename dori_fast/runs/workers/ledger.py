@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dori_fast.runs.store.record import Counts
 from dori_fast.runs.sources.rows import Rows
 from dori_fast.runs.store.directory import RunDirectory
+from dori_fast.runs.store.record import Counts
 from dori_fast.runs.store.shard import Footer
 
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from dori_fast.errors import UsageError
-from dori_fast.runs.workers import worker
 from dori_fast.runs.errors import StorageError
+from dori_fast.runs.workers import worker
 from dori_fast.runs.workers.ledger import Lease
-from dori_fast.runs.workers.slots import PARTING, Place
 from dori_fast.runs.workers.remote import CALLS_AT_ONCE, Remote
+from dori_fast.runs.workers.slots import PARTING, Place
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser

@@ -16,12 +16,12 @@ import torch
 
 from dori_fast.errors import DoriError, IntegrityError, UsageError
 from dori_fast.models import Denoiser, load
-from dori_fast.models.reload import recipe_of
 from dori_fast.models.files.hashes import tensors_sha256
+from dori_fast.models.reload import recipe_of
 from dori_fast.ops.self_test import self_test
+from dori_fast.runs.store.shard import Footer
 from dori_fast.runs.workers.engine import Work, do_lease
 from dori_fast.runs.workers.ledger import Lease
-from dori_fast.runs.store.shard import Footer
 
 _PROMPT = "known answer"
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.runs.store.directory import RunDirectory
 from dori_fast.runs.store.job import Part
 from dori_fast.runs.store.record import RunRecord, differences, hash_identity, make_identity
-from dori_fast.runs.store.directory import RunDirectory
 from tests.runs.store.test_shard import make_table
 
 SIZE = 30

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.store.status import RunStatus
-from dori_fast.runs.store.status import status
+from dori_fast.runs.store.status import RunStatus, status
 from tests.runs.scanning import Spelling, scanned
 
 PROMPTS: list[object] = [*(f"prompt {i}" for i in range(9)), None, "last"]

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 
 import dori_fast
-import dori_fast
 from dori_fast.errors import UsageError
-from dori_fast.runs.verify.verify import Verification
-from dori_fast.runs.verify.verify import verify
 from dori_fast.runs.store.manifest import Manifest, list_report, seal
+from dori_fast.runs.verify.verify import Verification, verify
 from tests.runs.scanning import scanned
 from tests.tiny_model import save_tiny_sd
 

@@ -20,13 +20,12 @@ import torch
 
 from dori_fast.errors import UsageError
 from dori_fast.prune import NeuronMask
+from dori_fast.runs.errors import StorageError, WorkerError
 from dori_fast.runs.result import ScanResult
-from dori_fast.runs.errors import StorageError
-from dori_fast.runs.errors import WorkerError
 from dori_fast.runs.workers.ledger import Ledger
 from dori_fast.runs.workers.processes import Process, Processes
-from dori_fast.runs.workers.worker import _portable
 from dori_fast.runs.workers.supervisor import Workers
+from dori_fast.runs.workers.worker import _portable
 from tests.faults.invariants import violations
 from tests.runs.faulty import OPTIONS, Faulty
 from tests.runs.scanning import scanned
