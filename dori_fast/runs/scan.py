@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from dori_fast.errors import UsageError
 from dori_fast.evaluate.futility import futility_bound
 from dori_fast.runs.calibrate import CalibrationRecord, Decision
-from dori_fast.runs.progress import Meter, Progress
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.result import ScanResult
 from dori_fast.runs.scoring.device_name import device_name
 from dori_fast.runs.scoring.score import shard_schema
@@ -93,8 +94,8 @@ def scan(
         seeds: number of noise seeds, shared by all prompts.
         steps: number of denoising steps that are scored.
         column: the prompt column; found by itself if it has a usual name.
-        where: only rows for which all of these hold, such as ``"similarity > 0.3"``; see
-            :meth:`dori_fast.runs.sources.where.Condition.parse`. Rows are numbered as they are kept.
+        where: conditions that every row must meet, such as ``"similarity > 0.3"``; see
+            :meth:`dori_fast.runs.sources.where.Condition.parse`. Kept rows are numbered from 0.
         keep: columns that are carried along; all by default. Parquet files are read only where
             needed.
         batch_size: UNet samples per evaluation; "auto" keeps the model's.
@@ -201,11 +202,12 @@ def _finish(
     """Do what is not committed yet and close the books."""
     with read_ahead(limited(reader, settings)) as chunks:
         ledger = Ledger(run, chunks)
-        meter, earlier = Meter(ledger, on_progress), run.record.seconds
+        began, earlier = perf_counter(), run.record.seconds
 
         def show(open_rows: int) -> None:
             interrupts.check()
-            meter.show(open_rows)
+            if on_progress is not None:
+                on_progress(_progress(ledger, open_rows, perf_counter() - began))
 
         try:
             engine.finish(ledger, show)
@@ -220,7 +222,7 @@ def _finish(
             interrupts.check()
             raise
         finally:
-            seconds = meter.seconds
+            seconds = perf_counter() - began
             run.record.counts, run.record.seconds = ledger.counts, earlier + seconds
             # halved if memory ran out
             run.record.batch_size = engine.batch_size
@@ -238,6 +240,22 @@ def _finish(
         decision=decision,
         evaluations=engine.evaluations,
         merkle_root=run.seal() if run.part.whole else "",
+    )
+
+
+def _progress(ledger: Ledger, open_rows: int, seconds: float) -> Progress:
+    """Progress with the rows that are done of shards which are not committed."""
+    computed = ledger.scored + open_rows
+    # of the whole input, as far as its beginning tells
+    per_row = ledger.fraction / max(1, ledger.rows)
+    left = max(0.0, 1 - per_row * (ledger.passed + computed))
+    share = per_row * computed
+    return Progress(
+        done=ledger.counts.rows + open_rows,
+        quarantined=ledger.counts.quarantined,
+        computed=computed,
+        seconds=seconds,
+        remaining=seconds * left / share if share > 0 else None,
     )
 
 

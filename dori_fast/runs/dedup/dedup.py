@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.sources.read_ahead import read_ahead
 from dori_fast.runs.store.durable import disk_refusals, write_folder_durably
 from dori_fast.runs.sources.open import file_sha256, input_sha256, open_prompts
@@ -68,7 +70,7 @@ def dedup(
     where: Sequence[str] = (),
     keep: Sequence[str] | None = None,
     memory: str = MEMORY,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> DedupRecord:
     """Find the rows of an input that are the same to a model, in bounded memory.
 
@@ -85,7 +87,7 @@ def dedup(
             ``dedup.json``. It appears whole or not at all.
         column, where, keep: as in a scan.
         memory: what the table may hold in memory; the rest spills to the disk beside ``out``.
-        on_progress: called with the number of rows read.
+        on_progress: called after every 8,192 rows.
 
     Raises:
         UsageError: as in a scan; ``out`` is there already or cannot be made, or DuckDB is not
@@ -152,10 +154,10 @@ def _fill(
     model: Denoiser,
     reader: Reader,
     interrupts: Interrupts,
-    on_progress: Callable[[int], None] | None,
+    on_progress: Callable[[Progress], None] | None,
 ) -> dict[str, int]:
     """Put all rows into the table; how many there are."""
-    counts = {"rows": 0, "unique": 0, "quarantined": 0}
+    counts, began = {"rows": 0, "unique": 0, "quarantined": 0}, perf_counter()
     with read_ahead(reader.chunks(_AT_ONCE)) as chunks:
         for rows in chunks:
             interrupts.check()
@@ -166,7 +168,11 @@ def _fill(
             counts["rows"] += len(rows)
             counts["quarantined"] += len(rows) - len(scorable)
             if on_progress is not None:
-                on_progress(counts["rows"])
+                done, seconds = counts["rows"], perf_counter() - began
+                left = seconds * (1 / rows.fraction - 1) if rows.fraction else None
+                on_progress(
+                    Progress(done, counts["quarantined"], done, seconds, remaining=left)
+                )
     return counts
 
 

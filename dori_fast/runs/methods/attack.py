@@ -17,6 +17,7 @@ from dori_fast.attack import Dori
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import CopySimilarity, SmallPictures, replication
 from dori_fast.models import NeuronMask, WeightMask
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.store.durable import write_durably
 from dori_fast.runs.methods.row_runs import EachResult, run_each
 from dori_fast.runs.methods.image_files import Originals, open_originals
@@ -129,7 +130,7 @@ def attack(
     block: int = 16,
     limit: int | None = None,
     resume: Resume = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> AttackRun:
     """Attack every row's picture into a run directory, resumable block by block.
 
@@ -151,7 +152,7 @@ def attack(
         block: rows per block. It does not change the answers.
         limit: read only the first rows.
         resume: as in a scan.
-        on_progress: called with the rows done and those of them quarantined.
+        on_progress: called after each shard.
 
     Raises:
         UsageError: wrong arguments, or more rows than masks.

@@ -20,6 +20,7 @@ from dori_fast.finetune.adversarial import check_model
 from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.runs.methods.attack import masked_rows
 from dori_fast.runs.methods.cached_images import Drawn, Pairs, kept_pairs, kept_surrogates
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.store.durable import write_durably, write_folder_durably
 from dori_fast.runs.methods.prompt_image_rows import Pictured, read_pictured
 from dori_fast.runs.store.record import (
@@ -108,6 +109,7 @@ def fine_tune(
     resume: Resume = "auto",
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> FineTuned:
     """Train memorized pictures out of a copy of the model, or go on where a run was ended.
 
@@ -133,6 +135,7 @@ def fine_tune(
         resume: as in a scan.
         on_stage: is told what is done before the training.
         on_step: is told about every step.
+        on_progress: called after every step.
 
     Raises:
         UsageError: wrong arguments, or no row is left.
@@ -159,7 +162,9 @@ def fine_tune(
             others = run.surrogates(say)
             steps = 0
             if not (run.out / MODEL).exists():
-                steps = run.train(others, pairs, checkpoint_every, on_step, interrupts)
+                steps = run.train(
+                    others, pairs, checkpoint_every, on_step, on_progress, interrupts
+                )
             run.record.state = "done"
         finally:
             run.record.seconds += perf_counter() - began
@@ -257,6 +262,7 @@ class _Run:
         pairs: Pairs,
         checkpoint_every: int,
         on_step: Callable[[StepReport], None] | None,
+        on_progress: Callable[[Progress], None] | None,
         interrupts: Interrupts,
     ) -> int:
         """Train from the last checkpoint on and write the model; returns the steps done."""
@@ -265,6 +271,7 @@ class _Run:
         begun = 0 if last is None else last.step
         scalars = Scalars(self.out / SCALARS, begun)
         due: list[Checkpoint] = []
+        began = perf_counter()
 
         def told(report: StepReport) -> None:
             scalars.append(report.summary())
@@ -274,6 +281,8 @@ class _Run:
                 write_durably(path, due.pop().save)
             if on_step is not None:
                 on_step(report)
+            if on_progress is not None:
+                on_progress(self._progress(report, begun, perf_counter() - began))
             interrupts.check()
 
         tuned = self._method.run(
@@ -289,6 +298,17 @@ class _Run:
         )
         write_folder_durably(self.out / MODEL, tuned.save_pretrained)
         return self._method.steps - begun
+
+    def _progress(self, report: StepReport, begun: int, seconds: float) -> Progress:
+        computed = report.step - begun
+        return Progress(
+            done=report.step,
+            quarantined=len(self.refused),
+            computed=computed,
+            seconds=seconds,
+            total=report.steps,
+            remaining=seconds / computed * (report.steps - report.step),
+        )
 
 
 def _write(path: Path, text: str) -> None:

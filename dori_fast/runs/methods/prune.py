@@ -16,6 +16,7 @@ from dori_fast.errors import UsageError
 from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.store.durable import write_durably
 from dori_fast.runs.methods.row_runs import EachResult, run_each
 from dori_fast.runs.sources.open import file_sha256, open_prompts, prompts_on_disk
@@ -90,7 +91,7 @@ def prune(
     column: str | None = None,
     limit: int | None = None,
     resume: Resume = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> PruneResult:
     """Localize every prompt of an input into a run directory, resumable prompt by prompt.
 
@@ -106,7 +107,7 @@ def prune(
         column: the prompt column; found by itself if it has a usual name.
         limit: read only the first rows.
         resume: as in a scan.
-        on_progress: called with the rows done and those of them quarantined.
+        on_progress: called after each shard.
 
     Raises:
         UsageError: wrong arguments, no rows, or a model that the method cannot work on.

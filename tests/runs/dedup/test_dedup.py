@@ -19,6 +19,7 @@ import pytest
 from dori_fast.detect import Ren
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.errors import ScanInterrupted
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.errors import StorageError
 from dori_fast.runs.dedup.dedup import dedup
 from dori_fast.runs.dedup.join import join
@@ -233,7 +234,7 @@ def test_a_signal_leaves_nothing(model: Any, tmp_path: Path, number: int) -> Non
     prompts, before = tmp_path / "p.txt", signal.getsignal(number)
     prompts.write_text("".join(f"a cat {i}\n" for i in range(20_000)))
 
-    def read(rows: int) -> None:
+    def read(progress: Progress) -> None:
         os.kill(os.getpid(), number)
 
     with pytest.raises(ScanInterrupted, match=signal.Signals(number).name):

@@ -15,6 +15,7 @@ from dori_fast.prune import NeMo, NeuronMask, Wanda, WeightMask, stack
 from dori_fast.prune.nemo.published_csv import read_nemo_csv
 from dori_fast.report import draw_prune
 from dori_fast.runs.errors import ScanInterrupted
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.methods.prune import PruneResult, prune, read_statistics, save_pictures, statistics_of
 from tests.runs.inputs import csv_text, write
 
@@ -59,8 +60,8 @@ def test_rows_masks_and_table_agree(model: Any, prompts: Path, tmp_path: Path) -
 def test_an_interrupted_run_goes_on(model: Any, prompts: Path, tmp_path: Path) -> None:
     whole = found(model, prompts, tmp_path / "whole")
 
-    def stop(rows: int, quarantined: int) -> None:
-        if rows == 2:
+    def stop(progress: Progress) -> None:
+        if progress.done == 2:
             raise ScanInterrupted("test")
 
     with pytest.raises(ScanInterrupted):

@@ -1,4 +1,4 @@
-"""What dori_fast.runs.verify.verify finds in a finished run, and that nothing is found in a whole one."""
+"""Findings of verify in runs that were changed, and none in a whole one."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_killed_hung_and_faulty_workers_are_replaced(
         detector=detector,
         workers=2,
         watchdog=WATCHDOG,
-        on_progress=lambda progress: seen.append(progress.rows),
+        on_progress=lambda progress: seen.append(progress.done),
         **OPTIONS,
     )
     assert sorted(path.name for path in tmp_path.glob("*-0")) == ["device-0", "hang-0", "kill-0"]
@@ -279,7 +279,7 @@ def test_jobs_of_an_array_share_a_run(
         on_progress=seen.append,
         **OPTIONS,
     )
-    assert seen[-1].rows == 70 and seen[-1].remaining < seen[0].remaining
+    assert seen[-1].done == 70 and seen[-1].remaining < seen[0].remaining
     result = scanned(model, prompts, out, seeds=2, **OPTIONS)
     assert result.scored == 0
     assert violations(out, alone.out, finished=True) == []
