@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import dori_fast
+from dori_fast._version import __version__
 from dori_fast.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions of dori_fast, Python and the libraries that are installed."""
-    found = {"dori_fast": dori_fast.__version__, "python": platform.python_version()}
+    found = {"dori_fast": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
             found[name] = version(name)
