@@ -34,7 +34,7 @@ from dori_fast.runs.sources.read_ahead import read_ahead
 from dori_fast.runs.sources.rows import Reader
 from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.directory import Resume, RunDirectory
-from dori_fast.runs.store.job import Part
+from dori_fast.runs.store.job import Job
 from dori_fast.runs.store.record import (
     Counts,
     RunRecord,
@@ -75,8 +75,8 @@ def scan(
     workers: int | Literal["auto"] = 1,
     watchdog: float | None = None,
     engine: EngineName = "local",
-    num_shards: int = 1,
-    shard_id: int = 0,
+    num_jobs: int = 1,
+    job_id: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ScanResult:
     """Score every prompt of an input into a run directory, in constant memory.
@@ -119,9 +119,9 @@ def scan(
             block of rows, and at least 300.
         engine: where the workers are: "local", processes of this machine, or "ray", actors of a
             Ray cluster (see :class:`dori_fast.runs.workers.ray.Actors`), also if it is one.
-        num_shards: jobs that share the run, each with the same ``num_shards``; a call without it
-            afterwards checks that all is there and writes run.json.
-        shard_id: this job: it does the shards whose index leaves this remainder.
+        num_jobs: number of jobs that share the run. Afterwards a call without jobs checks that
+            every shard is there and completes run.json.
+        job_id: this job, from 0; it scores the shards with ``index % num_jobs == job_id``.
         on_progress: called about once a second.
 
     Raises:
@@ -133,7 +133,7 @@ def scan(
         ScanInterrupted: SIGINT or SIGTERM; the same call continues later.
         WorkerError: workers kept dying; what is committed is intact.
     """
-    part = Part(shard_id, num_shards)
+    job = Job(job_id, num_jobs)
     settings = checked(
         "scan",
         seeds=seeds,
@@ -185,7 +185,7 @@ def scan(
         schema = shard_schema(reader.schema, decided=decision is not None)
         doing = _engine(model, Work(chosen, decision, record.run_hash), settings)
         interrupts.check()
-        with RunDirectory(Path(out), record, schema, resume, part) as run:
+        with RunDirectory(Path(out), record, schema, resume, job) as run:
             _compare_threads(run)
             return _finish(run, reader, settings, doing, decision, interrupts, on_progress)
 
@@ -239,7 +239,7 @@ def _finish(
         state=state,
         decision=decision,
         evaluations=engine.evaluations,
-        merkle_root=run.seal() if run.part.whole else "",
+        merkle_root=run.seal() if run.job.alone else "",
     )
 
 

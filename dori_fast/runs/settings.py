@@ -15,6 +15,7 @@ from dori_fast.errors import UsageError
 from dori_fast.runs.sources.files import SUFFIXES, input_files
 from dori_fast.runs.sources.hub import HUB
 from dori_fast.runs.sources.rows import Reader, Rows
+from dori_fast.runs.store import shard_names
 from dori_fast.runs.store.directory import Resume
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _is_read(out: Path, prompts: str | Path) -> bool:
     if source.exists() or str(prompts).startswith(HUB):
         return False
     # a pattern, which is known by what it finds
-    shards = out / "shards"
+    shards = shard_names.directory(out)
     return any(file.path.absolute().is_relative_to(shards) for file in input_files(prompts))
 
 

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.sources.read_ahead import read_ahead
+from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.durable import disk_refusals, write_folder_durably
-from dori_fast.runs.sources.open import file_sha256, input_sha256, open_prompts
+from dori_fast.runs.sources.open import input_sha256, open_prompts
 from dori_fast.runs.sources.rows import Reader
 from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.settings import refuse_inside

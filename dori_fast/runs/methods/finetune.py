@@ -21,7 +21,11 @@ from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.runs.methods.attack import masked_rows
 from dori_fast.runs.methods.cached_images import Drawn, Pairs, kept_pairs, kept_surrogates
 from dori_fast.runs.progress import Progress
-from dori_fast.runs.store.durable import write_durably, write_folder_durably
+from dori_fast.runs.store.durable import (
+    write_durably,
+    write_folder_durably,
+    write_text_durably,
+)
 from dori_fast.runs.methods.prompt_image_rows import Pictured, read_pictured
 from dori_fast.runs.store.record import (
     SCHEMA_VERSION,
@@ -30,7 +34,7 @@ from dori_fast.runs.store.record import (
     library_versions,
     model_identity,
 )
-from dori_fast.runs.store.run_folder import Resume, RunFolder
+from dori_fast.runs.store.directory import LockedDirectory, Resume
 from dori_fast.runs.methods.step_log import Scalars
 from dori_fast.runs.signals import Interrupts, interruptible
 
@@ -154,7 +158,7 @@ def fine_tune(
         retained if isinstance(retained, Drawn) else _read_retained(retained, retained_images, size)
     )
     run = _Run(Path(out), Path(prompts), model, method, masks, drawing, memorized, kept)
-    with interruptible() as interrupts, RunFolder(run.out, run.record, resume) as folder:
+    with interruptible() as interrupts, LockedDirectory(run.out, run.record, resume) as folder:
         run.record.state = "interrupted"
         try:
             run.write_quarantine()
@@ -224,7 +228,7 @@ class _Run:
     def write_quarantine(self) -> None:
         """The rows that are left out, one a line."""
         text = "".join(json.dumps(row) + "\n" for row in self.refused)
-        write_durably(self.out / QUARANTINE, lambda file: _write(file, text))
+        write_text_durably(self.out / QUARANTINE, text)
 
     def retained(self, say: Callable[[str], None]) -> Pairs:
         """The pairs to keep."""
@@ -309,7 +313,3 @@ class _Run:
             total=report.steps,
             remaining=seconds / computed * (report.steps - report.step),
         )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

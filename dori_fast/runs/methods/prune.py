@@ -17,9 +17,10 @@ from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.durable import write_durably
 from dori_fast.runs.methods.row_runs import EachResult, run_each
-from dori_fast.runs.sources.open import file_sha256, open_prompts, prompts_on_disk
+from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.store.directory import Resume
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from dori_fast.errors import UsageError
 from dori_fast.runs.sources.arrow import ArrowFile
 from dori_fast.runs.sources.csv import CsvFile
+from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.durable import disk_refusals
 from dori_fast.runs.sources.files import SUFFIXES, InputFile, input_files
 from dori_fast.runs.sources.jsonl import JsonLines
@@ -25,7 +26,6 @@ from dori_fast.runs.sources.where import EVERYTHING, Selection
 from dori_fast.runs.sources.filtered import Selected
 from dori_fast.runs.sources.tar import TarFile, tar_sha256
 
-_BLOCK = 1 << 20
 
 
 def open_prompts(
@@ -96,15 +96,6 @@ def prompts_on_disk(prompts: str | Path | Iterable[object]) -> Iterator[Path]:
                 # a value that JSON cannot hold is no text either, and is quarantined as such
                 file.write(json.dumps({"prompt": prompt}, default=lambda _: {}) + "\n")
         yield path
-
-
-def file_sha256(path: Path, stopped: threading.Event | None = None) -> str:
-    """The sha256 of a file's bytes, in hexadecimal, or of those read before it was ``stopped``."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while (read := file.readinto(block)) and not (stopped and stopped.is_set()):
-            digest.update(block[:read])
-    return digest.hexdigest()
 
 
 def _content_sha256(path: Path, stopped: threading.Event) -> str:

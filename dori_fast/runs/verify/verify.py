@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.sources.open import file_sha256, input_sha256
+from dori_fast.runs.sources.open import input_sha256
+from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.manifest import MANIFEST, REPORT, Manifest, result_files
 from dori_fast.runs.store.record import RunRecord, hash_identity, model_identity
 from dori_fast.runs.store.shard import Footer, check_shard, shard_columns

@@ -69,7 +69,7 @@ class Ledger:
             return self._returned.popleft()
         for index, rows in self._chunks:
             self.fraction, self.rows = rows.fraction, rows.first + len(rows)
-            if not self._run.part.has(index):
+            if not self._run.job.has(index):
                 self.passed += len(rows)
                 continue
             self.shards.append(index)

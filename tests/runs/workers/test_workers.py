@@ -260,8 +260,7 @@ def test_jobs_of_an_array_share_a_run(
 ) -> None:
     out = tmp_path / "run"
     jobs = [
-        scanned(model, prompts, out, seeds=2, num_shards=3, shard_id=job, **OPTIONS)
-        for job in (2, 0)
+        scanned(model, prompts, out, seeds=2, num_jobs=3, job_id=job, **OPTIONS) for job in (2, 0)
     ]
     assert [path.name for path in jobs[0].shards[:2]] == [
         "part-00002.parquet",
@@ -274,8 +273,8 @@ def test_jobs_of_an_array_share_a_run(
         prompts,
         out,
         seeds=2,
-        num_shards=3,
-        shard_id=1,
+        num_jobs=3,
+        job_id=1,
         on_progress=seen.append,
         **OPTIONS,
     )
@@ -283,8 +282,8 @@ def test_jobs_of_an_array_share_a_run(
     result = scanned(model, prompts, out, seeds=2, **OPTIONS)
     assert result.scored == 0
     assert violations(out, alone.out, finished=True) == []
-    with pytest.raises(UsageError, match="shard_id=3 of num_shards=3 — jobs are numbered from 0"):
-        scanned(model, prompts, out, num_shards=3, shard_id=3)
+    with pytest.raises(UsageError, match="job_id=3 of num_jobs=3; number the jobs from 0 to 2"):
+        scanned(model, prompts, out, num_jobs=3, job_id=3)
 
 
 def test_what_cannot_be_sent_is_refused(model: Any, prompts: Path, tmp_path: Path) -> None:
