@@ -37,9 +37,9 @@ from dori_fast.cli.options import (
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
-    from dori_fast.runs.calibrate import Decision
     from dori_fast.runs.estimate import Estimate
     from dori_fast.runs.result import ScanResult
+    from dori_fast.runs.scoring.decision import Decision
 
 
 def scan(

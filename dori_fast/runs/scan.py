@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dori_fast.errors import UsageError
 from dori_fast.evaluate.futility import futility_bound
-from dori_fast.runs.calibrate import CalibrationRecord, Decision
+from dori_fast.runs.calibrate import check_comparable, read_calibration
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.result import ScanResult
+from dori_fast.runs.scoring.decision import CalibrationRecord, Decision
 from dori_fast.runs.scoring.device_name import device_name
 from dori_fast.runs.scoring.score import shard_schema
 from dori_fast.runs.settings import (
@@ -308,8 +309,8 @@ def _decision(
             raise UsageError("scan: a false-positive rate needs a calibration — see calibrate")
         return None
     if not isinstance(calibration, CalibrationRecord):
-        calibration = CalibrationRecord.read(calibration)
-    calibration.check(detector, model)
+        calibration = read_calibration(calibration)
+    check_comparable(calibration, detector, model)
     return Decision(calibration, fpr)
 
 

@@ -13,7 +13,7 @@ from dori_fast.runs.workers.ledger import Lease, Ledger
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
-    from dori_fast.runs.calibrate import Decision
+    from dori_fast.runs.scoring.decision import Decision
 
 
 @dataclass(frozen=True)
