@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dori_fast.errors import IntegrityError
 from dori_fast.runs.store.durable import write_durably
 
+SAME_COMMAND = "; run the same command again"
+"""Remedy at the end of an error of :func:`shard_columns`."""
 _FOOTER_KEY = b"dori_fast"
 
 
@@ -101,9 +103,9 @@ def shard_columns(path: Path) -> pa.Schema:
         known = "row_id" in schema.names
     # a flipped bit may make a column name invalid UTF-8
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{path}: no readable shard; run the same command again") from error
+        raise IntegrityError(f"{path}: no readable shard{SAME_COMMAND}") from error
     if not known:
-        raise IntegrityError(f"{path}: has no column row_id; run the same command again")
+        raise IntegrityError(f"{path}: has no column row_id{SAME_COMMAND}")
     return schema
 
 

@@ -13,7 +13,8 @@ import pytest
 import dori_fast
 from dori_fast.errors import UsageError
 from dori_fast.runs.store.manifest import Manifest, list_report, seal
-from dori_fast.runs.verify.verify import Verification, verify
+from dori_fast.runs.verify.result import Verification
+from dori_fast.runs.verify.verify import verify
 from tests.runs.scanning import scanned
 from tests.tiny_model import save_tiny_sd
 
@@ -284,4 +285,4 @@ def test_wrong_arguments(run: Path, options: dict[str, Any], message: str) -> No
 def test_findings_name_place_and_next_command(run: Path) -> None:
     (run / SHARD).unlink()
     seen: Verification = verify(run, files_only=True)
-    assert str(seen.findings[0]).startswith(f"{SHARD}: missing — run the command that made {run}")
+    assert str(seen.findings[0]).startswith(f"{SHARD}: missing; run the command that made {run}")
