@@ -1,8 +1,7 @@
-"""Text from data, made harmless to whoever reads it; names in the order of their numbers."""
+"""Text from data, made harmless to whoever reads it."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
 
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -15,12 +14,6 @@ def harmless(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(c) for c in text)
-
-
-def by_number(name: str) -> tuple[int, str]:
-    """A key to sort names such as ``part-99999`` and ``part-100000`` with; without number first."""
-    number = re.search(r"[0-9]+", name)
-    return (int(number[0]) if number else -1, name)
 
 
 def _escaped(character: str) -> str:

@@ -29,7 +29,8 @@ from benchmarks.speed.end_to_end import PROMPTS
 from dori_fast.evaluate import Interval
 from dori_fast.evaluate.futility import futility_bound
 from dori_fast.evaluate.rates import clopper_pearson
-from dori_fast.runs.calibrate import Decision, calibrate
+from dori_fast.runs.calibrate import calibrate
+from dori_fast.runs.scoring.decision import Decision
 from recipes.training.finetuned import reproduced
 
 RESULTS = harness.RESULTS / "quality" / "cascade.json"

@@ -127,7 +127,7 @@ def prune(
             column=column,
             limit=limit,
             resume=resume,
-            on_progress=lambda rows, bad: status.line(f"{rows:,} prompts, {bad:,} quarantined"),
+            on_progress=status.progress,
         )
         if pictures:
             save_images(result, loaded, pictures, seeds=range(4))

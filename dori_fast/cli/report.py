@@ -50,7 +50,7 @@ def report(
     quiet_libraries()
     with reported(debug), Status() as status:
         from dori_fast.runs.methods.top_images import draw_top_images
-        from dori_fast.runs.store.durable import write_durably
+        from dori_fast.runs.store.durable import write_text_durably
         from dori_fast.runs.store.manifest import REPORT, list_report
         from dori_fast.runs.store.reopen import open_run
 
@@ -72,7 +72,7 @@ def report(
             draw_top_images(loaded, stored, pictures, range(seeds), steps=steps, guidance=guidance)
         text = _page(run, kind, stored, top, read_labels(label, positive))
         path = out or run / REPORT
-        write_durably(path, lambda file: _write(file, text))
+        write_text_durably(path, text)
         if path == stored.root / REPORT:
             list_report(stored.root)
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -111,7 +111,3 @@ def _require_scan(run: Path, kind: str, options: dict[str, object]) -> None:
     given = [name for name, value in options.items() if value]
     if kind != "scan" and given:
         raise UsageError(f"report: {given[0]} is for scans; {run} is of dori-fast {kind}")
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

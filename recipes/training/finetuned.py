@@ -14,6 +14,7 @@ from dori_fast.evaluate import SmallPictures
 from dori_fast.finetune import Adversarial, Checkpoint, StepReport, surrogates
 from dori_fast.models import Denoiser, load
 from dori_fast.prune import Wanda
+from dori_fast.runs.store.durable import write_durably
 from recipes.pictures.scenes import OBJECTS, caption, sample_scene
 
 # hides the photographs, so that what the model then draws for their prompts are surrogates
@@ -64,7 +65,7 @@ def retrain(
         surrogates=others,
         retained=retained_pairs(model, drawn),
         on_step=on_step,
-        on_checkpoint=lambda state: state.save(path),
+        on_checkpoint=lambda state: write_durably(path, state.save),
         checkpoint_every=_CHECKPOINT_EVERY,
         resume=Checkpoint.load(path) if path.exists() else None,
     )

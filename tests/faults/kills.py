@@ -64,9 +64,12 @@ def _excess(lab: Lab, kills: list[dict[str, Any]]) -> int:
 
 
 def _write_in_place() -> None:
-    """Break the commit on purpose: the file grows under its final name."""
+    """Break the commit on purpose: a shard grows under its final name."""
+    whole_or_absent = durable.write_durably
 
     def broken(path: Path, write: Callable[[Path], None]) -> None:
+        if path.suffix != ".parquet":
+            return whole_or_absent(path, write)
         whole = path.with_name("whole.tmp")
         write(whole)
         data = whole.read_bytes()

@@ -18,7 +18,7 @@ from dori_fast.finetune import StepReport
 from dori_fast.models import Denoiser, NeuronMask, WeightMask, load
 from dori_fast.runs.methods.prune import prune
 from dori_fast.runs.scan import scan
-from dori_fast.runs.store.durable import write_durably
+from dori_fast.runs.store.durable import write_durably, write_text_durably
 from dori_fast.runs.store.record import differences, model_identity
 from recipes.training.finetuned import HOW, reproduced, retrain
 
@@ -152,7 +152,7 @@ def same_or_new(path: Path, record: Mapping[str, Any]) -> None:
                 " — use another --out, or the earlier settings"
             )
     text = json.dumps(record, indent=1) + "\n"
-    write_durably(path, lambda file: _write_text(file, text))
+    write_text_durably(path, text)
 
 
 def once(path: Path, compute: Callable[[], dict[str, NDArray[Any]]]) -> None:
@@ -180,7 +180,3 @@ def _judged(
     drawn = found.pictures
     assert drawn is not None  # noqa: S101
     return {f"similarity {step}": found.similarity, f"pictures {step}": drawn[:, 0]}
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

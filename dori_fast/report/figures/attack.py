@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from dori_fast._text import by_number
 from dori_fast.errors import UsageError
 
 FIGURE = "attack.png"
@@ -29,10 +28,9 @@ def draw_attack(run: str | Path, threshold: float) -> Path:
         UsageError: the directory holds no attacked rows.
     """
     run = Path(run)
-    found = (run / "shards").glob("part-*.parquet")
-    shards = sorted(found, key=lambda shard: by_number(shard.name))
+    shards = (run / "shards").glob("*.parquet")
     rows = [row for shard in shards for row in pq.read_table(shard, partitioning=None).to_pylist()]
-    rows = [row for row in rows if row.get("embedding")]
+    rows = sorted((row for row in rows if row.get("embedding")), key=lambda row: row["row_id"])
     if not rows:
         raise UsageError(f"{run}: no attacked rows — run dori-fast attack first")
     _draw(rows, threshold, run / FIGURE)

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from dori_fast._text import by_number
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.report.figures.grid import Group, picture_grid
@@ -29,11 +28,11 @@ def draw_prune(run: str | Path) -> list[Path]:
         UsageError: the directory holds no finished localization.
     """
     run = Path(run)
-    found = (run / "shards").glob("part-*.parquet")
-    shards = sorted(found, key=lambda shard: by_number(shard.name))
+    shards = list((run / "shards").glob("*.parquet"))
     if not shards or not (run / "masks.safetensors").exists():
         raise UsageError(f"{run}: no finished localization — run dori-fast prune first")
     rows = [row for shard in shards for row in pq.read_table(shard, partitioning=None).to_pylist()]
+    rows.sort(key=lambda row: row["row_id"])
     written = [run / LAYERS]
     if "refined" in rows[0]:
         _draw_neurons(rows, NeuronMask.load(run / "masks.safetensors").layers, run / LAYERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.dedup.token_table import TokenTable, database
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.settings import refuse_inside
 from dori_fast.runs.signals import Interrupts, interruptible
-from dori_fast.runs.sources.open import file_sha256, input_sha256, open_prompts
+from dori_fast.runs.sources.open import input_sha256, open_prompts
 from dori_fast.runs.sources.read_ahead import read_ahead
 from dori_fast.runs.sources.rows import Reader
 from dori_fast.runs.sources.where import Selection
+from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.durable import disk_refusals, write_folder_durably
 
 if TYPE_CHECKING:
@@ -75,7 +78,7 @@ def dedup(
     where: Sequence[str] = (),
     keep: Sequence[str] | None = None,
     memory: str = MEMORY,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> DedupRecord:
     """Find the rows of an input that are the same to a model, in bounded memory.
 
@@ -92,7 +95,7 @@ def dedup(
             ``unique_row`` of every row; ``dedup.json`` is the record.
         column, where, keep: as in a scan.
         memory: memory of the table, which spills the rest to the disk beside ``out``; default 1GB.
-        on_progress: called with the number of rows read.
+        on_progress: called after every 8,192 rows.
 
     Raises:
         UsageError: as in a scan; ``out`` exists or cannot be made, or DuckDB is not installed.
@@ -158,10 +161,10 @@ def _fill(
     model: Denoiser,
     reader: Reader,
     interrupts: Interrupts,
-    on_progress: Callable[[int], None] | None,
+    on_progress: Callable[[Progress], None] | None,
 ) -> dict[str, int]:
     """Put all rows into the table; return the counts of the record."""
-    counts = {"rows": 0, "unique": 0, "quarantined": 0}
+    counts, began = {"rows": 0, "unique": 0, "quarantined": 0}, perf_counter()
     with read_ahead(reader.chunks(_AT_ONCE)) as chunks:
         for rows in chunks:
             interrupts.check()
@@ -172,7 +175,9 @@ def _fill(
             counts["rows"] += len(rows)
             counts["quarantined"] += len(rows) - len(scorable)
             if on_progress is not None:
-                on_progress(counts["rows"])
+                done, seconds = counts["rows"], perf_counter() - began
+                left = seconds * (1 / rows.fraction - 1) if rows.fraction else None
+                on_progress(Progress(done, counts["quarantined"], done, seconds, remaining=left))
     return counts
 
 

@@ -11,15 +11,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dori_fast._text import by_number
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.dedup.dedup import MEMORY, ROWS, UNIQUE, DedupRecord, tokenizer_files
 from dori_fast.runs.dedup.token_table import batches, database, import_duckdb
 from dori_fast.runs.scoring.score import shard_schema
 from dori_fast.runs.signals import interruptible
-from dori_fast.runs.sources.open import file_sha256, input_sha256, open_prompts
+from dori_fast.runs.sources.open import input_sha256, open_prompts
 from dori_fast.runs.sources.rows import Reader, Rows
 from dori_fast.runs.sources.where import Selection
+from dori_fast.runs.store import shard_names
+from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.durable import write_durably
 from dori_fast.runs.store.record import RunRecord
 from dori_fast.runs.store.shard import as_stored, check_shard
@@ -130,8 +131,7 @@ def _shards(folder: Path, run: Path, record: RunRecord, known: DedupRecord) -> l
     identity = record.identity
     unique = open_prompts(folder / UNIQUE, identity["column"])
     schema = as_stored(shard_schema(unique.schema, record.threshold is not None))
-    found = (run / "shards").glob("part-*.parquet")
-    paths = sorted(found, key=lambda path: by_number(path.name))
+    paths = shard_names.paths(run)
     rows = 0
     for index, path in enumerate(paths):
         first = index * int(identity["shard_size"])

@@ -20,6 +20,7 @@ from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.runs.methods.image_files import ImageOfRow, open_images
 from dori_fast.runs.methods.prune import EMBEDDINGS, MASKS
 from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.sources.rows import Rows
 from dori_fast.runs.store.directory import Resume
@@ -129,7 +130,7 @@ def attack(
     block: int = 16,
     limit: int | None = None,
     resume: Resume = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> AttackRun:
     """Attack every row's image into a run directory, resumable block by block.
 
@@ -151,7 +152,7 @@ def attack(
         block: rows per block, without effect on the results; default 16.
         limit: number of rows to read; default: all.
         resume: as in a scan.
-        on_progress: called after each block with the number of rows done and of quarantined rows.
+        on_progress: called after each shard.
 
     Raises:
         UsageError: wrong arguments, or more rows than masks.

@@ -22,8 +22,14 @@ from dori_fast.runs.methods.attack import masked_rows
 from dori_fast.runs.methods.cached_images import DrawnPairs, Pairs, cached_pairs, cached_surrogates
 from dori_fast.runs.methods.prompt_image_rows import PromptImageRows, read_prompt_images
 from dori_fast.runs.methods.step_log import StepLog
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.signals import Interrupts, interruptible
-from dori_fast.runs.store.durable import write_durably, write_folder_durably
+from dori_fast.runs.store.directory import LockedDirectory, Resume
+from dori_fast.runs.store.durable import (
+    write_durably,
+    write_folder_durably,
+    write_text_durably,
+)
 from dori_fast.runs.store.record import (
     SCHEMA_VERSION,
     RunRecord,
@@ -31,7 +37,6 @@ from dori_fast.runs.store.record import (
     library_versions,
     model_identity,
 )
-from dori_fast.runs.store.run_folder import Resume, RunFolder
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser
@@ -108,6 +113,7 @@ def fine_tune(
     resume: Resume = "auto",
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> FineTuned:
     """Train memorized images out of a copy of the model, or resume an interrupted run.
 
@@ -133,6 +139,7 @@ def fine_tune(
         resume: as in a scan.
         on_stage: called with the name of each stage before the training.
         on_step: called with the report of each step.
+        on_progress: called after every step.
 
     Raises:
         UsageError: wrong arguments, or no row is left.
@@ -154,7 +161,7 @@ def fine_tune(
         kept = read_prompt_images(retained, folder, size)
     run = _Run(Path(out), model, method, masks, drawing or Drawing(), memorized, kept, say)
     record = run.record(Path(prompts))
-    with interruptible() as interrupts, RunFolder(run.out, record, resume) as directory:
+    with interruptible() as interrupts, LockedDirectory(run.out, record, resume) as directory:
         record.state = "interrupted"
         try:
             run.write_quarantine()
@@ -162,7 +169,7 @@ def fine_tune(
             others = run.surrogates(record.run_hash)
             steps = 0
             if not (run.out / MODEL).exists():
-                steps = run.train(others, pairs, checkpoint_every, on_step, interrupts)
+                steps = run.train(others, pairs, checkpoint_every, on_step, on_progress, interrupts)
             record.state = "done"
         finally:
             record.seconds += perf_counter() - began
@@ -221,7 +228,7 @@ class _Run:
     def write_quarantine(self) -> None:
         """Write the rows that are left out, one per line."""
         text = "".join(json.dumps(row) + "\n" for row in self.refused)
-        write_durably(self.out / QUARANTINE, lambda file: _write(file, text))
+        write_text_durably(self.out / QUARANTINE, text)
 
     def retained(self, run_hash: str) -> Pairs:
         """The retained pairs."""
@@ -259,6 +266,7 @@ class _Run:
         pairs: Pairs,
         checkpoint_every: int,
         on_step: Callable[[StepReport], None] | None,
+        on_progress: Callable[[Progress], None] | None,
         interrupts: Interrupts,
     ) -> int:
         """Train from the last checkpoint, write the model and return the number of steps done."""
@@ -267,6 +275,7 @@ class _Run:
         begun = 0 if last is None else last.step
         log = StepLog(self.out / SCALARS, begun)
         due: list[Checkpoint] = []
+        began = perf_counter()
 
         def step_done(report: StepReport) -> None:
             log.append(report.summary())
@@ -276,6 +285,8 @@ class _Run:
                 write_durably(path, due.pop().save)
             if on_step is not None:
                 on_step(report)
+            if on_progress is not None:
+                on_progress(self._progress(report, begun, perf_counter() - began))
             interrupts.check()
 
         tuned = self.method.run(
@@ -292,6 +303,13 @@ class _Run:
         write_folder_durably(self.out / MODEL, tuned.save_pretrained)
         return self.method.steps - begun
 
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    def _progress(self, report: StepReport, begun: int, seconds: float) -> Progress:
+        computed = report.step - begun
+        return Progress(
+            done=report.step,
+            quarantined=len(self.refused),
+            computed=computed,
+            seconds=seconds,
+            total=report.steps,
+            remaining=seconds / computed * (report.steps - report.step),
+        )

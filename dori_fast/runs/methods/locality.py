@@ -23,7 +23,7 @@ from dori_fast.evaluate.locality import (
 from dori_fast.runs.methods.attack import read_masks
 from dori_fast.runs.methods.prune import read_embeddings
 from dori_fast.runs.sources.open import open_prompts
-from dori_fast.runs.store.durable import write_durably
+from dori_fast.runs.store.durable import write_text_durably
 from dori_fast.runs.store.record import RunRecord
 
 if TYPE_CHECKING:
@@ -90,12 +90,8 @@ def locality(
     }
     Path(out).mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1) + "\n"
-    write_durably(Path(out) / RESULTS, lambda file: _write(file, text))
+    write_text_durably(Path(out) / RESULTS, text)
     return results
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _prompts(path: str | Path, limit: int) -> list[str]:

@@ -17,7 +17,9 @@ from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
 from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
-from dori_fast.runs.sources.open import file_sha256, open_prompts, prompts_on_disk
+from dori_fast.runs.progress import Progress
+from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
+from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.directory import Resume
 from dori_fast.runs.store.durable import write_durably
 
@@ -90,7 +92,7 @@ def prune(
     column: str | None = None,
     limit: int | None = None,
     resume: Resume = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> PruneResult:
     """Localize every prompt of an input into a run directory, resumable prompt by prompt.
 
@@ -106,7 +108,7 @@ def prune(
         column: the prompt column; default: the first usual name.
         limit: number of rows to read; default: all.
         resume: as in a scan.
-        on_progress: called after each row with the number of rows done and of quarantined rows.
+        on_progress: called after each shard.
 
     Raises:
         UsageError: wrong arguments, no rows, or a model that the method does not support.

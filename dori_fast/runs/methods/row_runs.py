@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.settings import checked, limited
 from dori_fast.runs.signals import interruptible
 from dori_fast.runs.sources.open import input_sha256
 from dori_fast.runs.sources.rows import Reader, Rows
 from dori_fast.runs.store.directory import Resume, RunDirectory
-from dori_fast.runs.store.record import RunRecord, hash_identity, library_versions, make_identity
+from dori_fast.runs.store.record import (
+    Counts,
+    RunRecord,
+    hash_identity,
+    library_versions,
+    make_identity,
+)
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser
@@ -63,7 +70,7 @@ def run_rows(
     at_once: int = 1,
     limit: int | None = None,
     resume: Resume = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> RowRunResult:
     """Compute result columns for every row of an input, resumably.
 
@@ -78,7 +85,7 @@ def run_rows(
         at_once: rows per shard; default 1.
         limit: number of rows to read; default: all.
         resume: as in a scan.
-        on_progress: called after each shard with the number of rows done and of quarantined rows.
+        on_progress: called after each shard.
 
     Raises:
         UsageError, IntegrityError, StorageError, ScanInterrupted: as in a scan.
@@ -119,7 +126,8 @@ def run_rows(
                 record.counts.ok += footer.rows - footer.quarantined
                 shards.append(run.path(index))
                 if on_progress is not None:
-                    on_progress(record.counts.rows, record.counts.quarantined)
+                    seconds = perf_counter() - began
+                    on_progress(_progress(record.counts, done, seconds, rows.fraction))
             record.state = "done"
         finally:
             record.seconds += perf_counter() - began
@@ -128,6 +136,17 @@ def run_rows(
             run.save_record()
         run.seal()
     return RowRunResult(out, shards, done, perf_counter() - began)
+
+
+def _progress(counts: Counts, computed: int, seconds: float, fraction: float) -> Progress:
+    share = fraction * computed / max(1, counts.rows)
+    return Progress(
+        done=counts.rows,
+        quarantined=counts.quarantined,
+        computed=computed,
+        seconds=seconds,
+        remaining=seconds * (1 - fraction) / share if share > 0 else None,
+    )
 
 
 def _schema(reader: Reader, columns: pa.Schema) -> pa.Schema:

@@ -17,7 +17,7 @@ class StepLog:
         self._path = path
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         kept = b"".join(line for line in lines if _step(line, after + 1) <= after)
-        write_durably(path, lambda file: _write(file, kept))
+        write_durably(path, lambda file: file.write_bytes(kept))
 
     def append(self, scalars: dict[str, Any]) -> None:
         """Add a line. It survives the process; only :meth:`sync` makes it survive a power cut."""
@@ -35,7 +35,3 @@ def _step(line: bytes, unknown: int) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return unknown
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)

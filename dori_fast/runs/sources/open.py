@@ -24,9 +24,8 @@ from dori_fast.runs.sources.rows import Reader
 from dori_fast.runs.sources.tar import TarFile, tar_sha256
 from dori_fast.runs.sources.text import PlainText, TextReader
 from dori_fast.runs.sources.where import EVERYTHING, Selection
+from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.durable import disk_refusals
-
-_BLOCK = 1 << 20
 
 
 def open_prompts(
@@ -97,15 +96,6 @@ def prompts_on_disk(prompts: str | Path | Iterable[object]) -> Iterator[Path]:
                 # a value that JSON cannot hold is no text, and is quarantined as an object
                 file.write(json.dumps({"prompt": prompt}, default=lambda _: {}) + "\n")
         yield path
-
-
-def file_sha256(path: Path, stopped: threading.Event | None = None) -> str:
-    """The hexadecimal sha256 of a file's bytes, or of those read before ``stopped`` was set."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while (read := file.readinto(block)) and not (stopped and stopped.is_set()):
-            digest.update(block[:read])
-    return digest.hexdigest()
 
 
 def _content_sha256(path: Path, stopped: threading.Event) -> str:

@@ -22,6 +22,7 @@ from dori_fast.runs.dedup.dedup import dedup
 from dori_fast.runs.dedup.join import join
 from dori_fast.runs.dedup.token_table import batches, database
 from dori_fast.runs.errors import ScanInterrupted, StorageError
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.store.shard import read_footer
 from tests.runs.inputs import NASTY
 from tests.runs.scanning import scanned
@@ -232,7 +233,7 @@ def test_a_signal_leaves_nothing(model: Any, tmp_path: Path, number: int) -> Non
     prompts, before = tmp_path / "p.txt", signal.getsignal(number)
     prompts.write_text("".join(f"a cat {i}\n" for i in range(20_000)))
 
-    def read(rows: int) -> None:
+    def read(progress: Progress) -> None:
         os.kill(os.getpid(), number)
 
     with pytest.raises(ScanInterrupted, match=signal.Signals(number).name):

@@ -20,6 +20,7 @@ from dori_fast.report import draw_attack
 from dori_fast.runs.errors import ScanInterrupted
 from dori_fast.runs.methods.attack import AttackRun, Judging, attack, read_masks
 from dori_fast.runs.methods.image_files import read_image
+from dori_fast.runs.progress import Progress
 from tests.runs.inputs import csv_text, write
 
 PROMPTS = ["a cup of coffee", "the cat", "a dog", "x" * 1_000_001, "another cat"]
@@ -97,8 +98,8 @@ def test_an_interrupted_run_goes_on(
     def run(name: str, **more: Any) -> AttackRun:
         return attack(model, prompts, folder, out=tmp_path / name, block=1, **HOW, **more)
 
-    def stop(rows: int, quarantined: int) -> None:
-        if rows == 1:
+    def stop(progress: Progress) -> None:
+        if progress.done == 1:
             raise ScanInterrupted("test")
 
     with pytest.raises(ScanInterrupted):

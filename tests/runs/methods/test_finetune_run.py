@@ -26,6 +26,7 @@ from dori_fast.runs.errors import ScanInterrupted, StorageError
 from dori_fast.runs.methods.cached_images import DrawnPairs
 from dori_fast.runs.methods.finetune import Drawing, FineTuned, fine_tune
 from dori_fast.runs.methods.step_log import StepLog
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.store.reopen import open_run
 from tests.runs.inputs import csv_text, write
 
@@ -143,8 +144,12 @@ def test_an_interrupted_run_goes_on(place: Place, step: int, left: int) -> None:
         place.run(name, on_step=stop_after(step))
     assert place.state(name) == "interrupted" and not (place.root / name / "model").exists()
     assert len(place.lines(name)[0].splitlines()) == step
-    again = place.run(name)
+    seen: list[Progress] = []
+    again = place.run(name, on_progress=seen.append)
     assert again.steps == left
+    told = [(p.done, p.total, p.quarantined, p.computed) for p in seen]
+    assert told == [(7 - left + n, 7, 1, n) for n in range(1, left + 1)]
+    assert all(p.remaining == 0 for p in seen[-1:])
     assert place.weights(name) == place.weights("whole")
     assert place.lines(name) == place.lines("whole") and place.state(name) == "done"
 

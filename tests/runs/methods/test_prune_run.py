@@ -22,6 +22,7 @@ from dori_fast.runs.methods.prune import (
     save_images,
     statistics_of,
 )
+from dori_fast.runs.progress import Progress
 from tests.runs.inputs import csv_text, write
 
 TOO_LONG = "x" * 1_000_001
@@ -65,8 +66,8 @@ def test_rows_masks_and_table_agree(model: Any, prompts: Path, tmp_path: Path) -
 def test_an_interrupted_run_goes_on(model: Any, prompts: Path, tmp_path: Path) -> None:
     whole = found(model, prompts, tmp_path / "whole")
 
-    def stop(rows: int, quarantined: int) -> None:
-        if rows == 2:
+    def stop(progress: Progress) -> None:
+        if progress.done == 2:
             raise ScanInterrupted("test")
 
     with pytest.raises(ScanInterrupted):

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dori_fast.errors import UsageError
-from dori_fast.runs.sources.open import file_sha256, input_sha256, open_prompts, prompts_on_disk
+from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
+from dori_fast.runs.store.digest import file_sha256
 from tests.runs.inputs import TEXT, codes, prompts, read_all, write
 
 
