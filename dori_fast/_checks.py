@@ -6,6 +6,7 @@ fails: TypeError for a wrong type, ValueError for a wrong shape, dtype, device o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -68,6 +69,11 @@ def constant(op: str, argument: str, value: Tensor) -> None:
     """Reject a tensor whose gradient would be lost while gradients are recorded; ValueError."""
     if value.requires_grad and torch.is_grad_enabled():
         reject(op, argument, "without gradient (detach it, or use torch.no_grad)", "requires_grad")
+
+
+def seed_tuple(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """The seeds 0..n-1 of a number n, or the given seeds."""
+    return tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
 
 
 def shape_of(value: Tensor) -> list[int]:

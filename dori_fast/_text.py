@@ -1,8 +1,7 @@
-"""Escape unsafe characters in text from data; sort names by their numbers."""
+"""Escape unsafe characters in text from data."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
 
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -15,15 +14,6 @@ def harmless(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(c) for c in text)
-
-
-def by_number(name: str) -> tuple[int, str]:
-    """Return a sort key for names such as ``part-99999`` and ``part-100000``.
-
-    Names without a number come first.
-    """
-    number = re.search(r"[0-9]+", name)
-    return (int(number[0]) if number else -1, name)
 
 
 def _escaped(character: str) -> str:

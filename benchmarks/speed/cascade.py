@@ -30,7 +30,8 @@ from dori_fast.demo.facts import reproduced
 from dori_fast.evaluate import Interval
 from dori_fast.evaluate.futility import futility_bound
 from dori_fast.evaluate.rates import clopper_pearson
-from dori_fast.runs.calibrate import Decision, calibrate
+from dori_fast.runs.calibrate import calibrate
+from dori_fast.runs.scoring.decision import Decision
 
 RESULTS = harness.RESULTS / "quality" / "cascade.json"
 SEEDS, PEER_PROMPTS, MEMORIZED_SHARE = 4, 32, 0.01

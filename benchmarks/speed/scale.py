@@ -74,7 +74,7 @@ def measure(prompts: Path, rows: int, name: str) -> dict[str, Any]:
     seen: list[tuple[int, int, int]] = []
 
     def look(progress: Progress) -> None:
-        seen.append((progress.rows, process.memory_info().rss, process.num_fds()))
+        seen.append((progress.done, process.memory_info().rss, process.num_fds()))
 
     def scan() -> tuple[df.ScanResult, float]:
         began = perf_counter()

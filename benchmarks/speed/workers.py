@@ -75,8 +75,8 @@ def rate(model: df.Denoiser, detector: Any, prompts: Path, size: int, engine: st
             on_progress=seen.append,
         )
     rows = result.counts.rows
-    inner = [p for p in seen if BEGIN <= p.rows / rows <= END]
-    return (inner[-1].rows - inner[0].rows) / (inner[-1].seconds - inner[0].seconds)
+    inner = [p for p in seen if BEGIN <= p.done / rows <= END]
+    return (inner[-1].done - inner[0].done) / (inner[-1].seconds - inner[0].seconds)
 
 
 def main(arguments: list[str] | None = None) -> int:

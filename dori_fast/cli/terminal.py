@@ -90,7 +90,7 @@ class Status(logging.Handler):
             self._write(_CLEAR)
 
     def progress(self, progress: Progress) -> None:
-        """Show the progress of a scan."""
+        """Show the progress of a run over rows."""
         self.line(_describe(progress))
 
     def line(self, text: str) -> None:
@@ -119,7 +119,7 @@ class Status(logging.Handler):
 def _describe(progress: Progress) -> str:
     left = "?" if progress.remaining is None else _clock(progress.remaining)
     return (
-        f"{progress.rows:,} rows, {progress.rate:,.1f} rows/s, ETA {left},"
+        f"{progress.done:,} rows, {progress.rate:,.1f} rows/s, ETA {left},"
         f" {progress.quarantined:,} quarantined"
     )
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
 
@@ -121,7 +122,7 @@ def seed_list(name: str, seeds: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         UsageError: none, or one that is not in 0..2^63-1.
     """
-    found = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+    found = seed_tuple(seeds)
     if not found or not all(0 <= seed < 2**63 for seed in found):
         raise UsageError(f"{name}: seeds must be 1 or more numbers in 0..2^63-1, got {seeds!r}")
     return found

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.evaluate.copies import CopySimilarity, SmallPictures
 from dori_fast.evaluate.denoising import held_out_loss
@@ -151,7 +152,7 @@ def quality(
         raise UsageError(
             f"quality: {len(originals)} images, {len(prompts)} prompts; needs one for each"
         )
-    drawn_from = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+    drawn_from = seed_tuple(seeds)
     if not drawn_from:
         raise UsageError("quality: needs at least one seed")
     features = GridHistograms() if features is None else features

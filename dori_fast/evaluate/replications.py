@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.evaluate.copies import CopySimilarity, SmallPictures
 from dori_fast.evaluate.rates import Interval, clopper_pearson
@@ -117,7 +118,7 @@ def replication(
         raise UsageError(
             f"replication: {len(condition)} conditions, {len(originals)} images; needs one for each"
         )
-    drawn_from = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+    drawn_from = seed_tuple(seeds)
     if not drawn_from:
         raise UsageError("replication: needs at least one seed")
     measure = SmallPictures() if measure is None else measure

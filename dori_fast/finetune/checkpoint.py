@@ -36,14 +36,10 @@ class Checkpoint:
     run: Mapping[str, Any]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file by one rename, so that a killed run leaves the old one or the new one."""
+        """Write the file in place; a caller that must survive a kill renames it into place."""
         facts = {"step": self.step, "evaluations": self.evaluations, "run": self.run}
-        half = f"{os.fspath(path)}.tmp"
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        save_file(tensors, half, {"format": _FORMAT, "facts": json.dumps(facts)})
-        with open(half, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(half, path)
+        save_file(tensors, path, {"format": _FORMAT, "facts": json.dumps(facts)})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Checkpoint:

@@ -110,7 +110,4 @@ def run(
 
 
 def _write(path: Path, content: bytes) -> None:
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    write_durably(path, write)
+    write_durably(path, lambda file: file.write_bytes(content))

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
@@ -46,7 +47,7 @@ def token_significance(
     Raises:
         UsageError: no prompts or seeds, or steps out of range.
     """
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+    chosen = seed_tuple(seeds)
     if len(prompts) == 0 or not chosen:
         raise UsageError("significance: needs 1 or more prompts and seeds")
     if not 1 <= steps <= total_steps <= 1000:

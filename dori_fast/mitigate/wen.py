@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
@@ -87,7 +88,7 @@ class Wen:
         *,
         total_steps: int = 50,
     ) -> None:
-        self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+        self.seeds = seed_tuple(seeds)
         if iterations < 1 or not self.seeds or not 1 <= total_steps <= 1000:
             raise UsageError(
                 "mitigate: iterations and seeds must be at least 1, total_steps 1..1000"

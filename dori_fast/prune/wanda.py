@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition, WeightMask, stack
 from dori_fast.models.probes import feed_forward_inputs
@@ -94,7 +95,7 @@ class Wanda:
         joint: bool = True,
     ) -> None:
         self.sparsity, self.steps, self.total_steps = sparsity, steps, total_steps
-        self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+        self.seeds = seed_tuple(seeds)
         self.guidance, self.select_ratio, self.joint = guidance, select_ratio, joint
         self.base = None if base is None else tuple(base)
         self.guided, self.both_halves = guidance != 1.0, both_halves and guidance != 1.0

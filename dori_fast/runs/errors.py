@@ -1,4 +1,4 @@
-"""How a scan can end early without anything being wrong with the request or the data."""
+"""Errors that end a run early although request and data are fine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scan would take, from a probe of its first rows; nothing is written."""
+"""Time, memory and disk space of a scan, estimated from its first rows; nothing is written."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dori_fast.errors import UsageError
-from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
-from dori_fast.runs.sources.rows import Rows
 from dori_fast.runs.scoring.score import score_rows
-from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.settings import (
     SEEDS,
     STEPS,
@@ -26,6 +23,9 @@ from dori_fast.runs.settings import (
     chosen_detector,
     limited,
 )
+from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
+from dori_fast.runs.sources.rows import Rows
+from dori_fast.runs.sources.where import Selection
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
@@ -36,15 +36,16 @@ _PROBE_BATCHES = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a scan would take.
+    """The estimated cost of a scan.
 
     Attributes:
-        rows: of the input, counted; ``quarantined`` of them cannot be scored.
-        shards: files that would be written.
-        seconds: of the whole scan: of scoring, or of reading where that is slower.
-        rate: rows per second that were scored in the probe.
-        peak_bytes: memory at the peak of the probe: the GPU's that torch took, or this process's.
-        written_bytes: of the shards; more rather than less, since few rows compress worse.
+        rows: number of rows of the input, counted.
+        quarantined: rows among them that cannot be scored.
+        shards: number of files that would be written.
+        seconds: estimated wall time: the slower of scoring and reading.
+        rate: rows per second in the probe.
+        peak_bytes: peak memory of the probe: GPU memory that torch took, or this process's.
+        written_bytes: size of the shards; rather too high, since few rows compress worse.
         probed: rows that were scored to measure this.
     """
 
@@ -99,7 +100,7 @@ def estimate(
         if not sample:
             named = prompts if isinstance(prompts, str | Path) else "the prompts"
             raise UsageError(f"scan: no row of the first {shard_size} of {named} can be scored")
-        # the first batch pays for what is set up once
+        # the first batch also pays for setup
         score_rows(model, chosen, _scorable(sample, model.batch_size), lambda done: None)
         began = perf_counter()
         table = score_rows(model, chosen, sample, lambda done: None)

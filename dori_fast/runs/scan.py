@@ -1,4 +1,4 @@
-"""The scan: read, score, commit, resume."""
+"""The scan: reads rows, has them scored, commits them in shards, resumes."""
 
 from __future__ import annotations
 
@@ -6,31 +6,17 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from dori_fast.errors import UsageError
 from dori_fast.evaluate.futility import futility_bound
-from dori_fast.runs.sources.read_ahead import read_ahead
-from dori_fast.runs.calibrate import CalibrationRecord, Decision
-from dori_fast.runs.workers.engine import Engine, InProcess, Work
-from dori_fast.runs.workers.ledger import Ledger
-from dori_fast.runs.scoring.device_name import device_name
-from dori_fast.runs.store.job import Part
-from dori_fast.runs.progress import Meter, Progress
-from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
-from dori_fast.runs.store.record import (
-    Counts,
-    RunRecord,
-    hash_identity,
-    library_versions,
-    make_identity,
-    threads_of,
-)
+from dori_fast.runs.calibrate import check_comparable, read_calibration
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.result import ScanResult
-from dori_fast.runs.sources.rows import Reader
-from dori_fast.runs.store.directory import Resume, RunDirectory
+from dori_fast.runs.scoring.decision import CalibrationRecord, Decision
+from dori_fast.runs.scoring.device_name import device_name
 from dori_fast.runs.scoring.score import shard_schema
-from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.settings import (
     FPR,
     SEEDS,
@@ -44,10 +30,27 @@ from dori_fast.runs.settings import (
     refuse_inside,
 )
 from dori_fast.runs.signals import Interrupts, interruptible
+from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
+from dori_fast.runs.sources.read_ahead import read_ahead
+from dori_fast.runs.sources.rows import Reader
+from dori_fast.runs.sources.where import Selection
+from dori_fast.runs.store.directory import Resume, RunDirectory
+from dori_fast.runs.store.job import Job
+from dori_fast.runs.store.record import (
+    Counts,
+    RunRecord,
+    hash_identity,
+    library_versions,
+    make_identity,
+    threads_of,
+)
+from dori_fast.runs.workers.engine import Engine
+from dori_fast.runs.workers.ledger import Ledger
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
+    from dori_fast.runs.workers.supervisor import Supervisor
 
 _log = logging.getLogger("dori_fast.runs")
 
@@ -74,65 +77,65 @@ def scan(
     workers: int | Literal["auto"] = 1,
     watchdog: float | None = None,
     engine: EngineName = "local",
-    num_shards: int = 1,
-    shard_id: int = 0,
+    num_jobs: int = 1,
+    job_id: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ScanResult:
     """Score every prompt of an input into a run directory, in constant memory.
 
-    Every input row gets one output row, at most ``shard_size`` rows of work are lost by a crash,
-    and the same call finishes an interrupted run. Rows that cannot be scored (no prompt, not
-    text, invalid UTF-8, over 1 MB, malformed, non-finite score) are quarantined with the reason.
+    Every input row gets one output row. A crash loses at most ``shard_size`` rows of work, and the
+    same call finishes an interrupted run. Rows that cannot be scored (no prompt, not text, invalid
+    UTF-8, over 1 MB, malformed, non-finite score) are quarantined with the reason.
 
     Args:
         model: from :func:`dori_fast.load`.
-        prompts: a file, folder, pattern or ``hf:NAME``, see
+        prompts: file, folder, pattern or ``hf:NAME``, see
             :func:`dori_fast.runs.sources.open.open_prompts`, or an iterable of str.
-        out: the run directory, made if need be.
-        detector: a name (with ``seeds`` and ``steps``), or a detector object.
+        out: run directory; created if missing.
+        detector: name of a detector (with ``seeds`` and ``steps``), or a detector object.
         seeds: number of noise seeds, shared by all prompts.
         steps: number of denoising steps that are scored.
-        column: the prompt column; found by itself if it has a usual name.
-        where: only rows for which all of these hold, such as ``"similarity > 0.3"``; see
-            :meth:`dori_fast.runs.sources.where.Condition.parse`. Rows are numbered as they are kept.
-        keep: columns that are carried along; all by default. Parquet files are read only where
-            needed.
+        column: name of the prompt column; default: the first usual name that exists.
+        where: conditions that every row must meet, such as ``"similarity > 0.3"``; see
+            :meth:`dori_fast.runs.sources.where.Condition.parse`. Kept rows are numbered from 0.
+        keep: columns to pass on to the shards; default: all. Of Parquet files no other columns
+            are read.
         batch_size: UNet samples per evaluation; "auto" keeps the model's.
-        limit: read only the first rows.
-        resume: "auto" continues what is there, "never" wants a fresh directory, "must" an
-            earlier run.
-        max_errors: quarantined rows allowed: a fraction if below 1, else a number of rows.
+        limit: number of rows to read; default: all.
+        resume: "auto" continues an earlier run if there is one, "never" requires that there is
+            none, "must" requires one.
+        max_errors: allowed quarantined rows: a fraction if below 1, else a number of rows.
         shard_size: rows per shard.
-        calibration: from :func:`dori_fast.runs.calibrate` with the same model and detector; the
-            rows then have a ``p_value`` and are ``flagged`` or not.
-        fpr: wanted share of clean prompts to be flagged.
-        cascade: approximate and faster: give up early on prompts that the full test would hardly
-            flag, keeping at least this share of those that it would (needs a calibration with
-            memorized prompts). Kept rows have the full test's score; given-up ones the mean over
-            the seeds that they got, no ``p_value``, and are not ``flagged``.
-        workers: processes that score; each loads the model by itself, so it must have been loaded
-            from files. On GPUs they take turns; "auto" is one for each of them, and one on a CPU,
-            where each has its share of this process's threads. Rows are those of one process, to
-            the bit where threads and kind of device are the same.
-        watchdog: seconds after which a silent worker is killed; by default ten times the median
-            block of rows, and at least 300.
-        engine: where the workers are: "local", processes of this machine, or "ray", actors of a
-            Ray cluster (see :class:`dori_fast.runs.workers.ray.Actors`), also if it is one.
-        num_shards: jobs that share the run, each with the same ``num_shards``; a call without it
-            afterwards checks that all is there and writes run.json.
-        shard_id: this job: it does the shards whose index leaves this remainder.
-        on_progress: called about once a second.
+        calibration: result or file of :func:`dori_fast.calibrate` with the same model and detector;
+            adds the columns ``p_value`` and ``flagged``.
+        fpr: false-positive rate: wanted share of clean prompts to be flagged.
+        cascade: share of the flagged prompts that an approximate, faster scan keeps, such as 0.99.
+            It stops early on prompts that the full test would hardly flag; it needs a calibration
+            with memorized prompts. Kept rows have the full test's score. Stopped rows have the mean
+            over the seeds that were evaluated, no ``p_value``, and are not ``flagged``.
+        workers: number of processes that score. Each loads the model again, so the model must
+            come from files. They are spread over the GPUs, or share this process's CPU threads;
+            "auto" is one for each GPU, and one on a CPU. Rows equal those of one process, to the
+            bit where threads and kind of device are the same.
+        watchdog: seconds after which a silent worker is killed; default: ten times the median
+            block of rows, at least 300.
+        engine: place of the workers: "local", processes of this machine, or "ray", actors of a
+            Ray cluster, see :class:`dori_fast.runs.workers.ray.Actors`.
+        num_jobs: number of jobs that share the run. Afterwards a call without jobs checks that
+            every shard is there and completes run.json.
+        job_id: this job, from 0; it scores the shards with ``index % num_jobs == job_id``.
+        on_progress: called about once a second with a :class:`dori_fast.runs.progress.Progress`.
 
     Raises:
         UsageError: wrong arguments, unusable input or output, another writer, or a model or
-            detector that other processes cannot have.
+            detector that cannot be sent to other processes.
         IntegrityError: ``out`` holds a run with another configuration, model or input, or the
             calibration is another model's or detector's.
         StorageError: the disk refused a write; the same call continues later.
         ScanInterrupted: SIGINT or SIGTERM; the same call continues later.
         WorkerError: workers kept dying; what is committed is intact.
     """
-    part = Part(shard_id, num_shards)
+    job = Job(job_id, num_jobs)
     settings = checked(
         "scan",
         seeds=seeds,
@@ -182,45 +185,46 @@ def scan(
             **(decision.summary() if decision else {}),
         )
         schema = shard_schema(reader.schema, decided=decision is not None)
-        doing = _engine(model, Work(chosen, decision, record.run_hash), settings)
+        scoring = _workers(Engine(model, chosen, decision, record.run_hash), settings)
         interrupts.check()
-        with RunDirectory(Path(out), record, schema, resume, part) as run:
+        with RunDirectory(Path(out), record, schema, resume, job) as run:
             _compare_threads(run)
-            return _finish(run, reader, settings, doing, decision, interrupts, on_progress)
+            return _finish(run, reader, settings, scoring, decision, interrupts, on_progress)
 
 
 def _finish(
     run: RunDirectory,
     reader: Reader,
     settings: Settings,
-    engine: Engine,
+    engine: Engine | Supervisor,
     decision: Decision | None,
     interrupts: Interrupts,
     on_progress: Callable[[Progress], None] | None,
 ) -> ScanResult:
-    """Do what is not committed yet and close the books."""
+    """Score what is not committed yet, then complete the record and seal the run."""
     with read_ahead(limited(reader, settings)) as chunks:
         ledger = Ledger(run, chunks)
-        meter, earlier = Meter(ledger, on_progress), run.record.seconds
+        began, earlier = perf_counter(), run.record.seconds
 
         def show(open_rows: int) -> None:
             interrupts.check()
-            meter.show(open_rows)
+            if on_progress is not None:
+                on_progress(_progress(ledger, open_rows, perf_counter() - began))
 
         try:
             engine.finish(ledger, show)
             if not ledger.done:
-                raise RuntimeError("scan: shards are left that nobody has done; run it again")
+                raise RuntimeError("scan: shards are left that no worker has scored; run it again")
             over = _over_budget(ledger.counts, settings.max_errors)
             state: Literal["done", "over_budget"] = "over_budget" if over else "done"
             run.record.state = state
         except BaseException:
             run.record.state = "interrupted"
-            # a signal inside a library's callback may come back as that library's own error
+            # a library may turn a signal inside its callback into an error of its own
             interrupts.check()
             raise
         finally:
-            seconds = meter.seconds
+            seconds = perf_counter() - began
             run.record.counts, run.record.seconds = ledger.counts, earlier + seconds
             # halved if memory ran out
             run.record.batch_size = engine.batch_size
@@ -237,45 +241,62 @@ def _finish(
         state=state,
         decision=decision,
         evaluations=engine.evaluations,
-        merkle_root=run.seal() if run.part.whole else "",
+        merkle_root=run.seal() if run.job.alone else "",
     )
 
 
-def _engine(model: Denoiser, work: Work, settings: Settings) -> Engine:
+def _progress(ledger: Ledger, open_rows: int, seconds: float) -> Progress:
+    """Progress; ``open_rows`` are done but not committed yet."""
+    computed = ledger.scored + open_rows
+    # extrapolated from the input read so far
+    per_row = ledger.fraction / max(1, ledger.rows)
+    left = max(0.0, 1 - per_row * (ledger.passed + computed))
+    share = per_row * computed
+    return Progress(
+        done=ledger.counts.rows + open_rows,
+        quarantined=ledger.counts.quarantined,
+        computed=computed,
+        seconds=seconds,
+        remaining=seconds * left / share if share > 0 else None,
+    )
+
+
+def _workers(engine: Engine, settings: Settings) -> Engine | Supervisor:
+    """The engine itself, or a supervisor of workers that have copies of it."""
     # importing the scan needs no torch
     if settings.engine == "ray":
         from dori_fast.runs.workers.ray import Actors
-        from dori_fast.runs.workers.supervisor import Workers
+        from dori_fast.runs.workers.supervisor import Supervisor
 
-        return Workers(model, Actors(model, work, settings.workers), settings.watchdog)
-    count = settings.workers
+        return Supervisor(engine, Actors(engine, settings.workers), settings.watchdog)
+    count, device = settings.workers, engine.model.device
     if count == "auto":
         import torch
 
-        count = torch.cuda.device_count() if model.device.type == "cuda" else 1
+        count = torch.cuda.device_count() if device.type == "cuda" else 1
     if count == 1:
-        return InProcess(model, work)
+        return engine
     from dori_fast.runs.workers.processes import Processes
-    from dori_fast.runs.workers.supervisor import Workers
+    from dori_fast.runs.workers.supervisor import Supervisor
 
-    return Workers(model, Processes(model, work, count), settings.watchdog)
+    return Supervisor(engine, Processes(engine, count), settings.watchdog)
 
 
 def _sharing(settings: Settings) -> int:
-    """Among how many processes a CPU's threads are shared out; a cluster's actors have all."""
+    """Number of processes that share this process's CPU threads; actors of a cluster do not."""
     count = settings.workers
     return 1 if count == "auto" or settings.engine == "ray" else count
 
 
 def _compare_threads(run: RunDirectory) -> None:
-    """Tell of a resume with another number of threads; its rows are then of several."""
+    """Warn of a resume with another number of threads, and drop the number from the record."""
     if run.earlier is None or run.earlier.threads == run.record.threads:
         return
     if run.earlier.threads is not None:
         then, now = run.earlier.threads, run.record.threads
         _log.warning("%s: begun with %s threads, resumed with %s", run.root, then, now)
     run.record.threads = None
-    # before a shard is added: a kill may leave no other time
+    # now, before a shard is added: a kill may follow
     run.save_record()
 
 
@@ -287,11 +308,11 @@ def _decision(
 ) -> Decision | None:
     if calibration is None:
         if fpr != FPR:
-            raise UsageError("scan: a false-positive rate needs a calibration — see calibrate")
+            raise UsageError("scan: a false-positive rate needs a calibration; see calibrate")
         return None
     if not isinstance(calibration, CalibrationRecord):
-        calibration = CalibrationRecord.read(calibration)
-    calibration.check(detector, model)
+        calibration = read_calibration(calibration)
+    check_comparable(calibration, detector, model)
     return Decision(calibration, fpr)
 
 

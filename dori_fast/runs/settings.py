@@ -1,4 +1,4 @@
-"""What calls that score prompts have in common: their arguments, checked, and what they select."""
+"""Checked arguments that all calls over prompts share: settings, detector, batch size, limit."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dori_fast.errors import UsageError
 from dori_fast.runs.sources.files import SUFFIXES, input_files
 from dori_fast.runs.sources.hub import HUB
 from dori_fast.runs.sources.rows import Reader, Rows
+from dori_fast.runs.store import shard_names
 from dori_fast.runs.store.directory import Resume
 
 if TYPE_CHECKING:
@@ -27,14 +28,14 @@ EngineName = Literal["local", "ray"]
 
 
 class Settings(BaseModel):
-    """The arguments of a scan or calibration that can be wrong by themselves."""
+    """Arguments of a scan or calibration that can be checked one by one."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     seeds: Annotated[int, Field(ge=1, le=2**20)]
     steps: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"]
-    # rows are numbered by int64, and a shard's are in memory at once
+    # row numbers are int64, and the rows of a shard are in memory at once
     limit: Annotated[int, Field(ge=0, lt=2**63)] | None
     resume: Resume = "auto"
     max_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
@@ -58,17 +59,17 @@ def _shown(value: object) -> str:
     try:
         text = repr(value)
     except ValueError:
-        # Python writes no integer of more than some thousand digits
+        # Python refuses to write integers of more than some thousand digits
         return "a huge number"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def refuse_inside(out: str | Path, prompts: str | Path | Iterable[object]) -> None:
-    """Raises UsageError if what is written to ``out`` would be read as input the next time."""
+    """Raises UsageError if the next call would read the files in ``out`` as input."""
     if isinstance(prompts, str | Path) and _is_read(Path(out).resolve(), prompts):
         raise UsageError(
-            f"{out}: lies inside the input {prompts}, which takes the results for prompts"
-            " — use an --out outside it, or one in it whose name begins with _"
+            f"{out}: lies inside the input {prompts}, which would take the results for prompts;"
+            " use an --out outside it, or one in it whose name begins with _"
         )
 
 
@@ -77,32 +78,32 @@ def _is_read(out: Path, prompts: str | Path) -> bool:
     if source.is_dir() and source.suffix.lower() not in SUFFIXES:
         if not out.is_relative_to(source.resolve()):
             return False
-        # what the reader of folders passes over
+        # names that the reader of folders skips
         below = out.relative_to(source.resolve()).parts
         return not any(part.startswith((".", "_")) for part in below)
     if source.exists() or str(prompts).startswith(HUB):
         return False
-    # a pattern, which is known by what it finds
-    shards = out / "shards"
+    # a pattern: compare with the files that it matches
+    shards = shard_names.directory(out)
     return any(file.path.absolute().is_relative_to(shards) for file in input_files(prompts))
 
 
 def chosen_detector(detector: str | Detector, settings: Settings) -> Detector:
-    """The detector of a name, or the given one."""
+    """The detector of this name, or the given object."""
     from dori_fast import detect
 
     if isinstance(detector, str):
-        # most detectors look at one step and know no other number
+        # most detectors have no option steps
         steps = {} if settings.steps == STEPS else {"steps": settings.steps}
         return detect.get(detector, seeds=settings.seeds, **steps)
     if (settings.seeds, settings.steps) != (SEEDS, STEPS):
-        raise UsageError("a detector object has its own seeds and steps — set them there")
+        raise UsageError("a detector object has its own seeds and steps; set them there")
     return detector
 
 
 @contextmanager
 def batch_size_of(model: Denoiser, settings: Settings) -> Iterator[None]:
-    """Let the model evaluate so many samples at a time, for a while."""
+    """Set the model's samples per evaluation within the context."""
     before = model.batch_size
     if settings.batch_size != "auto":
         model.batch_size = settings.batch_size
@@ -113,7 +114,7 @@ def batch_size_of(model: Denoiser, settings: Settings) -> Iterator[None]:
 
 
 def limited(reader: Reader, settings: Settings) -> Iterator[Rows]:
-    """The chunks of the first ``limit`` rows; ``fraction`` counts towards them."""
+    """The chunks of the first ``limit`` rows; ``fraction`` is the share of these rows."""
     limit = math.inf if settings.limit is None else settings.limit
     whole = math.ceil(limit / settings.shard_size) if limit != math.inf else None
     for rows in islice(reader.chunks(settings.shard_size), whole):

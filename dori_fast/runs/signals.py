@@ -16,20 +16,20 @@ _EXIT_SECOND = 130
 
 
 class Interrupts:
-    """Whether a signal has come."""
+    """The first signal that has come, if any."""
 
     def __init__(self) -> None:
         self.name: str | None = None
 
     def check(self) -> None:
-        """Raise ScanInterrupted if a signal has come, even if somebody swallowed the exception."""
+        """Raise ScanInterrupted if a signal has come, even if its exception was swallowed."""
         if self.name is not None:
             raise ScanInterrupted(self.name)
 
 
 @contextmanager
 def interruptible() -> Iterator[Interrupts]:
-    """Within it the first SIGINT or SIGTERM raises ScanInterrupted, the second ends the process.
+    """Raise ScanInterrupted at the first SIGINT or SIGTERM; end the process at the second.
 
     Python allows signal handlers in the main thread only; elsewhere nothing changes.
     """
@@ -40,7 +40,7 @@ def interruptible() -> Iterator[Interrupts]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if interrupts.name is not None:
-            # nothing to clean up: an uncommitted shard is a temporary file that a resume removes
+            # nothing to clean up: a resume removes the temporary file of an uncommitted shard
             os._exit(_EXIT_SECOND)
         interrupts.name = signal.Signals(number).name
         raise ScanInterrupted(interrupts.name)
@@ -49,7 +49,7 @@ def interruptible() -> Iterator[Interrupts]:
     try:
         yield interrupts
     except Exception:
-        # a signal inside a library's callback may come back as that library's own error
+        # a library may turn a signal inside its callback into an error of its own
         interrupts.check()
         raise
     finally:

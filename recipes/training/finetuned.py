@@ -19,6 +19,7 @@ from dori_fast.demo.retained import DRAWN, retained_pairs
 from dori_fast.evaluate import SmallPictures
 from dori_fast.finetune import Adversarial, Checkpoint, StepReport, surrogates
 from dori_fast.models import Denoiser, load
+from dori_fast.runs.store.durable import write_durably
 
 _CHECKPOINT_EVERY = 10
 
@@ -54,7 +55,7 @@ def retrain(
         surrogates=others,
         retained=retained_pairs(model, drawn),
         on_step=on_step,
-        on_checkpoint=lambda state: state.save(path),
+        on_checkpoint=lambda state: write_durably(path, state.save),
         checkpoint_every=_CHECKPOINT_EVERY,
         resume=Checkpoint.load(path) if path.exists() else None,
     )

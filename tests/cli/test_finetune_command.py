@@ -154,7 +154,7 @@ def test_the_demo(cli: Any, tmp_path: Path) -> None:
                "--steps", "1", "--inner-steps", "1", "--retained-batch", "2", "--draw-steps", "2",
                "--surrogates", "1", "--json")  # fmt: skip
     assert done.code == 0, done.err
-    assert "drawing surrogates of 1 pictures" in done.err
+    assert "drawing surrogates of 1 images" in done.err
     found = json.loads(done.out)
     assert found["retained"] == len(df.demo.pairs("ordinary")) + 2 and found["quarantined"] == 1
     assert df.load(out / "model", device="cpu").image_size == (64, 64)

@@ -53,6 +53,23 @@ def test_json_and_resume(cli: Any, tiny: str, prompts: Path, tmp_path: Path) -> 
     assert first["top"][0]["prompt"] in [*EVIL, "a cat", "a dog"]
 
 
+def test_old_names_of_job_options_still_work_with_a_warning(
+    cli: Any, tiny: str, prompts: Path, tmp_path: Path
+) -> None:
+    scan = ("scan", prompts, "--model", tiny, "--shard-size", "3", "--top", "0", "--out")
+    new = cli(*scan, tmp_path / "new", "--num-jobs", "2", "--job-id", "1")
+    old = cli(*scan, tmp_path / "old", "--num-shards", "2", "--shard-id", "1")
+    assert (new.code, old.code) == (0, 0), old.err
+    assert "warning" not in new.err
+    assert "warning: --num-shards is now --num-jobs; the old name goes" in old.err
+    assert "warning: --shard-id is now --job-id; the old name goes" in old.err
+    for out in ("new", "old"):
+        shards = list((tmp_path / out / "shards").iterdir())
+        assert [shard.name for shard in shards] == ["part-00001.parquet"]
+    text = cli("scan", "--help").out
+    assert "--num-jobs" in text and "--num-shards" not in text and "--shard-id" not in text
+
+
 def test_options_reach_the_scan(cli: Any, tiny: str, tmp_path: Path) -> None:
     path = tmp_path / "p.tsv"
     path.write_text("words\tprompt\n" + "".join(f"w{i}\tp{i}\n" for i in range(9)))
@@ -105,8 +122,8 @@ def test_a_damaged_model(cli: Any, prompts: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.csv"], "missing.csv: No such file or directory — check the path"),
-        (["p.xlsx"], "unknown kind of file — use one of .txt"),
+        (["missing.csv"], "missing.csv: No such file or directory; check the path"),
+        (["p.xlsx"], "unknown kind of file; use one of .txt"),
         (["words.csv"], "no prompt column among 'id', 'words'"),
         (["p.txt", "--model", "no such model"], "no such model"),
         (["p.txt", "--detector", "nope"], "nope"),

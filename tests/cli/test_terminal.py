@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
         return True
 
 
-PROGRESS = Progress(rows=2048, quarantined=3, scored=1024, seconds=10.0, remaining=3723.4)
+PROGRESS = Progress(done=2048, quarantined=3, computed=1024, seconds=10.0, remaining=3723.4)
 TEXT = "2,048 rows, 102.4 rows/s, ETA 1:02:03, 3 quarantined"
 
 
@@ -86,5 +86,5 @@ def test_progress_in_a_log_comes_every_ten_seconds(monkeypatch: Any) -> None:
 
 def test_unknown_time_left() -> None:
     stream = Terminal()
-    Status(stream).progress(Progress(0, 0, 0, 0.0, None))
+    Status(stream).progress(Progress(0, 0, 0, 0.0))
     assert "0 rows, 0.0 rows/s, ETA ?, 0 quarantined" in stream.getvalue()

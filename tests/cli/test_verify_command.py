@@ -55,7 +55,7 @@ def test_findings_exit_4_and_are_named(cli: Any, run: tuple[Path, str]) -> None:
     done = cli("verify", out, "--files-only")
     assert done.code == 4
     found = [line for line in done.out.splitlines() if line.startswith("FOUND")]
-    remedy = f" — move it away, then run the command that made {out} again"
+    remedy = f"; move it away, then run the command that made {out} again"
     assert found and all(line.endswith(remedy) for line in found)
     assert all("shards/part-00001.parquet: " in line for line in found)
     assert error_line(done.err).endswith("findings; each has its remedy above")

@@ -14,7 +14,7 @@ import torch
 
 import dori_fast as df
 from dori_fast import detect
-from dori_fast.cli import listing
+from dori_fast.cli.commands import listing
 from dori_fast.errors import UsageError
 
 SOURCE = Path(__file__).parent / "third_party"

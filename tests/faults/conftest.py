@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import dori_fast
 from tests.tiny_model import save_tiny_sd
 
 ROOT = Path(__file__).parents[2]
@@ -18,21 +19,30 @@ Experiment = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def experiment(tmp_path_factory: Any) -> Iterator[Experiment]:
-    """Do an experiment by name in the warm process, which is started when first asked."""
+def tiny_directory(tmp_path_factory: Any) -> Path:
+    return save_tiny_sd(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def model(tiny_directory: Path) -> Any:
+    return dori_fast.load(tiny_directory, batch_size=8)
+
+
+@pytest.fixture(scope="session")
+def experiment(tiny_directory: Path, tmp_path_factory: Any) -> Iterator[Experiment]:
+    """A function that runs an experiment by name in the warm process."""
     memory = Path("/dev/shm")
-    # a kill does not lose what the kernel holds: in memory it is the same experiment, and quick
+    # a kill loses nothing that the kernel holds, so a run in memory is the same experiment
     where = memory if os.access(memory, os.W_OK) else tmp_path_factory.mktemp("faults")
     with TemporaryDirectory(dir=where, prefix="dori_fast-") as work:
-        yield from _warm(Path(work))
+        yield from _warm(tiny_directory, Path(work))
 
 
-def _warm(work: Path) -> Iterator[Experiment]:
+def _warm(model: Path, work: Path) -> Iterator[Experiment]:
     prompts = [f"a {'very ' * (i % 7)}small cat number {i % 250}" for i in range(300)]
     prompts[17] = "caf\udce9"
     text = "id;Caption\n" + "".join(f"{i};{prompt}\n" for i, prompt in enumerate(prompts))
     (work / "p.csv").write_text(text, errors="surrogateescape")
-    model = save_tiny_sd(work / "model")
     command = [sys.executable, "-m", "tests.faults.warm_parent"]
     with subprocess.Popen(
         [*command, str(model), str(work / "p.csv"), str(work)],
@@ -43,7 +53,7 @@ def _warm(work: Path) -> Iterator[Experiment]:
         text=True,
     ) as warm:
 
-        def ask(name: str, **arguments: Any) -> dict[str, Any]:
+        def run(name: str, **arguments: Any) -> dict[str, Any]:
             assert warm.stdin is not None and warm.stdout is not None
             warm.stdin.write(json.dumps({"experiment": name, **arguments}) + "\n")
             warm.stdin.flush()
@@ -51,4 +61,4 @@ def _warm(work: Path) -> Iterator[Experiment]:
             assert "failed" not in answer, answer["failed"]
             return answer
 
-        yield ask
+        yield run

@@ -32,7 +32,7 @@ def failing_call(lab: Lab, call: str, nth: int, number: int) -> dict[str, Any]:
 
 
 def refused_write(lab: Lab, number: int) -> dict[str, Any]:
-    """Writing the third shard's data fails with an error number, half of it written."""
+    """Writing the third shard fails with an error number after half of its bytes."""
     lab.fast, out = True, lab.work / f"write-{number}"
     write = shard._write
 
@@ -47,7 +47,7 @@ def refused_write(lab: Lab, number: int) -> dict[str, Any]:
 
 
 def file_size_limit(lab: Lab) -> dict[str, Any]:
-    """The kernel lets no file grow over half a shard, as a quota does."""
+    """A file-size limit of half a shard, which acts as a quota does."""
     lab.fast, out = True, lab.work / "limited"
     whole = min(path.stat().st_size for path in (lab.baseline / "shards").iterdir())
 
@@ -59,7 +59,7 @@ def file_size_limit(lab: Lab) -> dict[str, Any]:
 
 
 def full_disk(lab: Lab) -> dict[str, Any]:
-    """A small file system that fills up in the middle of a scan, and gets room again."""
+    """A small file system that fills up in the middle of a scan and is then cleared."""
     lab.fast, place = True, lab.work / "small"
     place.mkdir()
     if refused := _mount(b"tmpfs", place, 0, b"size=1m"):
@@ -93,7 +93,7 @@ def read_only(lab: Lab, part: str) -> dict[str, Any]:
 
 
 def no_permission(lab: Lab) -> dict[str, Any]:
-    """Another user's folder of shards; as nobody, because root may write everywhere."""
+    """Another user's folder of shards, scanned as nobody since root may write everywhere."""
     lab.fast, out = True, lab.work / "foreign"
     (out / "shards").mkdir(parents=True)
     os.chmod(out, 0o777)
@@ -107,7 +107,7 @@ def no_permission(lab: Lab) -> dict[str, Any]:
 
 
 def full_terminal(lab: Lab, streams: list[int]) -> dict[str, Any]:
-    """Standard streams on a device that is always full; a foreign file makes for a warning."""
+    """Standard streams on a full device; a foreign file among the shards provokes a warning."""
     lab.fast, out = True, lab.work / f"full-{len(streams)}"
 
     (out / "shards").mkdir(parents=True)
@@ -130,7 +130,7 @@ def _as_nobody() -> None:
 
 
 def _mount(source: bytes, place: Path, flags: int, options: bytes) -> str | None:
-    """Why it could not be mounted."""
+    """Mount a file system; return the reason if that fails, else None."""
     kind = None if flags else b"tmpfs"
     if _LIBC.mount(source, os.fsencode(place), kind, flags, options) == 0:
         return None

@@ -1,8 +1,8 @@
-"""Fuzzing guided by coverage, where atheris installs: what is read is mutated byte by byte.
+"""Fuzzing guided by coverage, if atheris is installed: inputs are mutated byte by byte.
 
     python -m tests.faults.fuzz csv -runs=100000      libFuzzer's options; a folder is a corpus
 
-An input for which a reader does anything but read or refuse is a crash, which is kept in a file.
+A reader that neither reads nor rejects an input crashes; libFuzzer keeps that input in a file.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _tar() -> bytes:
     return sink.getvalue()
 
 
-# from an empty input nothing would be found that has a format
+# from an empty input the fuzzer finds no valid file of a format
 SEEDS: dict[str, Callable[[], bytes]] = {
     "txt": lambda: b"a cat\n",
     "csv": lambda: b'id,prompt\n1,"a cat"\n',
@@ -114,7 +114,7 @@ SEEDS: dict[str, Callable[[], bytes]] = {
 
 
 def main() -> None:
-    """Fuzz one target, from its seed and what else is given."""
+    """Fuzz one target from its seed, with libFuzzer's options."""
     target, options = sys.argv[1], sys.argv[2:]
     corpus = Path(tempfile.mkdtemp())
     (corpus / "seed").write_bytes(SEEDS[target]())

@@ -1,4 +1,4 @@
-"""What must hold in a run directory after any fault, and when the run has finished."""
+"""Promises that a run directory keeps after any fault, and those of a finished run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _unfinished(out: Path, baseline: Path, ids: list[int]) -> list[str]:
 
 
 def held_locks(out: Path) -> list[str]:
-    """Locks of the kernel on files of ``out``, by whichever process."""
+    """The kernel's locks on files of ``out``, by any process."""
     inodes = {str(os.stat(path).st_ino): path for path in out.rglob(".*lock*")}
     table = Path("/proc/locks").read_text()
     found = re.findall(r"[0-9a-f]+:[0-9a-f]+:(\d+) ", table)

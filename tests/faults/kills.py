@@ -1,4 +1,4 @@
-"""Experiments with SIGKILL: at random moments, at delicate ones, deep, and of a broken commit."""
+"""Experiments with SIGKILL: at random, at every point of a commit, repeated, after a broken one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def point_kills(lab: Lab) -> dict[str, Any]:
 
 
 def broken_kills(lab: Lab, most: int, seed: int) -> dict[str, Any]:
-    """Runs with a broken commit, until the check has noticed one."""
+    """Runs with a broken commit, until the check finds one."""
     lab.fast, draw = True, random.Random(seed)
     kills: list[dict[str, Any]] = []
     while len(kills) < most and not any(kill["violations"] for kill in kills):
@@ -64,9 +64,12 @@ def _excess(lab: Lab, kills: list[dict[str, Any]]) -> int:
 
 
 def _write_in_place() -> None:
-    """Break the commit on purpose: the file grows under its final name."""
+    """Break the commit on purpose: a shard grows under its final name."""
+    whole_or_absent = durable.write_durably
 
     def broken(path: Path, write: Callable[[Path], None]) -> None:
+        if path.suffix != ".parquet":
+            return whole_or_absent(path, write)
         whole = path.with_name("whole.tmp")
         write(whole)
         data = whole.read_bytes()

@@ -1,4 +1,4 @@
-"""Scans in forked children of a process that has loaded torch and the model once.
+"""Scans in forked children of one process that holds torch and the model.
 
 A start costs milliseconds instead of seconds. The children are real processes that run the real
 command line; they are really killed.
@@ -32,7 +32,7 @@ from tests.runs.scanning import Spelling
 STARTING, SCORING, COMMITTING, BETWEEN = range(4)
 STATES = ("starting", "scoring", "committing", "between")
 SHARD = 10
-# so that kills find a fast detector at work
+# slows a fast detector, so that kills hit it at work
 _SCORING_SECONDS = 0.003
 Prepare = Callable[[], None]
 Result = dict[str, Any]
@@ -44,7 +44,7 @@ def nothing() -> None:
 
 
 class Lab:
-    """Starts scans of one input with one model, disturbs them, and looks at what is left.
+    """Starts scans of one input with one model, disturbs them and checks the remains.
 
     Attributes:
         fast: score by a detector that needs no network; else by Wen's with a tiny one.
@@ -55,7 +55,7 @@ class Lab:
         self.model = dori_fast.load(model, batch_size=8)
         self.model.config()
         self.prompts, self.work, self.fast = prompts, work, True
-        # collecting in a child would copy the parent's memory
+        # garbage collection in a child would copy the parent's memory
         gc.freeze()
         self._board = mmap.mmap(-1, 16)
         self._baselines: dict[bool, Path] = {}
@@ -72,11 +72,11 @@ class Lab:
 
     @property
     def asked(self) -> int:
-        """Prompts that the children were asked to score since :meth:`reset`."""
+        """Number of prompts given to the children's detectors since :meth:`reset`."""
         return int(struct.unpack_from("q", self._board, 8)[0])
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Set the count to zero."""
         assert self.baseline.is_dir(), "made first, so that it is not counted"
         struct.pack_into("q", self._board, 8, 0)
 
@@ -94,7 +94,7 @@ class Lab:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def run(self, out: Path, prepare: Prepare = nothing, more: Sequence[str] = ()) -> Result:
-        """One child to its end, and what it left."""
+        """Run one child to its end; return its result."""
         return self.result(out, self.end(self.start(out, prepare, more)))
 
     def finish(self, out: Path, more: Sequence[str] = ()) -> Result:
@@ -103,12 +103,12 @@ class Lab:
         return result | {"violations": violations(out, self.baseline, finished=True)}
 
     def wait_for(self, pid: int, state: int, asked: int = 0) -> None:
-        """Until the child is in this state and so many prompts were asked for, or has ended."""
+        """Wait until the child is in a state and ``asked`` prompts were given, or it has ended."""
         while (self._board[0] != state or self.asked < asked) and not self.ended(pid):
             time.sleep(0.0002)
 
     def ended(self, pid: int) -> bool:
-        """Whether a child is no more, though nobody has waited for it yet."""
+        """Whether a child has ended, without reaping it."""
         return os.waitid(os.P_PID, pid, _NO_REAP) is not None
 
     def kill_at_random(
@@ -123,7 +123,7 @@ class Lab:
         return self.result(out, self.end(pid))
 
     def result(self, out: Path, code: int) -> Result:
-        """What a child that has ended left: its exit code, its last words, broken promises."""
+        """The remains of an ended child: exit code, last line of stderr, broken promises."""
         errors = (self.work / "stderr").read_text().splitlines()
         return {
             "code": code,
@@ -168,7 +168,7 @@ class Lab:
 
 
 class _Watched:
-    """A detector that says when it works, and counts what it was asked."""
+    """A detector that marks when it works and counts its prompts."""
 
     def __init__(self, board: mmap.mmap, inner: Any) -> None:
         self._board, self._inner = board, inner

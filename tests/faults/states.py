@@ -1,4 +1,4 @@
-"""Experiments with what a scan finds: damage, strangers, another clock, no memory, no numbers."""
+"""Experiments with the state that a scan finds: damage, other runs, clocks, memory, NaN."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ def other_clocks(lab: Lab) -> dict[str, Any]:
         os.utime(path, (0, 0))
 
     def turn() -> None:
-        from dori_fast.runs import progress
+        from dori_fast.runs import scan
         from dori_fast.runs.scoring import score
 
-        progress.perf_counter = score.perf_counter = lambda: 1.0
+        scan.perf_counter = score.perf_counter = lambda: 1.0
         backwards = count(2_000_000_000, -3600)
         time.time = lambda: float(next(backwards))
 
@@ -113,7 +113,7 @@ def other_batches(lab: Lab) -> dict[str, Any]:
 
 
 def out_of_memory(lab: Lab, nth: int | None) -> dict[str, Any]:
-    """The nth evaluation of the network runs out of memory; without a number, every one does."""
+    """The nth evaluation of the network runs out of memory; all do if ``nth`` is None."""
     lab.fast, out = False, lab.work / f"memory-{nth}"
     calls = count(1)
 
@@ -126,7 +126,7 @@ def out_of_memory(lab: Lab, nth: int | None) -> dict[str, Any]:
 
     fault = lab.run(out, arrange)
     off = _largest_difference(out, lab.baseline) if fault["code"] == 0 else None
-    # the bytes may differ by another batch size's rounding, which ``off`` says
+    # another batch size changes the rounding, which ``off`` measures
     return {"code": fault["code"], "said": fault["errors"], "off": off, "end": lab.run(out)}
 
 
@@ -162,7 +162,7 @@ def changed(lab: Lab, more: list[str]) -> Result:
 
 
 def _forge(path: Path) -> None:
-    """Another score under the same footer."""
+    """Change a score under the same footer."""
     table, metadata = pq.read_table(path, partitioning=None), pq.read_metadata(path).metadata
     at = table.schema.get_field_index("score")
     raised = pc.add(table["score"], 1.0).cast(pa.float32())
@@ -177,7 +177,7 @@ def _rows(out: Path) -> list[dict[str, Any]]:
 
 
 def _largest_difference(out: Path, baseline: Path) -> float:
-    """Of all scores; infinite if anything but scores differs."""
+    """Largest difference of scores; infinite if anything else differs."""
     rows, expected = _rows(out), _rows(baseline)
     worst = 0.0 if len(rows) == len(expected) else math.inf
     for row, other in zip(rows, expected, strict=False):

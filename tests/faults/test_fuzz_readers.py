@@ -1,4 +1,4 @@
-"""Any bytes as prompts: rows that add up, or one clear refusal; never another exception."""
+"""Any bytes as prompts: consistent rows or one clear refusal, never another exception."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ EXAMPLES = [
 
 
 def fuzzed(examples: int, strategy: Any, check: Any) -> None:
-    """Try so many examples, the same at every run."""
+    """Check ``examples`` examples, the same ones at every run."""
     options = {"deadline": None, "database": None, "derandomize": True}
     health = [HealthCheck.too_slow, HealthCheck.data_too_large]
     tried = settings(max_examples=examples, suppress_health_check=health, **options)

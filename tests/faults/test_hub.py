@@ -1,4 +1,4 @@
-"""A hub that is down, busy or says no; and no network at all."""
+"""A hub that is down, busy or refuses; and no network at all."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def hub(request: Any, monkeypatch: Any) -> Iterator[Hub]:
 def test_asked_five_times_then_resumable(hub: Hub) -> None:
     with pytest.raises(UnavailableError, match=r"'some/model'.*; run the same command") as info:
         df.load("some/model", device="cpu")
-    # the client may ask again by itself
+    # the client may retry by itself
     assert 5 <= hub.requests <= 10
     assert _explain(info.value)[0] == RESUMABLE
 

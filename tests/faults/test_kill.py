@@ -1,4 +1,4 @@
-"""Killed at random moments and at every delicate one, a scan loses nothing and doubles nothing."""
+"""A scan killed at random or at any point of a commit loses no row and doubles none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 
 def check_moments(report: dict[str, Any]) -> None:
-    """Of many kills; a dozen may well fall otherwise."""
+    """Check that kills hit scoring and committing; a dozen kills are too few for that."""
     states = [kill["state"] for kill in report["kills"] if kill["code"] == -9]
     assert states.count("scoring") + states.count("committing") >= 0.9 * len(states), states
     assert min(states.count("scoring"), states.count("committing")) >= 0.1 * len(states), states

@@ -1,17 +1,16 @@
-"""Nothing is unpickled on the way from a model and prompts to scores and their page."""
+"""Nothing is unpickled between a model with prompts and the page of its scores."""
 
 from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from tests.tiny_model import save_tiny_sd
 
 ROOT = Path(__file__).parents[2]
 GUARD = """
@@ -77,8 +76,8 @@ def test_scan_and_report_of_the_demo_unpickle_nothing_and_open_no_connection(
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_pickled_weights_are_refused_unopened(tmp_path: Path) -> None:
-    model, canary = save_tiny_sd(tmp_path / "model"), tmp_path / "executed"
+def test_pickled_weights_are_refused_unopened(tiny_directory: Path, tmp_path: Path) -> None:
+    model, canary = shutil.copytree(tiny_directory, tmp_path / "model"), tmp_path / "executed"
     for part in ("unet", "text_encoder", "vae"):
         for weights in (model / part).glob("*.safetensors"):
             torch.save({"weight": Canary(canary)}, weights.with_suffix(".bin"))

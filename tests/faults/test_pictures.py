@@ -1,4 +1,4 @@
-"""Pictures from strangers: eight bits of RGB, or the reason why not; never a large decode."""
+"""Untrusted image files: eight bits of RGB or the reason for refusal, never a large decode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dori_fast.runs.methods.image_files import read_picture
+from dori_fast.runs.methods.image_files import read_image
 
 SIZE = (16, 16)
 
@@ -23,7 +23,7 @@ def picture(side: int = 24) -> Image.Image:
 
 
 def bomb(path: Path, side: int) -> None:
-    """A PNG that says it is of ``side`` x ``side`` pixels."""
+    """Write a PNG whose header claims ``side`` x ``side`` pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = zlib.crc32(kind + data)
@@ -66,7 +66,7 @@ def write(folder: Path, kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ["one pixel", "cmyk", "animated"])
 def test_decoded(tmp_path: Path, kind: str) -> None:
-    read = read_picture(tmp_path, write(tmp_path, kind), SIZE)
+    read = read_image(tmp_path, write(tmp_path, kind), SIZE)
     assert isinstance(read, np.ndarray) and read.shape == (16, 16, 3) and read.dtype == np.uint8
 
 
@@ -76,7 +76,7 @@ def test_turned_as_its_data_say(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.fromarray(values).save(tmp_path / "x.png", exif=exif)
-    read = read_picture(tmp_path, "x.png", SIZE)
+    read = read_image(tmp_path, "x.png", SIZE)
     np.testing.assert_array_equal(read, values[::-1])
 
 
@@ -95,6 +95,6 @@ def test_turned_as_its_data_say(tmp_path: Path) -> None:
 )
 def test_refused_with_the_reason(tmp_path: Path, kind: str, reason: str, recwarn: Any) -> None:
     name, began = write(tmp_path, kind), perf_counter()
-    read = read_picture(tmp_path, name, SIZE)
+    read = read_image(tmp_path, name, SIZE)
     assert isinstance(read, str) and read.startswith("image: ") and reason in read
     assert perf_counter() - began < 5

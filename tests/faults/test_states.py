@@ -1,4 +1,4 @@
-"""Damaged results, strangers, signals, clocks, memory and numbers: whatever a scan may meet."""
+"""Damaged results, other runs, signals, clocks, memory and NaN: all states a scan may find."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Power cuts cannot be tested by killing; the order of system calls that survives them can.
+"""The order of system calls that survives a power cut, which no kill can test.
 
 A kill loses nothing that the kernel holds, so every test with SIGKILL passes with each fsync
-deleted. Here the kernel's own account is read.
+deleted. Here strace shows the calls that the kernel saw.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def traced(folder: Path, change: str = "") -> list[tuple[str, str, str]]:
 
 
 def out_of_order(calls: list[tuple[str, str, str]], name: str) -> list[str]:
-    """What is wrong with how the file of this name came to be."""
+    """Faults in how the file of this name was made."""
     at = [i for i, call in enumerate(calls) if call[0] == "rename" and call[2].endswith(name)]
     if not at:
         return [f"{name} was not renamed into place"]

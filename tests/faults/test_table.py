@@ -1,12 +1,10 @@
-"""docs/faults.md names a test for every fault and bad input, and the tests exist."""
+"""docs/faults.md names an existing test for every fault and bad input."""
 
 from __future__ import annotations
 
 import ast
 from functools import cache
 from pathlib import Path
-
-import pytest
 
 TESTS = Path(__file__).parents[1]
 ROWS = {"Faults": 26, "Bad inputs": 21}
@@ -29,6 +27,8 @@ PAGE = named((TESTS.parent / "docs" / "faults.md").read_text())
 
 @cache
 def functions(file: str) -> set[str]:
+    if not (TESTS / file).is_file():
+        return set()
     tree = ast.parse((TESTS / file).read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -41,8 +41,6 @@ def test_at_least_46_of_47_are_shown_by_a_test() -> None:
     assert sum(map(bool, PAGE.values())) >= 46
 
 
-@pytest.mark.parametrize("row", PAGE, ids=lambda row: f"{row[0]} {row[1]}")
-def test_the_tests_exist(row: tuple[str, int]) -> None:
-    for name in PAGE[row]:
-        file, _, function = name.partition("::")
-        assert function in functions(file), name
+def test_the_tests_exist() -> None:
+    listed = [(row, name, *name.split("::")) for row, names in PAGE.items() for name in names]
+    assert [(row, name) for row, name, file, test in listed if test not in functions(file)] == []

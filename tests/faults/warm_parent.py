@@ -1,4 +1,4 @@
-"""The process that has loaded torch and the model once, and does experiments when asked.
+"""A process that loads torch and the model once, then runs experiments on request.
 
 A program of its own, so that it forks from a single thread. It reads one request a line, a JSON
 object with ``experiment`` and its arguments, and answers each with one line of JSON.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 
+from dori_fast.errors import UsageError
 from dori_fast.runs.sources.open import open_prompts
 
 NASTY = [
@@ -52,6 +55,13 @@ def prompts(path: Path, column: str | None = None, size: int = 3) -> list[str | 
 def codes(path: Path, column: str | None = None) -> list[str | None]:
     errors = [row["error"] for row in read_all(path, column)]
     return [error and error.split(":")[0] for error in errors]
+
+
+def refusal(read: Callable[[], object]) -> str:
+    """The message of the UsageError that a call raises."""
+    with pytest.raises(UsageError) as info:
+        read()
+    return str(info.value)
 
 
 def write(path: Path, data: str | bytes) -> Path:

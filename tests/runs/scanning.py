@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 import dori_fast
-import dori_fast
 from dori_fast.detect import PromptScores
 from dori_fast.runs.result import ScanResult
 from tests.runs.inputs import NASTY

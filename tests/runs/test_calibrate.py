@@ -11,8 +11,8 @@ import pytest
 
 import dori_fast as df
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.calibrate import CalibrationRecord
-from dori_fast.runs.calibrate import calibrate
+from dori_fast.runs.calibrate import calibrate, read_calibration
+from dori_fast.runs.scoring.decision import CalibrationRecord
 from tests.runs.scanning import Spelling
 
 CLEAN = [f"a cat number {i} {'x' * (i % 40)}" for i in range(120)]
@@ -26,7 +26,7 @@ def record(model: Any, tmp_path: Path) -> CalibrationRecord:
 def test_repeated_and_unusable_prompts_do_not_count(record: CalibrationRecord, tmp_path: Path):
     assert (record.rows, record.repeated, record.quarantined) == (122, 1, 1)
     assert len(record.scores) == 120
-    assert CalibrationRecord.read(tmp_path / "c.json") == record
+    assert read_calibration(tmp_path / "c.json") == record
 
 
 def test_decisions_are_those_of_the_sample(model: Any, record: CalibrationRecord, tmp_path: Path):
@@ -83,9 +83,9 @@ def test_no_usable_prompt_or_file_is_refused(model: Any, tmp_path: Path):
         calibrate(model, [None], out=tmp_path / "c.json", detector=Spelling())
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(IntegrityError, match="no calibration file"):
-        CalibrationRecord.read(tmp_path / "bad.json")
+        read_calibration(tmp_path / "bad.json")
     with pytest.raises(UsageError, match="check the calibration"):
-        CalibrationRecord.read(tmp_path / "none.json")
+        read_calibration(tmp_path / "none.json")
 
 
 def test_flagged_share_of_new_clean_prompts_is_the_wanted_one(model: Any, tmp_path: Path):

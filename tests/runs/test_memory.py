@@ -52,7 +52,7 @@ def test_memory_is_flat(model: Any, tmp_path: Path, suffix: str) -> None:
 
     def look(progress: Progress) -> None:
         descriptors = len(os.listdir("/proc/self/fd"))
-        seen.append((progress.rows, resident_megabytes(), descriptors))
+        seen.append((progress.done, resident_megabytes(), descriptors))
 
     result = scanned(model, path, tmp_path / "run", detector=Constant(), on_progress=look)
     assert result.counts.ok == ROWS

@@ -187,8 +187,8 @@ def test_progress_is_honest(model: Any, tmp_path: Path) -> None:
     prompts = [f"p{i}" for i in range(50)]
     options: dict[str, Any] = {"detector": Spelling(), "shard_size": 20}
     scanned(model, prompts, tmp_path / "run", on_progress=seen.append, **options)
-    assert [p.rows for p in seen] == sorted(p.rows for p in seen)
-    assert seen[-1].rows == seen[-1].scored == 50
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+    assert seen[-1].done == seen[-1].computed == 50
     assert seen[-1].remaining == pytest.approx(0)
     assert all(p.remaining is None or p.remaining >= 0 for p in seen)
 

@@ -18,8 +18,7 @@ import pytest
 
 import dori_fast
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.errors import ScanInterrupted
-from dori_fast.runs.errors import StorageError
+from dori_fast.runs.errors import ScanInterrupted, StorageError
 from tests.runs.scanning import PROMPTS, Signalling, Spelling, scanned
 
 

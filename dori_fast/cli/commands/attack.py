@@ -97,7 +97,7 @@ def attack(
             block=block,
             limit=limit,
             resume=resume,
-            on_progress=lambda rows, bad: status.line(f"{rows:,} rows, {bad:,} quarantined"),
+            on_progress=status.progress,
         )
         rows = list(result.run.rows())
         if any(row["status"] == "ok" for row in rows):

@@ -122,7 +122,7 @@ def finetune(
         from dori_fast.attack import Dori
         from dori_fast.finetune import Adversarial, Pool
         from dori_fast.runs.methods.attack import read_masks
-        from dori_fast.runs.methods.cached_images import Drawn
+        from dori_fast.runs.methods.cached_images import DrawnPairs
         from dori_fast.runs.methods.finetune import Drawing, fine_tune
         from dori_fast.runs.sources.open import open_prompts
 
@@ -158,7 +158,7 @@ def finetune(
             out=out,
             method=method,
             masks=hiding,
-            retained=Drawn({"demo": drawn}, demo_pairs) if retained == "demo" else retained,
+            retained=DrawnPairs({"demo": drawn}, demo_pairs) if retained == "demo" else retained,
             retained_images=retained_images,
             drawing=Drawing(surrogates, draw_steps, guidance),
             column=column,

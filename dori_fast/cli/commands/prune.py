@@ -87,7 +87,7 @@ def prune(
         from dori_fast.prune.nemo.search import THRESHOLD
         from dori_fast.report import draw_prune
         from dori_fast.runs.methods.prune import prune as run_prune
-        from dori_fast.runs.methods.prune import read_statistics, save_pictures, statistics_of
+        from dori_fast.runs.methods.prune import read_statistics, save_images, statistics_of
         from dori_fast.runs.sources.open import open_prompts
 
         open_prompts(prompts, column)
@@ -115,10 +115,10 @@ def prune(
             column=column,
             limit=limit,
             resume=resume,
-            on_progress=lambda rows, bad: status.line(f"{rows:,} prompts, {bad:,} quarantined"),
+            on_progress=status.progress,
         )
         if images:
-            save_pictures(result, loaded, images, seeds=range(4))
+            save_images(result, loaded, images, seeds=range(4))
         drawn = draw_prune(out)
         status.say(
             f"{result.run.done:,} prompts localized in {result.run.seconds:.1f} s; masks and"

@@ -55,8 +55,8 @@ def report(
     """
     quiet_libraries()
     with reported(debug), Status() as status:
-        from dori_fast.runs.methods.top_images import draw_top
-        from dori_fast.runs.store.durable import write_durably
+        from dori_fast.runs.methods.top_images import draw_top_images
+        from dori_fast.runs.store.durable import write_text_durably
         from dori_fast.runs.store.manifest import REPORT, list_report
         from dori_fast.runs.store.reopen import open_run
 
@@ -65,10 +65,11 @@ def report(
         kind = "demo" if story else stored.kind
         _require_scan(run, kind, {"--label": label, "--positive": positive, "--images": images})
         if images:
-            draw_top(source.load(), stored, images, range(seeds), steps=steps, guidance=guidance)
+            loaded = source.load()
+            draw_top_images(loaded, stored, images, range(seeds), steps=steps, guidance=guidance)
         text = _page(run, kind, stored, top, read_labels(label, positive))
         path = out or run / REPORT
-        write_durably(path, lambda file: _write(file, text))
+        write_text_durably(path, text)
         if path == stored.root / REPORT:
             list_report(stored.root)
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -78,12 +79,12 @@ def report(
 
 def _page(run: Path, kind: str, stored: StoredRun, top: int, labels: Labels | None) -> str:
     from dori_fast.report import attack_page, prune_page, scan_page, story_page
-    from dori_fast.runs.methods.top_images import read_pictures
+    from dori_fast.runs.methods.top_images import read_top_images
 
     if kind == "demo":
         return story_page(run, stored)
     if kind == "scan":
-        return scan_page(stored, top=top, labels=labels, drawn=read_pictures(run))
+        return scan_page(stored, top=top, labels=labels, drawn=read_top_images(run))
     return (prune_page if kind == "prune" else attack_page)(stored)
 
 
@@ -107,7 +108,3 @@ def _require_scan(run: Path, kind: str, options: dict[str, object]) -> None:
     given = [name for name, value in options.items() if value]
     if kind != "scan" and given:
         raise UsageError(f"report: {given[0]} is for scans, not for dori-fast {kind}; leave it out")
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -15,7 +15,7 @@ from dori_fast.cli.options import AsJson
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
 if TYPE_CHECKING:
-    from dori_fast.runs.verify.verify import Verification
+    from dori_fast.runs.verify.result import Verification
 
 
 def verify(

@@ -15,7 +15,7 @@ from dori_fast.demo.story import stages
 from dori_fast.demo.story.settings import BATCH, METHODS, Settings
 from dori_fast.models import Denoiser, load
 from dori_fast.report.pages.story import story_page
-from dori_fast.runs.store.durable import write_durably
+from dori_fast.runs.store.durable import write_text_durably
 from dori_fast.runs.store.record import model_identity
 from dori_fast.runs.store.reopen import open_run
 
@@ -76,9 +76,5 @@ def tell(
             now(f"fine-tuned: attacking the {which} images")
             stages.attack(out, fixed, settings, "fine-tuned", which)
     text = story_page(out, open_run(out / "scan"))
-    write_durably(out / PAGE, lambda file: _write(file, text))
+    write_text_durably(out / PAGE, text)
     return out / PAGE
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

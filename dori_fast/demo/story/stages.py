@@ -18,7 +18,7 @@ from dori_fast.evaluate import replication
 from dori_fast.models import Denoiser, NeuronMask, WeightMask
 from dori_fast.runs.methods.prune import prune
 from dori_fast.runs.scan import scan
-from dori_fast.runs.store.durable import write_durably
+from dori_fast.runs.store.durable import write_durably, write_text_durably
 from dori_fast.runs.store.record import differences, model_identity
 
 RECORD, ORIGINALS, FINETUNED = "story.json", "originals.npz", "finetuned.json"
@@ -129,7 +129,7 @@ def same_or_new(path: Path, record: Mapping[str, Any]) -> None:
                 f" ({differences(existing, record)}); use another --out, or the earlier settings"
             )
     text = json.dumps(record, indent=1) + "\n"
-    write_durably(path, lambda file: _write_text(file, text))
+    write_text_durably(path, text)
 
 
 def once(path: Path, compute: Callable[[], dict[str, NDArray[Any]]]) -> None:
@@ -158,7 +158,3 @@ def _judged(
     drawn = found.pictures
     assert drawn is not None  # noqa: S101
     return {f"similarity {step}": found.similarity, f"pictures {step}": drawn[:, 0]}
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -1,9 +1,10 @@
-"""Rows that a model cannot tell apart, found on token ids, so that each is scored once."""
+"""Rows with equal token ids, found so that each distinct prompt is scored once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,14 +12,16 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.sources.read_ahead import read_ahead
-from dori_fast.runs.store.durable import disk_refusals, write_folder_durably
-from dori_fast.runs.sources.open import file_sha256, input_sha256, open_prompts
-from dori_fast.runs.sources.rows import Reader
-from dori_fast.runs.sources.where import Selection
+from dori_fast.runs.dedup.token_table import TokenTable, database
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.settings import refuse_inside
 from dori_fast.runs.signals import Interrupts, interruptible
-from dori_fast.runs.dedup.token_table import TokenTable, database
+from dori_fast.runs.sources.open import input_sha256, open_prompts
+from dori_fast.runs.sources.read_ahead import read_ahead
+from dori_fast.runs.sources.rows import Reader
+from dori_fast.runs.sources.where import Selection
+from dori_fast.runs.store.digest import file_sha256
+from dori_fast.runs.store.durable import disk_refusals, write_folder_durably
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser
@@ -29,10 +32,17 @@ _AT_ONCE = 8192
 
 
 class DedupRecord(BaseModel):
-    """The content of dedup.json: which input, read how, and by whose tokenizer.
+    """The content of dedup.json.
 
-    ``rows`` of the input are ``unique`` sequences and ``quarantined`` rows without a prompt;
-    ``rows_sha256`` is that of rows.parquet.
+    Attributes:
+        input_path: location of the input.
+        input_sha256: digest of the input.
+        column, where, keep: the prompt column, conditions and kept columns, as in a scan.
+        tokenizer: sha256 of the model's tokenizer files, by name.
+        rows_sha256: sha256 of ``rows.parquet``.
+        rows: number of rows of the input.
+        unique: number of distinct token sequences.
+        quarantined: number of rows without a prompt.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -50,13 +60,13 @@ class DedupRecord(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> DedupRecord:
-        """Raises UsageError or IntegrityError if the folder is not of ``dedup``."""
+        """Read a folder of ``dedup``; UsageError or IntegrityError if it is none."""
         try:
             return cls.model_validate_json((folder / RECORD).read_bytes())
         except OSError as error:
-            raise UsageError(f"{folder}: no {RECORD} there — make it with dedup") from error
+            raise UsageError(f"{folder}: no {RECORD} there; make it with dedup") from error
         except (ValidationError, UnicodeDecodeError) as error:
-            raise IntegrityError(f"{folder / RECORD}: damaged — make it again") from error
+            raise IntegrityError(f"{folder / RECORD}: damaged; make it again") from error
 
 
 def dedup(
@@ -68,28 +78,27 @@ def dedup(
     where: Sequence[str] = (),
     keep: Sequence[str] | None = None,
     memory: str = MEMORY,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> DedupRecord:
     """Find the rows of an input that are the same to a model, in bounded memory.
 
-    Two rows are the same if all token ids of their prompts are, before truncation: text that
-    differs in case or in spaces may be, other Unicode forms may not. Scan ``out/unique.parquet``,
-    then give every row its score by :func:`dori_fast.runs.dedup.join.join`.
+    Two rows are the same if all token ids of their prompts are equal before truncation. Prompts
+    that differ in case or spaces may be the same, other Unicode forms are not. Scan
+    ``out/unique.parquet``, then score every row by :func:`dori_fast.runs.dedup.join.join`.
 
     Args:
-        model: whose tokenizer counts.
-        prompts: as in a scan, but nothing in memory.
-        out: a new folder: ``unique.parquet`` with a row for each distinct sequence in order of
-            first appearance (``prompt`` of its first row, ``first_row``, ``count`` of rows,
-            ``ids``), ``rows.parquet`` with ``row_id`` and ``unique_row`` of every row, and
-            ``dedup.json``. It appears whole or not at all.
+        model: the model, for its tokenizer.
+        prompts: files as in a scan; no prompts in memory.
+        out: a new folder, which appears whole or not at all. ``unique.parquet`` has a row per
+            distinct sequence in order of first appearance (``prompt`` of the first row,
+            ``first_row``, ``count`` of rows, ``ids``), ``rows.parquet`` has ``row_id`` and
+            ``unique_row`` of every row; ``dedup.json`` is the record.
         column, where, keep: as in a scan.
-        memory: what the table may hold in memory; the rest spills to the disk beside ``out``.
-        on_progress: called with the number of rows read.
+        memory: memory of the table, which spills the rest to the disk beside ``out``; default 1GB.
+        on_progress: called after every 8,192 rows.
 
     Raises:
-        UsageError: as in a scan; ``out`` is there already or cannot be made, or DuckDB is not
-            installed.
+        UsageError: as in a scan; ``out`` exists or cannot be made, or DuckDB is not installed.
         StorageError: the disk refused; nothing is left.
         ScanInterrupted: SIGINT or SIGTERM; nothing is left.
     """
@@ -139,12 +148,12 @@ _ROWS = pa.schema([("row_id", pa.int64()), ("unique_row", pa.int64())])
 def _make_room(out: Path) -> None:
     try:
         if out.exists():
-            raise UsageError(f"{out}: is there already — use another --out")
+            raise UsageError(f"{out}: is there already; use another --out")
         with disk_refusals(out):
             out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(f"{out}: cannot be made ({reason}) — use another --out") from error
+        raise UsageError(f"{out}: cannot be made ({reason}); use another --out") from error
 
 
 def _fill(
@@ -152,10 +161,10 @@ def _fill(
     model: Denoiser,
     reader: Reader,
     interrupts: Interrupts,
-    on_progress: Callable[[int], None] | None,
+    on_progress: Callable[[Progress], None] | None,
 ) -> dict[str, int]:
-    """Put all rows into the table; how many there are."""
-    counts = {"rows": 0, "unique": 0, "quarantined": 0}
+    """Put all rows into the table; return the counts of the record."""
+    counts, began = {"rows": 0, "unique": 0, "quarantined": 0}, perf_counter()
     with read_ahead(reader.chunks(_AT_ONCE)) as chunks:
         for rows in chunks:
             interrupts.check()
@@ -166,13 +175,15 @@ def _fill(
             counts["rows"] += len(rows)
             counts["quarantined"] += len(rows) - len(scorable)
             if on_progress is not None:
-                on_progress(counts["rows"])
+                done, seconds = counts["rows"], perf_counter() - began
+                left = seconds * (1 / rows.fraction - 1) if rows.fraction else None
+                on_progress(Progress(done, counts["quarantined"], done, seconds, remaining=left))
     return counts
 
 
-def tokenizer_files(described: dict[str, Any]) -> dict[str, str]:
-    """The sha256 of a model's tokenizer files, by name."""
-    files = described["files"]
+def tokenizer_files(config: dict[str, Any]) -> dict[str, str]:
+    """The sha256 of the tokenizer files in a model's ``config()``, by name."""
+    files = config["files"]
     return {name: files[name] for name in sorted(files) if name.startswith("tokenizer")}
 
 

@@ -1,4 +1,4 @@
-"""Scores of distinct prompts given back to every row that they stand for."""
+"""Joining the scores of distinct prompts to all rows of the input."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dori_fast._text import by_number
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.dedup.dedup import MEMORY, ROWS, UNIQUE, DedupRecord, tokenizer_files
-from dori_fast.runs.store.durable import write_durably
-from dori_fast.runs.sources.open import file_sha256, input_sha256, open_prompts
-from dori_fast.runs.store.record import RunRecord
-from dori_fast.runs.sources.rows import Reader, Rows
-from dori_fast.runs.scoring.score import shard_schema
-from dori_fast.runs.sources.where import Selection
-from dori_fast.runs.store.shard import as_stored, check_shard
-from dori_fast.runs.signals import interruptible
 from dori_fast.runs.dedup.token_table import batches, database, import_duckdb
+from dori_fast.runs.scoring.score import shard_schema
+from dori_fast.runs.signals import interruptible
+from dori_fast.runs.sources.open import input_sha256, open_prompts
+from dori_fast.runs.sources.rows import Reader, Rows
+from dori_fast.runs.sources.where import Selection
+from dori_fast.runs.store import shard_names
+from dori_fast.runs.store.digest import file_sha256
+from dori_fast.runs.store.durable import write_durably
+from dori_fast.runs.store.record import RunRecord
+from dori_fast.runs.store.shard import as_stored, check_shard
 
 _AT_ONCE = 65_536
 
@@ -35,29 +36,29 @@ def join(
     prompts: str | Path | None = None,
     memory: str = MEMORY,
 ) -> int:
-    """Write a table with every row of an input, scored as its distinct prompt was.
+    """Write a table with every row of an input and the score of its distinct prompt.
 
     Args:
-        folder: of :func:`dori_fast.runs.dedup.dedup.dedup`.
-        run: the directory of a finished scan of its ``unique.parquet``.
-        out: a parquet file with the columns of a scan of the whole input.
-        prompts: where the input lies now; by default where it lay.
-        memory: as in ``dedup``.
+        folder: folder that :func:`dori_fast.runs.dedup.dedup.dedup` wrote.
+        run: run directory of a finished scan of its ``unique.parquet``.
+        out: parquet file to write, with the columns of a scan of the whole input.
+        prompts: location of the input; default: the recorded one.
+        memory: memory of the join, as in ``dedup``; default 1GB.
 
     Returns:
-        The number of rows, which is the input's.
+        The number of rows of the input.
 
     Raises:
-        UsageError: the run is not there or not finished, its detector's scores depend on a
-            prompt's place, or ``out`` is a folder or in none.
-        IntegrityError: the input has changed, the run is of other prompts or another tokenizer,
-            or a shard or the table of rows is damaged.
+        UsageError: the run is missing or unfinished, its detector's scores depend on a prompt's
+            position, or ``out`` is a folder or lies in none.
+        IntegrityError: the input has changed, the run has other prompts or another tokenizer, or a
+            shard or the table of rows is damaged.
         StorageError: the disk refused.
         ScanInterrupted: SIGINT or SIGTERM; nothing is left.
     """
     folder, run, out = Path(folder), Path(run), Path(out)
     if out.is_dir():
-        raise UsageError(f"{out}: is a folder — name a parquet file")
+        raise UsageError(f"{out}: is a folder; name a parquet file")
     with interruptible():
         return _join(folder, run, out, prompts, memory)
 
@@ -68,7 +69,7 @@ def _join(folder: Path, run: Path, out: Path, prompts: str | Path | None, memory
     _check(folder, known, run, record)
     reader = open_prompts(source, known.column, Selection.of(known.where, known.keep))
     if input_sha256(source) != known.input_sha256:
-        raise IntegrityError(f"{source}: has changed since {folder} was made — make it again")
+        raise IntegrityError(f"{source}: has changed since {folder} was made; make it again")
     decided = record.threshold is not None
     schema = shard_schema(reader.schema, decided)
     shards = _shards(folder, run, record, known)
@@ -92,50 +93,51 @@ def _run_record(run: Path) -> RunRecord:
         return RunRecord.read(run / "run.json")
     except OSError as error:
         raise UsageError(
-            f"{run}: no run directory (no readable run.json) — give the --out of dori-fast scan"
+            f"{run}: no run directory (no readable run.json); give the --out of dori-fast scan"
         ) from error
 
 
 @contextmanager
 def _readable(folder: Path, run: Path) -> Iterator[None]:
-    """Files that were whole a moment ago, and that the database cannot read."""
+    """Turn an error of the database about files that were whole a moment ago."""
     try:
         yield
     except import_duckdb().Error as error:
         reason = str(error).splitlines()[0]
         raise IntegrityError(
-            f"{folder / ROWS} and the shards of {run}: cannot be read ({reason})"
-            " — see that nobody writes there, then join again"
+            f"{folder / ROWS} and the shards of {run}: cannot be read ({reason});"
+            " stop other writers there, then join again"
         ) from error
 
 
 def _check(folder: Path, known: DedupRecord, run: Path, record: RunRecord) -> None:
     identity = record.identity
     if record.state not in ("done", "over_budget") or identity["limit"] is not None:
-        raise UsageError(f"{run}: not a finished scan of all rows — finish it first")
+        raise UsageError(f"{run}: not a finished scan of all rows; finish it first")
     if identity["input_sha256"] != file_sha256(folder / UNIQUE) or "selection" in identity:
-        raise IntegrityError(f"{run}: not a scan of all of {folder / UNIQUE}")
+        raise IntegrityError(f"{run}: not a scan of all of {folder / UNIQUE}; scan that file")
     if tokenizer_files(record.model) != known.tokenizer:
-        raise IntegrityError(f"{run}: its model's tokenizer is not the one of {folder}")
+        raise IntegrityError(
+            f"{run}: its model has another tokenizer than {folder}; scan with the same --model"
+        )
     if "gen_seed" in identity["detector"]:
-        raise UsageError(f"{run}: its scores depend on a prompt's place — scan the whole input")
+        raise UsageError(f"{run}: its scores depend on a prompt's position; scan the whole input")
 
 
 def _shards(folder: Path, run: Path, record: RunRecord, known: DedupRecord) -> list[Path]:
-    """The run's shards, each of them whole."""
+    """The run's shards, after a check of each."""
     if file_sha256(folder / ROWS) != known.rows_sha256:
-        raise IntegrityError(f"{folder / ROWS}: not what dedup wrote — make {folder} again")
+        raise IntegrityError(f"{folder / ROWS}: not what dedup wrote; make {folder} again")
     identity = record.identity
     unique = open_prompts(folder / UNIQUE, identity["column"])
     schema = as_stored(shard_schema(unique.schema, record.threshold is not None))
-    found = (run / "shards").glob("part-*.parquet")
-    paths = sorted(found, key=lambda path: by_number(path.name))
+    paths = shard_names.paths(run)
     rows = 0
     for index, path in enumerate(paths):
         first = index * int(identity["shard_size"])
         rows += check_shard(path, record.run_hash, first, schema).rows
     if rows != known.unique:
-        raise IntegrityError(f"{run}: {rows} rows where {known.unique} distinct prompts are")
+        raise IntegrityError(f"{run}: {rows} rows for {known.unique} distinct prompts; scan again")
     return paths
 
 
@@ -143,8 +145,8 @@ def _results(
     connection: Any, folder: Path, shards: list[Path], schema: pa.Schema
 ) -> Iterator[dict[str, Any]]:
     mapping = pa.schema([("row_id", pa.int64()), ("unique_row", pa.int64())])
-    # read as they were checked: another reader of parquet has its own idea of a damaged footer,
-    # and of what the name of a file or folder means
+    # pyarrow reads the files, as it checked them: DuckDB's reader differs on damaged footers and
+    # takes patterns and partitions from the names of files and folders
     connection.register("mapping", _streamed([folder / ROWS], mapping))
     connection.register("scanned", _streamed(shards, schema))
     columns = ", ".join(f"scanned.{name}" for name in schema.names if name != "row_id")

@@ -1,4 +1,4 @@
-"""Token sequences of any number of rows, kept apart and counted by a table that spills to disk."""
+"""Distinct token sequences of any number of rows, counted by a table that spills to disk."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def import_duckdb() -> Any:
     try:
         import duckdb
     except ImportError as error:
-        raise UsageError("dedup: needs duckdb — pip install 'dori-fast[dedup]'") from error
+        raise UsageError("dedup: needs duckdb; pip install 'dori-fast[dedup]'") from error
     return duckdb
 
 
 @contextmanager
 def database(beside: Path, memory: str) -> Iterator[Any]:
-    """A DuckDB connection whose table and spills lie in a folder that is removed afterwards.
+    """A DuckDB connection whose table and spills lie in a temporary folder.
 
     Args:
-        beside: the folder is made next to this path.
-        memory: what it may hold in memory, such as ``"1GB"``.
+        beside: path next to which the folder is made.
+        memory: memory limit, such as ``"1GB"``.
 
     Raises:
-        UsageError: DuckDB is not installed, ``memory`` is no size or not enough, or there is no
-            folder to work in.
+        UsageError: DuckDB is not installed, ``memory`` is no size or not enough, or the folder
+            cannot be made.
         StorageError: the disk refused.
     """
     duckdb = import_duckdb()
@@ -62,7 +62,7 @@ def database(beside: Path, memory: str) -> Iterator[Any]:
         settings: dict[str, Any] = {
             "memory_limit": memory,
             "temp_directory": f"{folder}/spilled",
-            # every query says in which order; keeping another one costs memory
+            # every query has its ORDER BY; preserving another order costs memory
             "preserve_insertion_order": False,
             "threads": 1,
         }
@@ -75,7 +75,9 @@ def database(beside: Path, memory: str) -> Iterator[Any]:
                 with disk_refusals(beside):
                     raise OSError(number, os.strerror(number)) from error
             if "Out of Memory Error" in str(error):
-                raise UsageError(f"dedup: {memory} of memory are not enough — give more") from error
+                raise UsageError(
+                    f"dedup: {memory} of memory is not enough; raise --memory"
+                ) from error
             raise
 
 
@@ -85,35 +87,35 @@ def _connected(path: str, settings: dict[str, Any]) -> Any:
         return duckdb.connect(path, config=settings)
     except (duckdb.InvalidInputException, duckdb.ParserException) as error:
         memory = settings["memory_limit"]
-        raise UsageError(f"dedup: memory {memory!r}: {error} — such as 4GB") from error
+        raise UsageError(f"dedup: memory {memory!r}: {error}; give a size such as 4GB") from error
     except duckdb.IOException as error:
         if _errno(error) is not None:
             raise
-        raise UsageError(f"{path}: cannot be made ({error}) — use another --out") from error
+        raise UsageError(f"{path}: cannot be made ({error}); use another --out") from error
 
 
 def _errno(error: Exception) -> int | None:
-    """What the disk refused, which DuckDB says in its text alone."""
+    """The error number of a disk's refusal, which DuckDB gives only in its text; else None."""
     for text, number in _REFUSALS.items():
         if text in str(error):
             return number
-    # by default 90 % of what is free on the disk
+    # this limit is by default 90 % of the free disk
     return errno.ENOSPC if "max_temp_directory_size" in str(error) else None
 
 
 @contextmanager
 def _workspace(beside: Path) -> Iterator[Path]:
-    """A locked folder next to a path, for a while; those that dead processes left there go."""
+    """A locked temporary folder next to a path; removes those that dead processes left there."""
     try:
         with disk_refusals(beside):
             if not beside.parent.is_dir():
-                raise UsageError(f"{beside}: there is no folder {beside.parent} — make it first")
+                raise UsageError(f"{beside}: there is no folder {beside.parent}; make it first")
             _sweep(beside.parent)
             new = Path(mkdtemp(prefix=_NEW + _WORKSPACE, dir=beside.parent))
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(f"{beside}: cannot be written ({reason}) — use another --out") from error
-    # by this name it is swept; before it has its lock, another process might do so
+        raise UsageError(f"{beside}: cannot be written ({reason}); use another --out") from error
+    # other processes sweep folders of this name, so it gets the name only once it is locked
     folder = new.with_name(new.name.removeprefix(_NEW))
     try:
         with disk_refusals(beside):
@@ -128,27 +130,27 @@ def _workspace(beside: Path) -> Iterator[Path]:
 
 def _sweep(parent: Path) -> None:
     for stale in parent.glob(f"{_WORKSPACE}*"):
-        # no lock: not ours; another process may sweep too
+        # a folder without lock file is foreign; another process may sweep at the same time
         with suppress(OSError), (stale / _LOCK).open("r+") as lock:
             if _lock(lock.fileno()):
                 shutil.rmtree(stale, ignore_errors=True)
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether nobody else has it; the kernel lets go of it when the process ends."""
+    """Whether the lock was free and is taken; the kernel releases it when the process ends."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        # held, or a file system without locks, where nothing is swept
+        # another process holds it, or the file system has no locks
         return False
     return True
 
 
 class TokenTable:
-    """Rows with their token ids; two rows are the same if all their ids are.
+    """Rows with their token ids; two rows are the same if all their ids are equal.
 
     Sequences are compared by their sha256, four numbers of fixed size: a table of these spills
-    gracefully, which one of long lists does not.
+    gracefully, a table of long lists does not.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -161,7 +163,7 @@ class TokenTable:
     def add(
         self, first: int, prompts: Sequence[str | None], ids: Sequence[Sequence[int] | None]
     ) -> None:
-        """Rows ``first``, ``first`` + 1, ...; ids of None for one that has no prompt."""
+        """Add rows ``first``, ``first`` + 1, ...; the ids of a row without a prompt are None."""
         rows = range(first, first + len(prompts))
         lists = pa.array(ids, pa.list_(pa.int32()))
         digests = zip(*map(_digest, ids), strict=True)
@@ -171,7 +173,7 @@ class TokenTable:
         self._rows = first + len(prompts)
 
     def number(self) -> None:
-        """Number the distinct sequences from 0, by their first rows; call it after the last row."""
+        """Number the distinct sequences from 0 by first row; call this after the last ``add``."""
         key = ", ".join(_DIGEST)
         self._connection.execute(
             f"CREATE TABLE found AS SELECT {key}, min(row_id) AS first_row, count(*) AS count"
@@ -183,18 +185,18 @@ class TokenTable:
         )
 
     def unique(self) -> Iterator[pa.RecordBatch]:
-        """``prompt`` (the first row's), ``first_row``, ``count`` and ``ids`` of each, in order."""
+        """``prompt`` and number of the first row, ``count`` and ``ids`` per sequence, in order."""
         query = (
             "SELECT prompt, first_row, count, ids FROM seen JOIN numbered ON row_id = first_row"
             " WHERE row_id BETWEEN ? AND ? AND first_row BETWEEN ? AND ? ORDER BY first_row"
         )
-        # both tables are in the order of rows; a sort of all the long lists would not spill
+        # both tables have the order of rows; sorting all the long lists would not spill
         for start in range(0, self._rows, _BATCH):
             window = (start, start + _BATCH - 1)
             yield from batches(self._connection, query, [*window, *window])
 
     def mapping(self) -> Iterator[pa.RecordBatch]:
-        """``row_id`` and ``unique_row`` (null where there is no prompt), in order."""
+        """``row_id`` and ``unique_row`` (null without a prompt) per row, in order."""
         key = ", ".join(_DIGEST)
         return batches(
             self._connection,
@@ -205,11 +207,11 @@ class TokenTable:
 def batches(
     connection: Any, query: str, parameters: Sequence[Any] = ()
 ) -> Iterator[pa.RecordBatch]:
-    """A query's result, one batch in memory."""
+    """The result of a query; holds one batch in memory."""
     try:
         yield from connection.sql(query, params=list(parameters)).to_arrow_reader(_BATCH)
     except (OSError, pa.ArrowException) as error:
-        # what DuckDB says once its result is read comes from pyarrow
+        # DuckDB's errors while its result is read come from pyarrow
         raise import_duckdb().OperationalError(str(error)) from error
 
 

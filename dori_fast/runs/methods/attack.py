@@ -1,4 +1,4 @@
-"""The attack over a file of prompts and their pictures: a row a problem, resumable by the block."""
+"""The attack over a file of prompts and their images: a row per image, resumable by block."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from dori_fast.attack import Dori
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import CopySimilarity, SmallPictures, replication
 from dori_fast.models import NeuronMask, WeightMask
-from dori_fast.runs.store.durable import write_durably
-from dori_fast.runs.methods.row_runs import EachResult, run_each
-from dori_fast.runs.methods.image_files import Originals, open_originals
+from dori_fast.runs.methods.image_files import ImageOfRow, open_images
 from dori_fast.runs.methods.prune import EMBEDDINGS, MASKS
+from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.sources.rows import Rows
 from dori_fast.runs.store.directory import Resume
+from dori_fast.runs.store.durable import write_durably
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser
@@ -43,13 +44,13 @@ _COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Judging:
-    """How the embeddings found are judged: pictures are drawn and compared with the original.
+    """How found embeddings are judged: images drawn from them are compared with the original.
 
     Attributes:
-        seeds: how many, 0, 1, ...
+        seeds: number of images per embedding, drawn from the seeds 0, 1, ...
         steps: DDIM steps.
-        guidance: scale of classifier-free guidance.
-        measure: of copying; the descriptor for small pictures if None.
+        guidance: guidance scale.
+        measure: measure of replication, None for the descriptor of small images.
     """
 
     seeds: int = 10
@@ -58,7 +59,7 @@ class Judging:
     measure: CopySimilarity | None = None
 
     def config(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """The settings as plain JSON."""
         measure = (self.measure or SmallPictures()).config()
         how = {"seeds": self.seeds, "steps": self.steps, "guidance": self.guidance}
         return {**how, "measure": measure}
@@ -70,19 +71,19 @@ class AttackRun:
 
     Attributes:
         run: the run and its rows.
-        threshold: similarity above which a picture is a copy.
+        threshold: similarity above which an image counts as replicated.
     """
 
-    run: EachResult
+    run: RowRunResult
     threshold: float
 
 
 def read_masks(path: str | Path) -> NeuronMask | WeightMask:
-    """The masks of a localization's run directory, or of a file.
+    """The masks in a localization's run directory, or in a file.
 
     Raises:
         UsageError: no such file.
-        IntegrityError: it holds no masks.
+        IntegrityError: the file holds no masks.
     """
     path = Path(path)
     file = path / MASKS if path.is_dir() else path
@@ -99,7 +100,7 @@ def masked_rows(
     command: str,
     remedy: str = "",
 ) -> Denoiser:
-    """A view for rows of an input, each under its own mask, or all under the only one.
+    """A view for rows of an input: each under its own mask, or all under a single one.
 
     Raises:
         UsageError: the input has more rows than there are masks.
@@ -107,8 +108,8 @@ def masked_rows(
     count = len(masks)
     if max(ids) >= count > 1:
         raise UsageError(
-            f"{command}: {count} masks, but the input has a row {max(ids)} — give the prompts that"
-            f" the masks are of{remedy}"
+            f"{command}: {count} masks, but the input has a row {max(ids)}; give the prompts that"
+            f" the masks were made for{remedy}"
         )
     return model.masked(masks.take([i % count for i in ids]))
 
@@ -129,29 +130,29 @@ def attack(
     block: int = 16,
     limit: int | None = None,
     resume: Resume = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> AttackRun:
-    """Attack every row's picture into a run directory, resumable block by block.
+    """Attack every row's image into a run directory, resumable block by block.
 
     Args:
         model: the denoiser, without the masks.
-        prompts: as in a scan; rows without a prompt or a readable picture are quarantined.
-        images: a folder, or pictures by prompt; see :func:`open_originals`. Pictures are taken as
-            they are when their row is computed, and the row keeps their sha256.
-        out: the run directory: a row a problem in ``shards/``, and all embeddings in
+        prompts: as in a scan; rows without a prompt or a readable image are quarantined.
+        images: a folder, or images by prompt; see :func:`open_images`. An image is read when its
+            row is computed, and the row keeps its sha256.
+        out: the run directory: a row per image in ``shards/``, and all embeddings in
             ``embeddings.safetensors`` (``embeddings`` [N, T, D], ``row_id`` [N]).
-        method: the attack; its streams are named by the rows' numbers.
+        method: the attack; its random streams are numbered by row.
         start: ``"prompt"`` or ``"gaussian"``.
-        masks: one for all rows, or one for each row of the input, as ``dori-fast prune`` wrote.
-        in_turn: where there are more rows than masks, begin again with the first one: for
+        masks: one mask for all rows, or one per row of the input, as ``dori-fast prune`` wrote.
+        in_turn: reuse the masks from the first on if there are more rows than masks; for
             controls, which have no masks of their own.
-        judging: how pictures are drawn and compared.
-        column: the prompt column; found by itself if it has a usual name.
-        image_column: of file names relative to the folder.
-        block: rows per block. It does not change the answers.
-        limit: read only the first rows.
+        judging: how images are drawn and compared; default ``Judging()``.
+        column: the prompt column; default: the first usual name.
+        image_column: column of file names relative to the folder; default ``image``.
+        block: rows per block, without effect on the results; default 16.
+        limit: number of rows to read; default: all.
         resume: as in a scan.
-        on_progress: called with the rows done and those of them quarantined.
+        on_progress: called after each shard.
 
     Raises:
         UsageError: wrong arguments, or more rows than masks.
@@ -160,16 +161,16 @@ def attack(
     judging = judging or Judging()
     with prompts_on_disk(prompts) as path:
         reader = open_prompts(path, column)
-        original = open_originals(images, reader, image_column, model.image_size)
-        problems = _Problems(model, method, start, masks, in_turn, judging, original)
-        run = run_each(
+        image_of = open_images(images, reader, image_column, model.image_size)
+        attacks = _Attacks(model, method, start, masks, in_turn, judging, image_of)
+        run = run_rows(
             model,
             reader,
             path,
             out=Path(out),
-            method=problems.config(),
+            method=attacks.config(),
             columns=_COLUMNS,
-            compute=problems,
+            compute=attacks,
             at_once=block,
             limit=limit,
             resume=resume,
@@ -180,8 +181,8 @@ def attack(
 
 
 @dataclass(frozen=True)
-class _Problems:
-    """From rows to result columns."""
+class _Attacks:
+    """Attacks on rows; the ``compute`` of :func:`run_rows`."""
 
     model: Denoiser
     method: Dori
@@ -189,7 +190,7 @@ class _Problems:
     masks: NeuronMask | WeightMask | None
     in_turn: bool
     judging: Judging
-    original: Originals
+    image_of: ImageOfRow
 
     def config(self) -> dict[str, Any]:
         return {
@@ -201,17 +202,15 @@ class _Problems:
         }
 
     def __call__(self, rows: Rows, places: Sequence[int]) -> list[dict[str, Any] | str]:
-        originals = {place: self.original(rows, place) for place in places}
+        originals = {place: self.image_of(rows, place) for place in places}
         images = {p: image for p, image in originals.items() if not isinstance(image, str)}
-        found = dict(zip(images, self._attack(rows, images), strict=True)) if images else {}
-        refused = {p: error for p, error in originals.items() if isinstance(error, str)}
-        results: dict[int, dict[str, Any] | str] = {**found, **refused}
-        return [results[place] for place in places]
+        found = iter(self._attack(rows, images) if images else [])
+        return [image if isinstance(image, str) else next(found) for image in originals.values()]
 
     def _attack(self, rows: Rows, images: Mapping[int, NDArray[np.uint8]]) -> list[dict[str, Any]]:
         ids = [rows.first + place for place in images]
-        prompts, pictures = [rows.prompts[place] or "" for place in images], [*images.values()]
-        view, stacked = self._view(ids), np.stack(pictures)
+        prompts, originals = [rows.prompts[place] or "" for place in images], [*images.values()]
+        view, stacked = self._view(ids), np.stack(originals)
         found = self.method.run(view, stacked, prompts, start=self.start, ids=ids)
         how = vars(self.judging)
         before = replication(view, view.encode(prompts), stacked, **how).similarity
@@ -219,7 +218,7 @@ class _Problems:
         embeddings = found.embeddings.float().cpu().numpy()
         return [
             {
-                "image_sha256": hashlib.sha256(pictures[i].tobytes()).hexdigest(),
+                "image_sha256": hashlib.sha256(originals[i].tobytes()).hexdigest(),
                 "attack_steps": int(found.steps[i]),
                 "evaluations": int(found.evaluations[i]),
                 "losses": found.losses[: int(found.steps[i]), i].tolist(),
@@ -238,8 +237,8 @@ class _Problems:
         return masked_rows(self.model, self.masks, ids, "attack", ", or --in-turn for controls")
 
 
-def _save_embeddings(model: Denoiser, run: EachResult, path: Path) -> None:
-    """All rows' embeddings in one file; float32, whatever the model's dtype."""
+def _save_embeddings(model: Denoiser, run: RowRunResult, path: Path) -> None:
+    """All rows' embeddings in one file, float32 for every model dtype."""
     rows = [(row["row_id"], row["embedding"]) for row in run.rows() if row["embedding"]]
     shape = model.unconditional.unique.shape[1:]
     found = [np.frombuffer(embedding, np.float32).reshape(shape) for _, embedding in rows]

@@ -1,4 +1,4 @@
-"""What a fine-tuning run draws before it trains, drawn once and kept in its folder."""
+"""Images that a fine-tuning run draws before training, cached in its run directory."""
 
 from __future__ import annotations
 
@@ -25,53 +25,53 @@ _FORMAT = "dori_fast.drawn/1"
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Retained pairs that are drawn, and not read.
+class DrawnPairs:
+    """Retained pairs of prompt and image that are drawn instead of read.
 
     Attributes:
-        config: all that they follow from, besides the model, as plain JSON.
-        draw: draws them, prompts with uint8 [H, W, 3].
+        config: facts besides the model that the pairs depend on, as plain JSON.
+        draw: function that returns the pairs, each image uint8 [H, W, 3].
     """
 
     config: dict[str, Any]
     draw: Callable[[], Pairs]
 
 
-def kept_surrogates(folder: Path, run_hash: str, draw: Callable[[], Surrogates]) -> Surrogates:
-    """The surrogates of a run, drawn if they are not there yet."""
+def cached_surrogates(folder: Path, run_hash: str, draw: Callable[[], Surrogates]) -> Surrogates:
+    """The surrogates of a run, drawn if its directory does not hold them yet."""
 
     def drawn() -> tuple[dict[str, Tensor], list[str]]:
         found = draw()
         own, similarity = torch.from_numpy(found.own), torch.from_numpy(found.similarity)
         return {"pictures": found.pictures, "own": own, "similarity": similarity}, []
 
-    tensors, _ = _kept(folder / SURROGATES, run_hash, drawn)
+    tensors, _ = _cached(folder / SURROGATES, run_hash, drawn)
     own, similarity = tensors["own"].numpy(), tensors["similarity"].numpy()
     return Surrogates(tensors["pictures"], own, similarity)
 
 
-def kept_pairs(folder: Path, run_hash: str, draw: Callable[[], Pairs]) -> Pairs:
-    """The retained pairs of a run, drawn if they are not there yet."""
+def cached_pairs(folder: Path, run_hash: str, draw: Callable[[], Pairs]) -> Pairs:
+    """The retained pairs of a run, drawn if its directory does not hold them yet."""
 
     def drawn() -> tuple[dict[str, Tensor], list[str]]:
         found = draw()
-        pictures = torch.from_numpy(np.stack([picture for _, picture in found]))
-        return {"pictures": pictures}, [prompt for prompt, _ in found]
+        images = torch.from_numpy(np.stack([image for _, image in found]))
+        return {"pictures": images}, [prompt for prompt, _ in found]
 
-    tensors, prompts = _kept(folder / RETAINED, run_hash, drawn)
+    tensors, prompts = _cached(folder / RETAINED, run_hash, drawn)
     return list(zip(prompts, tensors["pictures"].numpy(), strict=True))
 
 
-def _kept(
+def _cached(
     path: Path, run_hash: str, draw: Callable[[], tuple[dict[str, Tensor], list[str]]]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors and prompts of a file that belongs to a run; also on a first run read from there."""
+    """The tensors and prompts of a file that belongs to a run, read back even when just written."""
     if not path.exists():
         tensors, prompts = draw()
         owned = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         header = {"format": _FORMAT, "run": run_hash, "prompts": json.dumps(prompts)}
         write_durably(path, lambda file: save_file(owned, file, header))
-    tensors, header = read_tensors(path, _FORMAT, "what a fine-tuning run has drawn")
+    tensors, header = read_tensors(path, _FORMAT, "images that a fine-tuning run drew")
     if header["run"] != run_hash:
-        raise IntegrityError(f"{path}: drawn by another run — use another --out")
+        raise IntegrityError(f"{path}: drawn by another run; use another --out")
     return tensors, json.loads(header["prompts"])

@@ -1,4 +1,4 @@
-"""Fine-tuning over a file of prompts and their pictures, in a folder from which it goes on."""
+"""Fine-tuning over a file of prompts and their images, in a run directory that can be resumed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,17 @@ from dori_fast.finetune import Adversarial, Checkpoint, StepReport, Surrogates, 
 from dori_fast.finetune.adversarial import check_model
 from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.runs.methods.attack import masked_rows
-from dori_fast.runs.methods.cached_images import Drawn, Pairs, kept_pairs, kept_surrogates
-from dori_fast.runs.store.durable import write_durably, write_folder_durably
-from dori_fast.runs.methods.prompt_image_rows import Pictured, read_pictured
+from dori_fast.runs.methods.cached_images import DrawnPairs, Pairs, cached_pairs, cached_surrogates
+from dori_fast.runs.methods.prompt_image_rows import PromptImageRows, read_prompt_images
+from dori_fast.runs.methods.step_log import StepLog
+from dori_fast.runs.progress import Progress
+from dori_fast.runs.signals import Interrupts, interruptible
+from dori_fast.runs.store.directory import LockedDirectory, Resume
+from dori_fast.runs.store.durable import (
+    write_durably,
+    write_folder_durably,
+    write_text_durably,
+)
 from dori_fast.runs.store.record import (
     SCHEMA_VERSION,
     RunRecord,
@@ -29,9 +37,6 @@ from dori_fast.runs.store.record import (
     library_versions,
     model_identity,
 )
-from dori_fast.runs.store.run_folder import Resume, RunFolder
-from dori_fast.runs.methods.step_log import Scalars
-from dori_fast.runs.signals import Interrupts, interruptible
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser
@@ -45,10 +50,10 @@ class Drawing:
     """How the pruned model draws surrogates; see :func:`dori_fast.finetune.surrogates`.
 
     Attributes:
-        count: surrogates per prompt, the first ones of twice as many that are no copies.
+        count: surrogates per prompt, the first ones among twice as many that are not replicated.
         steps: DDIM steps.
-        guidance: scale of classifier-free guidance.
-        measure: of copying; the descriptor for small pictures if None.
+        guidance: guidance scale.
+        measure: measure of replication, None for the descriptor of small images.
     """
 
     count: int = 4
@@ -57,7 +62,7 @@ class Drawing:
     measure: CopySimilarity | None = None
 
     def config(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """The settings as plain JSON."""
         measure = (self.measure or SmallPictures()).config()
         how = {"count": self.count, "steps": self.steps, "guidance": self.guidance}
         return {**how, "measure": measure}
@@ -68,13 +73,13 @@ class FineTuned:
     """A finished run.
 
     Attributes:
-        out: its folder; the model is in ``model/``.
-        memorized: pictures that were trained away.
-        retained: pairs whose quality was to be kept.
-        quarantined: rows of both files that were left out.
+        out: the run directory; the model is in ``model/``.
+        memorized: number of images trained away.
+        retained: number of retained pairs.
+        quarantined: number of rows of both files that were left out.
         surrogates: :meth:`dori_fast.finetune.Surrogates.summary`.
-        steps: done by this call; the others were there already.
-        seconds: time of this call.
+        steps: steps done by this call, without those of earlier calls.
+        seconds: duration of this call.
     """
 
     out: Path
@@ -86,7 +91,7 @@ class FineTuned:
     seconds: float
 
     def scalars(self) -> list[dict[str, Any]]:
-        """The figures of every step."""
+        """The logged values of every step."""
         return [json.loads(line) for line in (self.out / SCALARS).read_text().splitlines()]
 
 
@@ -98,7 +103,7 @@ def fine_tune(
     out: str | Path,
     method: Adversarial,
     masks: NeuronMask | WeightMask,
-    retained: str | Path | Drawn,
+    retained: str | Path | DrawnPairs,
     retained_images: str | Path | None = None,
     drawing: Drawing | None = None,
     column: str | None = None,
@@ -108,139 +113,143 @@ def fine_tune(
     resume: Resume = "auto",
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> FineTuned:
-    """Train memorized pictures out of a copy of the model, or go on where a run was ended.
+    """Train memorized images out of a copy of the model, or resume an interrupted run.
 
     Args:
-        model: the original one, in float32, without masks.
-        prompts: as in a scan; rows without a prompt or a readable picture are left out and
-            written to ``quarantine.jsonl`` with the reason.
-        images: the memorized pictures, a folder or by prompt; see
-            :func:`dori_fast.runs.methods.image_files.open_originals`.
-        out: the folder: ``run.json``, ``surrogates.safetensors``, ``checkpoint.safetensors``,
-            ``scalars.jsonl`` (the figures of a step a line) and in the end ``model/``, a diffusers
-            directory.
+        model: the original model, in float32, without masks.
+        prompts: as in a scan; rows without a prompt or a readable image are written to
+            ``quarantine.jsonl`` with the reason, and left out.
+        images: the memorized images, a folder or images by prompt; see
+            :func:`dori_fast.runs.methods.image_files.open_images`.
+        out: the run directory: ``run.json``, ``surrogates.safetensors``,
+            ``checkpoint.safetensors``, ``scalars.jsonl`` (a line per step) and in the end
+            ``model/``, a diffusers directory.
         method: the method.
-        masks: that hide the pictures; one for all rows of ``prompts`` or one for each.
-        retained: pairs whose quality is to be kept: a file of prompts whose pictures the column
-            ``image`` names, or what is drawn.
-        retained_images: the folder of the file's pictures; the file's own if not given.
-        drawing: of the surrogates.
-        column: the prompt column of ``prompts``; found by itself if it has a usual name.
-        image_column: of file names relative to the folder ``images``.
-        limit: read only the first rows of ``prompts``.
-        checkpoint_every: steps that a kill costs at most. It does not change the weights.
+        masks: masks that hide the images; one for all rows of ``prompts``, or one per row.
+        retained: pairs whose quality is kept: a file of prompts whose column ``image`` names the
+            images, or pairs to draw.
+        retained_images: folder of the file's images; default: the file's own folder.
+        drawing: how surrogates are drawn; default ``Drawing()``.
+        column: the prompt column of ``prompts``; default: the first usual name.
+        image_column: column of file names relative to the folder ``images``; default ``image``.
+        limit: number of rows of ``prompts`` to read; default: all.
+        checkpoint_every: steps between checkpoints, without effect on the weights; default 25.
         resume: as in a scan.
-        on_stage: is told what is done before the training.
-        on_step: is told about every step.
+        on_stage: called with the name of each stage before the training.
+        on_step: called with the report of each step.
+        on_progress: called after every step.
 
     Raises:
         UsageError: wrong arguments, or no row is left.
-        IntegrityError: ``out`` holds a run with other settings, pictures or model.
-        StorageError, ScanInterrupted: as in a scan; the same call goes on.
+        IntegrityError: ``out`` holds a run with other settings, images or model.
+        StorageError, ScanInterrupted: as in a scan; repeat the call to resume.
     """
     if checkpoint_every < 1:
         raise UsageError(f"finetune: checkpoint_every must be at least 1, got {checkpoint_every}")
     check_model(model)
     began, say = perf_counter(), on_stage or (lambda text: None)
-    drawing, size = drawing or Drawing(), model.image_size
-    memorized = read_pictured(
+    size = model.image_size
+    memorized = read_prompt_images(
         prompts, images, size, column=column, image_column=image_column, limit=limit
     )
-    kept = (
-        retained if isinstance(retained, Drawn) else _read_retained(retained, retained_images, size)
-    )
-    run = _Run(Path(out), Path(prompts), model, method, masks, drawing, memorized, kept)
-    with interruptible() as interrupts, RunFolder(run.out, run.record, resume) as folder:
-        run.record.state = "interrupted"
+    if isinstance(retained, DrawnPairs):
+        kept: PromptImageRows | DrawnPairs = retained
+    else:
+        folder = Path(retained).parent if retained_images is None else retained_images
+        kept = read_prompt_images(retained, folder, size)
+    run = _Run(Path(out), model, method, masks, drawing or Drawing(), memorized, kept, say)
+    record = run.record(Path(prompts))
+    with interruptible() as interrupts, LockedDirectory(run.out, record, resume) as directory:
+        record.state = "interrupted"
         try:
             run.write_quarantine()
-            pairs = run.retained(say)
-            others = run.surrogates(say)
+            pairs = run.retained(record.run_hash)
+            others = run.surrogates(record.run_hash)
             steps = 0
             if not (run.out / MODEL).exists():
-                steps = run.train(others, pairs, checkpoint_every, on_step, interrupts)
-            run.record.state = "done"
+                steps = run.train(others, pairs, checkpoint_every, on_step, on_progress, interrupts)
+            record.state = "done"
         finally:
-            run.record.seconds += perf_counter() - began
-            folder.save_record()
+            record.seconds += perf_counter() - began
+            directory.save_record()
     counts = (len(memorized.rows), len(pairs), len(run.refused))
     return FineTuned(run.out, *counts, others.summary(), steps, perf_counter() - began)
 
 
-def _read_retained(path: str | Path, folder: str | Path | None, size: tuple[int, int]) -> Pictured:
-    return read_pictured(path, Path(path).parent if folder is None else folder, size)
-
-
+@dataclass(frozen=True)
 class _Run:
-    """One call: what its results depend on, and its stages."""
+    """The inputs of one call, and its stages."""
 
-    def __init__(
-        self,
-        out: Path,
-        prompts: Path,
-        model: Denoiser,
-        method: Adversarial,
-        masks: NeuronMask | WeightMask,
-        drawing: Drawing,
-        memorized: Pictured,
-        kept: Pictured | Drawn,
-    ) -> None:
-        self.out, self._model, self._method = out, model, method
-        self._drawing, self._memorized, self._kept = drawing, memorized, kept
-        self._masks = masks
-        described = model.config()
+    out: Path
+    model: Denoiser
+    method: Adversarial
+    masks: NeuronMask | WeightMask
+    drawing: Drawing
+    memorized: PromptImageRows
+    kept: PromptImageRows | DrawnPairs
+    say: Callable[[str], None]
+
+    def record(self, prompts: Path) -> RunRecord:
+        """The record of a new run, with everything that the weights depend on."""
+        described, kept = self.model.config(), self.kept
         identity: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
-            "fine_tuning": method.config(),
-            "surrogates": {**drawing.config(), "masks": masks.sha256()},
-            "memorized": memorized.config(),
-            "retained": kept.config if isinstance(kept, Drawn) else kept.config(),
+            "fine_tuning": self.method.config(),
+            "surrogates": {**self.drawing.config(), "masks": self.masks.sha256()},
+            "memorized": self.memorized.config(),
+            "retained": kept.config if isinstance(kept, DrawnPairs) else kept.config(),
             "model": model_identity(described),
         }
-        if model.device.type == "cpu":
-            # sums are split among threads, so that weights are the same for the same number only
+        if self.model.device.type == "cpu":
+            # sums are split among threads, so equal weights need an equal number of them
             identity["threads"] = torch.get_num_threads()
-        self.refused = [{"file": "prompts", **row} for row in memorized.refused]
-        if isinstance(kept, Pictured):
-            self.refused += [{"file": "retained", **row} for row in kept.refused]
-        self.record = RunRecord(
+        record = RunRecord(
             run_hash=hash_identity(identity),
             identity=identity,
             input_path=str(prompts),
             model=described,
-            batch_size=model.batch_size,
+            batch_size=self.model.batch_size,
             versions=library_versions(),
         )
-        counts = self.record.counts
-        counts.ok, counts.quarantined = len(memorized.rows), len(memorized.refused)
+        counts = record.counts
+        counts.ok, counts.quarantined = len(self.memorized.rows), len(self.memorized.refused)
         counts.rows = counts.ok + counts.quarantined
+        return record
+
+    @property
+    def refused(self) -> list[dict[str, Any]]:
+        """The rows of both files that are left out."""
+        kept = self.kept.refused if isinstance(self.kept, PromptImageRows) else []
+        refused = {"prompts": self.memorized.refused, "retained": kept}
+        return [{"file": file, **row} for file, rows in refused.items() for row in rows]
 
     def write_quarantine(self) -> None:
-        """The rows that are left out, one a line."""
+        """Write the rows that are left out, one per line."""
         text = "".join(json.dumps(row) + "\n" for row in self.refused)
-        write_durably(self.out / QUARANTINE, lambda file: _write(file, text))
+        write_text_durably(self.out / QUARANTINE, text)
 
-    def retained(self, say: Callable[[str], None]) -> Pairs:
-        """The pairs to keep."""
-        kept = self._kept
-        if isinstance(kept, Pictured):
+    def retained(self, run_hash: str) -> Pairs:
+        """The retained pairs."""
+        kept = self.kept
+        if isinstance(kept, PromptImageRows):
             return list(zip(kept.prompts, kept.images, strict=True))
 
         def draw() -> Pairs:
-            say("drawing retained pairs")
+            self.say("drawing retained pairs")
             return kept.draw()
 
-        return kept_pairs(self.out, self.record.run_hash, draw)
+        return cached_pairs(self.out, run_hash, draw)
 
-    def surrogates(self, say: Callable[[str], None]) -> Surrogates:
-        """What the pruned model draws instead of the memorized pictures."""
-        chosen, how = self._memorized, self._drawing
+    def surrogates(self, run_hash: str) -> Surrogates:
+        """The images that the pruned model draws instead of the memorized ones."""
+        chosen, how = self.memorized, self.drawing
 
         def draw() -> Surrogates:
-            say(f"drawing surrogates of {len(chosen.rows):,} pictures")
+            self.say(f"drawing surrogates of {len(chosen.rows):,} images")
             return surrogates(
-                masked_rows(self._model, self._masks, chosen.rows, "finetune"),
+                masked_rows(self.model, self.masks, chosen.rows, "finetune"),
                 chosen.images,
                 chosen.prompts,
                 measure=how.measure or SmallPictures(),
@@ -249,7 +258,7 @@ class _Run:
                 guidance=how.guidance,
             )
 
-        return kept_surrogates(self.out, self.record.run_hash, draw)
+        return cached_surrogates(self.out, run_hash, draw)
 
     def train(
         self,
@@ -257,39 +266,50 @@ class _Run:
         pairs: Pairs,
         checkpoint_every: int,
         on_step: Callable[[StepReport], None] | None,
+        on_progress: Callable[[Progress], None] | None,
         interrupts: Interrupts,
     ) -> int:
-        """Train from the last checkpoint on and write the model; returns the steps done."""
+        """Train from the last checkpoint, write the model and return the number of steps done."""
         path = self.out / CHECKPOINT
         last = Checkpoint.load(path) if path.exists() else None
         begun = 0 if last is None else last.step
-        scalars = Scalars(self.out / SCALARS, begun)
+        log = StepLog(self.out / SCALARS, begun)
         due: list[Checkpoint] = []
+        began = perf_counter()
 
-        def told(report: StepReport) -> None:
-            scalars.append(report.summary())
+        def step_done(report: StepReport) -> None:
+            log.append(report.summary())
             if due:
-                # only now, so that the file of figures is never behind the checkpoint
-                scalars.sync()
+                # after the log, which must not be behind the checkpoint
+                log.sync()
                 write_durably(path, due.pop().save)
             if on_step is not None:
                 on_step(report)
+            if on_progress is not None:
+                on_progress(self._progress(report, begun, perf_counter() - began))
             interrupts.check()
 
-        tuned = self._method.run(
-            self._model,
-            self._memorized.images,
-            self._memorized.prompts,
+        tuned = self.method.run(
+            self.model,
+            self.memorized.images,
+            self.memorized.prompts,
             surrogates=others,
             retained=pairs,
-            on_step=told,
+            on_step=step_done,
             on_checkpoint=due.append,
             checkpoint_every=checkpoint_every,
             resume=last,
         )
         write_folder_durably(self.out / MODEL, tuned.save_pretrained)
-        return self._method.steps - begun
+        return self.method.steps - begun
 
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    def _progress(self, report: StepReport, begun: int, seconds: float) -> Progress:
+        computed = report.step - begun
+        return Progress(
+            done=report.step,
+            quarantined=len(self.refused),
+            computed=computed,
+            seconds=seconds,
+            total=report.steps,
+            remaining=seconds / computed * (report.steps - report.step),
+        )

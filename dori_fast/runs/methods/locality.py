@@ -1,4 +1,4 @@
-"""Locality from finished runs: an attack from many starts, and localizations of its embeddings."""
+"""Locality from finished runs: an attack from many starts and localizations of its embeddings."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dori_fast.evaluate.locality import (
     value_discrepancy,
 )
 from dori_fast.runs.methods.attack import read_masks
-from dori_fast.runs.store.durable import write_durably
 from dori_fast.runs.methods.prune import read_embeddings
 from dori_fast.runs.sources.open import open_prompts
+from dori_fast.runs.store.durable import write_text_durably
 from dori_fast.runs.store.record import RunRecord
 
 if TYPE_CHECKING:
@@ -47,20 +47,21 @@ def locality(
     """Compare the embeddings that an attack found with each other, and prompts with prompts.
 
     Args:
-        model: the model that was attacked, with or without its masks.
-        attacked: run directory of an attack, its rows being many starts for one image.
-        memorized: prompts of memorized images: the baseline of discrepancies.
-        ordinary: prompts that are not memorized: the baseline of distances.
+        model: the attacked model, with or without its masks.
+        attacked: run directory of an attack whose rows are many starts for one image.
+        memorized: file of prompts of memorized images, the baseline of discrepancies.
+        ordinary: file of prompts that are not memorized, the baseline of distances.
         out: folder for ``locality.json``.
         triggers: run directories of ``prune(..., embeddings=attacked)``, one per method.
         baselines: run directories of the same methods on memorized prompts, in the same order.
-        limit: so many embeddings and prompts of each kind at most.
+        limit: maximum number of embeddings and of prompts of each kind; default 100.
 
     Returns:
-        What is written: quantiles of distances, discrepancies by layer, agreement by layer.
+        The content of ``locality.json``: quantiles of distances, discrepancies by layer and
+        agreement by layer.
 
     Raises:
-        UsageError: a run or its masks are not there, or there are fewer than two to compare.
+        UsageError: a run or its masks are missing, or there are fewer than two to compare.
     """
     if len(triggers) != len(baselines):
         raise UsageError("locality: needs a run on memorized prompts for each run on triggers")
@@ -89,12 +90,8 @@ def locality(
     }
     Path(out).mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1) + "\n"
-    write_durably(Path(out) / RESULTS, lambda file: _write(file, text))
+    write_text_durably(Path(out) / RESULTS, text)
     return results
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _prompts(path: str | Path, limit: int) -> list[str]:
@@ -114,7 +111,7 @@ def _quantiles(condition: TextCondition) -> list[float]:
 
 
 def _agreement(run: str | Path) -> dict[str, Any]:
-    """By layer; the NaN of a layer that no mask touches is JSON's null."""
+    """Agreement by layer; null instead of NaN for a layer that no mask touches."""
     by_layer = {name: asdict(found) for name, found in agreement(read_masks(run)).items()}
     for found in by_layer.values():
         found["iou"] = None if np.isnan(found["iou"]) else found["iou"]
@@ -122,6 +119,6 @@ def _agreement(run: str | Path) -> dict[str, Any]:
 
 
 def _by_layer(groups: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """From {group: {layer: x}} to {layer: {group: x}}."""
+    """{group: {layer: x}} as {layer: {group: x}}."""
     layers = next(iter(groups.values()))
     return {layer: {name: of[layer] for name, of in groups.items()} for layer in layers}

@@ -1,4 +1,4 @@
-"""All rows of a file that have a prompt and a readable picture, and why the others are left out."""
+"""The rows of a file that have a prompt and a readable image, held in memory."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 
 from dori_fast.errors import UsageError
 from dori_fast.models.files.hashes import tensors_sha256
-from dori_fast.runs.methods.image_files import open_originals
-from dori_fast.runs.sources.open import input_sha256, open_prompts
+from dori_fast.runs.methods.image_files import open_images
 from dori_fast.runs.settings import checked, limited
+from dori_fast.runs.sources.open import input_sha256, open_prompts
 
 _AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Pictured:
-    """Prompts with their pictures, in memory.
+class PromptImageRows:
+    """P prompts with their images.
 
     Attributes:
         rows: positions [P] in the file, from 0.
         prompts: [P].
         images: uint8 [P, H, W, 3].
         refused: the other rows as plain JSON: ``row_id``, ``prompt`` and ``error``.
-        file_sha256: of the file.
+        file_sha256: sha256 of the file, in hexadecimal.
     """
 
     rows: list[int]
@@ -39,12 +39,12 @@ class Pictured:
     file_sha256: str
 
     def config(self) -> dict[str, Any]:
-        """What tells these rows from others, as plain JSON."""
+        """The digests of file and images and the number of rows, as plain JSON."""
         pictures = tensors_sha256({"pictures": torch.from_numpy(self.images)})
         return {"sha256": self.file_sha256, "pictures": pictures, "rows": len(self.rows)}
 
 
-def read_pictured(
+def read_prompt_images(
     path: str | Path,
     images: str | Path | Mapping[str, NDArray[np.uint8]],
     size: tuple[int, int],
@@ -52,40 +52,43 @@ def read_pictured(
     column: str | None = None,
     image_column: str = "image",
     limit: int | None = None,
-) -> Pictured:
-    """Read a file of prompts with the pictures at a size (H, W).
+) -> PromptImageRows:
+    """Read a file of prompts with its images.
 
     Args:
-        path: as in a scan.
-        images: a folder, or pictures by prompt; see :func:`open_originals`.
-        size: of the model's pictures.
-        column: the prompt column; found by itself if it has a usual name.
-        image_column: of file names relative to the folder.
-        limit: read only the first rows.
+        path: the file, as in a scan.
+        images: a folder, or images by prompt; see :func:`open_images`.
+        size: (H, W) of the model's images.
+        column: the prompt column; default: the first usual name.
+        image_column: column of file names relative to the folder; default ``image``.
+        limit: number of rows to read; default: all.
 
     Raises:
-        UsageError: the file, folder or column is not there, or no row is left.
+        UsageError: no such file, folder or column, or no row is left.
     """
     reader = open_prompts(path, column)
-    original = open_originals(images, reader, image_column, size)
+    image_of = open_images(images, reader, image_column, size)
     settings = checked(
-        "pictures", seeds=1, steps=1, batch_size="auto", limit=limit, shard_size=_AT_ONCE
+        "finetune", seeds=1, steps=1, batch_size="auto", limit=limit, shard_size=_AT_ONCE
     )
     rows: list[int] = []
     prompts: list[str] = []
-    pictures: list[NDArray[np.uint8]] = []
+    found_images: list[NDArray[np.uint8]] = []
     refused: list[dict[str, Any]] = []
     for part in limited(reader, settings):
         for place, prompt in enumerate(part.prompts):
-            found = part.errors[place] if prompt is None else original(part, place)
+            found = part.errors[place] if prompt is None else image_of(part, place)
             if prompt is None or found is None or isinstance(found, str):
                 row = {"row_id": part.first + place, "prompt": prompt, "error": found}
                 refused.append(row)
                 continue
             rows.append(part.first + place)
             prompts.append(prompt)
-            pictures.append(found)
+            found_images.append(found)
     if not rows:
-        why = f"; the first one: {refused[0]['error']}" if refused else ""
-        raise UsageError(f"{path}: no row with a prompt and a readable picture{why}")
-    return Pictured(rows, prompts, np.stack(pictures), refused, input_sha256(path))
+        first = f" (the first row: {refused[0]['error']})" if refused else ""
+        raise UsageError(
+            f"{path}: no row with a prompt and a readable image{first}; check --images and its"
+            " column of names"
+        )
+    return PromptImageRows(rows, prompts, np.stack(found_images), refused, input_sha256(path))

@@ -1,4 +1,4 @@
-"""Localization over a file of prompts: a row a prompt, then masks and tables that others read."""
+"""Localization over a file of prompts: a row per prompt, then masks and tables of all rows."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from dori_fast.errors import UsageError
 from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
-from dori_fast.runs.store.durable import write_durably
-from dori_fast.runs.methods.row_runs import EachResult, run_each
-from dori_fast.runs.sources.open import file_sha256, open_prompts, prompts_on_disk
+from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
+from dori_fast.runs.progress import Progress
+from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
+from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.directory import Resume
+from dori_fast.runs.store.durable import write_durably
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser, TextCondition
 
-MASKS, TABLE, PICTURES = "masks.safetensors", "nemo.csv", "pictures.safetensors"
+MASKS, TABLE, IMAGES = "masks.safetensors", "nemo.csv", "pictures.safetensors"
 EMBEDDINGS = "embeddings.safetensors"
 
 _LISTS = pa.list_(pa.list_(pa.int32()))
@@ -53,24 +55,24 @@ class PruneResult:
 
     Attributes:
         run: the run and its rows.
-        masks: one for each row, those of quarantined rows empty; as saved in ``masks.safetensors``.
-        layers: their layers, in order.
+        masks: one mask per row, empty for quarantined rows; as saved in ``masks.safetensors``.
+        layers: layers of the masks, in order.
     """
 
-    run: EachResult
+    run: RowRunResult
     masks: NeuronMask | WeightMask
     layers: tuple[str, ...]
 
 
 def read_statistics(path: str | Path) -> NeuronStatistics:
-    """Statistics from a file of ours (.safetensors) or of NeMo's released code (.pt)."""
+    """Statistics from a file of this package (.safetensors) or of NeMo's released code (.pt)."""
     if Path(path).suffix == ".safetensors":
         return NeuronStatistics.load(path)
     return NeuronStatistics.load_nemo(path)
 
 
 def statistics_of(model: Denoiser, prompts: str | Path) -> NeuronStatistics:
-    """Statistics over the clean prompts of a file; unusable rows are left out."""
+    """Statistics over the clean prompts of a file; skips rows without a usable prompt."""
     reader = open_prompts(prompts)
 
     def usable() -> Iterator[str]:
@@ -90,38 +92,38 @@ def prune(
     column: str | None = None,
     limit: int | None = None,
     resume: Resume = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> PruneResult:
     """Localize every prompt of an input into a run directory, resumable prompt by prompt.
 
     Args:
         model: the denoiser.
-        prompts: as in a scan; rows that are no prompts are quarantined and get an empty mask.
-        out: the run directory: a row a prompt in ``shards/``, all masks in ``masks.safetensors``,
-            and NeMo's neurons in the released code's format in ``nemo.csv``.
-        method: NeMo, or Wanda with ``joint=False`` (a joint mask is one computation over all
-            prompts: call its ``localize``).
-        embeddings: run directory of an attack on the same prompts: each row's adversarial embedding
-            is localized instead of its prompt. Rows that were not attacked are quarantined.
-        column: the prompt column; found by itself if it has a usual name.
-        limit: read only the first rows.
+        prompts: as in a scan; rows without a prompt are quarantined and get an empty mask.
+        out: the run directory: a row per prompt in ``shards/``, all masks in
+            ``masks.safetensors``, and NeMo's neurons in the released code's format in ``nemo.csv``.
+        method: NeMo, or Wanda with ``joint=False`` (for a joint mask, which is one computation
+            over all prompts, call its ``localize``).
+        embeddings: run directory of an attack on the same prompts. Each row's adversarial
+            embedding is localized instead of its prompt; rows without one are quarantined.
+        column: the prompt column; default: the first usual name.
+        limit: number of rows to read; default: all.
         resume: as in a scan.
-        on_progress: called with the rows done and those of them quarantined.
+        on_progress: called after each shard.
 
     Raises:
-        UsageError: wrong arguments, no rows, or a model that the method cannot work on.
+        UsageError: wrong arguments, no rows, or a model that the method does not support.
         IntegrityError, StorageError, ScanInterrupted: as in a scan.
     """
     nemo = isinstance(method, NeMo)
     if isinstance(method, Wanda) and method.joint:
-        raise UsageError("prune: a joint mask has no rows of its own — use Wanda(joint=False)")
+        raise UsageError("prune: a joint mask has no rows of its own; use Wanda(joint=False)")
     layers = tuple(method.layers(model))
     found = None if embeddings is None else read_embeddings(embeddings)
     config = method.config()
     if found is not None:
         config["embeddings"] = file_sha256(Path(embeddings or "") / EMBEDDINGS)
     with prompts_on_disk(prompts) as path:
-        run = run_each(
+        run = run_rows(
             model,
             open_prompts(path, column),
             path,
@@ -144,38 +146,40 @@ def prune(
     return PruneResult(run, masks, layers)
 
 
-def save_pictures(
+def save_images(
     result: PruneResult, model: Denoiser, rows: int, seeds: Sequence[int], **how: Any
 ) -> None:
-    """Draw the first rows' prompts with and without their masks, same seeds, for the report.
+    """Draw the first rows' prompts with and without their masks, from the same seeds.
+
+    The report shows these images, which lie in ``pictures.safetensors``.
 
     Args:
-        result: of :func:`prune`.
+        result: result of :func:`prune`.
         model: the same model.
-        rows: how many prompts.
-        seeds: initial noises.
+        rows: number of prompts.
+        seeds: seeds of the initial noises.
         how: ``steps`` and ``guidance`` of :meth:`Denoiser.generate`.
     """
     usable = [row for row in result.run.rows() if row["status"] == "ok"][:rows]
     if not usable:
         return
     prompts = [row["prompt"] for row in usable]
-    pictures = {"before": model.generate(model.encode(prompts), seeds, **how).numpy()}
+    images = {"before": model.generate(model.encode(prompts), seeds, **how).numpy()}
     view = model.masked(result.masks.take([row["row_id"] for row in usable]))
-    pictures["after"] = view.generate(view.encode(prompts), seeds, **how).numpy()
-    pictures["row_id"] = np.array([row["row_id"] for row in usable])
-    write_durably(result.run.out / PICTURES, lambda file: save_file(pictures, file))
+    images["after"] = view.generate(view.encode(prompts), seeds, **how).numpy()
+    images["row_id"] = np.array([row["row_id"] for row in usable])
+    write_durably(result.run.out / IMAGES, lambda file: save_file(images, file))
 
 
 def read_embeddings(run: str | Path) -> dict[int, torch.Tensor]:
-    """The embeddings [T, D] that an attack's run directory holds, by row.
+    """The embeddings [T, D] in an attack's run directory, by row.
 
     Raises:
         UsageError: the directory holds no finished attack.
     """
     path = Path(run) / EMBEDDINGS
     if not path.exists():
-        raise UsageError(f"{path}: no such file — give the run directory of a finished attack")
+        raise UsageError(f"{path}: no such file; give the run directory of a finished attack")
     saved = load_file(path)
     rows = saved["row_id"].tolist()
     return dict(zip(rows, torch.from_numpy(saved["embeddings"]), strict=True))
@@ -202,7 +206,7 @@ def _compute(
 
 
 def _masks(
-    model: Denoiser, run: EachResult, layers: Sequence[str], nemo: bool
+    model: Denoiser, run: RowRunResult, layers: Sequence[str], nemo: bool
 ) -> NeuronMask | WeightMask:
     rows = list(run.rows())
     if not rows:
@@ -227,7 +231,7 @@ def _unpacked(pruned: list[bytes] | None, layer: int, shape: tuple[int, int]) ->
     return unpack_mask(packed.reshape(shape[0], -1), shape[1])
 
 
-def _write_table(run: EachResult, layers: int, path: Path) -> None:
+def _write_table(run: RowRunResult, layers: int, path: Path) -> None:
     nothing: list[list[int]] = [[]] * layers
     rows = (
         (

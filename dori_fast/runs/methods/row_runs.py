@@ -1,6 +1,6 @@
-"""A run that works on few prompts at a time: every row a computation, committed when it is done.
+"""Runs that compute a few rows at a time and commit each shard when it is done.
 
-The same run directory as a scan's, with shards of a few rows: a kill costs at most those.
+The run directory is a scan's, with shards of a few rows: a kill costs at most those.
 """
 
 from __future__ import annotations
@@ -14,30 +14,37 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dori_fast.runs.sources.open import input_sha256
-from dori_fast.runs.store.record import RunRecord, hash_identity, library_versions, make_identity
-from dori_fast.runs.sources.rows import Reader, Rows
-from dori_fast.runs.store.directory import Resume, RunDirectory
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.settings import checked, limited
 from dori_fast.runs.signals import interruptible
+from dori_fast.runs.sources.open import input_sha256
+from dori_fast.runs.sources.rows import Reader, Rows
+from dori_fast.runs.store.directory import Resume, RunDirectory
+from dori_fast.runs.store.record import (
+    Counts,
+    RunRecord,
+    hash_identity,
+    library_versions,
+    make_identity,
+)
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser
 
 Compute = Callable[[Rows, Sequence[int]], list[dict[str, Any] | str]]
-"""From some rows, and the places of those with a prompt, to the result columns of each of these;
-or to ``"code: message"`` for one that is to be quarantined after all."""
+"""Called with rows and the places of those with a prompt; returns for each place its result
+columns, or ``"code: message"`` to quarantine the row."""
 
 
 @dataclass(frozen=True)
-class EachResult:
+class RowRunResult:
     """A finished run.
 
     Attributes:
         out: the run directory.
-        shards: its shards, in row order.
-        done: rows computed by this call; the others were there already.
-        seconds: time of this call.
+        shards: paths of the shards, in row order.
+        done: rows computed by this call, without those of earlier calls.
+        seconds: duration of this call.
     """
 
     out: Path
@@ -46,12 +53,12 @@ class EachResult:
     seconds: float
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All rows in order as dictionaries, one shard in memory."""
+        """All rows in order as dictionaries; holds one shard in memory."""
         for shard in self.shards:
             yield from pq.read_table(shard, partitioning=None).to_pylist()
 
 
-def run_each(
+def run_rows(
     model: Denoiser,
     reader: Reader,
     path: Path,
@@ -63,22 +70,22 @@ def run_each(
     at_once: int = 1,
     limit: int | None = None,
     resume: Resume = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
-) -> EachResult:
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RowRunResult:
     """Compute result columns for every row of an input, resumably.
 
     Args:
-        model: what the results depend on, by its description.
-        reader: the input, opened.
-        path: its file, folder or pattern.
-        out: the run directory, made if need be.
-        method: everything else that the results depend on, as plain JSON.
-        columns: the result columns; null where a row is quarantined.
-        compute: called with at most ``at_once`` rows.
-        at_once: rows per shard.
-        limit: read only the first rows.
+        model: the model; its ``config()`` is part of the run's identity.
+        reader: the opened input.
+        path: file, folder or pattern of the input.
+        out: the run directory, created if missing.
+        method: all other facts that the results depend on, as plain JSON.
+        columns: schema of the result columns; quarantined rows have nulls there.
+        compute: function of at most ``at_once`` rows.
+        at_once: rows per shard; default 1.
+        limit: number of rows to read; default: all.
         resume: as in a scan.
-        on_progress: called with the rows done and those of them quarantined, after each shard.
+        on_progress: called after each shard.
 
     Raises:
         UsageError, IntegrityError, StorageError, ScanInterrupted: as in a scan.
@@ -119,7 +126,8 @@ def run_each(
                 record.counts.ok += footer.rows - footer.quarantined
                 shards.append(run.path(index))
                 if on_progress is not None:
-                    on_progress(record.counts.rows, record.counts.quarantined)
+                    seconds = perf_counter() - began
+                    on_progress(_progress(record.counts, done, seconds, rows.fraction))
             record.state = "done"
         finally:
             record.seconds += perf_counter() - began
@@ -127,7 +135,18 @@ def run_each(
                 run.keep_record()
             run.save_record()
         run.seal()
-    return EachResult(out, shards, done, perf_counter() - began)
+    return RowRunResult(out, shards, done, perf_counter() - began)
+
+
+def _progress(counts: Counts, computed: int, seconds: float, fraction: float) -> Progress:
+    share = fraction * computed / max(1, counts.rows)
+    return Progress(
+        done=counts.rows,
+        quarantined=counts.quarantined,
+        computed=computed,
+        seconds=seconds,
+        remaining=seconds * (1 - fraction) / share if share > 0 else None,
+    )
 
 
 def _schema(reader: Reader, columns: pa.Schema) -> pa.Schema:
@@ -141,7 +160,7 @@ def _schema(reader: Reader, columns: pa.Schema) -> pa.Schema:
 
 
 def _passed(schema: pa.Schema, columns: pa.Schema) -> list[str]:
-    """Names of the passed-through columns; a result's own name gets out of its way."""
+    """Output names of the passed-through columns: different from the result columns'."""
     return [f"source_{name}" if name in columns.names else name for name in schema.names]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a scan's most suspicious prompts, kept in its run directory for the page."""
+"""Images of a scan's highest-scored prompts, kept in its run directory for the page."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ if TYPE_CHECKING:
     from dori_fast.models import Denoiser
     from dori_fast.runs.store.reopen import StoredRun
 
-PICTURES = "pictures.safetensors"
+IMAGES = "pictures.safetensors"
 
 
-def draw_top(model: Denoiser, run: StoredRun, rows: int, seeds: Sequence[int], **how: Any) -> None:
+def draw_top_images(
+    model: Denoiser, run: StoredRun, rows: int, seeds: Sequence[int], **how: Any
+) -> None:
     """Draw the highest-scored rows' prompts into ``pictures.safetensors``.
 
     Args:
-        model: the one that was scanned; its dtype and device may differ.
+        model: the scanned model; its dtype and device may differ.
         run: the scan.
-        rows: how many prompts.
-        seeds: initial noises.
+        rows: number of prompts.
+        seeds: seeds of the initial noises.
         how: ``steps`` and ``guidance`` of :meth:`Denoiser.generate`.
 
     Raises:
         UsageError: no row was scored.
-        IntegrityError: another model.
+        IntegrityError: ``model`` is another one.
     """
     now, then = ({"files": of.get("files")} for of in (model.config(), run.record.model))
     if now != then:
         raise IntegrityError(
-            f"{run.root}: scanned another model ({differences(then, now)}) — pass the same --model"
+            f"{run.root}: scanned another model ({differences(then, now)}); pass the same --model"
         )
     scored: list[tuple[float, int, str]] = []
     for part in run.tables("row_id", "prompt", "score"):
@@ -47,24 +49,26 @@ def draw_top(model: Denoiser, run: StoredRun, rows: int, seeds: Sequence[int], *
         found = [(-s, i, p) for s, i, p in zip(*columns, strict=True) if s is not None]
         scored = sorted([*scored, *found])[:rows]
     if not scored:
-        raise UsageError(f"{run.root}: no row was scored, there is nothing to draw")
+        raise UsageError(
+            f"{run.root}: no row was scored, so there is nothing to draw; leave out --images"
+        )
     prompts = [prompt for _, _, prompt in scored]
     drawn = model.generate(model.encode(prompts), seeds, **how).numpy()
     kept = {"drawn": drawn, "row_id": np.array([row_id for _, row_id, _ in scored])}
-    write_durably(run.root / PICTURES, lambda file: save_file(kept, file))
+    write_durably(run.root / IMAGES, lambda file: save_file(kept, file))
 
 
-def read_pictures(root: Path) -> dict[int, NDArray[np.uint8]]:
-    """What :func:`draw_top` drew, uint8 [S, H, W, 3] by row; empty if it has not.
+def read_top_images(root: Path) -> dict[int, NDArray[np.uint8]]:
+    """The images of :func:`draw_top_images`, uint8 [S, H, W, 3] by row; empty if there are none.
 
     Raises:
         IntegrityError: the file is damaged.
     """
-    path = root / PICTURES
+    path = root / IMAGES
     if not path.is_file():
         return {}
     try:
         saved = load_file(path)
         return dict(zip(saved["row_id"].tolist(), saved["drawn"], strict=True))
     except (SafetensorError, OSError, KeyError) as error:
-        raise IntegrityError(f"{path}: damaged — draw it again with --images") from error
+        raise IntegrityError(f"{path}: damaged; draw it again with --images") from error

@@ -1,4 +1,4 @@
-"""What a device is called, in so far as it decides the last bits of a score."""
+"""The name of a device, as precise as the last bits of a score require."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From rows to the table of a shard: scores in float32, unusable ones quarantined."""
+"""From rows to the table of a shard: scores in float32, unusable rows quarantined."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dori_fast.runs.sources.rows import Rows
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
-    from dori_fast.runs.calibrate import Decision
+    from dori_fast.runs.scoring.decision import Decision
 
 _RESULT_TYPES = {
     "row_id": pa.int64(),
@@ -27,7 +27,7 @@ _RESULT_TYPES = {
     "truncated": pa.bool_(),
 }
 _DECISION_TYPES = {"p_value": pa.float64(), "flagged": pa.bool_()}
-# long enough that a batch is not torn, short enough that progress moves
+# long enough for whole batches, short enough that progress moves
 _BLOCK_SECONDS = 1.0
 
 
@@ -48,15 +48,15 @@ def score_rows(
     """Score N rows.
 
     Args:
-        model: the denoiser.
-        detector: its scores must not depend on how prompts are grouped.
-        rows: N rows; quarantined ones are carried along unscored.
-        on_block: called with the number of rows handled so far, about every second.
-        decision: adds p-values and decisions.
+        model: denoiser.
+        detector: detector whose scores do not depend on how prompts are grouped.
+        rows: N rows; quarantined ones are passed on without a score.
+        on_block: called about every second with the number of rows handled so far.
+        decision: source of the columns ``p_value`` and ``flagged``; without it there are none.
 
     Returns:
-        A table of N rows with the columns of :func:`shard_schema`. Scores that are not finite are
-        quarantined as ``nonfinite``.
+        A table of N rows with the columns of :func:`shard_schema`. Rows whose scores are not
+        finite are quarantined as ``nonfinite``.
     """
     scorable = [i for i, prompt in enumerate(rows.prompts) if prompt is not None]
     results: dict[str, list[Any]] = {name: [None] * len(rows) for name in _RESULT_TYPES}
@@ -72,7 +72,7 @@ def score_rows(
         seconds = perf_counter() - began
         start += len(places)
         on_block(places[-1] + 1)
-        # whole multiples of the batch, so that no evaluation is padded without need
+        # whole multiples of the batch, so that no evaluation is padded needlessly
         if seconds < _BLOCK_SECONDS / 2:
             block *= 2
         elif seconds > _BLOCK_SECONDS * 2:

@@ -1,4 +1,4 @@
-"""Arrow files as Hugging Face datasets are kept on disk, one record batch at a time."""
+"""Arrow stream files, as Hugging Face datasets are saved, one record batch at a time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dori_fast.errors import UsageError
 from dori_fast.runs.sources.columnar import Columnar, first_line
 from dori_fast.runs.sources.where import Selection
 
-# the mark at the end of a stream
+# size of the end mark of a stream
 _END_BYTES = 8
 
 
 class ArrowFile(Columnar):
-    """A file of the Arrow stream format; columns that are not wanted are mapped but not read."""
+    """A file of the Arrow stream format; unwanted columns are mapped but not read."""
 
     def __init__(
         self,
@@ -35,8 +35,8 @@ class ArrowFile(Columnar):
         for field in self.schema:
             if not _fits_parquet(field):
                 raise UsageError(
-                    f"{path}: column {field.name!r} is {field.type}, which results cannot hold"
-                    " — leave it out with --keep"
+                    f"{path}: column {field.name!r} is {field.type}, which results cannot hold;"
+                    " leave it out with --keep"
                 )
 
     def batches(self, size: int) -> Iterator[tuple[pa.RecordBatch, float]]:
@@ -52,25 +52,25 @@ class ArrowFile(Columnar):
                 except StopIteration:
                     if file.tell() == before:
                         raise UsageError(
-                            f"{self._path}: cut off after {n} record batches, the mark of the end"
-                            " is missing — get the file again"
+                            f"{self._path}: cut off after {n} record batches, the end mark is"
+                            " missing; get the file again"
                         ) from None
                     return
                 except (OSError, pa.ArrowException) as error:
                     raise UsageError(
-                        f"{self._path}: record batch {n} cannot be read ({first_line(error)})"
-                        " — get the file again"
+                        f"{self._path}: record batch {n} cannot be read ({first_line(error)});"
+                        " get the file again"
                     ) from error
                 n += 1
-                if self.read is not None:
-                    batch = batch.select(self.read)
+                if self.needed is not None:
+                    batch = batch.select(self.needed)
                 for start in range(0, len(batch), size):
                     yield batch.slice(start, size), min(1.0, file.tell() / total)
 
 
 def _fits_parquet(field: pa.Field) -> bool:
     if pa.types.is_dictionary(field.type) and pa.types.is_null(field.type.value_type):
-        # refused with the first row, not before
+        # ParquetWriter rejects it with the first row, not before
         return False
     try:
         with pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])):

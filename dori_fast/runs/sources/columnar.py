@@ -1,4 +1,4 @@
-"""Files of typed columns, a batch at a time: the prompt taken out, the rest passed through."""
+"""Files of typed columns in batches: the prompt column is checked, the others pass through."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dori_fast.errors import UsageError
-from dori_fast.runs.sources.chunks import rechunk
 from dori_fast.runs.sources.rows import (
     PROMPT_BYTES,
     Rows,
     decode_prompt,
     find_column,
+    missing_column,
     passed_names,
+    rechunk,
     storable,
 )
 from dori_fast.runs.sources.where import Selection
@@ -27,17 +28,22 @@ _NULL = "null: the row has no prompt"
 
 
 class Columnar:
-    """A :class:`dori_fast.runs.sources.rows.Reader` of one file; formats give ``batches``.
+    """A :class:`dori_fast.runs.sources.rows.Reader` of one file; formats define ``batches``.
 
-    Bytes and dictionaries of text are read as text. Only wanted columns are asked for, and rows
-    that are not wanted are dropped before anything is done with them.
+    Bytes and dictionaries of text are read as text. Only needed columns are read; unwanted rows
+    are dropped first of all.
 
     Args:
         path: the file.
-        source: its columns.
+        source: schema of the file.
         column: the prompt column, None for the first usual name.
-        selection: what is wanted of it.
-        partition: columns that its folder's name adds, by their values.
+        selection: the wanted rows and columns.
+        partition: value of each column that the folder's name adds.
+
+    Attributes:
+        needed: columns that ``batches`` must read, None for all.
+        where: condition on the wanted rows, None if there is none.
+        by_statistics: the part of ``where`` that minima and maxima decide.
     """
 
     def __init__(
@@ -66,17 +72,17 @@ class Columnar:
             selection.check(whole.names, path)
         types = dict(zip(whole.names, whole.types, strict=True))
         self.where = selection.expression(types, path)
-        self.told = selection.told_by_statistics(types).expression(types, path)
+        self.by_statistics = selection.decided_by_statistics(types).expression(types, path)
         self._kept = set(selection.kept(rest.names))
         extra = [field for field in rest if field.name in self._kept]
         names = passed_names([field.name for field in extra])
         self.schema = pa.schema([f.with_name(n) for f, n in zip(extra, names, strict=True)])
-        asked = {found, *self._kept, *(condition.column for condition in selection.where)}
-        # all of them by no name: two columns may have the same one
-        self.read = None if asked >= set(source.names) else sorted(asked - set(partition))
+        needed = {found, *self._kept, *(condition.column for condition in selection.where)}
+        # None instead of all names: two columns may have the same one
+        self.needed = None if needed >= set(source.names) else sorted(needed - set(partition))
 
     def batches(self, size: int) -> Iterator[tuple[pa.RecordBatch, float]]:
-        """Batches of at most ``size`` rows, and the share of the file read after each."""
+        """Batches of at most ``size`` rows, each with the share of the file read so far."""
         raise NotImplementedError
 
     def chunks(self, size: int) -> Iterator[Rows]:
@@ -89,18 +95,18 @@ class Columnar:
             for name, value in self._partition.items():
                 column = pa.repeat(value, len(table))
                 table = table.append_column(pa.field(name, value.type), column)
-            yield self._to_rows(self._held(table), fraction)
+            yield self._to_rows(self._filtered(table), fraction)
 
-    def _held(self, table: pa.Table) -> pa.Table:
-        """The wanted rows; not all kinds of columns can be chosen from, nor broken text judged."""
+    def _filtered(self, table: pa.Table) -> pa.Table:
+        """The wanted rows; UsageError for broken text and for types that cannot be filtered."""
         if self.where is None:
             return table
         try:
             return table.filter(self.where)
         except pa.ArrowException as error:
             raise UsageError(
-                f"{self._path}: no rows can be chosen of these columns ({first_line(error)})"
-                " — read it without conditions, or leave the column out with --keep"
+                f"{self._path}: these columns cannot be filtered ({first_line(error)});"
+                " read it without conditions, or leave the column out with --keep"
             ) from error
 
     def _to_rows(self, table: pa.Table, fraction: float) -> Rows:
@@ -124,8 +130,8 @@ class Columnar:
             return _as_stored(column)
         except pa.ArrowInvalid as error:
             raise UsageError(
-                f"{self._path}: column {name!r} has broken values ({first_line(error)})"
-                " — leave it out with --keep"
+                f"{self._path}: column {name!r} has broken values ({first_line(error)});"
+                " leave it out with --keep"
             ) from error
 
 
@@ -136,14 +142,13 @@ def first_line(error: Exception) -> str:
 def _prompt_column(path: Path, source: pa.Schema, column: str | None) -> str:
     found = find_column(source.names, column)
     if found is None:
-        wanted = f"no column {column!r}" if column else "no prompt column"
-        shown = ", ".join(repr(name) for name in source.names[:20])
-        raise UsageError(f"{path}: {wanted} among {shown} — name it with --column")
+        missing = f"no column {column!r}" if column else "no prompt column"
+        raise missing_column(path, missing, source.names)
     if source.names.count(found) > 1:
-        raise UsageError(f"{path}: column {found!r} occurs twice — rename one of them")
+        raise UsageError(f"{path}: column {found!r} occurs twice; rename one of them")
     kind = source.field(found).type
     if _plain(kind) not in (*_TEXT, *_BYTES, pa.null()):
-        raise UsageError(f"{path}: column {found!r} is {kind}, not text — name another one")
+        raise UsageError(f"{path}: column {found!r} is {kind}, not text; name another one")
     return found
 
 
@@ -152,22 +157,22 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _undecoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The prompts' bytes: a file's text is only claimed to be UTF-8."""
+    """The prompts' bytes: text in a file need not be valid UTF-8."""
     kind = _plain(column.type)
     if column.type != kind:
         column = column.cast(kind)
     if kind == pa.null():
         return column.cast(pa.large_binary())
-    # a view type has no cast to bytes of its own
+    # a view type has no direct cast to bytes
     wide = column.cast(pa.large_string()) if kind == pa.string_view() else column
     return wide.cast(pa.large_binary())
 
 
 def _checked(column: pa.ChunkedArray) -> tuple[list[str | None], list[str | None]]:
-    """Prompts, and what is wrong with those that cannot be scored."""
+    """Prompts, and the errors of those that cannot be scored."""
     if (pc.max(pc.binary_length(column)).as_py() or 0) <= PROMPT_BYTES:
         with suppress(pa.ArrowInvalid):
-            # all at once, several times as fast as one by one
+            # decoding all at once is several times as fast as one by one
             prompts = column.cast(pa.large_string()).to_pylist()
             return prompts, [_NULL if prompt is None else None for prompt in prompts]
     pairs = [(None, _NULL) if raw is None else decode_prompt(raw) for raw in column.to_pylist()]
@@ -175,7 +180,7 @@ def _checked(column: pa.ChunkedArray) -> tuple[list[str | None], list[str | None
 
 
 def _as_stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column so that results can be written and read back: invalid UTF-8 spelled out.
+    """The column in a form that results can hold: invalid UTF-8 is escaped.
 
     Raises:
         pa.ArrowInvalid: text within lists and the like is not UTF-8.
@@ -191,7 +196,7 @@ def _as_stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _nulls_outside(array: pa.DictionaryArray) -> pa.DictionaryArray:
-    """Without a null in the dictionary, which parquet cannot hold."""
+    """The array with nulls outside the dictionary; parquet holds none inside."""
     if array.dictionary.null_count == 0:
         return array
     return array.dictionary_decode().dictionary_encode().cast(array.type)

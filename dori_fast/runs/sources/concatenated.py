@@ -1,4 +1,4 @@
-"""Many files as one input: their rows in order, their columns of one type."""
+"""Several files as one input: rows in order, columns cast to common types."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from pathlib import Path
 import pyarrow as pa
 
 from dori_fast.errors import UsageError
-from dori_fast.runs.sources.chunks import rechunk
-from dori_fast.runs.sources.rows import Reader, Rows
+from dori_fast.runs.sources.rows import Reader, Rows, rechunk
 
 
-class ManyFiles:
+class Concatenated:
     """Readers of several files, read one after the other.
 
-    A column that has different types is cast to one that holds them all (int32 and int64 to
-    int64, numbers to float64, text to large text).
+    A column whose type differs among files is cast to one that holds all values (int32 and int64
+    to int64, numbers to float64, text to large text).
 
     Raises:
-        UsageError: a file lacks a column, has one that others lack, or has one whose type cannot
-            be reconciled; it names the file and the column.
+        UsageError: a file lacks a column, has one that others lack, or has one of an incompatible
+            type; the message names the file and the column.
     """
 
     def __init__(self, readers: Sequence[Reader], paths: Sequence[Path]) -> None:
@@ -28,15 +27,15 @@ class ManyFiles:
         self.column = readers[0].column
         self.schema = readers[0].schema
         for reader, path in zip(readers[1:], paths[1:], strict=True):
-            self.schema = self._joint(reader.schema, path)
+            self.schema = self._unified(reader.schema, path)
 
-    def _joint(self, schema: pa.Schema, path: Path) -> pa.Schema:
+    def _unified(self, schema: pa.Schema, path: Path) -> pa.Schema:
         if schema.equals(self.schema):
             return self.schema
         for name in {*schema.names} ^ {*self.schema.names}:
             lacking, having = (path, self._paths[0])[:: 1 if name not in schema.names else -1]
             raise UsageError(
-                f"{lacking}: no column {name!r}, which {having} has — leave it out with --keep"
+                f"{lacking}: no column {name!r}, which {having} has; leave it out with --keep"
             )
         fields = []
         for known in self.schema:
@@ -46,7 +45,7 @@ class ManyFiles:
             except pa.ArrowException as error:
                 raise UsageError(
                     f"{path}: column {known.name!r} is {both[1].field(0).type}, but"
-                    f" {known.type} in earlier files — leave it out with --keep, or convert it"
+                    f" {known.type} in earlier files; leave it out with --keep, or convert it"
                 ) from error
         return pa.schema(fields)
 
@@ -76,6 +75,6 @@ class ManyFiles:
             except pa.ArrowException as error:
                 raise UsageError(
                     f"{path}: column {field.name!r} does not fit {field.type}, its type in other"
-                    f" files ({error}) — leave it out with --keep, or convert it"
+                    f" files ({error}); leave it out with --keep, or convert it"
                 ) from error
         return pa.Table.from_arrays(columns, schema=self.schema)

@@ -1,4 +1,4 @@
-"""CSV and TSV prompts: separator found by itself, quoted line breaks, damaged rows kept apart."""
+"""CSV and TSV prompts: detected separator, quoted line breaks, damaged rows in quarantine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from dori_fast.errors import UsageError
-from dori_fast.runs.sources.lines import Line, Record, TextReader, read_lines
-from dori_fast.runs.sources.rows import check_prompt, find_column, not_utf8, passed_names, storable
+from dori_fast.runs.sources.lines import Line, read_lines
+from dori_fast.runs.sources.rows import (
+    check_prompt,
+    find_column,
+    missing_column,
+    not_utf8,
+    passed_names,
+    storable,
+)
+from dori_fast.runs.sources.text import Record, TextReader
 
 _RECORD_BYTES = 16_000_000
 _SAMPLE_ROWS = 100
@@ -23,7 +31,7 @@ _SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}
 
 
 class _Parsed(NamedTuple):
-    """A record's cells (undecodable bytes as surrogates), or why there are none."""
+    """A record's cells (undecodable bytes as surrogates), or the error that left it without."""
 
     cells: list[str] | None
     error: str | None
@@ -33,17 +41,19 @@ class _Parsed(NamedTuple):
 class CsvFile(TextReader):
     """A delimited file with a header. Passed-through columns are text.
 
-    Rows are read strictly: where quotes do not balance or the number of fields is not the
-    header's, the row is quarantined as ``malformed`` and reading goes on at the next line.
+    A row whose quotes do not balance, or whose number of fields differs from the header's, is
+    quarantined as ``malformed``; reading continues at the next line.
     """
 
     def __init__(self, path: Path, column: str | None) -> None:
         self._separator, names = _sniff(path, column)
         found = find_column(names, column)
         if found is None:
-            raise UsageError(_no_column(path, names, self._separator, column))
+            missing = f"no column {column!r}" if column else "no prompt column"
+            note = f" (separated by {self._separator!r})"
+            raise missing_column(path, missing, names, note)
         if names.count(found) > 1:
-            raise UsageError(f"{path}: column {found!r} occurs twice — rename one of them")
+            raise UsageError(f"{path}: column {found!r} occurs twice; rename one of them")
         self._prompt_at, self._width = names.index(found), len(names)
         extra = [storable(name) or "" for i, name in enumerate(names) if i != self._prompt_at]
         schema = pa.schema([(name, pa.string()) for name in passed_names(extra)])
@@ -67,7 +77,7 @@ class CsvFile(TextReader):
         prompt = cells[self._prompt_at]
         if prompt.isascii() or not _UNDECODED.search(prompt):
             return check_prompt(prompt)
-        # undecoded bytes come in the same order in the cells as in the raw record
+        # undecoded bytes have the same order in the cells as in the raw record
         before = len(_UNDECODED.findall("".join(cells[: self._prompt_at])))
         text = b"".join(line.raw for line in lines).decode("utf-8", "surrogateescape")
         found = next(islice(_UNDECODED.finditer(text), before, None))
@@ -76,14 +86,14 @@ class CsvFile(TextReader):
 
 
 class _Feed:
-    """Lines for csv.reader, remembering those of the record being read."""
+    """Lines for ``csv.reader``; keeps those of the record being read."""
 
     def __init__(self, lines: Iterator[Line]) -> None:
         self._lines = lines
         self._again: deque[Line] = deque()
         self.record: list[Line] = []
         self._size = 0
-        # up to which line every record that is open at the end of a line fails, and of what
+        # offset of the last line on which a record of several lines fails, and its error
         self._lost_to, self._reason = -1, ""
 
     def __iter__(self) -> _Feed:
@@ -102,13 +112,13 @@ class _Feed:
     def start_record(self) -> None:
         self.record, self._size = [], 0
 
-    def give_back(self, reason: str) -> None:
-        """Read all lines of the failed record but the first again.
+    def requeue(self, reason: str) -> None:
+        """Read all lines of the failed record except the first again.
 
-        At the end of each of them it was within quotes. So would be any record that begins at one
-        of them and is not at its end with its line; it would read on as this one did and fail
-        where this one did, and need not be read. Otherwise every line could be read to the end.
-        (Of those that fail by their size it might have had the rest of 16 MB left.)
+        Each of these lines ended inside an open quote. A record that starts at one of them and
+        spans lines would fail as this one did, so only single-line records need a retry. Without
+        this rule every line could be read to the end of the file. (A record that fails by its
+        size, starting later, could have used the rest of its 16 MB; it fails all the same.)
         """
         self._lost_to, self._reason = max(self._lost_to, self.record[-1].offset), reason
         self._again.extendleft(reversed(self.record[1:]))
@@ -116,8 +126,8 @@ class _Feed:
 
 
 def _parse(path: Path, separator: str) -> Iterator[_Parsed]:
-    """All records, the header first; blank lines are skipped, as CSV readers do."""
-    # the limit is csv's own global; ours is the record's size, which bounds every field
+    """All records, the header first; skips blank lines, as CSV readers do."""
+    # csv's limit is global and per field; the limit on a record's size bounds every field
     csv.field_size_limit(max(csv.field_size_limit(), _RECORD_BYTES))
     feed = _Feed(read_lines(path, _RECORD_BYTES))
     reader = csv.reader(feed, delimiter=separator, strict=True)
@@ -128,7 +138,7 @@ def _parse(path: Path, separator: str) -> Iterator[_Parsed]:
         except StopIteration:
             return
         except csv.Error as error:
-            feed.give_back(str(error))
+            feed.requeue(str(error))
             yield _Parsed(None, f"malformed: {error}", feed.record)
             continue
         if cells:
@@ -138,14 +148,14 @@ def _parse(path: Path, separator: str) -> Iterator[_Parsed]:
 def _sniff(path: Path, column: str | None) -> tuple[str, list[str]]:
     """The separator and the header.
 
-    The right separator is the one under which the header holds the prompt column and most rows
+    Of all separators the best is one with which the header holds the prompt column and most rows
     have as many fields as the header.
     """
     best: tuple[tuple[bool, float, int], str, list[str]] | None = None
     for separator in _SEPARATORS[path.suffix.lower()]:
         sample = list(islice(_parse(path, separator), _SAMPLE_ROWS))
         if not sample:
-            raise UsageError(f"{path}: empty, a header with the column names was expected")
+            raise UsageError(f"{path}: empty; put a header with the column names first")
         if sample[0].cells is None:
             continue
         header = [name.strip() for name in sample[0].cells]
@@ -154,11 +164,5 @@ def _sniff(path: Path, column: str | None) -> tuple[str, list[str]]:
         if best is None or key > best[0]:
             best = key, separator, header
     if best is None:
-        raise UsageError(f"{path}: the header line cannot be read as CSV — check its quotes")
+        raise UsageError(f"{path}: the header line cannot be read as CSV; check its quotes")
     return best[1], best[2]
-
-
-def _no_column(path: Path, names: list[str], separator: str, column: str | None) -> str:
-    wanted = f"no column {column!r}" if column else "no prompt column"
-    shown = ", ".join(repr(name) for name in names[:20])
-    return f"{path}: {wanted} among {shown} (separated by {separator!r}) — name it with --column"

@@ -1,4 +1,4 @@
-"""Which files an input consists of, in which order, and what their folders' names say."""
+"""The files of an input, in order, with the partition columns in their folders' names."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class InputFile:
     """One file of an input.
 
     Attributes:
-        path: where it lies.
-        name: its path relative to the input's folder, which is part of the input's digest.
-        partition: columns that folders such as ``year=2020`` stand for, the same in every row.
+        path: location on disk.
+        name: path relative to the input's folder, part of the input's digest.
+        partition: value of each column that a folder such as ``year=2020`` adds to every row.
     """
 
     path: Path
@@ -40,14 +40,14 @@ def input_files(source: str | Path) -> list[InputFile]:
     """The files of an input, all of one kind, in an order that does not depend on the machine.
 
     Args:
-        source: a file; a folder (all files of a known kind below it, by path, also behind links;
-            names that begin with ``.`` or ``_`` are passed over); a pattern with ``*``, ``?``,
-            ``[...]``, ``**``, ``{a,b}`` or ``{00000..00041}`` (braces in the order written, what
-            each of them finds by path); or ``hf:NAME``, see
-            :func:`dori_fast.runs.sources.hub.hub_files`.
+        source: a file; a folder; a pattern; or ``hf:NAME``, see
+            :func:`dori_fast.runs.sources.hub.hub_files`. A folder stands for all files of a known
+            kind below it and behind links, sorted by path, without names that begin with ``.``
+            or ``_``. A pattern may have ``*``, ``?``, ``[...]``, ``**``, ``{a,b}`` and
+            ``{00000..00041}``; braces count in the order written, the files of each by path.
 
     Raises:
-        UsageError: there is no such file, none in it, or files of several kinds.
+        UsageError: no such file, no file of a known kind, or files of several kinds.
     """
     text = str(source)
     if text.startswith(HUB):
@@ -62,10 +62,12 @@ def input_files(source: str | Path) -> list[InputFile]:
         return [InputFile(path, path.name)]
     kinds = sorted({found.suffix.lower() for found in paths})
     if not paths:
-        raise UsageError(f"{source}: no file there — known kinds are {', '.join(SUFFIXES)}")
+        raise UsageError(f"{source}: no file there; use one of {', '.join(SUFFIXES)}")
     if len(kinds) > 1:
         one = f"{path}/**/*{kinds[0]}" if path.is_dir() else f"*{kinds[0]}"
-        raise UsageError(f"{source}: files of several kinds ({', '.join(kinds)}) — choose: '{one}'")
+        raise UsageError(
+            f"{source}: files of several kinds ({', '.join(kinds)}); choose one: '{one}'"
+        )
     names = [found.relative_to(root).as_posix() for found in paths]
     partitions = _partitions(paths, [_hive(name) for name in names])
     return [InputFile(*one) for one in zip(paths, names, partitions, strict=True)]
@@ -77,7 +79,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _walked(folder: Path) -> Iterator[Path]:
-    """All files below a folder; links to folders are followed, as patterns follow them."""
+    """All files below a folder; follows links to folders, as patterns do."""
     waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
     while waiting:
         parent, above = waiting.pop()
@@ -85,10 +87,12 @@ def _walked(folder: Path) -> Iterator[Path]:
             status = parent.stat()
             entries = [(entry.name, entry.is_dir()) for entry in os.scandir(parent)]
         except OSError as error:
-            raise UsageError(f"{parent}: {error.strerror} — its files cannot be listed") from error
+            raise UsageError(
+                f"{parent}: {error.strerror}, its files cannot be listed; make it readable"
+            ) from error
         itself = (status.st_dev, status.st_ino)
         if itself in above:
-            # a link to a folder that it lies in, whose files are found there
+            # a link to a folder above it, whose files are found there
             continue
         for name, is_folder in entries:
             if name.startswith((".", "_")):
@@ -105,7 +109,7 @@ def _matching(pattern: str) -> list[Path]:
         matches = [one] if os.path.isfile(one) else sorted(glob.glob(one, recursive=True))
         files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
-            raise UsageError(f"{one}: no such file — check the path of the prompts")
+            raise UsageError(f"{one}: no such file; check the path of the prompts")
         found += files
     return found
 
@@ -135,12 +139,12 @@ def _hive(name: str) -> dict[str, str | None]:
 def _partitions(
     paths: Sequence[Path], raw: Sequence[Mapping[str, str | None]]
 ) -> list[dict[str, pa.Scalar]]:
-    """The partition columns, int64 where all values are whole numbers, else text."""
+    """Each file's partition values: int64 if a column has whole numbers only, else text."""
     for path, values in zip(paths, raw, strict=True):
         if list(values) != list(raw[0]):
             raise UsageError(
-                f"{path}: partition columns {list(values)} where {paths[0]} has {list(raw[0])}"
-                " — read the two layouts one by one"
+                f"{path}: partition columns {list(values)} where {paths[0]} has {list(raw[0])};"
+                " read the two layouts one by one"
             )
     types = {
         key: pa.int64()

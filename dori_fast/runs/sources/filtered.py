@@ -1,4 +1,4 @@
-"""A text format with only the wanted rows and columns, and those of its folder's name."""
+"""A text format reduced to wanted rows and columns, with its folder's partition columns."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dori_fast.errors import UsageError
-from dori_fast.runs.sources.chunks import rechunk
-from dori_fast.runs.sources.lines import TextReader
-from dori_fast.runs.sources.rows import Rows, passed_names
+from dori_fast.runs.sources.rows import Rows, passed_names, rechunk
+from dori_fast.runs.sources.text import TextReader
 from dori_fast.runs.sources.where import Condition, Selection
 
 
-class Selected:
-    """Another reader's rows. Names of columns are the file's own.
+class Filtered:
+    """The wanted rows of another reader. Conditions name columns as the file does.
 
-    A row that could not be parsed is judged by those columns alone that it has all the same, such
-    as its folder's; nor is one judged by a prompt that cannot be read. It is kept, in quarantine.
+    Unparsable rows are filtered only on columns they still have (partition values, say), never on
+    the prompt. They stay in quarantine. Rows whose prompt alone is unreadable are filtered on all
+    columns but the prompt.
     """
 
     def __init__(
@@ -41,34 +41,33 @@ class Selected:
                 )
         whole = pa.schema([*reader.schema, *fields])
         inside = Selection(
-            tuple(Condition(self._inside(c.column), c.op, c.value) for c in selection.where),
-            None if selection.keep is None else tuple(map(self._inside, selection.keep)),
+            tuple(Condition(self._output_name(c.column), c.op, c.value) for c in selection.where),
+            None if selection.keep is None else tuple(map(self._output_name, selection.keep)),
         )
-        asked = [*whole.names, *([self.column] if self.column else [])]
-        inside.check(asked, path)
+        inside.check([*whole.names, *([self.column] if self.column else [])], path)
         known = {*reader.known, *(field.name for field in fields)}
         each = [self._condition(condition, whole, known, path) for condition in inside.where]
         self._where = reduce(and_, each) if each else None
         self.schema = pa.schema([whole.field(name) for name in inside.kept(whole.names)])
 
-    def _inside(self, name: str) -> str:
+    def _output_name(self, name: str) -> str:
         return name if name == self.column else passed_names([name])[0]
 
     def _condition(
         self, condition: Condition, whole: pa.Schema, known: set[str], path: Path
     ) -> pc.Expression:
-        """True also for the rows that it cannot be asked of."""
+        """The condition, true also for rows that lack its column."""
         if condition.column == self.column:
             return condition.expression(_PROMPT, pa.string(), path) | pc.field(_UNREAD)
-        held = condition.expression(condition.column, whole.field(condition.column).type, path)
-        return held if condition.column in known else held | pc.field(_UNPARSED)
+        holds = condition.expression(condition.column, whole.field(condition.column).type, path)
+        return holds if condition.column in known else holds | pc.field(_UNPARSED)
 
     def chunks(self, size: int) -> Iterator[Rows]:
         """The wanted rows, ``size`` at a time (the last chunk may be shorter)."""
         return rechunk((self._wanted(*part) for part in self._reader.parts(size)), size)
 
     def _wanted(self, rows: Rows, parsed: Sequence[bool]) -> Rows:
-        # a table without columns would have no rows, whatever is appended
+        # a table needs a column before any is appended, or it has no rows
         table = pa.table({_PLACE: pa.array(range(len(rows)), pa.int64())})
         for field, column in zip(rows.extra.schema, rows.extra.columns, strict=True):
             table = table.append_column(field, column)
@@ -76,7 +75,7 @@ class Selected:
             column = pa.repeat(value, len(rows))
             table = table.append_column(pa.field(passed_names([name])[0], value.type), column)
         if self._where is not None:
-            table = self._to_judge(table, rows, parsed).filter(self._where)
+            table = self._with_facts(table, rows, parsed).filter(self._where)
         places = table[_PLACE].to_pylist()
         return Rows(
             first=0,
@@ -86,7 +85,8 @@ class Selected:
             fraction=rows.fraction,
         )
 
-    def _to_judge(self, table: pa.Table, rows: Rows, parsed: Sequence[bool]) -> pa.Table:
+    def _with_facts(self, table: pa.Table, rows: Rows, parsed: Sequence[bool]) -> pa.Table:
+        """The table with the prompt, and columns that say which rows are unreadable."""
         unread = [error is not None and not error.startswith("null:") for error in rows.errors]
         more = {
             _PROMPT: pa.array(rows.prompts, pa.string()),

@@ -1,4 +1,4 @@
-"""Hugging Face datasets by name: only here is the network asked, and only for ``hf:`` inputs."""
+"""Hugging Face datasets by name: the only network access of inputs, for ``hf:`` alone."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _FORM = re.compile(
 
 
 def hub_files(source: str) -> list[Path]:
-    """The Arrow files of one split of a dataset, downloaded to the library's cache if need be.
+    """The Arrow files of one split of a dataset, downloaded to the library's cache if needed.
 
     Args:
         source: ``hf:NAME[@REVISION][#[CONFIG/]SPLIT]``; the split is ``train`` by default. A name
-            that is a local folder is not asked for on the network.
+            that is a local folder needs no network.
 
     Raises:
-        UsageError: not of this form, the extra is not installed, or the dataset cannot be had.
-            Datasets that need a script are among those: no remote code is run.
+        UsageError: ``source`` has another form, the extra is not installed, or the dataset cannot
+            be loaded. Datasets that need a script cannot: no remote code is run.
     """
     parts = _FORM.fullmatch(source)
     if parts is None:
@@ -30,7 +30,7 @@ def hub_files(source: str) -> list[Path]:
     try:
         import datasets
     except ImportError as error:
-        raise UsageError(f"{source}: needs datasets — pip install 'dori-fast[data]'") from error
+        raise UsageError(f"{source}: needs datasets; pip install 'dori-fast[data]'") from error
     try:
         found = datasets.load_dataset(
             parts["name"],
@@ -38,10 +38,10 @@ def hub_files(source: str) -> list[Path]:
             split=parts["split"] or "train",
             revision=parts["revision"],
         )
-    # what a loader or the network raises is anything
+    # loaders and the network raise anything
     except Exception as error:
         reason = str(error).split("\n", 1)[0]
         raise UsageError(
-            f"{source}: cannot be had ({reason}) — check the name, or give a folder of its files"
+            f"{source}: cannot be loaded ({reason}); check the name, or give a folder of its files"
         ) from error
     return [Path(file["filename"]) for file in found.cache_files]

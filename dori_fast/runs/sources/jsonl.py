@@ -1,4 +1,4 @@
-"""JSON-lines prompts: one object a line; keys become columns, typed by what the file holds."""
+"""JSON-lines prompts: one object per line; keys become columns, typed by all their values."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from dori_fast.errors import UsageError
-from dori_fast.runs.sources.json_columns import MAX_KEYS, Survey
-from dori_fast.runs.sources.lines import Line, Record, TextReader, read_lines
-from dori_fast.runs.sources.rows import check_prompt, find_column, not_utf8
+from dori_fast.runs.sources.lines import Line, read_lines
+from dori_fast.runs.sources.rows import (
+    check_prompt,
+    find_column,
+    missing_column,
+    not_utf8,
+    passed_names,
+    storable,
+)
+from dori_fast.runs.sources.text import Record, TextReader
 
 _LINE_BYTES = 16_000_000
+_MAX_KEYS = 256
 
 
 class JsonLines(TextReader):
-    """Objects with a prompt under one key; blank lines are skipped.
+    """Objects with a prompt under one key; skips blank lines.
 
     A first pass over the file finds the keys and their types.
     """
@@ -25,9 +35,8 @@ class JsonLines(TextReader):
         survey = _survey(path)
         found = find_column(survey.kinds, column)
         if found is None and (column is not None or survey.kinds):
-            wanted = f"no key {column!r}" if column else "no prompt key"
-            shown = ", ".join(repr(name) for name in list(survey.kinds)[:20]) or "none at all"
-            raise UsageError(f"{path}: {wanted} among {shown} — name it with --column")
+            missing = f"no key {column!r}" if column else "no prompt key"
+            raise missing_column(path, missing, list(survey.kinds))
         self._columns = survey.columns(found)
         super().__init__(path, found, self._columns.schema)
 
@@ -51,7 +60,7 @@ def _parse(line: Line) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def parse_object(raw: bytes, offset: int) -> tuple[dict[str, Any] | None, str | None]:
-    """A JSON object that starts at ``offset`` of its file, or why it is none."""
+    """The JSON object in ``raw``, which lies at ``offset`` in its file; or ``"code: message"``."""
     try:
         value = json.loads(raw.decode())
     except UnicodeDecodeError as error:
@@ -67,10 +76,81 @@ def _survey(path: Path) -> Survey:
     survey = Survey()
     for line in read_lines(path, _LINE_BYTES):
         value, _ = _parse(line) if line.raw.strip() else (None, None)
-        survey.add(value or {})
-        if survey.too_many():
-            raise UsageError(
-                f"{path}: more than {MAX_KEYS} different keys up to byte {line.end}"
-                " — this is not a table; keep the keys that matter"
-            )
+        survey.add(value or {}, path, f"byte {line.end}")
     return survey
+
+
+class Survey:
+    """The kinds of values of every key, in order of first appearance.
+
+    A column is int64, float64, bool or text if all its values are, and null if it has none; mixed
+    or nested values are kept as their JSON text.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, set[str]] = {}
+
+    def add(self, value: dict[str, Any], path: Path, place: str) -> None:
+        """Add one object.
+
+        Raises:
+            UsageError: there are more than 256 keys up to this ``place`` in the file.
+        """
+        for key, item in value.items():
+            self.kinds.setdefault(key, set())
+            if item is not None:
+                self.kinds[key].add(_kind(item))
+        if len(self.kinds) > _MAX_KEYS:
+            raise UsageError(
+                f"{path}: more than {_MAX_KEYS} different keys up to {place}, so this is not a"
+                " table; remove the keys that do not matter"
+            )
+
+    def columns(self, prompt: str | None) -> JsonColumns:
+        """The columns of all keys except the prompt's."""
+        return JsonColumns({key: kinds for key, kinds in self.kinds.items() if key != prompt})
+
+
+class JsonColumns:
+    """The columns that a survey found, and an object's cells in them."""
+
+    def __init__(self, kinds: dict[str, set[str]]) -> None:
+        self._as_json = {key: not _is_plain(kinds[key]) for key in kinds}
+        names = passed_names([storable(key) or "" for key in kinds])
+        types = [_arrow_type(kinds[key]) for key in kinds]
+        self.schema = pa.schema(list(zip(names, types, strict=True)))
+
+    def cells(self, value: dict[str, Any]) -> tuple[object, ...]:
+        """One object's values; None where it lacks a key."""
+        return tuple(_cell(value.get(key), as_json) for key, as_json in self._as_json.items())
+
+
+def _cell(value: object, as_json: bool) -> object:
+    if as_json and value is not None:
+        return json.dumps(value, ensure_ascii=True)
+    return storable(value) if isinstance(value, str) else value
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) <= 2**53:
+            return "int"
+        return "long" if -(2**63) <= value < 2**63 else "huge"
+    return type(value).__name__
+
+
+def _arrow_type(kinds: set[str]) -> pa.DataType:
+    if not kinds:
+        # only nulls here; other files may have values
+        return pa.null()
+    if kinds == {"bool"}:
+        return pa.bool_()
+    if kinds <= {"int", "long"}:
+        return pa.int64()
+    if kinds <= {"int", "float"}:
+        return pa.float64()
+    return pa.string()
+
+
+def _is_plain(kinds: set[str]) -> bool:
+    return _arrow_type(kinds) != pa.string() or kinds <= {"str"}

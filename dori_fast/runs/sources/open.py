@@ -1,4 +1,4 @@
-"""Open any kind of prompt input as a stream of rows."""
+"""Opening any prompt input as a stream of rows, and the digest of an input."""
 
 from __future__ import annotations
 
@@ -13,68 +13,68 @@ from tempfile import TemporaryDirectory
 
 from dori_fast.errors import UsageError
 from dori_fast.runs.sources.arrow import ArrowFile
+from dori_fast.runs.sources.concatenated import Concatenated
 from dori_fast.runs.sources.csv import CsvFile
-from dori_fast.runs.store.durable import disk_refusals
 from dori_fast.runs.sources.files import SUFFIXES, InputFile, input_files
+from dori_fast.runs.sources.filtered import Filtered
 from dori_fast.runs.sources.jsonl import JsonLines
-from dori_fast.runs.sources.lines import PlainText, TextReader
-from dori_fast.runs.sources.concatenated import ManyFiles
+from dori_fast.runs.sources.lines import unreadable
 from dori_fast.runs.sources.parquet import ParquetFile
 from dori_fast.runs.sources.rows import Reader
-from dori_fast.runs.sources.where import EVERYTHING, Selection
-from dori_fast.runs.sources.filtered import Selected
 from dori_fast.runs.sources.tar import TarFile, tar_sha256
-
-_BLOCK = 1 << 20
+from dori_fast.runs.sources.text import PlainText, TextReader
+from dori_fast.runs.sources.where import EVERYTHING, Selection
+from dori_fast.runs.store.digest import file_sha256
+from dori_fast.runs.store.durable import disk_refusals
 
 
 def open_prompts(
     path: str | Path, column: str | None = None, selection: Selection = EVERYTHING
 ) -> Reader:
-    """A reader for prompts, chosen by the suffix of their files.
+    """A reader of prompts, chosen by the suffix of the files.
 
     Args:
-        path: a .txt (one prompt a line), .csv or .tsv (any of ``, ; tab |``), .jsonl, .parquet,
+        path: a .txt (one prompt per line), .csv or .tsv (any of ``, ; tab |``), .jsonl, .parquet,
             .arrow (as Hugging Face datasets are saved) or .tar (webdataset) file; or a folder, a
             pattern or ``hf:NAME``, see :func:`dori_fast.runs.sources.files.input_files`.
-        column: the prompt column; by default the first of prompt, caption, text, TEXT, Caption
-            and Prompt that the first file has. Plain text has no columns.
-        selection: the rows and columns that are wanted.
+        column: the prompt column; plain text has none. Default: the first of prompt, caption,
+            text, TEXT, Caption and Prompt that the first file has.
+        selection: the wanted rows and columns; default: all.
 
     Raises:
         UsageError: no such file, unknown suffix, no prompt column, a wanted column is missing,
-            files do not fit together, or one is not readable at all.
+            files do not fit together, or a file is unreadable.
     """
     files = input_files(path)
     readers: list[Reader] = []
     for file in files:
         readers.append(_open_file(file, column, selection))
         column = readers[0].column
-    return readers[0] if len(files) == 1 else ManyFiles(readers, [file.path for file in files])
+    return readers[0] if len(files) == 1 else Concatenated(readers, [file.path for file in files])
 
 
 def _open_file(file: InputFile, column: str | None, selection: Selection) -> Reader:
     path, suffix = file.path, file.path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UsageError(f"{path}: unknown kind of file — use one of {', '.join(SUFFIXES)}")
+        raise UsageError(f"{path}: unknown kind of file; use one of {', '.join(SUFFIXES)}")
     try:
         with path.open("rb"):
             pass
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror} — check the path of the prompts") from error
+        raise UsageError(f"{path}: {error.strerror}; check the path of the prompts") from error
     columnar = {".parquet": ParquetFile, ".arrow": ArrowFile}.get(suffix)
     if columnar is not None:
         return columnar(path, column, selection, file.partition)
     reader = _open_text(path, suffix, column)
     if not selection and not file.partition:
         return reader
-    return Selected(reader, path, selection, file.partition)
+    return Filtered(reader, path, selection, file.partition)
 
 
 def _open_text(path: Path, suffix: str, column: str | None) -> TextReader:
     if suffix == ".txt":
         if column is not None:
-            raise UsageError(f"{path}: plain text has no columns — leave --column out")
+            raise UsageError(f"{path}: plain text has no columns; leave --column out")
         return PlainText(path)
     kinds = {".jsonl": JsonLines, ".tar": TarFile}
     return kinds.get(suffix, CsvFile)(path, column)
@@ -82,9 +82,9 @@ def _open_text(path: Path, suffix: str, column: str | None) -> TextReader:
 
 @contextmanager
 def prompts_on_disk(prompts: str | Path | Iterable[object]) -> Iterator[Path]:
-    """The path itself, or prompts in memory spooled to a file that is removed afterwards.
+    """The path itself, or prompts in memory written to a temporary file.
 
-    A one-shot iterator can so be hashed before it is scored, without being held in memory.
+    The file lets a one-shot iterator be hashed before it is scored, without holding it in memory.
     """
     if isinstance(prompts, str | Path):
         yield Path(prompts)
@@ -93,18 +93,9 @@ def prompts_on_disk(prompts: str | Path | Iterable[object]) -> Iterator[Path]:
         path = Path(folder) / "prompts.jsonl"
         with disk_refusals(path), path.open("w") as file:
             for prompt in prompts:
-                # a value that JSON cannot hold is no text either, and is quarantined as such
+                # a value that JSON cannot hold is no text, and is quarantined as an object
                 file.write(json.dumps({"prompt": prompt}, default=lambda _: {}) + "\n")
         yield path
-
-
-def file_sha256(path: Path, stopped: threading.Event | None = None) -> str:
-    """The sha256 of a file's bytes, in hexadecimal, or of those read before it was ``stopped``."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while (read := file.readinto(block)) and not (stopped and stopped.is_set()):
-            digest.update(block[:read])
-    return digest.hexdigest()
 
 
 def _content_sha256(path: Path, stopped: threading.Event) -> str:
@@ -113,23 +104,23 @@ def _content_sha256(path: Path, stopped: threading.Event) -> str:
             return tar_sha256(path)
         return file_sha256(path, stopped)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror} — it cannot be read to its end") from error
+        raise unreadable(path, error) from error
 
 
 def input_sha256(path: str | Path) -> str:
-    """The sha256 of a whole input, in hexadecimal.
+    """The hexadecimal sha256 of a whole input.
 
-    Of a single file it is that of its bytes; of an archive, that of its members' names, sizes and
-    texts, see :func:`dori_fast.runs.sources.tar.tar_sha256`. Of several it is the sha256 of a text
-    with a line ``<sha256>  <name>`` for each, in their order, the name relative to the input's
-    folder: also another order or another folder name (a partition's value) is another input.
+    A single file's digest is that of its bytes, an archive's that of its members' names, sizes
+    and texts (:func:`dori_fast.runs.sources.tar.tar_sha256`). The digest of several files is that
+    of a text with a line ``<sha256>  <name>`` per file, in order, with names relative to the
+    input's folder. Another order or folder name (a partition's value) is thus another input.
     """
     files, stopped = input_files(path), threading.Event()
     with ThreadPoolExecutor() as pool:
         try:
             digests = list(pool.map(lambda file: _content_sha256(file.path, stopped), files))
         except BaseException:
-            # a signal: leaving the pool waits for the files that are being read
+            # a signal: leaving the pool waits for the reads in progress
             stopped.set()
             raise
     if len(files) == 1:

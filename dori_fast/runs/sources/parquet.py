@@ -17,7 +17,7 @@ from dori_fast.runs.sources.where import Selection
 
 
 class ParquetFile(Columnar):
-    """A parquet file; row groups whose statistics rule out the wanted rows are not read."""
+    """A parquet file; skips row groups that by their statistics hold no wanted row."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class ParquetFile(Columnar):
             super().__init__(path, file.schema_arrow, column, selection, partition)
 
     def batches(self, size: int) -> Iterator[tuple[pa.RecordBatch, float]]:
-        """Batches of the row groups that may have wanted rows."""
+        """Batches of the row groups that may hold wanted rows."""
         with _opened(self._path) as file:
             total, before = max(1, file.metadata.num_rows), 0
             wanted = self._wanted(file)
@@ -44,16 +44,16 @@ class ParquetFile(Columnar):
 
     def _group(self, file: pq.ParquetFile, group: int, size: int) -> Iterator[pa.RecordBatch]:
         try:
-            yield from file.iter_batches(batch_size=size, row_groups=[group], columns=self.read)
+            yield from file.iter_batches(batch_size=size, row_groups=[group], columns=self.needed)
         except (OSError, pa.ArrowException) as error:
             raise UsageError(
                 f"{self._path}: row group {group} of {file.num_row_groups} cannot be read"
-                f" ({first_line(error)}) — get the file again"
+                f" ({first_line(error)}); get the file again"
             ) from error
 
     def _wanted(self, file: pq.ParquetFile) -> set[int]:
         every = set(range(file.num_row_groups))
-        if self.told is None:
+        if self.by_statistics is None:
             return every
         schema, folder = file.schema_arrow, pc.scalar(True)
         for name, value in self._partition.items():
@@ -64,9 +64,9 @@ class ParquetFile(Columnar):
             str(self._path), LocalFileSystem(), partition_expression=folder
         )
         try:
-            return {group.id for group in fragment.subset(self.told, schema).row_groups}
+            return {group.id for group in fragment.subset(self.by_statistics, schema).row_groups}
         except pa.ArrowException:
-            # some casts of statistics are not possible; the rows themselves decide
+            # some statistics cannot be cast; the rows themselves decide
             return every
 
 
@@ -74,5 +74,5 @@ def _opened(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        # the last of them for the name of a column
+        # UnicodeDecodeError comes from the name of a column
         raise UsageError(f"{path}: not a readable parquet file ({first_line(error)})") from error

@@ -1,4 +1,4 @@
-"""Read ahead: the next rows are read and checked while the denoiser works on these."""
+"""Reading ahead: a thread reads and checks the next rows while the denoiser works."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# with what workers are granted, well below the ten seconds that schedulers grant
-_PATIENCE = 2.0
+# together with the workers' grace, well below the ten seconds that schedulers grant
+_JOIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class _End:
-    """The source is used up, or failed."""
+    """The source is exhausted, or failed with ``error``."""
 
     error: BaseException | None
 
 
 @contextmanager
 def read_ahead(source: Iterable[T], depth: int = 1) -> Iterator[Iterator[T]]:
-    """The items of ``source`` in its order, taken from it by a thread, ``depth`` in advance.
+    """The items of ``source`` in order, read by a thread, ``depth`` in advance.
 
-    At most ``depth`` items wait to be asked for, so memory does not grow with the source. What the
-    source raises is raised here, in the place of the item that failed. On leaving the context the
-    thread finishes the item that it is at and asks for no other. It has ended then, unless the item
-    takes long, such as the next row of millions that a condition keeps: nobody waits for that.
+    At most ``depth`` items wait, so memory does not grow with the source. An exception of the
+    source is raised here, in the place of the item that failed. On leaving the context the thread
+    finishes its current item and reads no other. The context waits two seconds for that; an item
+    may take longer, such as the next of millions of rows that a condition keeps.
     """
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
     free, stopped = threading.Semaphore(depth), threading.Event()
@@ -53,7 +53,7 @@ def read_ahead(source: Iterable[T], depth: int = 1) -> Iterator[Iterator[T]]:
         if item.error is not None:
             raise item.error
 
-    # a daemon, so that a second Ctrl-C need not wait for it
+    # a daemon does not hold up a second Ctrl-C
     thread = threading.Thread(target=read, name="read-ahead", daemon=True)
     thread.start()
     try:
@@ -61,4 +61,4 @@ def read_ahead(source: Iterable[T], depth: int = 1) -> Iterator[Iterator[T]]:
     finally:
         stopped.set()
         free.release()
-        thread.join(_PATIENCE)
+        thread.join(_JOIN_SECONDS)

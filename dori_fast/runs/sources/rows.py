@@ -1,12 +1,15 @@
-"""Rows on their way from a file to the detector, and what makes a prompt fit to be scored."""
+"""Rows between a file and a method, and the checks that a prompt must pass to be scored."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+
+from dori_fast.errors import UsageError
 
 PROMPT_BYTES = 1_000_000
 PROMPT_COLUMNS = ("prompt", "caption", "text", "TEXT", "Caption", "Prompt")
@@ -30,10 +33,10 @@ class Rows:
 
     Attributes:
         first: position of the first row in the input, from 0.
-        prompts: [N] the text, or None where the row is quarantined.
-        errors: [N] ``"code: message"`` where the row is quarantined, else None.
+        prompts: [N], None where the row is quarantined.
+        errors: [N], ``"code: message"`` where the row is quarantined, else None.
         extra: the passed-through columns, N rows.
-        fraction: share of the input that has been read at the end of these rows, 0..1.
+        fraction: share of the input read up to the end of these rows, 0..1.
     """
 
     first: int
@@ -46,7 +49,7 @@ class Rows:
         return len(self.prompts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # pickled by itself, the slice of a table carries the buffers of the whole table
+        # a pickled slice of a table carries the buffers of the whole table
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self.extra.schema) as writer:
             writer.write_table(self.extra)
@@ -65,7 +68,12 @@ def _unpickled(
 
 
 class Reader(Protocol):
-    """One input format. Made by :func:`dori_fast.runs.sources.open.open_prompts`."""
+    """An opened input, as :func:`dori_fast.runs.sources.open.open_prompts` returns it.
+
+    Attributes:
+        column: the prompt column, None if the input has no columns.
+        schema: the passed-through columns.
+    """
 
     column: str | None
     schema: pa.Schema
@@ -73,6 +81,45 @@ class Reader(Protocol):
     def chunks(self, size: int) -> Iterator[Rows]:
         """All rows, ``size`` at a time (the last chunk may be shorter), in constant memory."""
         ...
+
+
+def rechunk(parts: Iterable[Rows], size: int) -> Iterator[Rows]:
+    """The same rows ``size`` at a time (the last chunk may be shorter), numbered from 0."""
+    waiting: list[Rows] = []
+    first = count = 0
+    for part in parts:
+        if not len(part):
+            # a condition that no row meets would pile up empty parts
+            continue
+        waiting.append(part)
+        count += len(part)
+        while count >= size:
+            whole = _joined(waiting)
+            yield _cut(whole, 0, size, first, whole.fraction)
+            waiting = [_cut(whole, size, count, 0, part.fraction)]
+            count, first = count - size, first + size
+    if count:
+        yield _cut(_joined(waiting), 0, count, first, 1.0)
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    return Rows(
+        first=0,
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        errors=[error for part in parts for error in part.errors],
+        extra=pa.concat_tables([part.extra for part in parts]),
+        fraction=parts[-1].fraction,
+    )
+
+
+def _cut(rows: Rows, start: int, stop: int, first: int, fraction: float) -> Rows:
+    return Rows(
+        first=first,
+        prompts=rows.prompts[start:stop],
+        errors=rows.errors[start:stop],
+        extra=rows.extra.slice(start, stop - start),
+        fraction=fraction,
+    )
 
 
 def check_prompt(value: object) -> tuple[str | None, str | None]:
@@ -103,7 +150,7 @@ def too_long(size: int) -> str:
 
 
 def decode_prompt(raw: bytes, offset: int | None = None) -> tuple[str | None, str | None]:
-    """:func:`check_prompt` of UTF-8 bytes that start at ``offset`` of the file (None: unknown)."""
+    """:func:`check_prompt` for UTF-8 bytes that start at ``offset`` of the file (None: unknown)."""
     if len(raw) > PROMPT_BYTES:
         return None, too_long(len(raw))
     try:
@@ -118,7 +165,7 @@ def not_utf8(byte: int, position: int, offset: int | None = None) -> str:
 
 
 def storable(text: str | None) -> str | None:
-    """Text of a passed-through cell; bytes that are not UTF-8 are spelled out (``\\xff``)."""
+    """Text of a passed-through cell; bytes that are not UTF-8 are escaped (``\\xff``)."""
     if text is None or text.isascii():
         return text
     raw = text.encode("utf-8", "surrogateescape" if _is_escaped(text) else "backslashreplace")
@@ -131,7 +178,7 @@ def _is_escaped(text: str) -> bool:
 
 
 def passed_names(names: Sequence[str]) -> list[str]:
-    """Names of passed-through columns in the output: unique, and none of the result columns'."""
+    """Output names of passed-through columns: unique, and different from the result columns'."""
     taken, result = set(RESULT_COLUMNS), []
     for position, name in enumerate(names):
         wanted = name or f"unnamed_{position}"
@@ -146,7 +193,13 @@ def passed_names(names: Sequence[str]) -> list[str]:
 
 
 def find_column(names: Iterable[str], wanted: str | None) -> str | None:
-    """The prompt column among ``names``: the wanted one, else the first usual name, else None."""
+    """The prompt column among ``names``: ``wanted``, or the first usual name; None if absent."""
     present = set(names)
     candidates = PROMPT_COLUMNS if wanted is None else (wanted,)
     return next((name for name in candidates if name in present), None)
+
+
+def missing_column(path: Path, missing: str, names: Sequence[str], note: str = "") -> UsageError:
+    """The refusal of a file in which :func:`find_column` finds nothing."""
+    shown = ", ".join(repr(name) for name in names[:20]) or "none at all"
+    return UsageError(f"{path}: {missing} among {shown}{note}; name it with --column")

@@ -1,39 +1,59 @@
-"""Webdataset archives: a sample is a run of members with one key, 01.jpg 01.txt 01.json."""
+"""Webdataset archives: a sample is a run of members with one key, 01.jpg 01.txt 01.json.
+
+Members are read one header at a time. Hostile ones are rejected, none is unpacked.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import tarfile
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
 from dori_fast.errors import UsageError
-from dori_fast.runs.sources.json_columns import MAX_KEYS, Survey
-from dori_fast.runs.sources.jsonl import parse_object
-from dori_fast.runs.sources.lines import Record, TextReader
-from dori_fast.runs.sources.rows import check_prompt, decode_prompt, find_column, storable, too_long
-from dori_fast.runs.sources.tar_members import Member, read_members
+from dori_fast.runs.sources.jsonl import Survey, parse_object
+from dori_fast.runs.sources.rows import (
+    check_prompt,
+    decode_prompt,
+    find_column,
+    missing_column,
+    storable,
+    too_long,
+)
+from dori_fast.runs.sources.text import Record, TextReader
 
 _TEXT, _JSON, _KEY = ".txt", ".json", "key"
 _JSON_BYTES = 16_000_000
+_MAX_MEMBERS = 1_000_000
+_READ_BYTES = 16_000_000
+
+
+class _Member(NamedTuple):
+    """A file of an archive; ``content`` is None if it is larger than the limit or not wanted."""
+
+    name: str
+    size: int
+    offset: int
+    content: bytes | None
 
 
 class _Sample(NamedTuple):
     key: str
-    text: Member | None
+    text: _Member | None
     meta: dict[str, Any] | None
     error: str | None
     end: int
 
 
 class TarFile(TextReader):
-    """Prompts from .txt members, or from a key of .json members; pictures are passed over unread.
+    """Prompts from .txt members, or from a key of .json members; images are skipped unread.
 
-    The other JSON keys become columns as those of JSON lines do, beside ``key``. A first pass
-    over the headers finds them. A sample whose JSON is broken is quarantined, also if its prompt
+    The other JSON keys become columns beside ``key``, typed as those of JSON lines. A first pass
+    over the archive finds them. A sample whose JSON is broken is quarantined even if its prompt
     is in a .txt member: otherwise its columns would look as if they had no values.
     """
 
@@ -44,18 +64,12 @@ class TarFile(TextReader):
         for sample in _samples(path):
             self._end = sample.end
             texts = texts or sample.text is not None
-            survey.add(sample.meta or {})
-            if survey.too_many():
-                raise UsageError(
-                    f"{path}: more than {MAX_KEYS} different keys up to {sample.key!r}"
-                    " — this is not a table"
-                )
+            survey.add(sample.meta or {}, path, repr(sample.key))
         names = [*(["txt"] if texts else []), *survey.kinds]
         found = "txt" if texts and column is None else find_column(names, column)
         if found is None and (column is not None or names):
-            shown = ", ".join(repr(name) for name in names[:20]) or "none at all"
-            wanted = f"no {column!r}" if column else "no .txt members and no prompt key"
-            raise UsageError(f"{path}: {wanted} among {shown} — name it with --column")
+            missing = f"no {column!r}" if column else "no .txt members and no prompt key"
+            raise missing_column(path, missing, names)
         survey.kinds.pop(_KEY, None)
         self._texts = texts and found == "txt"
         self._columns = survey.columns(found)
@@ -81,12 +95,9 @@ class TarFile(TextReader):
 
 
 def tar_sha256(path: Path) -> str:
-    """A digest of what the rows of an archive depend on: names, sizes, and the data of texts.
-
-    Pictures are neither read nor hashed.
-    """
+    """The sha256 over members' names and sizes and the content of texts; images are not read."""
     digest = hashlib.sha256()
-    for member in read_members(path, (_TEXT, _JSON), _JSON_BYTES):
+    for member in _members(path):
         data = hashlib.sha256(member.content or b"").hexdigest()
         name = member.name.encode(errors="surrogateescape").hex()
         digest.update(f"{name} {member.size} {data}\n".encode())
@@ -94,14 +105,13 @@ def tar_sha256(path: Path) -> str:
 
 
 def _samples(path: Path) -> Iterator[_Sample]:
-    members = read_members(path, (_TEXT, _JSON), _JSON_BYTES)
-    for key, group in groupby(members, key=lambda member: _split(member.name)[0]):
-        by_suffix: dict[str, Member] = {}
+    for key, group in groupby(_members(path), key=lambda member: _split(member.name)[0]):
+        by_suffix: dict[str, _Member] = {}
         for member in group:
             if by_suffix.setdefault(_split(member.name)[1], member) is not member:
                 raise UsageError(
-                    f"{path}: two members {member.name!r} in one sample — which of them counts?"
-                    " Pack it anew"
+                    f"{path}: two members {member.name!r} in one sample; pack it again with one"
+                    " of them"
                 )
         meta, error = None, None
         if _JSON in by_suffix:
@@ -111,21 +121,98 @@ def _samples(path: Path) -> Iterator[_Sample]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The key and the rest of a name, parted at the first dot after the last slash."""
+    """A name's key and suffix, split at the first dot after the last slash."""
     folder, slash, base = name.rpartition("/")
     stem, dot, rest = base.partition(".")
     return folder + slash + stem, dot + rest
 
 
-def _object(member: Member) -> tuple[dict[str, Any] | None, str | None]:
+def _object(member: _Member) -> tuple[dict[str, Any] | None, str | None]:
     if member.content is None:
         return None, f"too_long: {member.size:,} bytes of JSON, the limit is {_JSON_BYTES:,}"
     return parse_object(member.content, member.offset)
 
 
-def _text(member: Member | None) -> tuple[str | None, str | None]:
+def _text(member: _Member | None) -> tuple[str | None, str | None]:
     if member is None:
         return None, "null: the sample has no .txt"
     if member.content is None:
         return None, too_long(member.size)
     return decode_prompt(member.content, member.offset)
+
+
+def _members(path: Path) -> Iterator[_Member]:
+    """The files of an uncompressed archive in order, with the content of texts and JSON.
+
+    Raises:
+        UsageError: a member has an absolute name, leaves the folder, is a link or no plain file,
+            or is the 1,000,001st; a header is larger than 16 MB; the archive is damaged, or has
+            data after its end mark. The message names the member.
+    """
+    name = "the first member"
+    try:
+        with path.open("rb") as raw:
+            file = cast(BinaryIO, _BoundedReads(raw, path))
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for count, info in enumerate(archive):
+                    name = repr(info.name)
+                    if count >= _MAX_MEMBERS:
+                        raise UsageError(
+                            f"{path}: more than {_MAX_MEMBERS:,} members, up to {name}; split it"
+                        )
+                    # tarfile keeps every header otherwise
+                    archive.members = []  # type: ignore[attr-defined]
+                    if info.isdir():
+                        continue
+                    _check(path, info)
+                    content = None
+                    if info.name.endswith((_TEXT, _JSON)) and info.size <= _JSON_BYTES:
+                        raw.seek(info.offset_data)
+                        content = raw.read(info.size)
+                        if len(content) < info.size:
+                            raise UsageError(f"{path}: cut off within {name}; get the file again")
+                    yield _Member(info.name, info.size, info.offset_data, content)
+                raw.seek(archive.offset)
+                _check_end(path, raw, name)
+    except UsageError:
+        raise
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
+        # RecursionError comes from a chain of extended headers
+        raise UsageError(
+            f"{path}: not a readable tar archive after {name} ({error}); get the file again"
+        ) from error
+
+
+class _BoundedReads:
+    """A file that rejects an extended header of a decompression bomb's size."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _READ_BYTES:
+            raise UsageError(
+                f"{self._path}: a header of {size:,} bytes at {self.tell():,}; get the file again"
+            )
+        return self._file.read(size)
+
+
+def _check_end(path: Path, file: BinaryIO, name: str) -> None:
+    # tarfile takes a damaged header for the end of the archive
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise UsageError(f"{path}: cut off or damaged after {name}; get the file again")
+    while block := file.read(_READ_BYTES):
+        if block.strip(b"\0"):
+            raise UsageError(
+                f"{path}: has data behind the end mark after {name}, so it is damaged or several"
+                " archives in one; split them (tar --ignore-zeros reads them all)"
+            )
+
+
+def _check(path: Path, info: tarfile.TarInfo) -> None:
+    parts = PurePosixPath(info.name).parts
+    if not parts or info.name.startswith("/") or ".." in parts or "\0" in info.name:
+        raise UsageError(f"{path}: member {info.name!r} leaves the archive's folder; remove it")
+    if not info.isreg() or info.issparse():
+        raise UsageError(f"{path}: member {info.name!r} is a link or no plain file; remove it")

@@ -1,4 +1,4 @@
-"""Which rows and columns of an input are wanted: conditions such as ``similarity > 0.3``."""
+"""The wanted rows and columns of an input: conditions such as ``similarity > 0.3``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 @dataclass(frozen=True)
 class Condition:
-    """One comparison of a column; null where the column is null, and then the row is not kept."""
+    """One comparison of a column; null, so not kept, where the column is null."""
 
     column: str
     op: str
@@ -42,11 +42,14 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str) -> Condition:
-        """From ``COLUMN OP VALUE``.
+        """The condition written as ``COLUMN OP VALUE``.
 
-        OP is one of ``< <= > >= == !=``, ``in``, ``is null`` and ``is not null``; VALUE is JSON
+        OP is one of ``< <= > >= == !=``, ``in``, ``is null`` and ``is not null``. VALUE is JSON
         (``0.3``, ``"en"``, ``true``, ``["en", "de"]`` after ``in``), or text in single quotes.
-        A column whose name has spaces stands in backticks.
+        Backticks enclose a column name with spaces.
+
+        Raises:
+            UsageError: the text has another form.
         """
         form = _FORM.fullmatch(text)
         if form is None:
@@ -62,7 +65,7 @@ class Condition:
             wanted = (
                 'a list such as ["en", "de"]' if op == "in" else "a number, text, true or false"
             )
-            raise UsageError(f"where {text!r}: {wanted} was expected after {op!r}")
+            raise UsageError(f"where {text!r}: {op!r} needs {wanted} after it")
         return cls(column, op, value)
 
     def __str__(self) -> str:
@@ -70,9 +73,12 @@ class Condition:
         return f"{self.column} {self.op}{value}"
 
     def expression(self, name: str, kind: pa.DataType, path: Path) -> pc.Expression:
-        """For a column of a table; UsageError if its type cannot be compared with the value.
+        """The condition on the column ``name`` of type ``kind``.
 
         Text is compared with a number as the number that it spells; other text is null.
+
+        Raises:
+            UsageError: the type cannot be compared with the value.
         """
         if self.op.startswith("is"):
             null = pc.field(name).is_null()
@@ -88,7 +94,7 @@ class Condition:
             column = pc.if_else(spelled, text, pa.scalar(None, pa.string())).cast(pa.float64())
             plain = pa.float64()
         elif pa.types.is_integer(plain) and any(isinstance(value, float) for value in values):
-            # an integer that float64 cannot hold is rounded, not refused
+            # round an integer that float64 cannot hold, do not reject it
             column, plain = column.cast(pa.float64(), safe=False), pa.float64()
         elif plain != kind:
             column = column.cast(plain)
@@ -96,7 +102,8 @@ class Condition:
             fitting = [_scalar(value, plain) for value in values]
         except (pa.ArrowException, TypeError, OverflowError) as error:
             raise UsageError(
-                f"{path}: column {self.column!r} is {kind}, which {self} cannot be asked of"
+                f"{path}: column {self.column!r} is {kind}, which cannot be compared by {self};"
+                " give a value of that type"
             ) from error
         if self.op == "in":
             return column.isin(pa.array([value.as_py() for value in fitting], plain))
@@ -105,11 +112,11 @@ class Condition:
 
 @dataclass(frozen=True)
 class Selection:
-    """What is read of an input.
+    """The part of an input that is read.
 
     Attributes:
-        where: rows for which all of these hold.
-        keep: columns that are carried along besides the prompt; None: all.
+        where: conditions, all of which a wanted row meets.
+        keep: columns that pass through besides the prompt, None for all.
     """
 
     where: tuple[Condition, ...] = ()
@@ -117,39 +124,39 @@ class Selection:
 
     @classmethod
     def of(cls, where: Sequence[str] = (), keep: Sequence[str] | None = None) -> Selection:
-        """Raises UsageError if a condition cannot be read."""
+        """The selection in text form; UsageError if a condition has another form."""
         return cls(tuple(map(Condition.parse, where)), None if keep is None else tuple(keep))
 
     def __bool__(self) -> bool:
         return bool(self.where) or self.keep is not None
 
     def config(self) -> dict[str, Any]:
-        """What tells this selection from others, as plain JSON; empty if all is read."""
+        """The selection as plain JSON, empty if it is everything."""
         where = {"where": [str(condition) for condition in self.where]} if self.where else {}
         return where | ({} if self.keep is None else {"keep": list(self.keep)})
 
     def kept(self, names: Iterable[str]) -> list[str]:
-        """Those of ``names`` that are carried along, in their order."""
+        """The columns among ``names`` that pass through, in order."""
         return [name for name in names if self.keep is None or name in self.keep]
 
     def check(self, names: Sequence[str], path: Path) -> None:
-        """Raises UsageError if a wanted column is not among a file's, or is there twice."""
+        """Raise UsageError if a file lacks a wanted column or has it twice."""
         for name in [*(condition.column for condition in self.where), *(self.keep or ())]:
             if names.count(name) != 1:
                 shown = ", ".join(repr(name) for name in names[:20])
                 what = "occurs twice in" if name in names else "is not among"
                 raise UsageError(f"{path}: column {name!r} {what} {shown}")
 
-    def told_by_statistics(self, columns: Mapping[str, pa.DataType]) -> Selection:
-        """Those conditions for which it is enough to know the smallest and the largest value.
+    def decided_by_statistics(self, columns: Mapping[str, pa.DataType]) -> Selection:
+        """The conditions that a column's minimum and maximum can decide.
 
-        Statistics leave NaN out, which is unlike any number.
+        ``!=`` on floats is not among them: statistics leave out NaN, which differs from any number.
         """
         where = [c for c in self.where if c.op != "!=" or not _is_floating(columns[c.column])]
         return Selection(tuple(where), self.keep)
 
     def expression(self, columns: Mapping[str, pa.DataType], path: Path) -> pc.Expression | None:
-        """All conditions on a table with these columns, or None if there are none."""
+        """All conditions on a table with these columns, None if there are none."""
         each = [c.expression(c.column, columns[c.column], path) for c in self.where]
         return reduce(operator.and_, each) if each else None
 
@@ -163,12 +170,12 @@ def _literal(text: str, value: str) -> Any:
     try:
         return json.loads(value, parse_constant=_infinite)
     except ValueError:
-        raise UsageError(f"where {text!r}: {value!r} is no value — put text in quotes") from None
+        raise UsageError(f"where {text!r}: {value!r} is no value; put text in quotes") from None
 
 
 def _infinite(name: str) -> float:
     if name == "NaN":
-        # nothing equals it, but pyarrow's ``in`` says so, statistics of row groups do not
+        # NaN equals nothing; pyarrow's ``in`` knows that, statistics of row groups do not
         raise ValueError(name)
     return float(name)
 
@@ -186,16 +193,14 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _scalar(value: Any, kind: pa.DataType) -> pa.Scalar:
-    """The value as the column's type, or as a number where the column is one."""
-    if isinstance(value, bool) or pa.types.is_boolean(kind):
-        return pa.scalar(value, kind) if pa.types.is_boolean(kind) else _refused()
+    """The value in the column's type, or as a number if the column is numeric."""
+    if isinstance(value, bool) and not pa.types.is_boolean(kind):
+        raise TypeError(f"{kind} is no boolean")
+    if pa.types.is_boolean(kind):
+        return pa.scalar(value, kind)
     if pa.types.is_floating(kind) and isinstance(value, int | float):
         return pa.scalar(float(value), pa.float64())
     if pa.types.is_integer(kind):
-        # beside an int64, a uint64 would be cast to one
+        # pyarrow would cast a uint64 column to int64 beside an int64 value
         return pa.scalar(value, kind if pa.types.is_uint64(kind) else pa.int64())
     return pa.scalar(value).cast(kind)
-
-
-def _refused() -> pa.Scalar:
-    raise TypeError("no boolean")

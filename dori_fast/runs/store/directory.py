@@ -1,32 +1,148 @@
-"""The run directory: one writer, shards committed by a rename, resumed by what is committed."""
+"""The run directory: one writer, shards committed by a rename, resumed from committed shards."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from tempfile import TemporaryFile
+from types import TracebackType
+from typing import Literal, Self
 
 import pyarrow as pa
 
-from dori_fast.errors import IntegrityError
-from dori_fast.runs.store.durable import TEMPORARY, sync_directory
+from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.runs.store import shard_names
+from dori_fast.runs.store.durable import TEMPORARY, sync_directory, write_text_durably
+from dori_fast.runs.store.job import Job
+from dori_fast.runs.store.lock import RunLock
 from dori_fast.runs.store.manifest import MANIFEST, seal
-from dori_fast.runs.store.job import Part
-from dori_fast.runs.store.record import RunRecord
-from dori_fast.runs.store.run_folder import Resume, RunFolder
+from dori_fast.runs.store.record import RunRecord, differences
 from dori_fast.runs.store.shard import Footer, as_stored, check_shard, commit_shard
 
-__all__ = ["Resume", "RunDirectory"]
+Resume = Literal["auto", "never", "must"]
 
 _log = logging.getLogger("dori_fast.runs")
 
 
-class RunDirectory(RunFolder):
-    """A run directory that is open for writing: a run folder with shards.
+class LockedDirectory:
+    """A directory that is open for writing: its lock, and a record that a resume must agree with.
 
-    Entering also checks every committed shard (``committed``), of its part alone, and removes the
-    manifest, which is true of a finished run alone.
+    Use it as a context manager. Entering takes the lock, compares an earlier run's record with
+    this one, and removes what a crash left half-written. A job that is not alone leaves everything
+    that may be another job's.
+
+    Raises (on entering):
+        UsageError: another process writes here, there is no run to resume (``resume="must"``) or
+            there is one already (``"never"``), or the directory cannot be written.
+        IntegrityError: the run that is here was made with another configuration, model or input.
+    """
+
+    def __init__(
+        self, root: Path, record: RunRecord, resume: Resume = "auto", job: Job | None = None
+    ) -> None:
+        self.root = root
+        self.record = record
+        self.job = job or Job()
+        self.earlier: RunRecord | None = None
+        self._resume = resume
+        self._lock = RunLock(root, self.job)
+
+    def __enter__(self) -> Self:
+        try:
+            self._make()
+            sync_directory(self.root)
+            self._lock.acquire()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(
+                f"{self.root}: cannot be written ({reason}); use another --out"
+            ) from error
+        try:
+            with self._lock.joining():
+                self._join_earlier_run()
+                self.save_record()
+            self._sweep()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def sign(self, share: float | None = None) -> None:
+        """Write the owner file; ``share`` is the part of the input that has been read, 0..1."""
+        self._lock.sign(share)
+
+    def keep_record(self) -> None:
+        """Keep the earlier run's record, since a call that adds no row has nothing to add to it.
+
+        A finished run that is opened again thus ends with the same bytes of run.json.
+        """
+        if self.earlier is not None:
+            now = {"state": self.record.state, "counts": self.record.counts}
+            self.record = self.earlier.model_copy(update=now)
+
+    def save_record(self) -> None:
+        """Write run.json atomically; of several jobs only the first one to come writes it.
+
+        A later call without jobs, which finds everything committed, writes the final record.
+        """
+        if not self.job.alone and self._record_path.exists():
+            return
+        write_text_durably(self._record_path, self.record.model_dump_json(indent=2) + "\n")
+
+    def _make(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def _has_results(self) -> bool:
+        """Whether a run has been here, even if its record is gone."""
+        return False
+
+    def _sweep(self) -> None:
+        if not self.job.alone:
+            return
+        for stale in self.root.glob(f".*{TEMPORARY}"):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+
+    @property
+    def _record_path(self) -> Path:
+        return self.root / "run.json"
+
+    def _join_earlier_run(self) -> None:
+        here = self._record_path.exists()
+        if self._resume == "must" and not here:
+            raise UsageError(f"{self.root}: no run to resume; check --out, or drop --resume must")
+        if self._resume == "never" and (here or self._has_results()):
+            raise UsageError(f"{self.root}: holds a run; use another --out, or drop --resume never")
+        if not here:
+            return
+        self.earlier = earlier = RunRecord.read(self._record_path)
+        if earlier.run_hash != self.record.run_hash:
+            changed = differences(earlier.identity, self.record.identity)
+            raise IntegrityError(
+                f"{self.root}: holds a run with another configuration ({changed});"
+                " use another --out, or the earlier settings"
+            )
+        for name, now in self.record.versions.items():
+            then = earlier.versions.get(name, "absent")
+            if then != now:
+                _log.warning("%s: begun with %s %s, resumed with %s", self.root, name, then, now)
+        self.record.started, self.record.seconds = earlier.started, earlier.seconds
+
+
+class RunDirectory(LockedDirectory):
+    """A locked directory with shards.
+
+    Entering also checks every committed shard of its job (``committed``) and removes the manifest,
+    which holds for a finished run alone.
     """
 
     def __init__(
@@ -35,19 +151,19 @@ class RunDirectory(RunFolder):
         record: RunRecord,
         schema: pa.Schema,
         resume: Resume = "auto",
-        part: Part | None = None,
+        job: Job | None = None,
     ) -> None:
-        super().__init__(root, record, resume, part)
+        super().__init__(root, record, resume, job)
         self.committed: dict[int, Footer] = {}
         self._schema = as_stored(schema)
-        self._shards = root / "shards"
+        self._shards = shard_names.directory(root)
 
     def path(self, index: int) -> Path:
         """The final path of shard ``index``."""
-        return self._shards / f"part-{index:05d}.parquet"
+        return shard_names.path(self.root, index)
 
     def drop_unfinished(self, index: int) -> None:
-        """Remove what a dead writer of shard ``index`` left of it, short of its final name."""
+        """Remove the temporary files that a dead writer of shard ``index`` left."""
         for stale in self._shards.glob(f".{self.path(index).name}.*{TEMPORARY}"):
             stale.unlink(missing_ok=True)
 
@@ -58,12 +174,12 @@ class RunDirectory(RunFolder):
         return self.committed[index]
 
     def discard(self, index: int, reason: str) -> None:
-        """Move a shard that cannot be used to ``quarantine/``, so that it is computed again."""
+        """Move an unusable shard to ``quarantine/``, so that it is computed again."""
         self.committed.pop(index, None)
         self._set_aside(self.path(index), reason)
 
     def seal(self) -> str:
-        """Write the manifest of the finished run; its Merkle root, in hexadecimal."""
+        """Write the manifest of the finished run and return its Merkle root, in hexadecimal."""
         return seal(self.root).merkle_root
 
     @property
@@ -72,27 +188,29 @@ class RunDirectory(RunFolder):
 
     def _make(self) -> None:
         self._shards.mkdir(parents=True, exist_ok=True)
-        # a folder that cannot be written should be known before anything is computed
+        # an unwritable directory is refused before anything is computed
         with TemporaryFile(dir=self._shards):
             pass
 
     def _has_results(self) -> bool:
-        return any(self._shards.glob("part-*.parquet"))
+        return bool(shard_names.paths(self.root))
 
     def _sweep(self) -> None:
         super()._sweep()
         (self.root / MANIFEST).unlink(missing_ok=True)
         for stale in self._shards.glob(f".*{TEMPORARY}"):
-            index = _shard_index(stale.name.removeprefix(".").split(".")[0] + ".parquet")
-            if self.part.whole or (index is not None and self.part.has(index)):
+            # .part-NNNNN.parquet.<pid>-<random>.tmp
+            final = Path(stale.name.removeprefix(".").split(".")[0] + ".parquet")
+            index = shard_names.number(final)
+            if self.job.alone or (index is not None and self.job.has(index)):
                 stale.unlink()
         for path in sorted(self._shards.iterdir()):
-            index = _shard_index(path.name)
+            index = shard_names.number(path)
             if index is None:
                 if not path.name.endswith(TEMPORARY):
                     _log.warning("%s: not a shard, left alone", path)
                 continue
-            if not self.part.has(index):
+            if not self.job.has(index):
                 continue
             try:
                 self.committed[index] = check_shard(
@@ -111,11 +229,3 @@ class RunDirectory(RunFolder):
         sync_directory(self._shards)
         sync_directory(folder)
         _log.warning("%s; moved to %s, its rows are computed again", reason, target)
-
-
-def _shard_index(name: str) -> int | None:
-    number = name.removeprefix("part-").removesuffix(".parquet")
-    if name != f"part-{number}.parquet" or not (number.isascii() and number.isdigit()):
-        return None
-    index = int(number)
-    return index if number == f"{index:05d}" else None

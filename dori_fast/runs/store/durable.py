@@ -1,4 +1,4 @@
-"""Files that are either wholly there or not there, also after a kill or a power cut."""
+"""Durable writes: after a kill or power cut a file is whole or absent."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from dori_fast.errors import UsageError
 from dori_fast.runs.errors import StorageError
 
 TEMPORARY = ".tmp"
-# EFBIG is how a file-size limit shows itself
+# a file-size limit shows itself as EFBIG
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def write_durably(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a temporary file in the same directory and rename it to ``path``.
+def write_durably(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with a temporary file in the same directory and rename it to ``path``.
 
-    The data is on the disk before the rename, and the rename before the return; the rename is
+    The data is on the disk before the rename, and the rename before the return. The rename is
     the only moment at which anything appears under the final name.
 
     Raises:
-        UsageError: no such folder.
+        UsageError: no such directory.
         StorageError: the disk refused; the temporary file is removed.
     """
     temporary = _temporary(path)
     with disk_refusals(path):
         if not path.parent.is_dir():
-            raise UsageError(f"{path}: there is no folder {path.parent} — make it first")
+            raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
         try:
             write(temporary)
             sync_file(temporary)
@@ -46,8 +46,13 @@ def write_durably(path: Path, write: Callable[[Path], None]) -> None:
         sync_directory(path.parent)
 
 
-def write_folder_durably(path: Path, write: Callable[[Path], None]) -> None:
-    """As :func:`write_durably`, for a folder that is not there yet.
+def write_text_durably(path: Path, text: str) -> None:
+    """Write text in UTF-8; see :func:`write_durably`."""
+    write_durably(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def write_folder_durably(path: Path, write: Callable[[Path], object]) -> None:
+    """Do the same for a directory that does not exist yet; see :func:`write_durably`.
 
     Raises:
         StorageError: the disk refused; what was written is removed.
@@ -66,7 +71,7 @@ def write_folder_durably(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    # two machines that share the folder may have processes of one number
+    # processes of two machines that share the directory may have the same id
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
 
 
@@ -90,7 +95,7 @@ def _sync(path: Path, flags: int) -> None:
 
 @contextmanager
 def disk_refusals(path: Path) -> Iterator[None]:
-    """Turn a full disk and its like into a StorageError that names the file."""
+    """Turn the errors of a full or read-only disk into a StorageError that names the file."""
     try:
         yield
     except OSError as error:
@@ -100,12 +105,12 @@ def disk_refusals(path: Path) -> Iterator[None]:
             raise
         raise _refused(path, error.strerror) from error
     except SafetensorError as error:
-        # what it raises instead of OSError; the reason is in the text alone
+        # safetensors raises it instead of OSError and keeps the reason in the text alone
         raise _refused(path, error) from error
 
 
 def _refused(path: Path, reason: object, remedy: str = "free some space") -> StorageError:
     return StorageError(
-        f"{path} could not be written ({reason}); what was finished before is intact"
-        f" — {remedy} and run the same command again"
+        f"{path} could not be written ({reason}), what was finished before is intact;"
+        f" {remedy} and run the same command again"
     )

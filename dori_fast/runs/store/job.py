@@ -1,4 +1,4 @@
-"""The part of a run that is one job's: every n-th shard."""
+"""One job of a job array that shares a run: its shards are every n-th one."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from dori_fast.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Part:
-    """Of ``jobs`` jobs on one run, ``job`` does the shards whose index leaves that remainder.
+class Job:
+    """Job ``job_id`` of ``num_jobs``: scores the shards with ``index % num_jobs == job_id``.
 
-    Which rows make a shard does not depend on it. By default one job does all: a whole run.
+    The rows of a shard do not depend on it. The default is one job that scores everything.
 
     Raises:
         UsageError: no such job.
     """
 
-    job: int = 0
-    jobs: int = 1
+    job_id: int = 0
+    num_jobs: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.job < self.jobs:
+        if not 0 <= self.job_id < self.num_jobs:
             raise UsageError(
-                f"scan: shard_id={self.job} of num_shards={self.jobs}"
-                f" — jobs are numbered from 0 to {self.jobs - 1}"
+                f"scan: job_id={self.job_id} of num_jobs={self.num_jobs};"
+                f" number the jobs from 0 to {self.num_jobs - 1}"
             )
 
     @property
-    def whole(self) -> bool:
+    def alone(self) -> bool:
         """Whether there is no other job."""
-        return self.jobs == 1
+        return self.num_jobs == 1
 
     def has(self, index: int) -> bool:
         """Whether shard ``index`` is this job's."""
-        return index % self.jobs == self.job
+        return index % self.num_jobs == self.job_id
 
     def __str__(self) -> str:
-        return f"{self.job}-of-{self.jobs}"
+        return f"{self.job_id}-of-{self.num_jobs}"

@@ -1,4 +1,4 @@
-"""The right to write to a run's folder."""
+"""The lock of a run directory, and the owner file that says who holds it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from filelock import FileLock, Timeout
 
 from dori_fast.errors import UsageError
 from dori_fast.runs.store.durable import TEMPORARY
-from dori_fast.runs.store.job import Part
+from dori_fast.runs.store.job import Job
 
 
 class RunLock:
-    """A whole run has the folder alone; jobs of one run share it, each number once.
+    """The right to write to a run directory.
 
-    The kernel lets go of it when the process ends, however it ends.
+    A job that is alone excludes every other one. Jobs of an array share the directory, each with
+    a ``job_id`` of its own. The kernel releases the lock when the process ends, however it ends.
     """
 
-    def __init__(self, root: Path, part: Part) -> None:
-        self._root, self._part, self._held = root, part, ExitStack()
-        self._name = "" if part.whole else f"-{part}"
+    def __init__(self, root: Path, job: Job) -> None:
+        self._root, self._job, self._held = root, job, ExitStack()
+        self._name = "" if job.alone else f"-{job}"
         self._since = 0.0
 
     def acquire(self) -> None:
         """Raises UsageError, which names the owner, if another run or the same job writes here."""
         with ExitStack() as held:
-            if not self._part.whole:
+            if not self._job.alone:
                 held.enter_context(self._shared())
             self._own(held)
             self._held = held.pop_all()
@@ -40,11 +41,13 @@ class RunLock:
         self.sign()
 
     def sign(self, share: float | None = None) -> None:
-        """Tell others who writes here, since when, and what share of the input has been read."""
+        """Write the owner file: who writes here, since when, and the share of the input read.
+
+        Written atomically but not fsynced: it is worthless after a crash. A disk that refuses it
+        is reported where results are written.
+        """
         owner = {"pid": os.getpid(), "host": socket.gethostname()}
         text = json.dumps({**owner, "since": self._since, "share": share})
-        # whole for a reader at any moment, but of no worth after a crash: not forced to the disk;
-        # a disk that refuses it will show itself where results are written
         temporary = self._root / f".owner{self._name}.{os.getpid()}{TEMPORARY}"
         with suppress(OSError):
             try:
@@ -59,8 +62,8 @@ class RunLock:
 
     @contextmanager
     def joining(self) -> Iterator[None]:
-        """One job at a time: jobs that start together must not each find the folder empty."""
-        with nullcontext() if self._part.whole else FileLock(self._root / ".lock-joining"):
+        """One job at a time: jobs that start together must not each find the directory empty."""
+        with nullcontext() if self._job.alone else FileLock(self._root / ".lock-joining"):
             yield
 
     @property
@@ -71,13 +74,13 @@ class RunLock:
         try:
             held.enter_context(FileLock(self._root / f".lock{self._name}", timeout=0))
         except Timeout:
-            # where jobs stand in the way of a whole run, the last to sign is one of them
+            # if jobs exclude this run, the last one to sign still runs
             jobs = [] if self._name else sorted(self._root.glob(".owner*[!p]"), key=_signed_at)
             raise self._taken(jobs[-1] if jobs else self._owner) from None
 
     @contextmanager
     def _shared(self) -> Iterator[None]:
-        """The whole run's lock, shared: FileLock, which takes it for one alone, is a flock too."""
+        """A shared lock on the file that a job alone locks; FileLock too is a flock."""
         with (self._root / ".lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -87,8 +90,8 @@ class RunLock:
 
     def _taken(self, owner: Path) -> UsageError:
         return UsageError(
-            f"{self._root}: another run writes here ({_signature(owner)})"
-            " — wait for it, stop it, or use another --out"
+            f"{self._root}: another run writes here ({_signature(owner)});"
+            " wait for it, stop it, or use another --out"
         )
 
 

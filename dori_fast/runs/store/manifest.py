@@ -1,16 +1,18 @@
-"""manifest.json: the sha256 of every result file of a finished run, and one root over them all."""
+"""manifest.json: the sha256 of every result file of a finished run, and one Merkle root."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dori_fast.errors import IntegrityError
-from dori_fast.runs.store.durable import write_durably
-from dori_fast.runs.store.merkle import merkle_root
-from dori_fast.runs.sources.open import file_sha256
+from dori_fast.runs.store import shard_names
+from dori_fast.runs.store.digest import file_sha256
+from dori_fast.runs.store.durable import write_text_durably
 
 MANIFEST = "manifest.json"
 REPORT = "report.html"
@@ -20,10 +22,10 @@ class Manifest(BaseModel):
     """The content of manifest.json.
 
     Attributes:
-        merkle_root: hexadecimal; over ``files``.
-        files: sha256 by path in the run directory: run.json and every shard, whole files.
-        report: sha256 of report.html, if there is one. The page shows the root, so it cannot be
-            under it.
+        merkle_root: root over ``files``, hexadecimal.
+        files: sha256 of run.json and of every shard, by path in the run directory.
+        report: sha256 of report.html, if there is one. The page shows the root, so the root
+            cannot cover the page.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -38,14 +40,14 @@ class Manifest(BaseModel):
         """The root that belongs to ``files``.
 
         A leaf is the file's line in the output of the tool sha256sum, without its newline: the
-        digest in hexadecimal, two spaces, the path in UTF-8; leaves are in the order of paths.
+        digest in hexadecimal, two spaces, the path in UTF-8. Leaves are in the order of paths.
         """
         lines = [f"{digest}  {path}".encode() for path, digest in sorted(self.files.items())]
         return merkle_root(lines).hex()
 
     @classmethod
     def read(cls, root: Path) -> Manifest:
-        """Raises IntegrityError if the run directory has none that can be read."""
+        """Raises IntegrityError if the run directory has no readable manifest."""
         path = root / MANIFEST
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -55,9 +57,29 @@ class Manifest(BaseModel):
             raise IntegrityError(f"{path}: damaged, or another version's") from error
 
 
+def merkle_root(leaves: Sequence[bytes]) -> bytes:
+    """The Merkle tree hash of RFC 6962, section 2.1, with SHA-256 over N >= 0 leaves, 32 bytes.
+
+    A leaf is hashed as ``sha256(0x00 + leaf)``, an inner node as ``sha256(0x01 + left + right)``,
+    so that neither can pass for the other. The left subtree has the largest power of two of leaves
+    that is smaller than N. The root of no leaves is the hash of nothing.
+    """
+    if not leaves:
+        return hashlib.sha256().digest()
+    level = [hashlib.sha256(b"\x00" + leaf).digest() for leaf in leaves]
+    # pairing from the left and carrying an odd last node up gives the same tree as the splits
+    while len(level) > 1:
+        pairs = [
+            hashlib.sha256(b"\x01" + left + right).digest()
+            for left, right in zip(level[::2], level[1::2], strict=False)
+        ]
+        level = pairs + level[len(level) & ~1 :]
+    return level[0]
+
+
 def result_files(root: Path) -> list[str]:
-    """Paths, in a run directory, of the files under the root."""
-    return ["run.json", *sorted(f"shards/{p.name}" for p in (root / "shards").glob("part-*"))]
+    """Paths, in a run directory, of the files that the root covers."""
+    return ["run.json", *(str(p.relative_to(root)) for p in shard_names.lookalikes(root))]
 
 
 def seal(root: Path) -> Manifest:
@@ -70,7 +92,7 @@ def seal(root: Path) -> Manifest:
 
 
 def list_report(root: Path) -> None:
-    """Add the page report.html to the manifest of a finished run; without one do nothing."""
+    """Add report.html to the manifest of a finished run; do nothing if there is no manifest."""
     if (root / MANIFEST).is_file():
         manifest = Manifest.read(root)
         manifest.report = file_sha256(root / REPORT)
@@ -78,9 +100,4 @@ def list_report(root: Path) -> None:
 
 
 def _write(root: Path, manifest: Manifest) -> None:
-    text = manifest.model_dump_json(indent=1) + "\n"
-    write_durably(root / MANIFEST, lambda path: _write_text(path, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text_durably(root / MANIFEST, manifest.model_dump_json(indent=1) + "\n")

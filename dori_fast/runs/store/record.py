@@ -1,4 +1,4 @@
-"""run.json: what was run, on what, with which result; and the hash that ties shards to it."""
+"""run.json: the settings, model, input and outcome of a run, and the hash that shards carry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import dori_fast
+from dori_fast._version import __version__
 from dori_fast.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 _LIBRARIES = ("torch", "triton", "diffusers", "transformers", "numpy", "pyarrow", "xformers")
 _SHOWN_DIFFERENCES = 8
-# where the weights lie does not change a score; what they are (their sha256) does
+# a score depends on the weights (their sha256), not on where they lie
 _WHEREABOUTS = ("source", "revision")
 
 
 class Counts(BaseModel):
-    """Rows of the input by what became of them."""
+    """Number of rows of the input, by outcome."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,7 +37,7 @@ class Counts(BaseModel):
 
 
 class _Identity(BaseModel):
-    """What of an identity a reader of the rows relies on."""
+    """Fields of an identity that a reader of the rows relies on."""
 
     model_config = ConfigDict(strict=True)
 
@@ -47,7 +47,7 @@ class _Identity(BaseModel):
 
 
 class _Model(BaseModel):
-    """What of a model's description loading and comparing it relies on."""
+    """Fields of a model's config() that loading and comparing it rely on."""
 
     model_config = ConfigDict(strict=True)
 
@@ -60,7 +60,7 @@ class _Model(BaseModel):
 
 
 class _Rows(BaseModel):
-    """The parts of a record of a run with rows that :class:`RunRecord` takes as they are."""
+    """Parts of the record of a run with rows that :class:`RunRecord` does not validate."""
 
     identity: _Identity
     model: _Model
@@ -70,13 +70,17 @@ class _Rows(BaseModel):
 class RunRecord(BaseModel):
     """The content of run.json.
 
-    ``identity`` is everything that a row's result depends on, and ``run_hash`` its sha256. The
-    rest says where things came from and how it went, and may change when a run is resumed.
-    ``execution`` is how the network was run, ``device_name`` on what, and ``threads``, on a CPU, by
-    how many of each process, which change scores by rounding alone; ``threads`` is None where that
-    is not known, and where a run was resumed with another number.
-    ``threshold`` is the score above which rows are flagged, in a calibrated scan; ``observed`` the
-    share of the ``clean_prompts`` above it with its 95 % interval, [value, low, high].
+    ``identity`` is everything that a row's result depends on, and ``run_hash`` its sha256. All
+    other fields may change when a run is resumed.
+
+    Attributes:
+        execution: options by which the network was run.
+        device_name: device that it ran on.
+        threads: CPU threads of each process; None if unknown, or if the run was resumed with
+            another number. Execution, device and threads change scores by rounding alone.
+        threshold: score above which rows are flagged, in a calibrated scan.
+        observed: share of the ``clean_prompts`` above the threshold and its 95 % interval,
+            [value, low, high].
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -101,7 +105,7 @@ class RunRecord(BaseModel):
 
     @property
     def misfit(self) -> str | None:
-        """What no run with rows has written so, if anything: a place in run.json, and why."""
+        """First field that no real run could have written, with the reason; None if plausible."""
         try:
             _Rows.model_validate(self.model_dump())
         except ValidationError as error:
@@ -118,13 +122,13 @@ class RunRecord(BaseModel):
             raise
         except OSError as error:
             raise IntegrityError(
-                f"{path}: cannot be read ({error.strerror})"
-                " — move it away to start again; finished shards are kept"
+                f"{path}: cannot be read ({error.strerror});"
+                " move it away to start again, finished shards are kept"
             ) from error
         except (ValidationError, UnicodeDecodeError) as error:
             raise IntegrityError(
-                f"{path}: damaged, or written by another version of dori_fast"
-                " — move it away to start again; finished shards are kept"
+                f"{path}: damaged, or written by another version of dori_fast;"
+                " move it away to start again, finished shards are kept"
             ) from error
 
 
@@ -139,7 +143,7 @@ def make_identity(
     decision: Mapping[str, Any] | None = None,
     selection: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the rows of a run depend on, as plain JSON."""
+    """The identity of a run: everything that its rows depend on, as plain JSON."""
     return {
         **({"decision": dict(decision)} if decision else {}),
         **({"selection": dict(selection)} if selection else {}),
@@ -153,9 +157,9 @@ def make_identity(
     }
 
 
-def model_identity(described: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a model's description its scores depend on."""
-    return {key: value for key, value in described.items() if key not in _WHEREABOUTS}
+def model_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a model's config() that its scores depend on."""
+    return {key: value for key, value in config.items() if key not in _WHEREABOUTS}
 
 
 def hash_identity(identity: Mapping[str, Any]) -> str:
@@ -165,7 +169,7 @@ def hash_identity(identity: Mapping[str, Any]) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two identities, in one line: ``detector.steps: 1 then, 2 now``."""
+    """The differences between two identities in one line: ``detector.steps: 1 then, 2 now``."""
     then, new = dict(_flat(before)), dict(_flat(now))
     keys = [key for key in {**then, **new} if then.get(key) != new.get(key)]
     lines = [f"{key}: {_show(then.get(key))} then, {_show(new.get(key))} now" for key in keys]
@@ -175,8 +179,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of dori_fast, Python and the libraries that are installed."""
-    found = {"dori_fast": dori_fast.__version__, "python": platform.python_version()}
+    """Versions of dori_fast, Python and the installed libraries."""
+    found = {"dori_fast": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
             found[name] = version(name)
@@ -186,7 +190,7 @@ def library_versions() -> dict[str, str]:
 
 
 def threads_of(device: torch.device, processes: int = 1) -> int | None:
-    """On a CPU, the threads of each of so many processes that share this one's; else None."""
+    """CPU threads of each of ``processes`` that share this process's; None on other devices."""
     import torch
 
     return max(1, torch.get_num_threads() // processes) if device.type == "cpu" else None

@@ -1,4 +1,4 @@
-"""Run directories read back: of a scan, a localization or an attack, finished or not."""
+"""Run directories of scans, localizations and attacks, read back."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dori_fast._text import by_number
 from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.runs.store import shard_names
 from dori_fast.runs.store.manifest import MANIFEST, Manifest
 from dori_fast.runs.store.record import RunRecord
 from dori_fast.runs.store.shard import check_shard, shard_columns
 
 Kind = Literal["scan", "prune", "attack"]
 
-# a column that only rows of this kind have
+# columns that only rows of one kind have
 _TELLING: dict[str, Kind] = {
     "similarity_before": "attack",
     "refined": "prune",
@@ -29,14 +29,14 @@ _TELLING: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run that was read back; its shards have been checked.
+    """A run that was read back, finished or not; its shards have been checked.
 
     Attributes:
         root: the run directory.
-        kind: what was run.
+        kind: the method that was run.
         record: its run.json.
-        shards: the committed ones, in row order.
-        columns: of the rows, in order.
+        shards: the committed shards, in row order.
+        columns: names of the rows' columns, in order.
     """
 
     root: Path
@@ -51,12 +51,12 @@ class StoredRun:
 
     @property
     def merkle_root(self) -> str | None:
-        """Of the manifest; None if the run is not finished, or was before there were manifests."""
+        """Root in the manifest; None if the run is not finished, or older than manifests are."""
         there = (self.root / MANIFEST).is_file()
         return Manifest.read(self.root).merkle_root if there else None
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
-        """The rows in order, of the named columns or of all, one shard in memory."""
+        """The rows in order, one shard in memory; all columns unless some are named."""
         for shard in self.shards:
             yield pq.read_table(shard, columns=list(columns) or None, partitioning=None)
 
@@ -65,36 +65,31 @@ def open_run(root: str | Path) -> StoredRun:
     """Read a run directory back.
 
     Raises:
-        UsageError: no run directory, or one without rows.
-        IntegrityError: the record or a shard is damaged, or does not belong there.
+        UsageError: no run directory, or a run without rows.
+        IntegrityError: the record or a shard is damaged or belongs elsewhere.
     """
     root = Path(root)
     if not (root / "run.json").is_file():
         raise UsageError(
-            f"{root}: no run directory (it has no run.json) — give the --out of dori-fast scan,"
+            f"{root}: no run directory (it has no run.json); give the --out of dori-fast scan,"
             " prune or attack"
         )
     record = RunRecord.read(root / "run.json")
     if "fine_tuning" in record.identity:
-        raise UsageError(f"{root}: fine-tuning has no rows — its figures are in scalars.jsonl")
+        raise UsageError(f"{root}: fine-tuning has no rows; its figures are in scalars.jsonl")
     if misfit := record.misfit:
-        raise IntegrityError(f"{root / 'run.json'}: {misfit} — restore it from a copy")
-    found = (root / "shards").glob("part-*.parquet")
-    shards = tuple(sorted(found, key=lambda shard: by_number(shard.name)))
+        raise IntegrityError(f"{root / 'run.json'}: {misfit}; restore it from a copy")
+    shards = tuple(shard_names.paths(root))
     if not shards:
-        raise UsageError(f"{root}: the run has no rows yet — run its command again to continue it")
+        raise UsageError(f"{root}: the run has no rows yet; run its command again to continue it")
+    for shard in shards:
+        if shard_names.number(shard) is None:
+            raise IntegrityError(f"{shard}: not the name of a shard; move it away")
     schema = shard_columns(shards[0])
     kind = next((kind for name, kind in _TELLING.items() if name in schema.names), None)
     if kind is None:
         raise IntegrityError(f"{shards[0]}: not the rows of a scan, localization or attack")
     for shard in shards:
-        first = _index(shard) * int(record.identity["shard_size"])
+        first = (shard_names.number(shard) or 0) * int(record.identity["shard_size"])
         check_shard(shard, record.run_hash, first, schema)
     return StoredRun(root, kind, record, shards, tuple(schema.names))
-
-
-def _index(shard: Path) -> int:
-    number = shard.stem.removeprefix("part-")
-    if not (number.isascii() and number.isdecimal()):
-        raise IntegrityError(f"{shard}: not the name of a shard — move it away")
-    return int(number)

@@ -1,4 +1,4 @@
-"""One shard: a parquet file that proves by itself whose it is and that it is whole."""
+"""One shard: a parquet file whose footer names its run and proves that it is whole."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dori_fast.errors import IntegrityError
 from dori_fast.runs.store.durable import write_durably
 
+SAME_COMMAND = "; run the same command again"
+"""Remedy at the end of an error of :func:`shard_columns`."""
 _FOOTER_KEY = b"dori_fast"
 
 
 class Footer(BaseModel):
-    """What a shard's footer says: its run, its rows of the input, and a digest of its data.
+    """A shard's footer: its run, its rows of the input, and a digest of its data.
 
-    ``data_sha256`` covers the first ``data_bytes`` bytes of the file, which is all but the footer.
+    ``data_sha256`` covers the first ``data_bytes`` bytes of the file, everything but the footer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,7 +42,7 @@ def commit_shard(path: Path, table: pa.Table, run_hash: str, first_row: int) -> 
 
     Raises:
         StorageError: the disk refused the write.
-        IntegrityError: it gave back something else than was written.
+        IntegrityError: the disk returned other data than was written.
     """
 
     def write(temporary: Path) -> None:
@@ -52,17 +54,17 @@ def commit_shard(path: Path, table: pa.Table, run_hash: str, first_row: int) -> 
 
 
 def as_stored(schema: pa.Schema) -> pa.Schema:
-    """The schema that parquet gives back for this one; it has no equal for some Arrow types."""
+    """The schema that parquet returns for this one; it lacks some Arrow types."""
     sink = io.BytesIO()
     pq.write_table(schema.empty_table(), sink)
     return pq.read_schema(io.BytesIO(sink.getvalue()))
 
 
 def check_shard(path: Path, run_hash: str, first_row: int, schema: pa.Schema) -> Footer:
-    """The footer of a shard that is whole, has this stored schema and belongs to this run here.
+    """Check that a shard is whole, has this stored schema and belongs to these rows of this run.
 
     Raises:
-        IntegrityError: it is damaged, of another run, or of another place.
+        IntegrityError: it is damaged, or belongs to another run or to other rows.
     """
     footer = read_footer(path)
     if footer.run_hash != run_hash:
@@ -84,7 +86,7 @@ def check_shard(path: Path, run_hash: str, first_row: int, schema: pa.Schema) ->
 
 
 def read_footer(path: Path) -> Footer:
-    """The footer of a shard, unverified; IntegrityError if there is none to be read."""
+    """The footer of a shard, unverified; IntegrityError if it cannot be read."""
     try:
         metadata = pq.read_metadata(path).metadata or {}
         return Footer.model_validate_json(metadata[_FOOTER_KEY])
@@ -99,16 +101,16 @@ def shard_columns(path: Path) -> pa.Schema:
     try:
         schema = pq.read_schema(path)
         known = "row_id" in schema.names
-    # a flipped bit may make a name that is no UTF-8
+    # a flipped bit may make a column name invalid UTF-8
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{path}: no readable shard — run the same command again") from error
+        raise IntegrityError(f"{path}: no readable shard{SAME_COMMAND}") from error
     if not known:
-        raise IntegrityError(f"{path}: has no column row_id — run the same command again")
+        raise IntegrityError(f"{path}: has no column row_id{SAME_COMMAND}")
     return schema
 
 
 class _Hashing(io.RawIOBase):
-    """A file that keeps the sha256 of what went through it."""
+    """A file for writing that updates a sha256 of its data."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,7 +1,7 @@
-"""How a run stands, read from its directory beside whoever writes it.
+"""The status of a run, read from its directory while it may still be written.
 
-Standard library alone: this answers in a fraction of the time that importing a reader of Parquet
-takes, and opens no file for writing.
+Standard library alone: this returns in a fraction of the time that importing a reader of Parquet
+takes. No file is opened for writing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.runs.store import shard_names
 
 # enough shards for a steady rate, few enough to follow a change
 _RECENT = 20
@@ -25,19 +26,19 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A moment of a run.
+    """The status of a run at one moment.
 
     Attributes:
-        run: its directory.
-        state: "running"; "stale" if it says so but its process is gone, or those of all its jobs;
-            "interrupted", "done" or "over_budget".
-        owner: who writes, or wrote last: "pid 7 on host"; of jobs that share the run, "2 of 4 jobs:
-            pid 7 on host, pid 8 on host".
-        shards, rows, quarantined: what is committed.
+        run: run directory.
+        state: "running"; "stale" if run.json says so but its process, or those of all its jobs,
+            are gone; "interrupted", "done" or "over_budget".
+        owner: process that writes, or wrote last, as "pid 7 on host"; for jobs that share the run
+            "2 of 4 jobs: pid 7 on host, pid 8 on host".
+        shards, rows, quarantined: committed shards, their rows, and quarantined rows among them.
         set_aside: damaged shards that were moved to quarantine/.
         rate: rows per second of the last shards of this call; None if none was committed.
-        share: of the input that has been read, 0..1; of jobs, of each job's part together; None if
-            the run does not say.
+        share: share of the input that has been read, 0..1, by all jobs together; None if the run
+            does not state it.
         remaining: estimated seconds to the end; None if unknown or not running.
     """
 
@@ -53,8 +54,8 @@ class RunStatus:
     remaining: float | None
 
 
-class _Signature(NamedTuple):
-    """What a writer has left of itself in its owner file."""
+class _Owner(NamedTuple):
+    """The content of an owner file."""
 
     pid: int
     host: str
@@ -69,10 +70,10 @@ _SINCE = attrgetter("since")
 
 
 @dataclass(frozen=True)
-class _Writers:
-    """Who signed last: a whole run, or ``jobs`` that share it, of which some have signed."""
+class _Owners:
+    """The owner files of one run: those of its ``jobs`` that have signed so far."""
 
-    signed: list[_Signature]
+    signed: list[_Owner]
     jobs: int = 1
 
     @property
@@ -80,8 +81,8 @@ class _Writers:
         shares = [one.share for one in self.signed if one.share is not None]
         return sum(shares) / self.jobs if shares else None
 
-    def told(self, alive: list[_Signature]) -> str | None:
-        """The writers that are alive, else the last."""
+    def summary(self, alive: list[_Owner]) -> str | None:
+        """The owners that are alive, else the last one."""
         if not self.signed or self.jobs == 1:
             return str(self.signed[0]) if self.signed else None
         if not alive:
@@ -99,29 +100,29 @@ class _Shard(NamedTuple):
 
 
 def status(run: str | Path) -> RunStatus:
-    """Read how a run stands; safe at any moment, since files appear whole or not at all.
+    """Read the status of a run; safe at any moment, since files appear whole or not at all.
 
     Raises:
         UsageError: no run directory.
         IntegrityError: its run.json is damaged.
     """
     run = Path(run)
-    state, writers = _state(run), _writers(run)
-    alive = [one for one in writers.signed if _is_alive(one)]
-    shards = sorted(filter(None, map(_shard, (run / "shards").glob("part-*.parquet"))))
+    state, owners = _state(run), _owners(run)
+    alive = [one for one in owners.signed if _is_alive(one)]
+    shards = sorted(filter(None, map(_shard, shard_names.paths(run))))
     rows = sum(shard.rows for shard in shards)
-    if state == "running" and writers.signed and not alive:
+    if state == "running" and owners.signed and not alive:
         state = "stale"
-    # jobs leave the record of an interrupted run as it was
-    if state == "interrupted" and writers.jobs > 1 and alive:
+    # jobs do not update the record of an interrupted run
+    if state == "interrupted" and owners.jobs > 1 and alive:
         state = "running"
-    going = state == "running" and alive
-    rate = _rate(shards, min(map(_SINCE, alive))) if going else None
-    share = writers.share
+    running = state == "running" and alive
+    rate = _rate(shards, min(map(_SINCE, alive))) if running else None
+    share = owners.share
     return RunStatus(
         run=run,
         state=state,
-        owner=writers.told(alive),
+        owner=owners.summary(alive),
         shards=len(shards),
         rows=rows,
         quarantined=sum(shard.quarantined for shard in shards),
@@ -136,31 +137,35 @@ def _state(run: Path) -> str:
     try:
         return str(json.loads((run / "run.json").read_bytes())["state"])
     except OSError as error:
-        raise UsageError(f"{run}: no run directory (no run.json) — check the path") from error
+        raise UsageError(f"{run}: no run directory (no run.json); check the path") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{run / 'run.json'}: damaged — restore it from a copy") from error
+        raise IntegrityError(f"{run / 'run.json'}: damaged; restore it from a copy") from error
 
 
-def _writers(run: Path) -> _Writers:
-    """Of a whole run and jobs, whose files outlive them, those that signed last; they never mix."""
-    found: dict[int, list[_Signature]] = {}
+def _owners(run: Path) -> _Owners:
+    """The owners that signed last.
+
+    Owner files outlive their processes. A run without jobs and arrays of different sizes never
+    write at the same time, so only those of one size count.
+    """
+    found: dict[int, list[_Owner]] = {}
     for path in (run / ".owner", *run.glob(".owner-*")):
         job = _JOB.fullmatch(path.name)
-        signature = _signature(path)
-        if signature is not None and (job or path.name == ".owner"):
-            found.setdefault(int(job[1]) if job else 1, []).append(signature)
+        owner = _owner(path)
+        if owner is not None and (job or path.name == ".owner"):
+            found.setdefault(int(job[1]) if job else 1, []).append(owner)
     if not found:
-        return _Writers([])
+        return _Owners([])
     jobs = max(found, key=lambda count: max(map(_SINCE, found[count])))
-    return _Writers(found[jobs], jobs)
+    return _Owners(found[jobs], jobs)
 
 
-def _signature(path: Path) -> _Signature | None:
-    """What an owner file says; None if there is none, or it is damaged."""
+def _owner(path: Path) -> _Owner | None:
+    """The content of an owner file; None if it is missing or damaged."""
     try:
         owner = json.loads(path.read_bytes())
         share = owner.get("share")
-        return _Signature(
+        return _Owner(
             pid=int(owner["pid"]),
             host=str(owner["host"]),
             since=float(owner["since"]),
@@ -170,8 +175,8 @@ def _signature(path: Path) -> _Signature | None:
         return None
 
 
-def _is_alive(owner: _Signature) -> bool:
-    """Whether the process is there; one on another host cannot be seen and counts as alive."""
+def _is_alive(owner: _Owner) -> bool:
+    """Whether the process exists; one on another host cannot be seen and counts as alive."""
     if owner.host != socket.gethostname():
         return True
     try:
@@ -184,7 +189,7 @@ def _is_alive(owner: _Signature) -> bool:
 
 
 def _shard(path: Path) -> _Shard | None:
-    """What a shard's footer says; None if it has just been moved away, or is damaged."""
+    """The counts in a shard's footer; None if the shard is damaged or was just moved away."""
     try:
         with path.open("rb") as file:
             committed = os.fstat(file.fileno()).st_mtime

@@ -1,4 +1,4 @@
-"""Score stored rows again and compare: to the bit where the same bits are promised."""
+"""Stored rows scored again and compared: to the bit where the same bits are promised."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from dori_fast.errors import UsageError
 from dori_fast.runs.scoring.device_name import device_name
-from dori_fast.runs.store.record import RunRecord, library_versions, threads_of
-from dori_fast.runs.sources.rows import Rows
 from dori_fast.runs.scoring.score import score_rows
+from dori_fast.runs.sources.rows import Rows
+from dori_fast.runs.store.record import RunRecord, library_versions, threads_of
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
@@ -28,10 +28,10 @@ _ROUNDING = ("torch", "triton", "xformers")
 
 
 def recorded_model(record: RunRecord, model: Denoiser | str | Path | None) -> Denoiser:
-    """The given model, or the run's loaded as it was then, from another place if one is given.
+    """The given model, or the run's model loaded with its settings, from ``model`` if given.
 
     Raises:
-        UsageError: it is not there, or had masks.
+        UsageError: the model is not there, or had masks.
         IntegrityError: its weights are damaged.
     """
     import torch
@@ -42,7 +42,7 @@ def recorded_model(record: RunRecord, model: Denoiser | str | Path | None) -> De
     if isinstance(model, Denoiser):
         return model
     if described["masks"]:
-        raise UsageError("verify: the run's model had masks — call scan.verify(run, model=...)")
+        raise UsageError("verify: the run's model had masks; call df.verify(run, model=...)")
     if execution.get("attention") == "own":
         del execution["attention"]
     away = described["device"] == "cuda" and not torch.cuda.is_available()
@@ -58,7 +58,7 @@ def recorded_model(record: RunRecord, model: Denoiser | str | Path | None) -> De
 
 
 def recorded_variant(record: RunRecord) -> str | None:
-    """Of the weights that were read: a record names their files, and those of one variant alone."""
+    """The variant of the weight files in the record, which are all of one variant."""
     from dori_fast.models.files.hashes import variant_of
 
     paths = map(Path, record.model["files"])
@@ -67,7 +67,7 @@ def recorded_variant(record: RunRecord) -> str | None:
 
 
 def recorded_detector(config: dict[str, Any]) -> Detector:
-    """The detector with this configuration; UsageError if none of the known ones has it."""
+    """The detector with this config(); UsageError if none can be made."""
     from dori_fast import detect
 
     options = {k: v for k, v in config.items() if k not in ("name", "images", "futility_bound")}
@@ -82,12 +82,12 @@ def recorded_detector(config: dict[str, Any]) -> Detector:
 
 
 def unlike(record: RunRecord, model: Denoiser) -> list[str]:
-    """What of the machine, its threads, the libraries and the batch differs from the run's."""
+    """Differences in device, threads, libraries and batch size from the run's."""
     then = {"device": record.device_name, "batch size": record.batch_size, **record.execution}
     now = {"device": device_name(model.device), "batch size": model.batch_size}
     now |= asdict(model.engine.execution)
     if (threads := threads_of(model.device)) is not None:
-        # of older runs it is not known, nor of those that were resumed with another number
+        # None in older runs, and in those that were resumed with another number
         then["threads"] = "unknown" if record.threads is None else record.threads
         now["threads"] = threads
     versions = library_versions()
@@ -99,7 +99,7 @@ def unlike(record: RunRecord, model: Denoiser) -> list[str]:
 def differing_rows(
     model: Denoiser, detector: Detector, shard: Path, wanted: Collection[int], tolerance: float
 ) -> Iterator[tuple[int, str]]:
-    """(row, what differs) of those of the ``wanted`` rows of a shard that come out otherwise."""
+    """Yield (row, difference) for every ``wanted`` row of a shard that is scored otherwise now."""
     stored = pq.read_table(shard, columns=["row_id", "prompt", *_COMPARED], partitioning=None)
     rows = stored.to_pylist()
     prompts = [row["prompt"] if row["row_id"] in wanted else None for row in rows]

@@ -1,84 +1,69 @@
-"""Who does the leases of a scan: the seam between the ledger and processes or machines."""
+"""The engine: scores leases in this process and commits their shards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from dori_fast.runs.workers.ledger import Lease, Ledger
 from dori_fast.runs.scoring.score import score_rows
 from dori_fast.runs.store.shard import Footer, commit_shard
+from dori_fast.runs.workers.ledger import Lease, Ledger
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
-    from dori_fast.runs.calibrate import Decision
+    from dori_fast.runs.scoring.decision import Decision
 
 
-@dataclass(frozen=True)
-class Work:
-    """What doing a lease takes besides a model; it can be sent to another process or machine."""
-
-    detector: Detector
-    decision: Decision | None
-    run_hash: str
-
-
-def do_lease(model: Denoiser, work: Work, lease: Lease, on_block: Callable[[int], None]) -> Footer:
-    """Score a lease and commit its shard: what every engine does, wherever it is.
-
-    Doing a lease twice is no harm: the same bytes get the same name.
+class Engine:
+    """A model and everything else that scoring a lease takes.
 
     Args:
         model: the run's model.
-        work: how.
-        lease: which rows, and where to.
-        on_block: called with the number of rows handled so far, about every second.
-
-    Raises:
-        StorageError: the disk refused; what was committed before is intact.
+        detector: the run's detector.
+        decision: rule by which rows are flagged, in a calibrated scan.
+        run_hash: hash of the run's identity, which every shard carries.
     """
-    table = score_rows(model, work.detector, lease.rows, on_block, work.decision)
-    return commit_shard(lease.path, table, work.run_hash, lease.rows.first)
 
-
-class Engine(Protocol):
-    """Something that does leases."""
+    def __init__(
+        self, model: Denoiser, detector: Detector, decision: Decision | None, run_hash: str
+    ) -> None:
+        self.model, self.detector = model, detector
+        self.decision, self.run_hash = decision, run_hash
+        self._before = model.engine.evaluations
 
     @property
     def evaluations(self) -> int:
-        """UNet sample evaluations so far, padding left out."""
-        ...
+        """UNet sample evaluations so far, without padding."""
+        return self.model.engine.evaluations - self._before
 
     @property
     def batch_size(self) -> int:
-        """Samples of an evaluation, halved if memory ran out."""
-        ...
+        """Samples per evaluation; halved if memory ran out."""
+        return self.model.batch_size
 
     def finish(self, ledger: Ledger, show: Callable[[int], None]) -> None:
-        """Do leases until none is left; no process is left behind, whatever is raised.
+        """Score leases until none is left.
 
-        ``show`` is called about every second with the number of rows that are done of open leases;
-        it may raise, to interrupt the scan.
+        Args:
+            ledger: source of the leases.
+            show: called about every second with the number of rows done in open leases; may raise
+                to interrupt the scan.
         """
-        ...
-
-
-class InProcess:
-    """This process, with the model that it has."""
-
-    def __init__(self, model: Denoiser, work: Work) -> None:
-        self._model, self._work, self._before = model, work, model.engine.evaluations
-
-    @property
-    def evaluations(self) -> int:
-        return self._model.engine.evaluations - self._before
-
-    @property
-    def batch_size(self) -> int:
-        return self._model.batch_size
-
-    def finish(self, ledger: Ledger, show: Callable[[int], None]) -> None:
         while (lease := ledger.take()) is not None:
-            ledger.committed(lease, do_lease(self._model, self._work, lease, show))
+            ledger.committed(lease, self.score(lease, show))
+
+    def score(self, lease: Lease, on_block: Callable[[int], None]) -> Footer:
+        """Score a lease and commit its shard.
+
+        Scoring a lease twice is harmless: the same bytes get the same name.
+
+        Args:
+            lease: rows to score and the path of their shard.
+            on_block: called about every second with the number of rows handled so far.
+
+        Raises:
+            StorageError: the disk refused; what was committed before is intact.
+        """
+        table = score_rows(self.model, self.detector, lease.rows, on_block, self.decision)
+        return commit_shard(lease.path, table, self.run_hash, lease.rows.first)

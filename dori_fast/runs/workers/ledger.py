@@ -1,4 +1,4 @@
-"""What of a scan is committed and what is still to do: the one truth for every engine."""
+"""The ledger of a scan: which shards are committed, leased or still to be handed out."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dori_fast.runs.store.record import Counts
 from dori_fast.runs.sources.rows import Rows
 from dori_fast.runs.store.directory import RunDirectory
+from dori_fast.runs.store.record import Counts
 from dori_fast.runs.store.shard import Footer
 
 
 @dataclass(frozen=True)
 class Lease:
-    """One shard that somebody is to do: its index in the run, its final name, and its rows.
+    """One shard to be scored by one worker: its index in the run, its final path, and its rows.
 
-    Which rows an index has depends on the input and the shard size alone.
+    The rows of an index depend on the input and the shard size alone.
     """
 
     index: int
@@ -28,18 +28,18 @@ class Lease:
 class Ledger:
     """Hands out the shards of a run that are not committed, in the order of the input.
 
-    One process has it. A lease that is lost with its owner is given back, and handed out before
+    One process has it. A lease that is lost with its worker is given back, and handed out before
     any other.
 
     Args:
-        run: the run directory, entered.
-        chunks: all rows of the input, a shard's at a time.
+        run: run directory, entered.
+        chunks: all rows of the input, one shard at a time.
 
     Attributes:
-        counts: rows of this part of the run by what became of them, earlier calls' included.
-        scored: those of them that this call did.
-        shards: indices of the shards that are committed, or were leased.
-        passed: rows of the input that need nothing: of other jobs, or committed earlier.
+        counts: rows of this job by outcome, those of earlier calls included.
+        scored: rows among them that were scored by this call.
+        shards: indices of this job's shards that are committed or leased.
+        passed: rows of the input that need no scoring: other jobs', or committed earlier.
         fraction: share of the input up to the end of the last lease, 0..1.
         rows: rows of the input up to there.
     """
@@ -55,21 +55,21 @@ class Ledger:
 
     @property
     def open(self) -> bool:
-        """Whether a shard was handed out and is not committed, be it given back or not."""
+        """Whether a shard was handed out and is not committed, given back or not."""
         return bool(self._open)
 
     @property
     def done(self) -> bool:
-        """Whether the input is at its end and every shard of this part is committed."""
+        """Whether the input is at its end and every shard of this job is committed."""
         return self._exhausted and not self._open
 
     def take(self) -> Lease | None:
-        """A shard that nobody has; None if all are committed or leased. Waits for the input."""
+        """A shard that no worker has; None if all are committed or leased. Waits for the input."""
         if self._returned:
             return self._returned.popleft()
         for index, rows in self._chunks:
             self.fraction, self.rows = rows.fraction, rows.first + len(rows)
-            if not self._run.part.has(index):
+            if not self._run.job.has(index):
                 self.passed += len(rows)
                 continue
             self.shards.append(index)
@@ -87,12 +87,12 @@ class Ledger:
         return None
 
     def give_back(self, lease: Lease) -> None:
-        """Drop a lease whose owner is gone, with what it left half-written."""
+        """Take back a lease whose worker is gone, and remove what it left half-written."""
         self._run.drop_unfinished(lease.index)
         self._returned.append(lease)
 
     def committed(self, lease: Lease, footer: Footer) -> None:
-        """Note that a lease has been done and its shard committed."""
+        """Record that a lease's shard is committed."""
         self._open.discard(lease.index)
         self._run.committed[lease.index] = footer
         self.scored += footer.rows

@@ -1,4 +1,4 @@
-"""Workers that are processes of this machine."""
+"""Slots for workers in processes of this machine."""
 
 from __future__ import annotations
 
@@ -9,28 +9,25 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from dori_fast.runs.workers import worker
-from dori_fast.runs.workers.slots import PARTING, Place
-
-if TYPE_CHECKING:
-    from dori_fast.models import Denoiser
-    from dori_fast.runs.workers.engine import Work
+from dori_fast.runs.workers.engine import Engine
+from dori_fast.runs.workers.slots import STOP_SECONDS, Slot
 
 _spawn = multiprocessing.get_context("spawn")
 
 
-class Process(Place):
-    """A worker in a process of its own, which is spoken to by a pipe."""
+class ProcessSlot(Slot):
+    """A slot for a worker in a process of its own, at the other end of a pipe."""
 
     connection: Connection
 
-    def __init__(self, number: int, order: bytes) -> None:
+    def __init__(self, number: int, pickled: bytes) -> None:
         super().__init__(number)
-        self._order = order
+        self._pickled = pickled
         self._process: Any = None
 
     @property
@@ -41,13 +38,13 @@ class Process(Place):
         self.connection, theirs = _spawn.Pipe()
         self._process = _spawn.Process(
             target=worker.run,
-            args=(theirs, self._order),
+            args=(theirs, self._pickled),
             name=f"dori-fast worker {self.number}",
             daemon=True,
         )
         with _out_of_reach_of_the_terminal():
             self._process.start()
-        # or its end would not close the connection
+        # or the worker's end would not close the connection
         theirs.close()
         self.ready = False
         self.touch()
@@ -56,7 +53,7 @@ class Process(Place):
         self.touch()
         self.connection.send(self.lease)
 
-    def hear(self) -> Any:
+    def receive(self) -> Any:
         self.touch()
         try:
             return self.connection.recv()
@@ -64,12 +61,12 @@ class Process(Place):
             return None
 
     def await_end(self, deadline: float) -> None:
-        """Let it end by itself until then; a loading one hears nothing, and is not waited for."""
+        """Wait until then for the worker to end by itself, unless it is still loading."""
         if self.ready:
             self._process.join(max(0.0, deadline - monotonic()))
 
     def kill(self) -> None:
-        """Does not wait for its end."""
+        """Kill the worker without waiting for its end."""
         self._process.kill()
 
     def end(self) -> str:
@@ -88,51 +85,51 @@ class Process(Place):
 
 
 class Processes:
-    """So many processes: on GPUs they take turns; on a CPU they share this process's threads.
+    """Slots for ``count`` processes, spread over the GPUs or sharing this process's CPU threads.
 
     Raises:
-        UsageError: the model cannot be loaded again, or the detector not be sent.
+        UsageError: the model cannot be loaded again, or the detector cannot be sent.
     """
 
-    def __init__(self, model: Denoiser, work: Work, count: int) -> None:
-        threads, device = max(1, torch.get_num_threads() // count), model.device
-        self._places = []
+    def __init__(self, engine: Engine, count: int) -> None:
+        threads = max(1, torch.get_num_threads() // count)
+        device, turns = engine.model.device, engine.model.device.index is None
+        self._slots = []
         for number in range(count):
-            if model.device.type == "cuda" and model.device.index is None:
+            if device.type == "cuda" and turns:
                 device = torch.device("cuda", number % torch.cuda.device_count())
-            order = worker.order(model, work, device, threads)
-            self._places.append(Process(number, order))
+            self._slots.append(ProcessSlot(number, worker.packed(engine, device, threads)))
 
     @property
-    def places(self) -> Sequence[Process]:
-        return self._places
+    def all(self) -> Sequence[ProcessSlot]:
+        return self._slots
 
-    def heard(self, seconds: float) -> Sequence[Process]:
-        started = {place.connection: place for place in self._places if place.started}
+    def wait(self, seconds: float) -> Sequence[ProcessSlot]:
+        started = {slot.connection: slot for slot in self._slots if slot.started}
         return [started[c] for c in wait(list(started), seconds)]  # type: ignore[index]
 
-    def part(self) -> None:
-        running = [place for place in self._places if place.started]
-        # whoever is at work ends when it next has something to say: no kernel is cut short
-        for place in running:
-            place.connection.close()
-        deadline = monotonic() + PARTING
-        for place in running:
-            if not place.ready:
-                place.kill()
-        for place in running:
-            place.await_end(deadline)
-        # all before the first is waited for
-        for place in running:
-            place.kill()
-        for place in running:
-            place.end()
+    def stop(self) -> None:
+        running = [slot for slot in self._slots if slot.started]
+        # a worker at work ends at its next message, so that no kernel is cut short
+        for slot in running:
+            slot.connection.close()
+        deadline = monotonic() + STOP_SECONDS
+        for slot in running:
+            if not slot.ready:
+                slot.kill()
+        for slot in running:
+            slot.await_end(deadline)
+        # kill all before waiting for the first
+        for slot in running:
+            slot.kill()
+        for slot in running:
+            slot.end()
 
 
 @contextmanager
 def _out_of_reach_of_the_terminal() -> Iterator[None]:
     """A process started within never sees Ctrl-C, which a terminal sends to all at once."""
-    # starting it later would let the signal in again
+    # starting it later would unblock the signal
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -1,4 +1,4 @@
-"""Places where workers are or may be: what handing out leases knows of processes and machines."""
+"""Slots for workers: the supervisor's view of processes and machines."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, Protocol
 from dori_fast.runs.workers.ledger import Lease
 
 # long enough for a block of rows, and well below the ten seconds that schedulers grant
-PARTING = 3.0
+STOP_SECONDS = 3.0
 
 
-class Place(ABC):
-    """A place for one worker: it may be empty, and be filled again.
+class Slot(ABC):
+    """A slot for one worker; it may be empty, and be filled again.
 
     Attributes:
-        number: of the place.
-        lease: what the worker is to do, or is doing.
-        ready: whether it may be sent leases.
+        number: number of the slot.
+        lease: lease that the worker has, or will get once it is ready.
+        ready: whether the worker may be sent leases.
         rows: rows done of the lease.
         failures: workers lost here since the last one that finished a lease.
     """
@@ -28,40 +28,40 @@ class Place(ABC):
         self.number = number
         self.lease: Lease | None = None
         self.ready, self.rows, self.failures = False, 0, 0
-        self._heard = 0.0
+        self._touched = 0.0
 
     @property
     @abstractmethod
     def started(self) -> bool:
-        """Whether there is a worker, or was one until this is noticed."""
+        """Whether there is a worker, or one whose end was not noticed yet."""
 
     @abstractmethod
     def start(self) -> None:
-        """Start a worker, which reports when it is ready."""
+        """Start a worker, which sends a message when it is ready."""
 
     @abstractmethod
     def send_lease(self) -> None:
-        """Raises OSError if the worker is gone."""
+        """Send the lease to the worker; OSError if the worker is gone."""
 
     @abstractmethod
-    def hear(self) -> Any:
-        """What it says (see :mod:`dori_fast.runs.workers.worker`); None if it has ended."""
+    def receive(self) -> Any:
+        """The worker's message (:mod:`dori_fast.runs.workers.worker`); None if it has ended."""
 
     @abstractmethod
     def end(self) -> str:
-        """End the worker now; how it ended, if it did so before."""
+        """End the worker now and return how it ended, also if it had ended before."""
 
     @property
     def silence(self) -> float:
-        """Seconds since something was heard from it, or said to it."""
-        return monotonic() - self._heard
+        """Seconds since the last message from or to the worker."""
+        return monotonic() - self._touched
 
     def touch(self) -> None:
-        """Something was heard from it, or said to it."""
-        self._heard = monotonic()
+        """Note that a message came or went."""
+        self._touched = monotonic()
 
     def finished(self) -> Lease:
-        """It has done its lease."""
+        """Note that the worker has finished its lease, and return the lease."""
         lease = self.lease
         if lease is None:
             raise RuntimeError(f"worker {self.number} finished a shard that it was not given")
@@ -69,23 +69,23 @@ class Place(ABC):
         return lease
 
     def lost(self) -> None:
-        """Forget a worker that has ended, and its lease."""
+        """Empty the slot of a worker that has ended; its lease is dropped."""
         self.lease, self.ready, self.rows = None, False, 0
         self.failures += 1
 
 
-class Crew(Protocol):
-    """All places of a scan, and how they are listened to."""
+class Slots(Protocol):
+    """All slots of a scan, on this machine or on others."""
 
     @property
-    def places(self) -> Sequence[Place]:
-        """All of them, empty ones included."""
+    def all(self) -> Sequence[Slot]:
+        """All slots, empty ones included."""
         ...
 
-    def heard(self, seconds: float) -> Sequence[Place]:
-        """Those whose worker has something to say, or has ended; waits so long for the first."""
+    def wait(self, seconds: float) -> Sequence[Slot]:
+        """Slots whose worker sent a message or ended; waits at most ``seconds`` for the first."""
         ...
 
-    def part(self) -> None:
-        """End all workers; those at work end by themselves, if they do so within ``PARTING``."""
+    def stop(self) -> None:
+        """End all workers; those at work have ``STOP_SECONDS`` to end by themselves."""
         ...

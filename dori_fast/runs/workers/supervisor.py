@@ -1,4 +1,4 @@
-"""Workers: leases go to them, each with a model of its own, and are taken back when they fail."""
+"""The supervisor: gives leases to workers, and takes them back when workers fail."""
 
 from __future__ import annotations
 
@@ -6,156 +6,154 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING
 
 from dori_fast.runs.errors import WorkerError
+from dori_fast.runs.workers.engine import Engine
 from dori_fast.runs.workers.ledger import Lease, Ledger
-from dori_fast.runs.workers.slots import Crew, Place
+from dori_fast.runs.workers.slots import Slot, Slots
 from dori_fast.runs.workers.worker import Beat, Done, Failed, Ready, known_answer
-
-if TYPE_CHECKING:
-    from dori_fast.models import Denoiser
 
 _RESTARTS, _HANGS = 3, 1
 _SHORTEST_HANG, _BLOCKS = 300.0, 10
-# weights may come over a network, and kernels be compiled for the first time
+# weights may come over a network, and kernels may be compiled for the first time
 _LONGEST_START = 1800.0
 _TICK = 1.0
 
 _log = logging.getLogger("dori_fast.runs")
 
 
-class Workers:
-    """Workers in the places of a crew, started as there is work, replaced when they die.
+class Supervisor:
+    """Scores leases by workers, which are started as there is work and replaced when they die.
 
-    A lease goes to a worker whose answer to a fixed input is the model's. It is given to another
-    if its worker dies, loses its device, or is silent for too long (once). What a lease raises
-    otherwise would be raised elsewhere too, and is raised here.
+    A worker gets leases once its answer to a fixed input is that of the engine's model. If a worker
+    dies, loses its device, or is silent for too long (once), its lease goes to another one. Any
+    other exception is deterministic and propagates.
 
     Args:
-        model: what each worker has loaded again.
-        crew: where workers can be.
-        watchdog: seconds of silence; None for ten times the median block, at least 300.
+        engine: engine of this process, of which every worker has a copy.
+        slots: slots for the workers.
+        watchdog: seconds of silence after which a worker is ended; None for ten times the median
+            block, at least 300.
     """
 
-    def __init__(self, model: Denoiser, crew: Crew, watchdog: float | None) -> None:
-        self.evaluations, self.batch_size = 0, model.batch_size
-        self._model, self._crew, self._watchdog = model, crew, watchdog
-        self._in_use: list[Place] = []
+    def __init__(self, engine: Engine, slots: Slots, watchdog: float | None) -> None:
+        self.evaluations, self.batch_size = 0, engine.batch_size
+        self._model, self._slots, self._watchdog = engine.model, slots, watchdog
+        self._in_use: list[Slot] = []
         self._answers: dict[str, str] = {}
         self._blocks: deque[float] = deque(maxlen=1000)
         self._losses: Counter[int] = Counter()
         self._hangs: Counter[int] = Counter()
 
     def finish(self, ledger: Ledger, show: Callable[[int], None]) -> None:
-        """See :class:`dori_fast.runs.workers.engine.Engine`.
+        """Score leases until none is left; see :meth:`Engine.finish`. No process stays behind.
 
         Raises:
-            WorkerError: a shard's workers, or all workers, died too often.
+            WorkerError: the workers of one shard, or all workers, died too often.
         """
         try:
-            self._in_use = list(self._crew.places)
+            self._in_use = list(self._slots.all)
             while self._hand_out(ledger):
                 self._listen(ledger)
-                show(sum(place.rows for place in self._in_use))
+                show(sum(slot.rows for slot in self._in_use))
         finally:
-            self._crew.part()
-            for place in self._in_use:
-                if place.lease is not None:
-                    ledger.give_back(place.lease)
+            self._slots.stop()
+            for slot in self._in_use:
+                if slot.lease is not None:
+                    ledger.give_back(slot.lease)
 
     def _hand_out(self, ledger: Ledger) -> bool:
         """Give every idle worker a lease; False if there is none and none is open.
 
-        One that could not be sent, since its worker had just died, is open though nobody has it.
+        A lease whose send failed because the worker just died counts as open.
         """
-        for place in self._in_use:
-            if place.lease is None:
-                place.lease = ledger.take() or (self._waiting() if place.ready else None)
-                if place.lease is None:
+        for slot in self._in_use:
+            if slot.lease is None:
+                slot.lease = ledger.take() or (self._unsent() if slot.ready else None)
+                if slot.lease is None:
                     continue
-                if not place.started:
-                    place.start()
-                elif place.ready:
-                    self._send(place, ledger)
+                if not slot.started:
+                    slot.start()
+                elif slot.ready:
+                    self._send(slot, ledger)
         return ledger.open
 
-    def _waiting(self) -> Lease | None:
-        """The lease of a worker that is not ready, taken from it: at the end, nobody waits."""
-        for place in self._in_use:
-            if place.lease is not None and not place.ready:
-                lease, place.lease = place.lease, None
+    def _unsent(self) -> Lease | None:
+        """A lease taken from a worker that is not ready, so that at the end none is waited for."""
+        for slot in self._in_use:
+            if slot.lease is not None and not slot.ready:
+                lease, slot.lease = slot.lease, None
                 return lease
         return None
 
-    def _send(self, place: Place, ledger: Ledger) -> None:
+    def _send(self, slot: Slot, ledger: Ledger) -> None:
         try:
-            place.send_lease()
+            slot.send_lease()
         except OSError:
-            self._lose(place, ledger, place.end())
+            self._lose(slot, ledger, slot.end())
 
     def _listen(self, ledger: Ledger) -> None:
-        heard = self._crew.heard(_TICK)
-        for place in heard:
-            self._hear(place, ledger)
-        # the others after all that was waiting to be read: this process may have been held up
-        for place in list(self._in_use):
-            if place not in heard and place.lease is not None and place.started:
-                self._watch(place, ledger)
+        waiting = self._slots.wait(_TICK)
+        for slot in waiting:
+            self._receive(slot, ledger)
+        # after all messages are read, since this process itself may have been held up
+        for slot in list(self._in_use):
+            if slot not in waiting and slot.lease is not None and slot.started:
+                self._watch(slot, ledger)
 
-    def _hear(self, place: Place, ledger: Ledger) -> None:
-        silence = place.silence
-        match place.hear():
+    def _receive(self, slot: Slot, ledger: Ledger) -> None:
+        silence = slot.silence
+        match slot.receive():
             case Ready() as ready:
-                self._examine(place, ready, ledger)
+                self._examine(slot, ready, ledger)
             case Beat(rows):
-                place.rows = rows
+                slot.rows = rows
                 if rows:
                     self._blocks.append(silence)
             case Done(footer, evaluations, batch_size):
-                ledger.committed(place.finished(), footer)
+                ledger.committed(slot.finished(), footer)
                 self.evaluations += evaluations
                 self.batch_size = min(self.batch_size, batch_size)
             case Failed(error, device_lost):
                 if not device_lost:
                     raise error
-                place.end()
-                self._lose(place, ledger, f"lost its device ({error})")
+                slot.end()
+                self._lose(slot, ledger, f"lost its device ({error})")
             case None:
-                self._lose(place, ledger, place.end())
+                self._lose(slot, ledger, slot.end())
 
-    def _examine(self, place: Place, ready: Ready, ledger: Ledger) -> None:
+    def _examine(self, slot: Slot, ready: Ready, ledger: Ledger) -> None:
         if not self._answers:
             ours = known_answer(self._model)
             self._answers[ours.device] = ours.answer
         if self._answers.setdefault(ready.device, ready.answer) == ready.answer:
-            place.ready = True
-            # its lease may have been given to another meanwhile
-            if place.lease is not None:
-                self._send(place, ledger)
+            slot.ready = True
+            # another worker may have got its lease meanwhile
+            if slot.lease is not None:
+                self._send(slot, ledger)
             return
-        place.end()
-        self._lose(place, ledger, "failed its self-test: a known input has another answer there")
+        slot.end()
+        self._lose(slot, ledger, "failed its self-test: a known input has another answer there")
 
-    def _watch(self, place: Place, ledger: Ledger) -> None:
-        if not place.ready:
+    def _watch(self, slot: Slot, ledger: Ledger) -> None:
+        if not slot.ready:
             limit = _LONGEST_START
         elif self._watchdog is not None:
             limit = self._watchdog
         else:
             limit = max(_SHORTEST_HANG, _BLOCKS * median(self._blocks) if self._blocks else 0)
-        if place.silence > limit:
-            place.end()
-            self._lose(place, ledger, f"was silent for {limit:g} s", hung=True)
+        if slot.silence > limit:
+            slot.end()
+            self._lose(slot, ledger, f"was silent for {limit:g} s", hung=True)
 
-    def _lose(self, place: Place, ledger: Ledger, why: str, hung: bool = False) -> None:
-        """Take the lease of a worker that has ended, and see whether to go on."""
-        lease, was_ready = place.lease, place.ready
-        place.lost()
+    def _lose(self, slot: Slot, ledger: Ledger, why: str, hung: bool = False) -> None:
+        """Take back the lease of a worker that has ended; WorkerError after too many losses."""
+        lease, was_ready = slot.lease, slot.ready
+        slot.lost()
         if lease is None:
             return
         ledger.give_back(lease)
-        _log.warning("worker %d %s; shard %d is done again", place.number, why, lease.index)
+        _log.warning("worker %d %s; shard %d is done again", slot.number, why, lease.index)
         if was_ready:
             count = self._hangs if hung else self._losses
             count[lease.index] += 1
@@ -163,14 +161,14 @@ class Workers:
                 first, last = lease.rows.first, lease.rows.first + len(lease.rows) - 1
                 raise WorkerError(
                     f"shard {lease.index} (rows {first} to {last}): its worker {why},"
-                    f" {count[lease.index]} times; other shards are kept"
-                    " — look at these rows and the device; the same command tries again"
+                    f" {count[lease.index]} times, other shards are kept;"
+                    " look at these rows and the device, then run the same command again"
                 )
-        if place.failures > _RESTARTS:
-            self._in_use.remove(place)
+        if slot.failures > _RESTARTS:
+            self._in_use.remove(slot)
             if not self._in_use:
                 raise WorkerError(
-                    f"no worker is left: the last one {why}; what is committed is kept"
-                    " — see the messages above, and dori-fast doctor"
+                    f"no worker is left: the last one {why}, what is committed is kept;"
+                    " see the messages above, and dori-fast doctor"
                 )
-            _log.warning("worker %d is not started again", place.number)
+            _log.warning("worker %d is not started again", slot.number)

@@ -1,4 +1,4 @@
-"""A worker: loads the model, proves that it is the right one, does one lease at a time."""
+"""A worker: loads the model, proves that it computes the same, scores one lease at a time."""
 
 from __future__ import annotations
 
@@ -10,35 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
 import torch
 
 from dori_fast.errors import DoriError, IntegrityError, UsageError
 from dori_fast.models import Denoiser, load
-from dori_fast.models.reload import recipe_of
 from dori_fast.models.files.hashes import tensors_sha256
+from dori_fast.models.reload import recipe_of
 from dori_fast.ops.self_test import self_test
-from dori_fast.runs.workers.engine import Work, do_lease
-from dori_fast.runs.workers.ledger import Lease
 from dori_fast.runs.store.shard import Footer
+from dori_fast.runs.workers.engine import Engine
+from dori_fast.runs.workers.ledger import Lease
 
 _PROMPT = "known answer"
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a worker is to be."""
-
-    recipe: dict[str, Any]
-    described: dict[str, Any]
-    threads: int
-    work: Work
-
-
-@dataclass(frozen=True)
 class Ready:
-    """The model is loaded; whether it is the right one is for the other side to say."""
+    """The model is loaded; the supervisor compares its known answer."""
 
     device: str
     answer: str
@@ -46,7 +35,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Beat:
-    """So many rows of the lease are done; 0 when it is begun."""
+    """Rows of the lease that are done; 0 when it is begun."""
 
     rows: int
 
@@ -62,14 +51,14 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """The last word of a worker, whose process ends: what was raised."""
+    """The last message of a worker, whose process ends: the exception."""
 
     error: Exception
     device_lost: bool
 
 
 def known_answer(model: Denoiser) -> Ready:
-    """The kind of device, and a digest of what the model predicts there for a fixed input.
+    """The kind of device, and a digest of the model's prediction there for a fixed input.
 
     Equal devices with equal threads give equal digests, to the bit.
     """
@@ -82,79 +71,76 @@ def known_answer(model: Denoiser) -> Ready:
     return Ready(kind, tensors_sha256({"epsilon": epsilon}))
 
 
-def order(
-    model: Denoiser,
-    work: Work,
+def packed(
+    engine: Engine,
     device: torch.device,
     threads: int,
     dumps: Callable[[object], bytes] = pickle.dumps,
 ) -> bytes:
-    """What a worker is to be, pickled, since only it need be able to unpickle it.
+    """Pickle an engine for :class:`Worker`, its model as a recipe by which it is loaded again.
 
     Args:
-        model: what it is to load again.
-        work: what it is to do.
-        device: where.
-        threads: on a CPU.
-        dumps: another pickler than Python's.
+        engine: engine of this process.
+        device: the worker's device.
+        threads: the worker's CPU threads.
+        dumps: pickler.
 
     Raises:
-        UsageError: the model cannot be loaded again, or the detector not be sent.
+        UsageError: the model cannot be loaded again, or the detector cannot be sent.
     """
-    recipe = {**recipe_of(model), "device": device}
+    recipe = {**recipe_of(engine.model), "device": device}
+    rest = (engine.detector, engine.decision, engine.run_hash)
     try:
-        return dumps(Order(recipe, model.config(), threads, work))
+        return dumps((recipe, engine.model.config(), threads, rest))
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"scan: the detector {work.detector.name!r} cannot be sent to another process"
-            f" ({error}) — make it picklable, or use workers=1"
+            f"scan: the detector {engine.detector.name!r} cannot be sent to another process"
+            f" ({error}); make it picklable, or use workers=1"
         ) from error
 
 
 class Worker:
-    """A model and what is done with it.
+    """An engine in another process.
 
     Args:
-        pickled: an :class:`Order`.
+        pickled: bytes from :func:`packed`.
 
     Raises:
-        IntegrityError: another model lies where the order's was.
-        torch.AcceleratorError: the device does not compute what it should.
+        IntegrityError: another model than the scan's lies there now.
+        torch.AcceleratorError: the device computes wrong results.
     """
 
     def __init__(self, pickled: bytes) -> None:
-        order: Order = pickle.loads(pickled)
-        device = order.recipe["device"]
+        recipe, config, threads, rest = pickle.loads(pickled)
+        device = recipe["device"]
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        torch.set_num_threads(order.threads)
-        self.model, self._work = load(**order.recipe), order.work
-        if self.model.config() != order.described:
+        torch.set_num_threads(threads)
+        self.model = load(**recipe)
+        if self.model.config() != config:
             raise IntegrityError(
-                f"{order.recipe['source']}: another model than the scan began with lies there now"
-                " — start again with the model that is there, in another --out"
+                f"{recipe['source']}: another model than the scan began with lies there now;"
+                " start again with the model that is there, in another --out"
             )
         fault = self_test("noise_difference", "auto", str(self.model.device))
         if fault is not None:
             raise torch.AcceleratorError(f"noise_difference {fault}")
+        self._engine = Engine(self.model, *rest)
 
-    def do(self, lease: Lease, on_block: Callable[[int], None]) -> Done:
-        """Do a lease; ``on_block`` as for :func:`dori_fast.runs.workers.engine.do_lease`."""
-        before = self.model.engine.evaluations
-        footer = do_lease(self.model, self._work, lease, on_block)
-        return Done(footer, self.model.engine.evaluations - before, self.model.batch_size)
+    def score(self, lease: Lease, on_block: Callable[[int], None]) -> Done:
+        """Score a lease; ``on_block`` as in :meth:`Engine.score`."""
+        before = self._engine.evaluations
+        footer = self._engine.score(lease, on_block)
+        return Done(footer, self._engine.evaluations - before, self._engine.batch_size)
 
 
 def failure(error: Exception) -> Failed:
-    """The last word of a worker to which this happened."""
+    """The last message of a worker that raised this."""
     return Failed(_portable(error), _device_lost(error))
 
 
 def run(connection: Connection, pickled: bytes) -> None:
-    """The whole life of a worker in a process of its own.
-
-    It ends when the other side closes the connection, or is gone.
-    """
+    """Work in a process of its own until the supervisor closes the connection or is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         worker = Worker(pickled)
@@ -162,7 +148,7 @@ def run(connection: Connection, pickled: bytes) -> None:
         while True:
             lease: Lease = connection.recv()
             connection.send(Beat(0))
-            connection.send(worker.do(lease, lambda done: connection.send(Beat(done))))
+            connection.send(worker.score(lease, lambda done: connection.send(Beat(done))))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except Exception as error:
@@ -172,7 +158,7 @@ def run(connection: Connection, pickled: bytes) -> None:
 
 
 def _end_with_parent() -> None:
-    """End, wherever this process is, when the parent has: nobody would take what it makes."""
+    """End the process, wherever it is, when its parent ends: nothing would take its results."""
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -180,7 +166,7 @@ def _end_with_parent() -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """An error that can be pickled and raised elsewhere, with where it was raised as a note."""
+    """An error that can be pickled, with the original traceback as a note."""
     if isinstance(error, DoriError):
         return error
     found = RuntimeError(f"{type(error).__name__}: {error}")
@@ -189,9 +175,9 @@ def _portable(error: Exception) -> Exception:
 
 
 def _device_lost(error: Exception) -> bool:
-    """Whether a device may be in a state in which nothing that it says can be trusted.
+    """Whether the device may be in a state in which its results cannot be trusted.
 
-    The cure is a new process. Memory that ran out, even for a batch of one, is no such state.
+    The remedy is a new process. Running out of memory, even with a batch of one, is no such state.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return False

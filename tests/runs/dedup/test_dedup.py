@@ -1,4 +1,4 @@
-"""Rows that are equal in token ids are scored once, and every row still gets its row."""
+"""Rows with equal token ids are scored once, and every row gets that score."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import pytest
 
 from dori_fast.detect import Ren
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.errors import ScanInterrupted
-from dori_fast.runs.errors import StorageError
 from dori_fast.runs.dedup.dedup import dedup
 from dori_fast.runs.dedup.join import join
-from dori_fast.runs.store.shard import read_footer
 from dori_fast.runs.dedup.token_table import batches, database
+from dori_fast.runs.errors import ScanInterrupted, StorageError
+from dori_fast.runs.progress import Progress
+from dori_fast.runs.store.shard import read_footer
 from tests.runs.inputs import NASTY
 from tests.runs.scanning import scanned
 
@@ -58,9 +58,9 @@ def test_equal_means_equal_token_ids(model: Any, folder: Path) -> None:
     rows = pq.read_table(folder / "once" / "rows.parquet").to_pydict()
     assert rows["row_id"] == list(range(len(VARIANTS)))
     assert rows["unique_row"] == [None if i is None else order.index(i) for i in ids]
-    # text that differs may be the same, and is
+    # these texts differ, their ids do not
     assert rows["unique_row"][:5] == [0] * 5 and rows["unique_row"][5] == 1
-    # the same up to the cut is not the same: how long a prompt is, is a result too
+    # equal ids before the cut are not enough, since the number of tokens is a result too
     assert len({ids[-1], ids[-2], ids[-3]}) == 2
 
 
@@ -82,7 +82,7 @@ def test_runs_that_do_not_fit(model: Any, folder: Path, tmp_path: Path) -> None:
         join(once, part.out, out=out)
     by_place = Ren(seeds=2, layer=0, compat="ren")
     placed = scanned(model, once / "unique.parquet", tmp_path / "placed", detector=by_place)
-    with pytest.raises(UsageError, match="depend on a prompt's place"):
+    with pytest.raises(UsageError, match="depend on a prompt's position"):
         join(once, placed.out, out=out)
     run = scanned(model, once / "unique.parquet", tmp_path / "run")
     changed = tmp_path / "p.parquet"
@@ -90,7 +90,7 @@ def test_runs_that_do_not_fit(model: Any, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="has changed since"):
         join(once, run.out, out=out, prompts=changed)
     run.shards[0].unlink()
-    with pytest.raises(IntegrityError, match=r"0 rows where \d+ distinct prompts are"):
+    with pytest.raises(IntegrityError, match=r"0 rows for \d+ distinct prompts"):
         join(once, run.out, out=out)
     with pytest.raises(UsageError, match="typo: no run directory"):
         join(once, tmp_path / "typo", out=out)
@@ -119,7 +119,7 @@ def test_the_names_of_folders_say_nothing(
     here = tmp_path / name
     shutil.copytree(folder / "once", here / "once")
     shutil.copytree(run, here / "run")
-    # what the pattern would find
+    # a pattern would match this copy
     shutil.copytree(run / "shards", tmp_path / "ab" / "run" / "shards")
     join(folder / "once", run, out=tmp_path / "plain.parquet")
     join(here / "once", here / "run", out=here / "joined.parquet")
@@ -132,7 +132,7 @@ def test_damage_is_named_and_not_joined(folder: Path, run: Path, tmp_path: Path)
     shutil.copytree(folder / "once", once)
     shutil.copytree(run, bad)
     shard = bad / "shards" / "part-00001.parquet"
-    # past the data lies the footer, where parquet keeps things that nobody reads
+    # behind the data lies the footer, with fields that no reader uses
     data = read_footer(shard).data_bytes
     size = (once / "rows.parquet").stat().st_size
     cases = [(shard, data, "part-00001"), (once / "rows.parquet", size, "rows.parquet: not what")]
@@ -180,9 +180,9 @@ def test_an_input_without_any_prompt(model: Any, tmp_path: Path) -> None:
 
 def test_outputs_that_cannot_be(model: Any, folder: Path, run: Path, tmp_path: Path) -> None:
     once, prompts = folder / "once", folder / "p.parquet"
-    with pytest.raises(UsageError, match="there is no folder .*nowhere — make it first"):
+    with pytest.raises(UsageError, match="there is no folder .*nowhere(;| —) make it first"):
         join(once, run, out=tmp_path / "nowhere" / "joined.parquet")
-    with pytest.raises(UsageError, match="is a folder — name a parquet file"):
+    with pytest.raises(UsageError, match="is a folder; name a parquet file"):
         join(once, run, out=tmp_path)
     for out in (prompts / "x" / "once", Path("/proc/x/once"), tmp_path / ("x" * 300)):
         with pytest.raises(UsageError, match="use another --out"):
@@ -194,7 +194,7 @@ def test_outputs_that_cannot_be(model: Any, folder: Path, run: Path, tmp_path: P
 
 @pytest.mark.parametrize("limit", [5_000, 300_000])
 def test_a_full_disk(model: Any, tmp_path: Path, limit: int) -> None:
-    """Refused at the first byte of the table, and in the middle of the rows."""
+    """The disk refuses the first byte of the table, or the middle of the rows."""
     prompts = tmp_path / "p.txt"
     prompts.write_text("".join(f"a cat on a mat {i}\n" for i in range(20_000)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -208,7 +208,7 @@ def test_a_full_disk(model: Any, tmp_path: Path, limit: int) -> None:
 
 
 def test_spills_that_fill_the_disk(tmp_path: Path) -> None:
-    """By default DuckDB spills to 90 % of what is free, and then says that memory is short."""
+    """By default DuckDB spills to 90 % of the free disk, then reports a lack of memory."""
     with pytest.raises(StorageError, match="No space left"), _spilling(tmp_path) as connection:
         connection.execute("SET max_temp_directory_size = '1MB'")
         connection.execute("CREATE TABLE sorted AS SELECT * FROM range(20000000) ORDER BY -range")
@@ -220,7 +220,7 @@ def test_a_disk_and_a_memory_that_end_while_the_result_is_read(tmp_path: Path) -
         connection.execute("SET max_temp_directory_size = '1MB'")
         list(batches(connection, query))
     tight = _spilling(tmp_path, "1MB")
-    with pytest.raises(UsageError, match="1MB of memory are not enough"), tight as connection:
+    with pytest.raises(UsageError, match="1MB of memory is not enough"), tight as connection:
         list(batches(connection, query))
 
 
@@ -233,7 +233,7 @@ def test_a_signal_leaves_nothing(model: Any, tmp_path: Path, number: int) -> Non
     prompts, before = tmp_path / "p.txt", signal.getsignal(number)
     prompts.write_text("".join(f"a cat {i}\n" for i in range(20_000)))
 
-    def read(rows: int) -> None:
+    def read(progress: Progress) -> None:
         os.kill(os.getpid(), number)
 
     with pytest.raises(ScanInterrupted, match=signal.Signals(number).name):
@@ -283,7 +283,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with database(Path(sys.argv[1]), "64MB") as connection:
     table = TokenTable(connection)
     for first in range(0, n, 2000):
-        # every sequence twice, half the input apart, different in one token alone
+        # every sequence occurs twice, half the input apart; sequences differ in one token
         keys = np.arange(first, first + 2000) % (n // 2)
         ids = np.full((2000, each), 9, np.int32)
         ids[:, -1] = keys

@@ -1,4 +1,4 @@
-"""Attack runs: rows, pictures and masks fit together, bad pictures stay out, resume is exact."""
+"""Attack runs: rows, images and masks fit together, bad images stay out, resume is exact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from dori_fast.models import NeuronMask
 from dori_fast.report import draw_attack
 from dori_fast.runs.errors import ScanInterrupted
 from dori_fast.runs.methods.attack import AttackRun, Judging, attack, read_masks
-from dori_fast.runs.methods.image_files import read_picture
+from dori_fast.runs.methods.image_files import read_image
+from dori_fast.runs.progress import Progress
 from tests.runs.inputs import csv_text, write
 
 PROMPTS = ["a cup of coffee", "the cat", "a dog", "x" * 1_000_001, "another cat"]
@@ -74,7 +75,7 @@ def test_rows_are_attacks_one_by_one(
     saved = load_file(out / "embeddings.safetensors")
     assert saved["row_id"].tolist() == [0, 1] and saved["embeddings"].shape == (2, 77, 32)
     for row in (0, 1):
-        original = read_picture(folder, NAMES[row], (16, 16))
+        original = read_image(folder, NAMES[row], (16, 16))
         assert isinstance(original, np.ndarray)
         view = model.masked(mask[row])
         found = HOW["method"].run(view, original[None], [PROMPTS[row]], ids=[row])
@@ -97,8 +98,8 @@ def test_an_interrupted_run_goes_on(
     def run(name: str, **more: Any) -> AttackRun:
         return attack(model, prompts, folder, out=tmp_path / name, block=1, **HOW, **more)
 
-    def stop(rows: int, quarantined: int) -> None:
-        if rows == 1:
+    def stop(progress: Progress) -> None:
+        if progress.done == 1:
             raise ScanInterrupted("test")
 
     with pytest.raises(ScanInterrupted):
@@ -136,15 +137,15 @@ def test_a_picture_covers_the_size_and_loses_its_sides(folder: Path) -> None:
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 255
     Image.fromarray(wide).save(folder / "wide.png")
-    read = read_picture(folder, "wide.png", (16, 16))
+    read = read_image(folder, "wide.png", (16, 16))
     assert isinstance(read, np.ndarray) and read.shape == (16, 16, 3) and read.min() > 200
-    np.testing.assert_array_equal(read_picture(folder, "0.png", (16, 16)), picture(0))
+    np.testing.assert_array_equal(read_image(folder, "0.png", (16, 16)), picture(0))
 
 
 @pytest.mark.parametrize("name", ["", None, "a\0b", "/etc/hostname", "none.png", "sub", "link.png"])
 def test_refused_names(folder: Path, name: Any) -> None:
     (folder / "link.png").symlink_to(folder.parent / "outside.png")
-    assert str(read_picture(folder, name, (16, 16))).startswith("image: ")
+    assert str(read_image(folder, name, (16, 16))).startswith("image: ")
 
 
 def test_wrong_places(model: Any, prompts: Path, folder: Path, tmp_path: Path) -> None:

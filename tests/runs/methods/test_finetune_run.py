@@ -1,4 +1,4 @@
-"""Fine-tuning runs: ended anywhere and resumed they give the undisturbed run's weights."""
+"""Fine-tuning runs: interrupted anywhere and resumed, they give the undisturbed weights."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import SmallPictures
 from dori_fast.finetune import Adversarial, Checkpoint, Pool, StepReport, surrogates
 from dori_fast.models import NeuronMask
-from dori_fast.runs.errors import ScanInterrupted
-from dori_fast.runs.errors import StorageError
-from dori_fast.runs.methods.cached_images import Drawn
+from dori_fast.runs.errors import ScanInterrupted, StorageError
+from dori_fast.runs.methods.cached_images import DrawnPairs
 from dori_fast.runs.methods.finetune import Drawing, FineTuned, fine_tune
-from dori_fast.runs.methods.step_log import Scalars
+from dori_fast.runs.methods.step_log import StepLog
+from dori_fast.runs.progress import Progress
 from dori_fast.runs.store.reopen import open_run
 from tests.runs.inputs import csv_text, write
 
@@ -35,7 +35,7 @@ LINES = ("scalars.jsonl", "quarantine.jsonl")
 
 
 class Place:
-    """A folder with all that a run reads, and runs over it."""
+    """A folder with all inputs of a run, and runs over it."""
 
     def __init__(self, root: Path, tiny: Path) -> None:
         self.root = root
@@ -117,7 +117,7 @@ def test_what_a_run_leaves(place: Place) -> None:
 
 
 def test_it_is_the_method_on_surrogates_under_each_rows_mask(place: Place) -> None:
-    """Row 1 is left out; the others keep the masks that were made for them."""
+    """Row 1 is left out; the others keep their own masks."""
     rows = [0, 2, 3]
     chosen = [ROWS[row] for row in rows]
     images = np.stack([np.array(Image.open(place.root / name)) for _, name in chosen])
@@ -144,8 +144,12 @@ def test_an_interrupted_run_goes_on(place: Place, step: int, left: int) -> None:
         place.run(name, on_step=stop_after(step))
     assert place.state(name) == "interrupted" and not (place.root / name / "model").exists()
     assert len(place.lines(name)[0].splitlines()) == step
-    again = place.run(name)
+    seen: list[Progress] = []
+    again = place.run(name, on_progress=seen.append)
     assert again.steps == left
+    told = [(p.done, p.total, p.quarantined, p.computed) for p in seen]
+    assert told == [(7 - left + n, 7, 1, n) for n in range(1, left + 1)]
+    assert all(p.remaining == 0 for p in seen[-1:])
     assert place.weights(name) == place.weights("whole")
     assert place.lines(name) == place.lines("whole") and place.state(name) == "done"
 
@@ -202,7 +206,7 @@ def test_what_is_drawn_is_drawn_once_and_belongs_to_its_run(fresh: Place) -> Non
         calls.append(1)
         return [("a key", np.full((16, 16, 3), 7, np.uint8))]
 
-    kept = Drawn({"demo": 1}, draw)
+    kept = DrawnPairs({"demo": 1}, draw)
     with pytest.raises(ScanInterrupted):
         fresh.run("run", retained=kept, on_step=stop_after(2))
     assert fresh.run("run", retained=kept).retained == 1 and calls == [1]
@@ -213,7 +217,7 @@ def test_what_is_drawn_is_drawn_once_and_belongs_to_its_run(fresh: Place) -> Non
 
 def test_rows_are_needed(fresh: Place) -> None:
     write(fresh.root / "p.csv", csv_text([["prompt", "image"], ROWS[1]]))
-    with pytest.raises(UsageError, match="no row with a prompt and a readable picture.*none.png"):
+    with pytest.raises(UsageError, match="no row with a prompt and a readable image.*none.png"):
         fresh.run("run")
     write(fresh.root / "p.csv", csv_text([["prompt", "image"], *ROWS, *ROWS]))
     with pytest.raises(UsageError, match="finetune: 4 masks, but the input has a row 7"):
@@ -244,7 +248,7 @@ def test_other_threads_are_refused_by_name(fresh: Place) -> None:
 
 
 def test_a_full_disk_costs_no_checkpoint(fresh: Place) -> None:
-    """The limit on the size of files stands for it; the checkpoint's writer has its own error."""
+    """A file-size limit acts as a full disk; the checkpoint's writer raises its own error."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(report: StepReport) -> None:
@@ -264,7 +268,7 @@ def test_a_full_disk_costs_no_checkpoint(fresh: Place) -> None:
 def test_scalars_are_cut_back(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
-    scalars = Scalars(path, 2)
-    scalars.append({"step": 3, "x": None})
-    scalars.sync()
+    log = StepLog(path, 2)
+    log.append({"step": 3, "x": None})
+    log.sync()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "x": null}\n'

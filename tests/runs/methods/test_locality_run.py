@@ -1,4 +1,4 @@
-"""Locality put together from an attack's run and localizations of its embeddings."""
+"""Locality from an attack's run and localizations of its embeddings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def runs(model: Any, tmp_path_factory: Any) -> Path:
-    """An attack from three starts for one image, and what both methods find for them."""
+    """An attack from three starts on one image, and both methods' masks for its embeddings."""
     root = tmp_path_factory.mktemp("runs")
     repeated = write(root / "repeated.txt", "a cat\n" * 3)
     memorized = write(root / "memorized.txt", "\n".join(MEMORIZED) + "\n")
@@ -63,7 +63,7 @@ def test_masks_are_those_of_the_embeddings(model: Any, runs: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_an_embedding_is_localised_as_its_prompt_is(model: Any, method: Any) -> None:
+def test_an_embedding_is_localized_as_its_prompt_is(model: Any, method: Any) -> None:
     prompts = method.localize(model, MEMORIZED)
     assert method.localize(model, model.encode(MEMORIZED)).sha256() == prompts.sha256()
 

@@ -19,9 +19,10 @@ from dori_fast.runs.methods.prune import (
     PruneResult,
     prune,
     read_statistics,
-    save_pictures,
+    save_images,
     statistics_of,
 )
+from dori_fast.runs.progress import Progress
 from tests.runs.inputs import csv_text, write
 
 TOO_LONG = "x" * 1_000_001
@@ -65,8 +66,8 @@ def test_rows_masks_and_table_agree(model: Any, prompts: Path, tmp_path: Path) -
 def test_an_interrupted_run_goes_on(model: Any, prompts: Path, tmp_path: Path) -> None:
     whole = found(model, prompts, tmp_path / "whole")
 
-    def stop(rows: int, quarantined: int) -> None:
-        if rows == 2:
+    def stop(progress: Progress) -> None:
+        if progress.done == 2:
             raise ScanInterrupted("test")
 
     with pytest.raises(ScanInterrupted):
@@ -94,7 +95,7 @@ def test_wanda_prompt_by_prompt(model: Any, prompts: Path, tmp_path: Path) -> No
 
 def test_pictures_before_and_after(model: Any, prompts: Path, tmp_path: Path) -> None:
     result = found(model, prompts, tmp_path / "run")
-    save_pictures(result, model, 3, seeds=[1, 2], steps=2)
+    save_images(result, model, 3, seeds=[1, 2], steps=2)
     pictures = load_file(tmp_path / "run" / "pictures.safetensors")
     assert pictures["row_id"].tolist() == [0, 1, 3]
     assert pictures["before"].shape == pictures["after"].shape == (3, 2, 16, 16, 3)

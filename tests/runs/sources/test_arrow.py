@@ -49,7 +49,7 @@ def test_nulls_of_a_dictionary_can_be_stored(tmp_path: Path) -> None:
 
 
 def test_a_stream_is_whole_or_refused_wherever_it_is_cut(tmp_path: Path) -> None:
-    # the last bytes of a batch are those of the mark of the end
+    # the last bytes of this batch equal those of the end mark
     table = pa.table({"prompt": ["a", "b", "c"], "n": pa.array([2**32 - 1] * 3, pa.uint64())})
     path = stream(tmp_path / "p.arrow", table, rows=1)
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Folders, patterns and lists of files: their order, their columns, and what tells inputs apart."""
+"""Folders, patterns and lists of files: their order, their columns and their digest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def part(path: Path, texts: list[str], **columns: Any) -> Path:
 
 @pytest.fixture
 def laion(tmp_path: Path) -> Path:
-    """Hive partitions, as Spark leaves them; written in an order that is not theirs."""
+    """Hive partitions, as Spark leaves them, written in another order than that of their names."""
     root = tmp_path / "laion"
     for year, language, first in ((2021, "en", 6), (2020, "de%20at", 3), (2020, "en", 0)):
         ids = range(first, first + 3)
@@ -95,7 +95,7 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     (here / "a").symlink_to(there)
     assert prompts(here) == prompts(here / "**" / "*.txt") == ["there", "b"]
     digest = input_sha256(here)
-    # neither up into itself nor around
+    # links to a folder above are not followed again
     (there / "up").symlink_to(here)
     (here / "b" / "self").symlink_to(here / "b")
     assert [file.name for file in input_files(here)] == ["a/p.txt", "b/p.txt"]

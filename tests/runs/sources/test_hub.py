@@ -1,4 +1,4 @@
-"""Hugging Face datasets: saved ones as plain Arrow files, named ones through the library."""
+"""Hugging Face datasets: saved ones are plain Arrow files, named ones need the library."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_forms_that_are_refused() -> None:
 
 @pytest.mark.needs("datasets")
 def test_by_name(tmp_path: Path) -> None:
-    """In a process of its own: the library reads where its cache is when it is imported."""
+    """In a process of its own, since the library fixes its cache folder at import."""
     folder = tmp_path / "captions"
     folder.mkdir()
     pq.write_table(TABLE, folder / "train-00000-of-00001.parquet")
@@ -85,5 +85,5 @@ def test_by_name(tmp_path: Path) -> None:
     )
     read, script, split = done.stdout.splitlines()
     assert read == f"{len(NASTY)} True", done.stderr
-    assert "scripted: cannot be had (Dataset scripts are no longer supported" in script
-    assert "#gone: cannot be had (Unknown split" in split
+    assert "scripted: cannot be loaded (Dataset scripts are no longer supported" in script
+    assert "#gone: cannot be loaded (Unknown split" in split

@@ -1,4 +1,4 @@
-"""Reading ahead: order, bounded memory, errors in their place, and an end of the thread."""
+"""Reading ahead: order, bounded memory, errors in their place, and the thread's end."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from dori_fast.errors import UsageError
 from dori_fast.runs.errors import ScanInterrupted
-from dori_fast.runs.sources.read_ahead import read_ahead
 from dori_fast.runs.signals import interruptible
+from dori_fast.runs.sources.read_ahead import read_ahead
 
 
 def threads():
@@ -55,7 +55,7 @@ def test_it_never_runs_further_ahead_than_its_depth(depth):
     with read_ahead(source(), depth) as items:
         for number in items:
             time.sleep(0.002)
-            # those waiting, and this one
+            # the waiting items and this one
             assert taken <= number + 1 + depth
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dori_fast.errors import UsageError
-from dori_fast.runs.sources import tar_members
+from dori_fast.runs.sources import tar as tar_file
 from dori_fast.runs.sources.open import input_sha256, open_prompts
 from dori_fast.runs.sources.where import Selection
 from tests.runs.inputs import NASTY, codes, prompts, read_all
@@ -33,7 +33,7 @@ def tar(path: Path, members: Members, format: int = tarfile.PAX_FORMAT) -> Path:
 
 def sample(i: int, text: str, **meta: Any) -> Members:
     key = f"00000/{i:09d}"
-    # no picture at all: whoever decodes it fails
+    # not an image: decoding it fails
     return [(f"{key}.jpg", b"\xff" * 700), (f"{key}.json", json.dumps(meta)), (f"{key}.txt", text)]
 
 
@@ -131,11 +131,11 @@ def test_what_lies_behind_the_end(tmp_path: Path) -> None:
     first, second = (tar(tmp_path / f"{i}.tar", sample(i, "x")).read_bytes() for i in range(2))
     path = tmp_path / "both.tar"
     path.write_bytes(first + second)
-    after = r"^\S*both\.tar: goes on behind the end mark after '00000/000000000\.txt'"
+    after = r"^\S*both\.tar: has data behind the end mark after '00000/000000000\.txt'"
     for read in (open_prompts, input_sha256):
         with pytest.raises(UsageError, match=after):
             read(path)
-    path.write_bytes(first + bytes(tar_members._AT_ONCE) + b"\1")
+    path.write_bytes(first + bytes(tar_file._READ_BYTES) + b"\1")
     with pytest.raises(UsageError, match=after):
         open_prompts(path)
     path.write_bytes(first + bytes(2 * tarfile.RECORDSIZE))
@@ -170,7 +170,7 @@ def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_prompts(path)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
-    monkeypatch.setattr(tar_members, "MEMBERS", 5)
+    monkeypatch.setattr(tar_file, "_MAX_MEMBERS", 5)
     many = tar(tmp_path / "1.tar", [(f"{i}.txt", "x") for i in range(6)])
     with pytest.raises(UsageError, match=r"more than 5 members, up to '5\.txt'"):
         open_prompts(many)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.store.job import Part
-from dori_fast.runs.store.record import RunRecord, differences, hash_identity, make_identity
 from dori_fast.runs.store.directory import RunDirectory
+from dori_fast.runs.store.job import Job
+from dori_fast.runs.store.record import RunRecord, differences, hash_identity, make_identity
 from tests.runs.store.test_shard import make_table
 
 SIZE = 30
@@ -43,9 +43,9 @@ def make_record(**changes: Any) -> RunRecord:
 
 
 def opened(
-    root: Path, resume: Any = "auto", part: Part | None = None, **changes: Any
+    root: Path, resume: Any = "auto", job: Job | None = None, **changes: Any
 ) -> RunDirectory:
-    return RunDirectory(root, make_record(**changes), make_table().schema, resume, part)
+    return RunDirectory(root, make_record(**changes), make_table().schema, resume, job)
 
 
 @pytest.fixture
@@ -222,11 +222,11 @@ def test_the_lock_dies_with_its_owner(finished: Path) -> None:
 
 def test_jobs_exclude_a_whole_run_and_their_own_number(tmp_path: Path) -> None:
     root = tmp_path / "run"
-    with opened(root, part=Part(0, 2)) as first, opened(root, part=Part(1, 2)) as second:
-        for again in (Part(), Part(0, 2)):
+    with opened(root, job=Job(0, 2)) as first, opened(root, job=Job(1, 2)) as second:
+        for again in (Job(), Job(0, 2)):
             with (
                 pytest.raises(UsageError, match=f"pid {os.getpid()} on "),
-                opened(root, part=again),
+                opened(root, job=again),
             ):
                 pytest.fail("opened")
         record = (root / "run.json").read_bytes()
@@ -237,12 +237,12 @@ def test_jobs_exclude_a_whole_run_and_their_own_number(tmp_path: Path) -> None:
     with (
         opened(root),
         pytest.raises(UsageError, match="another run"),
-        opened(root, part=Part(1, 2)),
+        opened(root, job=Job(1, 2)),
     ):
         pytest.fail("opened")
     with (
         pytest.raises(IntegrityError, match="limit"),
-        opened(root, part=Part(0, 2), limit=3),
+        opened(root, job=Job(0, 2), limit=3),
     ):
         pytest.fail("opened")
 
@@ -252,7 +252,7 @@ def test_a_job_sweeps_up_its_own_shards_alone(finished: Path) -> None:
     for index in (0, 1):
         (shards / f".part-{index:05d}.parquet.7.tmp").write_text("half")
         (shards / f"part-{index:05d}.parquet").write_text("damaged")
-    with opened(finished, part=Part(1, 2)) as run:
+    with opened(finished, job=Job(1, 2)) as run:
         assert run.committed == {}
         assert [path.name for path in shards.glob(".*.tmp")] == [".part-00000.parquet.7.tmp"]
     assert [path.name for path in (finished / "quarantine").iterdir()] == ["part-00001.parquet"]

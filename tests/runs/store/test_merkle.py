@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from dori_fast.runs.store.merkle import merkle_root
+from dori_fast.runs.store.manifest import merkle_root
 
 
 def defined(leaves: list[bytes]) -> bytes:

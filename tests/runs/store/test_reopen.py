@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dori_fast.errors import IntegrityError
-from dori_fast.report.figures import attack
 from dori_fast.report import csv_rows
-from dori_fast.runs.store.shard import commit_shard
+from dori_fast.report.figures import attack
 from dori_fast.runs.store.reopen import open_run
+from dori_fast.runs.store.shard import commit_shard
 from tests.runs.scanning import Spelling, scanned
 
 NUMBERS = (0, 1, 99_999, 100_000, 100_001, 1_000_000)

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.store.status import RunStatus
-from dori_fast.runs.store.status import status
+from dori_fast.runs.store.status import RunStatus, status
 from tests.runs.scanning import Spelling, scanned
 
 PROMPTS: list[object] = [*(f"prompt {i}" for i in range(9)), None, "last"]
@@ -84,9 +83,9 @@ def gone() -> int:
 
 def test_jobs_are_seen_at_work(model: Any, tmp_path: Path, gone: int) -> None:
     out, me = tmp_path / "run", f"pid {os.getpid()} on {os.uname().nodename}"
-    options: dict[str, Any] = {"shard_size": 2, "max_errors": 1, "num_shards": 2}
+    options: dict[str, Any] = {"shard_size": 2, "max_errors": 1, "num_jobs": 2}
     watching = Watching(out)
-    scanned(model, PROMPTS, out, detector=watching, shard_id=1, **options)
+    scanned(model, PROMPTS, out, detector=watching, job_id=1, **options)
     assert [(s.state, s.shards, s.owner) for s in watching.seen] == [
         ("running", number, f"1 of 2 jobs: {me}") for number in range(3)
     ]
@@ -97,7 +96,7 @@ def test_jobs_are_seen_at_work(model: Any, tmp_path: Path, gone: int) -> None:
     # a whole run died here before; the other job works beside one that has ended
     signed(out, ".owner", pid=gone, since=0.0)
     signed(out, ".owner-1-of-2", pid=gone, since=1.0, share=1.0)
-    scanned(model, PROMPTS, out, detector=watching, shard_id=0, **options)
+    scanned(model, PROMPTS, out, detector=watching, job_id=0, **options)
     assert {(s.state, s.owner) for s in watching.seen[3:]} == {("running", f"1 of 2 jobs: {me}")}
     assert watching.seen[3].share == 0.5 and (status(out).share or 0) > 0.9
     signed(out, ".owner-0-of-2", pid=gone, since=2.0)

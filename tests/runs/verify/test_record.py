@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.runs.verify.verify import verify
 from dori_fast.runs.store.manifest import seal
 from dori_fast.runs.store.record import hash_identity, model_identity
+from dori_fast.runs.verify.verify import verify
 from tests.runs.scanning import scanned
 from tests.runs.verify.test_verify import SHARD, found
 

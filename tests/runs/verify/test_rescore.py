@@ -14,12 +14,12 @@ import torch
 
 from dori_fast.detect import Asthana, Cascade, Nemo, Ren, Sail, Wen
 from dori_fast.errors import UsageError
-from dori_fast.runs.verify.verify import verify
-from dori_fast.runs.store.manifest import seal
 from dori_fast.runs.methods.prune import prune
+from dori_fast.runs.store.manifest import seal
 from dori_fast.runs.verify.rescore import recorded_detector
-from tests.runs.scanning import Spelling, scanned
+from dori_fast.runs.verify.verify import verify
 from tests.runs.methods.test_prune_run import nemo
+from tests.runs.scanning import Spelling, scanned
 
 
 @pytest.mark.parametrize(

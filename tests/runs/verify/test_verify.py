@@ -1,4 +1,4 @@
-"""What dori_fast.runs.verify.verify finds in a finished run, and that nothing is found in a whole one."""
+"""Findings of verify in runs that were changed, and none in a whole one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 import dori_fast
-import dori_fast
 from dori_fast.errors import UsageError
-from dori_fast.runs.verify.verify import Verification
-from dori_fast.runs.verify.verify import verify
 from dori_fast.runs.store.manifest import Manifest, list_report, seal
+from dori_fast.runs.verify.result import Verification
+from dori_fast.runs.verify.verify import verify
 from tests.runs.scanning import scanned
 from tests.tiny_model import save_tiny_sd
 
@@ -286,4 +285,4 @@ def test_wrong_arguments(run: Path, options: dict[str, Any], message: str) -> No
 def test_findings_name_place_and_next_command(run: Path) -> None:
     (run / SHARD).unlink()
     seen: Verification = verify(run, files_only=True)
-    assert str(seen.findings[0]).startswith(f"{SHARD}: missing — run the command that made {run}")
+    assert str(seen.findings[0]).startswith(f"{SHARD}: missing; run the command that made {run}")

@@ -61,7 +61,7 @@ def test_rows_are_the_same_after_the_driver_and_an_actor_were_killed(
     cluster = psutil.Process(driver.pid).children(recursive=True)
     # Ray's own agents, which do no work, notice it in their own time
     working = [process for process in cluster if "Agent" not in process.name()]
-    assert {"raylet", "ray::Remote"} < {process.name().split(".")[0] for process in working}
+    assert {"raylet", "ray::ActorWorker"} < {process.name().split(".")[0] for process in working}
     driver.kill()
     driver.wait()
     assert psutil.wait_procs(working, timeout=60)[1] == []

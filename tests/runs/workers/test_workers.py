@@ -20,13 +20,12 @@ import torch
 
 from dori_fast.errors import UsageError
 from dori_fast.prune import NeuronMask
+from dori_fast.runs.errors import StorageError, WorkerError
 from dori_fast.runs.result import ScanResult
-from dori_fast.runs.errors import StorageError
-from dori_fast.runs.errors import WorkerError
 from dori_fast.runs.workers.ledger import Ledger
-from dori_fast.runs.workers.processes import Process, Processes
+from dori_fast.runs.workers.processes import Processes, ProcessSlot
+from dori_fast.runs.workers.supervisor import Supervisor
 from dori_fast.runs.workers.worker import _portable
-from dori_fast.runs.workers.supervisor import Workers
 from tests.faults.invariants import violations
 from tests.runs.faulty import OPTIONS, Faulty
 from tests.runs.scanning import scanned
@@ -65,7 +64,7 @@ def test_killed_hung_and_faulty_workers_are_replaced(
         detector=detector,
         workers=2,
         watchdog=WATCHDOG,
-        on_progress=lambda progress: seen.append(progress.rows),
+        on_progress=lambda progress: seen.append(progress.done),
         **OPTIONS,
     )
     assert sorted(path.name for path in tmp_path.glob("*-0")) == ["device-0", "hang-0", "kill-0"]
@@ -82,20 +81,20 @@ def test_all_workers_are_killed_while_they_wait_for_their_next_shards(
     model: Any, prompts: Path, alone: ScanResult, tmp_path: Path, caplog: Any, monkeypatch: Any
 ) -> None:
     out, killed = tmp_path / "run", list[int]()
-    listen = Workers._listen
+    listen = Supervisor._listen
 
-    def until_all_are_idle(self: Workers, ledger: Any) -> None:
+    def until_all_are_idle(self: Supervisor, ledger: Any) -> None:
         listen(self, ledger)
         if killed or _shards(out) < 2:
             return
-        while any(place.lease is not None for place in self._in_use):
+        while any(slot.lease is not None for slot in self._in_use):
             listen(self, ledger)
         for child in multiprocessing.active_children():
             child.kill()
             child.join()
             killed.append(_shards(out))
 
-    monkeypatch.setattr(Workers, "_listen", until_all_are_idle)
+    monkeypatch.setattr(Supervisor, "_listen", until_all_are_idle)
     detector = Faulty({}, tmp_path)
     result = scanned(model, prompts, out, detector=detector, workers=2, **OPTIONS)
     assert len(killed) == 2 and killed[-1] < 20
@@ -117,7 +116,7 @@ def test_an_engine_that_leaves_shards_undone_finishes_no_run(
 def test_a_finished_run_starts_no_process(
     model: Any, prompts: Path, alone: ScanResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Process, "start", lambda self: pytest.fail("started"))
+    monkeypatch.setattr(ProcessSlot, "start", lambda self: pytest.fail("started"))
     assert scanned(model, prompts, alone.out, seeds=2, workers=2, **OPTIONS).scored == 0
 
 
@@ -128,27 +127,27 @@ class Loading:
         return time.sleep, (100,)
 
 
-def test_parting_with_loading_workers_takes_no_time() -> None:
-    crew = object.__new__(Processes)
-    crew._places = [Process(number, pickle.dumps(Loading())) for number in range(6)]
-    for place in crew.places:
-        place.start()
+def test_stopping_loading_workers_takes_no_time() -> None:
+    slots = object.__new__(Processes)
+    slots._slots = [ProcessSlot(number, pickle.dumps(Loading())) for number in range(6)]
+    for slot in slots.all:
+        slot.start()
     began = time.monotonic()
-    crew.part()
+    slots.stop()
     # half a second was spent on each, one after another
     assert time.monotonic() - began < 2.5
     assert multiprocessing.active_children() == []
 
 
 def test_how_a_worker_ended() -> None:
-    alive, killed, left = (Process(number, pickle.dumps(Loading())) for number in range(3))
-    left._order = pickle.dumps(Leaving())
-    for place in (alive, killed, left):
-        place.start()
+    alive, killed, left = (ProcessSlot(number, pickle.dumps(Loading())) for number in range(3))
+    left._pickled = pickle.dumps(Leaving())
+    for slot in (alive, killed, left):
+        slot.start()
     killed._process.kill()
     # as it is called: when the pipe has closed
-    assert killed.hear() is None and left.hear() is None
-    ends = [place.end() for place in (alive, killed, left)]
+    assert killed.receive() is None and left.receive() is None
+    ends = [slot.end() for slot in (alive, killed, left)]
     assert ends == ["was ended", "died of SIGKILL", "ended with code 7"]
 
 
@@ -261,8 +260,7 @@ def test_jobs_of_an_array_share_a_run(
 ) -> None:
     out = tmp_path / "run"
     jobs = [
-        scanned(model, prompts, out, seeds=2, num_shards=3, shard_id=job, **OPTIONS)
-        for job in (2, 0)
+        scanned(model, prompts, out, seeds=2, num_jobs=3, job_id=job, **OPTIONS) for job in (2, 0)
     ]
     assert [path.name for path in jobs[0].shards[:2]] == [
         "part-00002.parquet",
@@ -275,17 +273,17 @@ def test_jobs_of_an_array_share_a_run(
         prompts,
         out,
         seeds=2,
-        num_shards=3,
-        shard_id=1,
+        num_jobs=3,
+        job_id=1,
         on_progress=seen.append,
         **OPTIONS,
     )
-    assert seen[-1].rows == 70 and seen[-1].remaining < seen[0].remaining
+    assert seen[-1].done == 70 and seen[-1].remaining < seen[0].remaining
     result = scanned(model, prompts, out, seeds=2, **OPTIONS)
     assert result.scored == 0
     assert violations(out, alone.out, finished=True) == []
-    with pytest.raises(UsageError, match="shard_id=3 of num_shards=3 — jobs are numbered from 0"):
-        scanned(model, prompts, out, num_shards=3, shard_id=3)
+    with pytest.raises(UsageError, match="job_id=3 of num_jobs=3; number the jobs from 0 to 2"):
+        scanned(model, prompts, out, num_jobs=3, job_id=3)
 
 
 def test_what_cannot_be_sent_is_refused(model: Any, prompts: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dori_fast.errors import UsageError
-from dori_fast.runs.sources.open import file_sha256, input_sha256, open_prompts, prompts_on_disk
+from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
+from dori_fast.runs.store.digest import file_sha256
 from tests.runs.inputs import TEXT, codes, prompts, read_all, write
 
 
@@ -37,7 +38,7 @@ def test_round_trip(tmp_path_factory: Any, texts: list[str]) -> None:
 def test_a_disk_that_fails_names_the_file(tmp_path: Path) -> None:
     for suffix in ("txt", "csv", "jsonl"):
         path = tmp_path / f"p.{suffix}"
-        # reading at its beginning is an input/output error
+        # a read at the start of this file is an input/output error
         path.symlink_to("/proc/self/mem")
         for read in (read_all, input_sha256):
             with pytest.raises(UsageError, match=rf"p\.{suffix}: Input/output error"):
@@ -76,7 +77,7 @@ def test_has_no_columns(tmp_path: Path) -> None:
 
 
 def test_unknown_suffix(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown kind of file — use one of \.txt"):
+    with pytest.raises(UsageError, match=r"unknown kind of file; use one of \.txt"):
         open_prompts(write(tmp_path / "p.xlsx", "x"))
 
 

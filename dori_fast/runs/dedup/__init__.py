@@ -1,0 +1,1 @@
+"""Rows with equal token ids, scored once and joined back to every row of their input."""

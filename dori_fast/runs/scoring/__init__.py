@@ -1,0 +1,1 @@
+"""From rows to a table of scores and decisions; knows no files."""

@@ -1,0 +1,1 @@
+"""Prompt inputs of every format, opened as one stream of rows."""

@@ -1,0 +1,1 @@
+"""Checks of a run directory: its files, its model and its scores."""

@@ -1,0 +1,1 @@
+"""Workers that score leases, in this process, in others or on a Ray cluster."""
