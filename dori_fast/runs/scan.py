@@ -119,8 +119,8 @@ def scan(
             bit where threads and kind of device are the same.
         watchdog: seconds after which a silent worker is killed; default: ten times the median
             block of rows, at least 300.
-        engine: place of the workers: "local", processes of this machine, or "ray", actors of a
-            Ray cluster, see :class:`dori_fast.runs.workers.ray.Actors`.
+        engine: kind of workers: "local", processes of this machine, or "ray", actors of a Ray
+            cluster, see :class:`dori_fast.runs.workers.ray.Actors`.
         num_jobs: number of jobs that share the run. Afterwards a call without jobs checks that
             every shard is there and completes run.json.
         job_id: this job, from 0; it scores the shards with ``index % num_jobs == job_id``.

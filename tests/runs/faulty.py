@@ -1,4 +1,4 @@
-"""Wen's detector in a process that something happens to; run as a program, a scan with it."""
+"""Wen's detector with faults; as a program, a scan with it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ OPTIONS: dict[str, Any] = {"shard_size": 10}
 
 
 class Faulty(Wen):
-    """Scores as :class:`Wen` does, and meets each fault so many times in all processes together.
+    """Scores as :class:`Wen` does, with each fault ``times`` times in all processes together.
 
     Args:
-        faults: what happens when a prompt is scored: "kill", "hang", "device" or "raise".
-        marks: a folder where a file says of each fault that it happened.
-        times: how often each happens.
-        pause: seconds that every call takes longer.
+        faults: fault to cause when a prompt is scored: "kill", "hang", "device" or "raise".
+        marks: folder with a file for each fault that happened.
+        times: number of times that each fault happens.
+        pause: seconds added to every call.
     """
 
     def __init__(

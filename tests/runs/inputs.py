@@ -1,4 +1,4 @@
-"""Reading a file whole, and text that is hard to carry."""
+"""Helpers to read an input whole, and text that is hard to encode."""
 
 from __future__ import annotations
 

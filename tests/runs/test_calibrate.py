@@ -1,4 +1,4 @@
-"""Calibration files: what counts, what is refused, and that a scan's decisions follow them."""
+"""Calibration files: which rows count, refusals, and the decisions of scans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scan --dry-run: rows counted, time, memory and bytes from a probe."""
+"""scan --dry-run: the number of rows, and time, memory and bytes from a probe."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_memory_is_flat(model: Any, tmp_path: Path, suffix: str) -> None:
     assert result.counts.ok == ROWS
     middle = [row for row in seen if ROWS // 3 < row[0] <= 2 * ROWS // 3]
     end = [row for row in seen if row[0] > 2 * ROWS // 3]
-    # a third of the rows kept as Python objects would be more than 20 MB; the median, since an
-    # allocator that still holds another test's memory may take a step of its own
+    # a third of the rows kept as Python objects would be more than 20 MB; medians, since the
+    # allocator may still release another test's memory
     assert median(row[1] for row in end) - median(row[1] for row in middle) < 10
     assert max(row[2] for row in end) <= max(row[2] for row in middle)

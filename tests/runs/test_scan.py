@@ -1,4 +1,4 @@
-"""The scan end to end on a small real model: every row once, the same however it is cut up."""
+"""The scan end to end on a small real model: every row once, the same in shards of any size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scan refuses, and what it survives."""
+"""Requests that a scan refuses, and faults that it survives."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_signal_before_the_run_directory_is_there(
 def test_a_signal_while_a_huge_file_is_hashed(model: Any, tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.touch()
-    # takes no room; a minute to hash
+    # takes no disk space, but a minute to hash
     os.truncate(path, 10**11)
     threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGTERM]).start()
     began = time.monotonic()
@@ -138,7 +138,7 @@ def test_results_beside_the_prompts_or_passed_over(model: Any, tmp_path: Path) -
     for out in (folder / "_runs" / "1", folder / ".run", tmp_path / "in-run"):
         for scored in (2, 0):
             assert scanned(model, folder, out, **options).scored == scored
-    # a pattern may see the results once they are there
+    # a pattern may match the results once they exist
     (folder / "deep").mkdir()
     (folder / "p.parquet").rename(folder / "deep" / "p.parquet")
     pattern = f"{folder}/deep/**/p*.parquet"

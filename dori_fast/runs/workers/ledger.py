@@ -87,7 +87,7 @@ class Ledger:
         return None
 
     def give_back(self, lease: Lease) -> None:
-        """Take back a lease whose worker is gone, and remove what it left half-written."""
+        """Take back a lease whose worker is gone, and remove its half-written file."""
         self._run.drop_unfinished(lease.index)
         self._returned.append(lease)
 

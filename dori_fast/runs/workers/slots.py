@@ -19,7 +19,7 @@ class Slot(ABC):
     Attributes:
         number: number of the slot.
         lease: lease that the worker has, or will get once it is ready.
-        ready: whether the worker may be sent leases.
+        ready: True once the worker may be sent leases.
         rows: rows done of the lease.
         failures: workers lost here since the last one that finished a lease.
     """

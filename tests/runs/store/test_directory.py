@@ -1,4 +1,4 @@
-"""One writer, one configuration, and whatever a crash or a stranger left is dealt with."""
+"""One writer, one configuration, and recovery from crashes and foreign files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of more than 100,000 shards are read in row order; foreign files among shards are told."""
+"""Runs of more than 100,000 shards are read in row order; foreign files are reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUMBERS = (0, 1, 99_999, 100_000, 100_001, 1_000_000)
 
 @pytest.fixture
 def run(model: Any, tmp_path: Path) -> Path:
-    """A run with a row a shard, and shards as of a million rows later."""
+    """A run with one row per shard, and shards from a million rows later."""
     out = tmp_path / "run"
     result = scanned(model, ["a", "b"], out, detector=Spelling(), shard_size=1)
     row = pq.read_table(out / "shards" / "part-00001.parquet", partitioning=None)

@@ -1,4 +1,4 @@
-"""A schema 1 run directory, written by version 0.1.0 before its files moved, still works."""
+"""A run directory of schema 1, written by version 0.1.0 before its files moved, still works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A shard proves that it is whole and whose it is, whatever is done to it."""
+"""A shard proves that it is whole and which run it belongs to, however it is changed."""
 
 from __future__ import annotations
 

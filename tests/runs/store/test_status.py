@@ -1,4 +1,4 @@
-"""A run's status while it is going, after it, and after its writer was killed."""
+"""A run's status while it runs, after its end, and after its writer was killed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPTS: list[object] = [*(f"prompt {i}" for i in range(9)), None, "last"]
 
 
 class Watching(Spelling):
-    """Reads the status of the run that it works for, before each of its calls."""
+    """Reads the status of its own run before each of its calls."""
 
     def __init__(self, run: Path) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def test_a_killed_writer_is_told(model: Any, tmp_path: Path) -> None:
 
 
 def signed(run: Path, name: str, **changes: Any) -> None:
-    """Another writer's signature; by default that of this process, a job that began just now."""
+    """Another writer's owner file; default: this process, as a job that began just now."""
     host = os.uname().nodename
     owner = {"pid": os.getpid(), "host": host, "since": time.time(), "share": None}
     (run / name).write_text(json.dumps(owner | changes))
@@ -75,7 +75,7 @@ def signed(run: Path, name: str, **changes: Any) -> None:
 
 @pytest.fixture
 def gone() -> int:
-    """The number of a process that has ended."""
+    """The id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
@@ -93,7 +93,7 @@ def test_jobs_are_seen_at_work(model: Any, tmp_path: Path, gone: int) -> None:
     assert last.rate is not None and last.remaining is not None and last.share is not None
     # the other job has read nothing
     assert 0 < last.share < 0.5
-    # a whole run died here before; the other job works beside one that has ended
+    # a run without jobs died here before; the other job runs, this one has ended
     signed(out, ".owner", pid=gone, since=0.0)
     signed(out, ".owner-1-of-2", pid=gone, since=1.0, share=1.0)
     scanned(model, PROMPTS, out, detector=watching, job_id=0, **options)
@@ -103,7 +103,7 @@ def test_jobs_are_seen_at_work(model: Any, tmp_path: Path, gone: int) -> None:
     ended = status(out)
     assert ended.state == "stale" and ended.owner is not None
     assert ended.owner.startswith(f"0 of 2 jobs, the last pid {gone}") and ended.rate is None
-    # the call that closes the books has the folder alone
+    # the final call without jobs excludes them
     scanned(model, PROMPTS, out, detector=Spelling(), shard_size=2, max_errors=1)
     assert (status(out).state, status(out).owner) == ("done", me)
 
@@ -116,7 +116,7 @@ def test_jobs_go_on_with_an_interrupted_run(model: Any, tmp_path: Path, gone: in
     assert status(out).state == "interrupted"
     for job in range(5):
         signed(out, f".owner-{job}-of-8", share=0.4)
-    # of an array of another size, earlier, and what a dead writer left
+    # an earlier array of another size, and the temporary file of a dead writer
     signed(out, ".owner-0-of-2", since=1.0)
     signed(out, ".owner-6-of-8.7.tmp")
     signed(out, ".owner-0-of-0")

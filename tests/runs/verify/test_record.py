@@ -1,4 +1,4 @@
-"""What verify finds in a run.json that was edited, or that no run has written."""
+"""Findings of verify in a run.json that was edited, or that no run has written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.runs.verify.test_verify import SHARD, found
 
 @pytest.fixture(scope="module")
 def place(model: Any, tmp_path_factory: Any) -> Path:
-    """A run of 12 rows in 2 shards and its input; not to be changed."""
+    """A run of 12 rows in 2 shards and its input; do not change it."""
     root: Path = tmp_path_factory.mktemp("record")
     (root / "p.txt").write_text("".join(f"prompt {i}\n" for i in range(12)))
     scanned(model, root / "p.txt", root / "run", shard_size=8, seeds=1)
@@ -116,7 +116,7 @@ def test_a_run_turned_into_a_fine_tuning(run: Path) -> None:
     (run / "run.json").write_text(json.dumps(record))
     seal(run)
     assert "identity.shard_size: Field required" in found(run)["run.json"]
-    # what fine-tuning leaves has neither of these, and nothing is wrong with it
+    # a fine-tuning run has neither of these and is not faulty
     shutil.rmtree(run / "shards")
     (run / "manifest.json").unlink()
     with pytest.raises(UsageError, match="fine-tuning has no rows"):

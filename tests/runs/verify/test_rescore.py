@@ -1,4 +1,4 @@
-"""What verify needs to score rows again: the detector and the model of a record."""
+"""The detector and the model of a record, with which verify scores rows again."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ def threads(number: int) -> Iterator[None]:
 
 
 def rescored(run: Path, model: Any) -> str:
-    """The line about scores; there must be nothing to find."""
+    """The line about scores; there must be no findings."""
     seen = verify(run, model=model, sample=1, seed=0)
     assert not seen.findings
     return next(line for line in seen.checked if "scored again" in line)
 
 
 def spread(monkeypatch: Any) -> None:
-    """Scores as another way to sum them might give them."""
+    """Scores as if summed in another order."""
     true = Wen.per_seed
     monkeypatch.setattr(Wen, "per_seed", lambda *a: true(*a) * (1 + 1e-5))
 
@@ -119,7 +119,7 @@ def test_workers_have_a_share_of_the_threads_each(tiny_directory: Path, tmp_path
         scanned(model, ["a cat", "a dog"], tmp_path / "run", shard_size=1, workers=2)
         assert "within 0.001 (threads 1 then, 2 now)" in rescored(tmp_path / "run", model)
     with threads(1):
-        # loaded again: a model keeps predictions that it made with other threads
+        # loaded again: a model caches predictions made with other threads
         assert "to the bit" in rescored(tmp_path / "run", None)
 
 
@@ -145,7 +145,7 @@ def test_a_resume_with_other_threads_is_told(
         with threads(number), caplog.at_level(logging.WARNING):
             assert scanned(model, prompts, run, shard_size=1).scored == 1
     assert caplog.text.count("begun with 1 threads, resumed with 2") == 1
-    # a row of each: neither number is that of all
+    # one row of each: neither number holds for all rows
     spread(monkeypatch)
     for number in (1, 2):
         with threads(number):

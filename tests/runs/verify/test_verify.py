@@ -23,7 +23,7 @@ SHARD = "shards/part-00001.parquet"
 
 @pytest.fixture(scope="module")
 def place(model: Any, tmp_path_factory: Any) -> Path:
-    """A run of 20 rows in 3 shards and its input; not to be changed."""
+    """A run of 20 rows in 3 shards and its input; do not change it."""
     root: Path = tmp_path_factory.mktemp("verify")
     (root / "p.txt").write_text("".join(f"prompt {i}\n" for i in range(20)))
     scanned(model, root / "p.txt", root / "run", shard_size=8)
@@ -37,7 +37,7 @@ def run(place: Path, tmp_path: Path) -> Path:
 
 
 def found(run: Path, **options: Any) -> dict[str, str]:
-    """Findings of the files by where they are."""
+    """Findings about files, by place."""
     return {f.where: f.what for f in verify(run, files_only=True, **options).findings}
 
 
@@ -86,7 +86,7 @@ def test_a_flipped_bit_in_any_byte_of_a_shard(model: Any, tmp_path: Path) -> Non
 def test_a_deleted_shard(run: Path, name: str) -> None:
     (run / "shards" / f"{name}.parquet").unlink()
     assert found(run)[f"shards/{name}.parquet"] == "missing"
-    # without the manifest as well: by the count of rows in run.json
+    # also without the manifest: by the count of rows in run.json
     (run / "manifest.json").unlink()
     assert found(run)[f"shards/{name}.parquet"] == "missing"
 
@@ -173,7 +173,7 @@ def test_weights_of_a_variant(
     half = dori_fast.load(tmp_path / "model", variant="fp16", batch_size=8)
     scanned(half, place / "p.txt", tmp_path / "run")
     if both:
-        # others, which the run has nothing to do with
+        # weights that the run did not read
         other = save_tiny_sd(tmp_path / "other", seed=1)
         for path in weights:
             shutil.copy(other / path.relative_to(tmp_path / "model"), path)
@@ -189,7 +189,7 @@ def test_scores_that_the_model_does_not_give(run: Path, model: Any, monkeypatch:
     from dori_fast.detect import Wen
 
     true = Wen.per_seed
-    # a shard whose every checksum is right, but whose scores are not the model's
+    # a shard with right checksums, but with other scores than the model's
     monkeypatch.setattr(Wen, "per_seed", lambda *a: true(*a) * (1 + 1e-6))
     seen = verify(run, model=model, sample=1, seed=0)
     assert len(seen.findings) == 20
@@ -233,7 +233,7 @@ def test_the_report(run: Path) -> None:
     assert not any("report.html" in line for line in verify(run, files_only=True).skipped)
     (run / "report.html").write_text("<p>!")
     assert list(found(run)) == ["report.html"]
-    # listed again, which no root can tell
+    # listed again, which no root can reveal
     list_report(run)
     seen = verify(run, files_only=True, root=root)
     assert not seen.findings
@@ -261,7 +261,7 @@ def test_an_interrupted_run(run: Path, place: Path, model: Any, monkeypatch: Any
         scanned(model, place / "p.txt", run, shard_size=8)
     names = found(run)
     assert "not finished" in names["manifest.json"] and "interrupted" in names["run.json"]
-    # of what is committed there is nothing to say
+    # committed files have no findings
     assert set(names) == {"manifest.json", "run.json"}
     scanned(model, place / "p.txt", run, shard_size=8)
     assert not found(run)

@@ -1,4 +1,4 @@
-"""Actors of a Ray cluster give the rows of one process, to the bit, whatever happens to them."""
+"""Actors of a Ray cluster give the rows of one process, to the bit, whichever of them fail."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_rows_are_the_same_after_the_driver_and_an_actor_were_killed(
         assert time.monotonic() < deadline and driver.poll() is None, "no shard"
         time.sleep(0.05)
     cluster = psutil.Process(driver.pid).children(recursive=True)
-    # Ray's own agents, which do no work, notice it in their own time
+    # Ray's own agents do no work and end later
     working = [process for process in cluster if "Agent" not in process.name()]
     assert {"raylet", "ray::ActorWorker"} < {process.name().split(".")[0] for process in working}
     driver.kill()
@@ -76,7 +76,7 @@ def test_rows_are_the_same_after_the_driver_and_an_actor_were_killed(
         detector=Faulty(faults, tmp_path),
         resume="must",
         engine="ray",
-        # the third has no room, and nobody waits for it
+        # the third has no room, and is not waited for
         workers=3,
         **OPTIONS,
     )

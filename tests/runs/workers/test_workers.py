@@ -1,4 +1,4 @@
-"""Several processes give the rows of one, to the bit, whatever happens to them."""
+"""Several processes give the rows of one, to the bit, whichever of them fail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.runs.faulty import OPTIONS, Faulty
 from tests.runs.scanning import scanned
 
 ROOT = Path(__file__).parents[3]
-# a silence that no busy machine makes
+# longer than a busy machine's silence
 WATCHDOG = 8.0
 
 
@@ -121,7 +121,7 @@ def test_a_finished_run_starts_no_process(
 
 
 class Loading:
-    """What a worker is given to load, and takes a hundred seconds to."""
+    """Bytes that a worker takes a hundred seconds to load."""
 
     def __reduce__(self) -> Any:
         return time.sleep, (100,)
@@ -134,7 +134,7 @@ def test_stopping_loading_workers_takes_no_time() -> None:
         slot.start()
     began = time.monotonic()
     slots.stop()
-    # half a second was spent on each, one after another
+    # not half a second for each, one after another
     assert time.monotonic() - began < 2.5
     assert multiprocessing.active_children() == []
 
@@ -145,7 +145,7 @@ def test_how_a_worker_ended() -> None:
     for slot in (alive, killed, left):
         slot.start()
     killed._process.kill()
-    # as it is called: when the pipe has closed
+    # end() is called when the pipe has closed
     assert killed.receive() is None and left.receive() is None
     ends = [slot.end() for slot in (alive, killed, left)]
     assert ends == ["was ended", "died of SIGKILL", "ended with code 7"]
