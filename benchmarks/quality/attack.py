@@ -47,12 +47,12 @@ class Problems:
 
     def ours(self) -> Tensor:
         """Embeddings [P, T, D], all problems in one call."""
-        return self.attack.run(self.model, self.images, self.prompts).embeddings
+        return self.attack.run(self.model, self.prompts, self.images).embeddings
 
     def one_by_one(self) -> Tensor:
         """The same embeddings, one call for each problem, its batches as large as it fills."""
         found = [
-            self.attack.run(self.alone, self.images[p : p + 1], [prompt], ids=[p])
+            self.attack.run(self.alone, [prompt], self.images[p : p + 1], ids=[p])
             for p, prompt in enumerate(self.prompts)
         ]
         return torch.cat([result.embeddings for result in found])

@@ -126,7 +126,7 @@ class Study:
         attack = Dori(steps=arm.steps[-1], **ATTACK, checkpoints=arm.steps)
         began = process_time()
         ids = [f"{arm.pictures} {row}" for row in rows]
-        found = attack.run(view, images, prompts, start=START, ids=ids)
+        found = attack.run(view, prompts, images, start=START, ids=ids)
         spent = (process_time() - began) / len(rows)
         results = {"rows": np.array(rows), "cpu_seconds_per_problem": np.array(spent)}
         for step in arm.steps:

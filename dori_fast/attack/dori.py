@@ -69,8 +69,8 @@ class Dori(Settings):
     def run(
         self,
         model: Denoiser,
+        prompts: Sequence[str] | Tensor | None,
         images: Tensor | NDArray[np.uint8],
-        prompts: Sequence[str] | Tensor | None = None,
         *,
         start: str = "prompt",
         ids: Sequence[int | str] | None = None,
@@ -83,9 +83,9 @@ class Dori(Settings):
 
         Args:
             model: the denoiser, plain or a masked view with one mask for all problems or one each.
-            images: uint8 [P, H, W, 3], of the model's own size.
             prompts: P prompts to start from, the images' own or any others; or P starts, a float
                 tensor [P, T, D]. May be None with ``start="gaussian"``.
+            images: uint8 [P, H, W, 3], of the model's own size.
             start: ``"prompt"``, the prompts' embeddings; or ``"gaussian"``, N(0, I).
             ids: the problems' names in the random streams; 0..P-1 if not given.
             adam: moments to begin with, such as those of the result whose embeddings are the

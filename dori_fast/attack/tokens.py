@@ -91,8 +91,8 @@ class Tokens(Settings):
     def run(
         self,
         model: Denoiser,
-        images: Tensor | NDArray[np.uint8],
         prompts: Sequence[str],
+        images: Tensor | NDArray[np.uint8],
         *,
         ids: Sequence[int | str] | None = None,
     ) -> TokensResult:
@@ -103,8 +103,8 @@ class Tokens(Settings):
 
         Args:
             model: the denoiser, plain or a masked view with one mask for all problems or one each.
-            images: uint8 [P, H, W, 3], of the model's own size.
             prompts: P prompts, the images' own or any others; ``""`` for none.
+            images: uint8 [P, H, W, 3], of the model's own size.
             ids: the problems' names in the random streams; 0..P-1 if not given.
 
         Raises:

@@ -18,8 +18,8 @@ from dori_fast.ops import add_noise, diffusion_loss
 @torch.no_grad()
 def held_out_loss(
     model: Denoiser,
-    images: Tensor | NDArray[np.uint8],
     prompts: Sequence[str],
+    images: Tensor | NDArray[np.uint8],
     *,
     draws: int = 20,
     seed: int = 0,
@@ -31,8 +31,8 @@ def held_out_loss(
 
     Args:
         model: the denoiser, plain or masked.
-        images: uint8 [P, H, W, 3], held out.
-        prompts: their P prompts.
+        prompts: P held-out prompts.
+        images: uint8 [P, H, W, 3], their images.
         draws: of timestep and noise per pair.
         seed: of all draws.
 

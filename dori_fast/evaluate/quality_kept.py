@@ -115,8 +115,8 @@ def seed_diversity(features: NDArray[np.float64]) -> PerPrompt:
 def quality(
     model: Denoiser,
     original: Denoiser,
-    images: Tensor | NDArray[np.uint8],
     prompts: Sequence[str],
+    images: Tensor | NDArray[np.uint8],
     *,
     seeds: int | Sequence[int] = 4,
     steps: int = 50,
@@ -132,8 +132,8 @@ def quality(
     Args:
         model: the changed one; a view with one mask each needs as many masks as prompts.
         original: the one that it was made from.
-        images: uint8 [P, H, W, 3], real pictures that neither was trained on.
-        prompts: their P prompts.
+        prompts: P prompts.
+        images: uint8 [P, H, W, 3], their real images; neither model was trained on them.
         seeds: how many (0, 1, ...), or the seeds themselves, S of them.
         steps: DDIM steps.
         guidance: scale of classifier-free guidance.
@@ -164,7 +164,7 @@ def quality(
     same = [measure(drawn[0][:, [s]], drawn[1][:, s])[:, 0] for s in range(len(drawn_from))]
     to_pair = [measure(pictures, originals).mean(1) for pictures in drawn]
     losses = [
-        held_out_loss(m, originals, prompts, draws=draws, seed=draw_seed) for m in (model, original)
+        held_out_loss(m, prompts, originals, draws=draws, seed=draw_seed) for m in (model, original)
     ]
     return Quality(
         distance=kernel_distance(*found, paired=True, seed=draw_seed),

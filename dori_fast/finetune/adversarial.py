@@ -140,8 +140,8 @@ class Adversarial:
     def run(
         self,
         model: Denoiser,
-        images: Tensor | NDArray[np.uint8],
         prompts: Sequence[str],
+        images: Tensor | NDArray[np.uint8],
         *,
         surrogates: Surrogates | Tensor,
         retained: Pairs,
@@ -157,8 +157,8 @@ class Adversarial:
 
         Args:
             model: the original one, in float32 or wider and without masks; it stays as it is.
-            images: uint8 [P, H, W, 3], the memorized ones.
-            prompts: their P prompts.
+            prompts: P memorized prompts.
+            images: uint8 [P, H, W, 3], their memorized images.
             surrogates: from :func:`dori_fast.finetune.surrogates`, or uint8 [P, K, H, W, 3].
             retained: pairs of prompt and uint8 [H, W, 3] whose quality is to be kept; the more
                 of them, and the more like what the model is used for, the better.
@@ -177,8 +177,8 @@ class Adversarial:
         """
         pictures = surrogates.pictures if isinstance(surrogates, Surrogates) else surrogates
         memorized = torch.as_tensor(images)
-        _check(model, memorized, prompts, pictures, retained)
-        run = Run(self, model, memorized, prompts, pictures, retained)
+        _check(model, prompts, memorized, pictures, retained)
+        run = Run(self, model, prompts, memorized, pictures, retained)
         if resume is not None:
             run.restore(resume)
         while run.step < self.steps:
@@ -201,7 +201,7 @@ def check_model(model: Denoiser) -> None:
 
 
 def _check(
-    model: Denoiser, images: Tensor, prompts: Sequence[str], pictures: Tensor, retained: Pairs
+    model: Denoiser, prompts: Sequence[str], images: Tensor, pictures: Tensor, retained: Pairs
 ) -> None:
     check_model(model)
     if not len(images) == len(prompts) == len(pictures) or len(images) == 0:

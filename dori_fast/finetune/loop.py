@@ -36,8 +36,8 @@ class Run:
         self,
         method: Adversarial,
         model: Denoiser,
-        images: Tensor,
         prompts: Sequence[str],
+        images: Tensor,
         surrogates: Tensor,
         retained: Pairs,
     ) -> None:

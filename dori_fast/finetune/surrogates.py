@@ -59,8 +59,8 @@ class Surrogates:
 
 def surrogates(
     pruned: Denoiser,
-    images: Tensor | NDArray[np.uint8],
     prompts: Sequence[str],
+    images: Tensor | NDArray[np.uint8],
     *,
     measure: CopyMeasure,
     count: int = 4,
@@ -77,8 +77,8 @@ def surrogates(
 
     Args:
         pruned: a view with masks that hide the pictures, one for all or one for each prompt.
-        images: uint8 [P, H, W, 3], the memorized pictures.
-        prompts: their P prompts.
+        prompts: P memorized prompts.
+        images: uint8 [P, H, W, 3], their memorized images.
         measure: of copying, such as ``df.evaluate.SmallPictures()``; above its threshold a
             candidate is a copy.
         count: surrogates K per prompt.

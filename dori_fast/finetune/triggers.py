@@ -98,8 +98,8 @@ class Triggers:
         at = rows.to(self.embeddings.device)
         found = attack.run(
             model,
-            images[self.images(rows)],
             self.embeddings[at],
+            images[self.images(rows)],
             ids=names,
             adam=self.adam.take(at),
         )

@@ -97,7 +97,7 @@ class Cells:
         view, images = self.view(len(of)), stacked(of)
         self.say(f"{self.name}: attacking {len(of)} {which} pictures, start {attack}")
         prompts, ids = [p.prompt for p in of], [f"{which} {row}" for row in range(len(of))]
-        found = self.settings.attack(attack).run(view, images, prompts, start=attack, ids=ids)
+        found = self.settings.attack(attack).run(view, prompts, images, start=attack, ids=ids)
         seeds, cell = self.settings.seeds, Cell()
         for budget in self.settings.budgets:
             drawn = replication(view, found.condition(view, budget), images, seeds=seeds, **HOW)
@@ -111,6 +111,6 @@ class Cells:
         self.say(f"{self.name}: quality on {len(of)} held-out pairs")
         prompts = [picture.prompt for picture in of]
         kept = quality(
-            view, self.model, stacked(of), prompts, seeds=self.settings.seeds, **HOW
+            view, self.model, prompts, stacked(of), seeds=self.settings.seeds, **HOW
         ).summary()
         return {"json": np.array(json.dumps(kept))}

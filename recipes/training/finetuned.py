@@ -55,12 +55,12 @@ def retrain(
     model = load("demo", device="cpu")
     prompts, images = [p.prompt for p in chosen], np.stack([p.image for p in chosen])
     hidden = model.masked(HIDING.localize(model, prompts))
-    others = surrogates(hidden, images, prompts, measure=SmallPictures(), **HOW)
+    others = surrogates(hidden, prompts, images, measure=SmallPictures(), **HOW)
     path = work / "checkpoint.safetensors"
     return (how or Adversarial()).run(
         load("demo", device="cpu", batch_size=16),
-        images,
         prompts,
+        images,
         surrogates=others,
         retained=retained_pairs(model, drawn),
         on_step=on_step,

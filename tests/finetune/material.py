@@ -36,7 +36,7 @@ def tuning(**changes):
 
 
 def train(method, model, **options):
-    return method.run(model, IMAGES, PROMPTS, surrogates=SURROGATES, retained=RETAINED, **options)
+    return method.run(model, PROMPTS, IMAGES, surrogates=SURROGATES, retained=RETAINED, **options)
 
 
 def weights(model):

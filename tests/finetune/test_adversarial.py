@@ -97,8 +97,8 @@ def test_another_run_is_refused(model):
     with pytest.raises(UsageError, match="different are pictures"):
         tuning(steps=2).run(
             model,
-            IMAGES.flip(0),
             PROMPTS,
+            IMAGES.flip(0),
             surrogates=SURROGATES,
             retained=RETAINED,
             resume=kept[0],
@@ -106,8 +106,8 @@ def test_another_run_is_refused(model):
     with pytest.raises(UsageError, match="different are prompts"):
         tuning(steps=2).run(
             model,
-            IMAGES,
             PROMPTS[::-1],
+            IMAGES,
             surrogates=SURROGATES,
             retained=RETAINED,
             resume=kept[0],
@@ -207,7 +207,7 @@ def test_the_attack_meets_the_updated_weights(model):
     seen = []
 
     class Spy(Dori):
-        def run(self, current, images, prompts=None, **options):
+        def run(self, current, prompts, images, **options):
             cached = current.epsilon_shared(
                 current.encode(PROMPTS), current.share_noise([0, 1], 500)
             )
@@ -224,10 +224,10 @@ def test_the_attack_meets_the_updated_weights(model):
             empty = current.unconditional.embeddings
             alone = current.unet(current.noise([0]), 500, empty).sample
             torch.testing.assert_close(uncond[:1], alone, rtol=1e-4, atol=1e-5)
-            found = super().run(current, images, prompts, **options)
+            found = super().run(current, prompts, images, **options)
             frozen = copy.copy(current)
             frozen = own_copy(frozen)
-            anew = super().run(frozen, images, prompts, **options)
+            anew = super().run(frozen, prompts, images, **options)
             assert torch.equal(found.embeddings, anew.embeddings)
             seen.append(cached)
             return found
@@ -283,25 +283,25 @@ def test_settings_are_checked(options, message):
 def test_inputs_are_checked(model, directory, tmp_path):
     run, given = tuning().run, {"surrogates": SURROGATES, "retained": RETAINED}
     with pytest.raises(UsageError, match="3 images, 2 prompts, surrogates of 3"):
-        run(model, IMAGES, PROMPTS[:2], **given)
+        run(model, PROMPTS[:2], IMAGES, **given)
     with pytest.raises(UsageError, match="no retained pairs"):
-        run(model, IMAGES, PROMPTS, surrogates=SURROGATES, retained=[])
+        run(model, PROMPTS, IMAGES, surrogates=SURROGATES, retained=[])
     other = [("a dog", RETAINED[0][1][:8])]
     with pytest.raises(UsageError, match="pictures of different sizes"):
-        run(model, IMAGES, PROMPTS, surrogates=SURROGATES, retained=other)
+        run(model, PROMPTS, IMAGES, surrogates=SURROGATES, retained=other)
     layer = model.layers[0]
     width = model.unet.get_submodule(layer).to_v.out_features
     view = model.masked(NeuronMask({layer: torch.zeros(1, width)}))
     with pytest.raises(UsageError, match="pruned view makes the surrogates"):
-        run(view, IMAGES, PROMPTS, **given)
+        run(view, PROMPTS, IMAGES, **given)
     with pytest.raises(UsageError, match="has masks"):
         view.save_pretrained(tmp_path / "view")
     half = df.load(directory, device="cpu", dtype="bfloat16")
     with pytest.raises(UsageError, match="load it with dtype='float32'"):
-        run(half, IMAGES, PROMPTS, **given)
+        run(half, PROMPTS, IMAGES, **given)
     large = df.load(save_tiny_sdxl(tmp_path / "xl"), device="cpu")
     with pytest.raises(UsageError, match="SDXL"):
-        run(large, IMAGES, PROMPTS, **given)
+        run(large, PROMPTS, IMAGES, **given)
 
 
 def test_gradients_that_are_not_finite_end_the_run(directory):

@@ -45,7 +45,7 @@ class Verdicts:
 
 def test_copies_are_left_out_repeated_or_borrowed(model, drawn):
     measure = Verdicts([[1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 1]])
-    found = surrogates(model, drawn[:, 0], PROMPTS, measure=measure, count=2, candidates=4, **HOW)
+    found = surrogates(model, PROMPTS, drawn[:, 0], measure=measure, count=2, candidates=4, **HOW)
     assert found.pictures.dtype == torch.uint8 and found.own.tolist() == [2, 0, 1]
     assert torch.equal(found.pictures[0], drawn[0, [1, 2]])
     assert torch.equal(found.pictures[1], drawn[2, [2, 2]])
@@ -57,7 +57,7 @@ def test_copies_are_left_out_repeated_or_borrowed(model, drawn):
 def test_the_real_measure_finds_the_copies(model, drawn):
     """What the model itself draws from seed 0 is a copy of itself."""
     found = surrogates(
-        model, drawn[:, 0].numpy(), PROMPTS, measure=SmallPictures(0.999), count=1, **HOW
+        model, PROMPTS, drawn[:, 0].numpy(), measure=SmallPictures(0.999), count=1, **HOW
     )
     assert (found.similarity[:, 0] > 0.999).all() and found.similarity.shape == (3, 2)
     own = [p for p in range(3) if found.own[p]]
@@ -66,11 +66,11 @@ def test_the_real_measure_finds_the_copies(model, drawn):
 
 def test_what_cannot_be_done_is_refused(model, drawn):
     with pytest.raises(UsageError, match="every candidate of every prompt is a copy"):
-        surrogates(model, drawn[:, 0], PROMPTS, measure=Verdicts(np.ones((3, 2))), count=1, **HOW)
+        surrogates(model, PROMPTS, drawn[:, 0], measure=Verdicts(np.ones((3, 2))), count=1, **HOW)
     with pytest.raises(UsageError, match="3 images, 1 prompts"):
-        surrogates(model, drawn[:, 0], PROMPTS[:1], measure=SmallPictures())
+        surrogates(model, PROMPTS[:1], drawn[:, 0], measure=SmallPictures())
     with pytest.raises(UsageError, match="count must be"):
-        surrogates(model, drawn[:, 0], PROMPTS, measure=SmallPictures(), count=5, candidates=4)
+        surrogates(model, PROMPTS, drawn[:, 0], measure=SmallPictures(), count=5, candidates=4)
 
 
 def pool(model, **settings):

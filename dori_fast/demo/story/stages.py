@@ -103,7 +103,7 @@ def attack(
         )
         prompts, images = [p.prompt for p in of], np.stack([p.image for p in of])
         ids = [f"{which} {row}" for row in range(len(of))]
-        found = settings.attack().run(view, images, prompts, ids=ids)
+        found = settings.attack().run(view, prompts, images, ids=ids)
         results: dict[str, NDArray[Any]] = {}
         for step in settings.steps:
             condition = found.condition(view, step) if step else view.encode(prompts)

@@ -212,7 +212,7 @@ class _Problems:
         ids = [rows.first + place for place in images]
         prompts, pictures = [rows.prompts[place] or "" for place in images], [*images.values()]
         view, stacked = self._view(ids), np.stack(pictures)
-        found = self.method.run(view, stacked, prompts, start=self.start, ids=ids)
+        found = self.method.run(view, prompts, stacked, start=self.start, ids=ids)
         how = vars(self.judging)
         before = replication(view, view.encode(prompts), stacked, **how).similarity
         after = replication(view, found.condition(view), stacked, **how).similarity

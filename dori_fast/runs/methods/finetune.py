@@ -241,8 +241,8 @@ class _Run:
             say(f"drawing surrogates of {len(chosen.rows):,} pictures")
             return surrogates(
                 masked_rows(self._model, self._masks, chosen.rows, "finetune"),
-                chosen.images,
                 chosen.prompts,
+                chosen.images,
                 measure=how.measure or SmallPictures(),
                 count=how.count,
                 steps=how.steps,
@@ -278,8 +278,8 @@ class _Run:
 
         tuned = self._method.run(
             self._model,
-            self._memorized.images,
             self._memorized.prompts,
+            self._memorized.images,
             surrogates=others,
             retained=pairs,
             on_step=told,

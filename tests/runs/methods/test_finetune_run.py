@@ -124,13 +124,13 @@ def test_it_is_the_method_on_surrogates_under_each_rows_mask(place: Place) -> No
     prompts = [prompt for prompt, _ in chosen]
     view = place.model.masked(place.masks.take(rows))
     drawn = surrogates(
-        view, images, prompts, measure=SmallPictures(), count=2, steps=2, guidance=3.0
+        view, prompts, images, measure=SmallPictures(), count=2, steps=2, guidance=3.0
     )
     retained = [("a key", images[0]), (prompts[1], images[1]), (prompts[2], images[2])]
     inner = Dori(steps=2, batch=2, objective="prediction")
     pool = Pool(("prompt", "gaussian"), per_step=3, restart_after=4)
     method = Adversarial(7, inner, pool, lr=1e-3, warmup=2, retained_batch=2)
-    alone = method.run(place.model, images, prompts, surrogates=drawn, retained=retained)
+    alone = method.run(place.model, prompts, images, surrogates=drawn, retained=retained)
     tuned = dori_fast.load(place.root / "whole" / "model", device="cpu")
     for found, expected in zip(tuned.unet.parameters(), alone.unet.parameters(), strict=True):
         assert torch.equal(found, expected)
