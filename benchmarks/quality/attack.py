@@ -43,7 +43,7 @@ class Problems:
         self.model = df.load("demo", dtype=dtype, device=device)
         self.alone = df.load("demo", dtype=dtype, device=device, batch_size=batch)
         self.unet = copy.deepcopy(self.model.unet).requires_grad_(True)
-        self.attack = df.attack.Dori(steps=steps, batch=batch, objective="prediction")
+        self.attack = df.attack.Dori(steps=steps, draws=batch, objective="prediction")
 
     def ours(self) -> Tensor:
         """Embeddings [P, T, D], all problems in one call."""
@@ -62,7 +62,7 @@ class Problems:
         return torch.stack([self._eager_one(p) for p in range(len(self.prompts))])
 
     def _eager_one(self, problem: int) -> Tensor:
-        model, batch, config = self.model, self.attack.batch, self.attack.config()
+        model, batch, config = self.model, self.attack.draws, self.attack.config()
         x_0 = model.latents(self.images[problem : problem + 1])
         text = model.encode(self.prompts[problem : problem + 1]).embeddings.detach()
         embedding = text.clone().requires_grad_()

@@ -32,7 +32,7 @@ from dori_fast.finetune.triggers import Pool
 from dori_fast.models import Denoiser
 
 # the paper's are Dori(steps=50) and Pool(restart_after=None)
-INNER_ATTACK = Dori(steps=10, batch=2, objective="prediction")
+INNER_ATTACK = Dori(steps=10, draws=2, objective="prediction")
 POOL = Pool(("prompt", "gaussian"), restart_after=60)
 
 

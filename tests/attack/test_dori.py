@@ -13,32 +13,10 @@ from dori_fast.attack import Dori, LossBelow
 from dori_fast.attack.draws import Draws, stream
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask, WeightMask
-from tests.tiny_model import save_tiny_sd
 from tests.tiny_sdxl import POOLED, save_tiny_sdxl
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
 IDS = ["astronaut", "cat", 7]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return df.load(directory, device="cpu", batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def model64(directory):
-    return df.load(directory, device="cpu", dtype="float64", batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def images():
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=generator)
 
 
 def plain_attack(model, image, prompt, problem, *, steps, batch, start=None, unet=None):
@@ -74,7 +52,7 @@ def test_it_is_the_plain_loop(directory, images, batch, kind):
     """With 2, 2 and a fraction of a problem in one evaluation of 8 samples."""
     model = df.load(directory, device="cpu", dtype="float64", batch_size=8)
     model.schedule.prediction_type = kind
-    result = Dori(steps=5, batch=batch).run(model, PROMPTS, images, ids=IDS)
+    result = Dori(steps=5, draws=batch).run(model, PROMPTS, images, ids=IDS)
     for p in range(3):
         expected, losses = plain_attack(model, images[p], PROMPTS[p], IDS[p], steps=5, batch=batch)
         torch.testing.assert_close(result.embeddings[p], expected, rtol=1e-8, atol=1e-8)
@@ -112,7 +90,7 @@ def test_weights_of_min_snr(directory, images, kind, cap):
 
 @pytest.mark.parametrize("start", ["prompt", "gaussian"])
 def test_an_answer_depends_on_no_neighbour(model, images, start):
-    attack = Dori(steps=4, batch=4)
+    attack = Dori(steps=4, draws=4)
     together = attack.run(model, PROMPTS, images, start=start, ids=IDS)
     backwards = attack.run(model, PROMPTS[::-1], images.flip(0), start=start, ids=IDS[::-1])
     assert torch.equal(together.embeddings, backwards.embeddings.flip(0))
@@ -123,21 +101,21 @@ def test_an_answer_depends_on_no_neighbour(model, images, start):
 
 
 def test_the_loss_falls(model, images):
-    result = Dori(steps=40, batch=8).run(model, None, images, start="gaussian")
+    result = Dori(steps=40, draws=8).run(model, None, images, start="gaussian")
     assert result.losses.shape == (40, 3)
     assert (result.losses[-10:].mean(0) < result.losses[:10].mean(0)).all()
 
 
 def test_other_seeds_and_ids_are_other_draws(model, images):
     same = images[:1].expand(2, -1, -1, -1)
-    first = Dori(steps=2, batch=2).run(model, PROMPTS[:1] * 2, same, ids=["a", "b"]).embeddings
-    other = Dori(steps=2, batch=2, seed=1).run(model, PROMPTS[:1] * 2, same, ids=["a", "b"])
+    first = Dori(steps=2, draws=2).run(model, PROMPTS[:1] * 2, same, ids=["a", "b"]).embeddings
+    other = Dori(steps=2, draws=2, seed=1).run(model, PROMPTS[:1] * 2, same, ids=["a", "b"])
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[0], other.embeddings[0])
 
 
 def test_starts(model, images):
-    attack = Dori(steps=2, batch=2, checkpoints=[0])
+    attack = Dori(steps=2, draws=2, checkpoints=[0])
     from_prompt = attack.run(model, PROMPTS, images)
     assert torch.equal(from_prompt.checkpoints[0], model.encode(PROMPTS).embeddings)
     others = attack.run(model, PROMPTS[1:] + PROMPTS[:1], images)
@@ -151,9 +129,9 @@ def test_starts(model, images):
 
 
 def test_checkpoints_are_those_of_shorter_attacks(model, images):
-    long = Dori(steps=6, batch=4, checkpoints=(6, 0, 2)).run(model, PROMPTS, images)
+    long = Dori(steps=6, draws=4, checkpoints=(6, 0, 2)).run(model, PROMPTS, images)
     assert list(long.checkpoints) == [0, 2, 6]
-    short = Dori(steps=2, batch=4).run(model, PROMPTS, images)
+    short = Dori(steps=2, draws=4).run(model, PROMPTS, images)
     assert torch.equal(long.checkpoints[2], short.embeddings)
     assert torch.equal(long.checkpoints[6], long.embeddings)
     assert torch.equal(long.condition(model, 2).embeddings, short.embeddings)
@@ -163,9 +141,9 @@ def test_checkpoints_are_those_of_shorter_attacks(model, images):
 
 def test_an_attack_goes_on_where_another_stopped(model, images):
     """With its moments, which are left as they were."""
-    first = Dori(steps=3, batch=4).run(model, PROMPTS[:1], images[:1], ids=["first"])
+    first = Dori(steps=3, draws=4).run(model, PROMPTS[:1], images[:1], ids=["first"])
     moments = first.adam.exp_avg.clone()
-    onward = Dori(steps=2, batch=4)
+    onward = Dori(steps=2, draws=4)
     found = onward.run(model, first.embeddings, images[:1], ids=["next"], adam=first.adam)
     assert found.steps.tolist() == [2] and found.adam.step.tolist() == [5]
     assert torch.equal(first.adam.exp_avg, moments) and first.adam.step.tolist() == [3]
@@ -190,14 +168,14 @@ def test_an_attack_goes_on_where_another_stopped(model, images):
 
 
 def test_a_problem_that_stops_leaves_the_others_as_they_are(model, images):
-    whole = Dori(steps=6, batch=4, checkpoints=[2]).run(model, PROMPTS, images)
+    whole = Dori(steps=6, draws=4, checkpoints=[2]).run(model, PROMPTS, images)
     asked = []
 
     def second_one(progress):
         asked.append((progress.step, progress.problems.tolist(), tuple(progress.losses.shape)))
         return progress.problems == 1
 
-    attack = Dori(steps=6, batch=4, stop=second_one, check_every=2)
+    attack = Dori(steps=6, draws=4, stop=second_one, check_every=2)
     result = attack.run(model, PROMPTS, images)
     assert asked == [(2, [0, 1, 2], (2, 3)), (4, [0, 2], (4, 2))]
     assert result.steps.tolist() == [6, 2, 6] and result.evaluations.tolist() == [24, 8, 24]
@@ -208,9 +186,9 @@ def test_a_problem_that_stops_leaves_the_others_as_they_are(model, images):
 
 
 def test_stopping_by_the_loss(model, images):
-    never = Dori(steps=4, batch=4, stop=LossBelow(0.0, window=1), check_every=1)
+    never = Dori(steps=4, draws=4, stop=LossBelow(0.0, window=1), check_every=1)
     assert never.run(model, PROMPTS, images).steps.tolist() == [4, 4, 4]
-    soon = Dori(steps=4, batch=4, stop=LossBelow(float("inf"), window=2), check_every=1)
+    soon = Dori(steps=4, draws=4, stop=LossBelow(float("inf"), window=2), check_every=1)
     assert soon.run(model, PROMPTS, images).steps.tolist() == [2, 2, 2]
 
 
@@ -227,7 +205,7 @@ def weight_masks(model):
 
 @pytest.mark.parametrize("kind", [neuron_masks, weight_masks])
 def test_each_problem_under_its_own_mask(model64, images, kind):
-    masks, attack = kind(model64), Dori(steps=3, batch=4)
+    masks, attack = kind(model64), Dori(steps=3, draws=4)
     together = attack.run(model64.masked(masks), PROMPTS, images, ids=IDS).embeddings
     plain = attack.run(model64, PROMPTS, images, ids=IDS).embeddings
     for p in range(3):
@@ -241,7 +219,7 @@ def test_a_model_whose_layers_are_not_known(directory, images):
     shared, plain = (
         df.load(directory, device="cpu", dtype="float64", batch_size=8, share=s) for s in (1, 0)
     )
-    attack = Dori(steps=3, batch=4)
+    attack = Dori(steps=3, draws=4)
     one, two = (attack.run(m, PROMPTS, images).embeddings for m in (shared, plain))
     torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-8)
     with pytest.raises(UsageError, match="not known"):
@@ -250,7 +228,7 @@ def test_a_model_whose_layers_are_not_known(directory, images):
 
 def test_sdxl_keeps_the_pooled_embeddings_of_the_prompts(tmp_path, images):
     model = df.load(save_tiny_sdxl(tmp_path), device="cpu", batch_size=8)
-    attack = Dori(steps=2, batch=4, checkpoints=[0])
+    attack = Dori(steps=2, draws=4, checkpoints=[0])
     result = attack.run(model, PROMPTS, images, start="gaussian")
     assert result.pooled.shape == (3, POOLED)
     assert torch.equal(result.pooled, model.encode(PROMPTS).one_row_each().pooled)
@@ -262,7 +240,7 @@ def test_sdxl_keeps_the_pooled_embeddings_of_the_prompts(tmp_path, images):
 
 
 def test_recomputing_keeps_less_and_changes_nothing(model, images):
-    attack, kept = Dori(steps=2, batch=4), {}
+    attack, kept = Dori(steps=2, draws=4), {}
 
     def run(recompute):
         attack.recompute, sizes = recompute, []
@@ -280,7 +258,7 @@ def test_recomputing_keeps_less_and_changes_nothing(model, images):
 
 def test_float16_finds_what_float64_finds(directory, model64, images):
     half = df.load(directory, device="cpu", dtype="float16", batch_size=8)
-    attack = Dori(steps=1, batch=8, checkpoints=[0])
+    attack = Dori(steps=1, draws=8, checkpoints=[0])
 
     def first_slopes(model):
         """Adam's first step is lr times the sign of the slope."""
@@ -298,7 +276,7 @@ def test_slopes_that_overflow_are_left_out(model, images):
     broken.latents = lambda pictures: (
         model.latents(pictures) * torch.tensor([1.0, float("inf"), 1.0]).view(3, 1, 1, 1)
     )
-    result = Dori(steps=2, batch=4, checkpoints=[0]).run(broken, PROMPTS, images)
+    result = Dori(steps=2, draws=4, checkpoints=[0]).run(broken, PROMPTS, images)
     assert result.steps.tolist() == [2, 0, 2] and result.evaluations.tolist() == [8, 8, 8]
     assert torch.equal(result.embeddings[1], result.checkpoints[0][1])
     assert result.embeddings.isfinite().all()
@@ -308,7 +286,7 @@ def test_slopes_that_overflow_are_left_out(model, images):
     ("options", "message"),
     [
         ({"steps": 0}, "at least 1"),
-        ({"batch": 0}, "at least 1"),
+        ({"draws": 0}, "at least 1"),
         ({"objective": "velocity"}, "objective must be one of epsilon, min-snr"),
         ({"snr_cap": 0.0}, "snr_cap must be above 0"),
         ({"steps": 5, "checkpoints": [6]}, "checkpoints must be 0..5"),

@@ -46,7 +46,7 @@ def test_given_and_trained_is_too_much(tmp_path):
 
 def test_sets_fit_the_batch():
     settings = Settings()
-    assert BATCH % settings.attack().batch == 0
+    assert BATCH % settings.attack().draws == 0
     assert settings.pictures * settings.seeds == BATCH == settings.controls * settings.seeds
 
 

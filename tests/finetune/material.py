@@ -22,7 +22,7 @@ RETAINED = [(f"a {i}", picture.numpy()) for i, picture in enumerate(pictures(5, 
 def tuning(**changes):
     settings = {
         "steps": 4,
-        "attack": Dori(steps=2, batch=2),
+        "attack": Dori(steps=2, draws=2),
         "pool": Pool(("prompt", "gaussian", "retained"), per_step=4, restart_after=4),
         "lr": 1e-3,
         "warmup": 2,

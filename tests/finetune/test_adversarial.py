@@ -51,7 +51,7 @@ def test_it_repeats_to_the_bit_and_seeds_matter(model):
     torch.randn(7)
     assert torch.equal(weights(train(tuning(), model)), first)
     assert not torch.equal(weights(train(tuning(seed=1), model)), first)
-    other_attack = tuning(attack=Dori(steps=2, batch=2, seed=1))
+    other_attack = tuning(attack=Dori(steps=2, draws=2, seed=1))
     assert not torch.equal(weights(train(other_attack, model)), first)
 
 
@@ -232,7 +232,7 @@ def test_the_attack_meets_the_updated_weights(model):
             seen.append(cached)
             return found
 
-    train(tuning(steps=3, attack=Spy(steps=2, batch=2), lr=1e-2), model)
+    train(tuning(steps=3, attack=Spy(steps=2, draws=2), lr=1e-2), model)
     assert len(seen) == 3
     assert (seen[0] - seen[1]).abs().max() > 1e-3 and (seen[1] - seen[2]).abs().max() > 1e-3
 

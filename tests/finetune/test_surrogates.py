@@ -90,7 +90,7 @@ def test_every_trigger_has_its_turn(model):
 
 def test_where_triggers_begin_and_go_on(model):
     starts = ("prompt", "gaussian", "retained")
-    attack, images = Dori(steps=2, batch=2, checkpoints=[0]), torch.zeros(3, 16, 16, 3).byte()
+    attack, images = Dori(steps=2, draws=2, checkpoints=[0]), torch.zeros(3, 16, 16, 3).byte()
     rows = torch.tensor([1, 4, 7])
     for limit, ages in ((None, [2, 2, 2]), (4, [2, 4, 2])):
         triggers, kept = pool(model, starts=starts, restart_after=limit)

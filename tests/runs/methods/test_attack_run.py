@@ -25,7 +25,7 @@ from tests.runs.inputs import csv_text, write
 PROMPTS = ["a cup of coffee", "the cat", "a dog", "x" * 1_000_001, "another cat"]
 NAMES = ["0.png", "sub/1.jpg", "../outside.png", "3.png", "broken.png"]
 HOW: dict[str, Any] = {
-    "method": Dori(steps=3, batch=4),
+    "method": Dori(steps=3, draws=4),
     "judging": Judging(seeds=2, steps=2, guidance=3.0),
 }
 

@@ -55,7 +55,7 @@ class Place:
         )
 
     def run(self, name: str, *, lr: float = 1e-3, **changes: Any) -> FineTuned:
-        inner = Dori(steps=2, batch=2, objective="prediction")
+        inner = Dori(steps=2, draws=2, objective="prediction")
         pool = Pool(("prompt", "gaussian"), per_step=3, restart_after=4)
         settings: dict[str, Any] = {
             "out": self.root / name,
@@ -127,7 +127,7 @@ def test_it_is_the_method_on_surrogates_under_each_rows_mask(place: Place) -> No
         view, prompts, images, measure=SmallPictures(), count=2, steps=2, guidance=3.0
     )
     retained = [("a key", images[0]), (prompts[1], images[1]), (prompts[2], images[2])]
-    inner = Dori(steps=2, batch=2, objective="prediction")
+    inner = Dori(steps=2, draws=2, objective="prediction")
     pool = Pool(("prompt", "gaussian"), per_step=3, restart_after=4)
     method = Adversarial(7, inner, pool, lr=1e-3, warmup=2, retained_batch=2)
     alone = method.run(place.model, prompts, images, surrogates=drawn, retained=retained)
