@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def measure(name: str, view: df.Denoiser, under: df.Denoiser, size: float, n: float) -> Found:
         copies = replication(
-            view, view.encode(prompts), originals, seeds=options.seeds, keep_pictures=True, **HOW
+            view, view.encode(prompts), originals, seeds=options.seeds, keep_images=True, **HOW
         )
         drawn = under.generate(under.encode(others), seeds, **HOW).numpy()
         return Found(name, copies, similarity(drawn, usual), size, n)
@@ -130,8 +130,8 @@ def record(
     PAGE.write_text(page(summaries, setting), encoding="utf-8")
     groups = [Group("trained on", originals[:SHOWN, None])]
     for f in found:
-        if f.memorized.pictures is not None:
-            groups.append(Group(f.name, f.memorized.pictures[:SHOWN, :3]))
+        if f.memorized.images is not None:
+            groups.append(Group(f.name, f.memorized.images[:SHOWN, :3]))
     picture_grid(prompts[:SHOWN], groups).save(PICTURE)
 
 

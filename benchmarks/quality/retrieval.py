@@ -131,10 +131,10 @@ class Study:
         results = {"rows": np.array(rows), "cpu_seconds_per_problem": np.array(spent)}
         for step in arm.steps:
             condition = found.condition(view, step) if step else view.encode(prompts)
-            drawn = replication(view, condition, images, seeds=arm.seeds, keep_pictures=True, **HOW)
+            drawn = replication(view, condition, images, seeds=arm.seeds, keep_images=True, **HOW)
             results[f"similarity {step}"] = drawn.similarity
-            if drawn.pictures is not None:
-                results[f"pictures {step}"] = drawn.pictures[:, :SHOWN]
+            if drawn.images is not None:
+                results[f"pictures {step}"] = drawn.images[:, :SHOWN]
         np.savez(path.with_suffix(".partial.npz"), **results)
         path.with_suffix(".partial.npz").replace(path)
         return results

@@ -12,7 +12,7 @@ from dori_fast.attack import Dori
 from dori_fast.demo import Picture, pictures
 from dori_fast.demo.story.settings import ATTACK, BATCH
 from dori_fast.errors import UsageError
-from dori_fast.evaluate import SmallPictures
+from dori_fast.evaluate import SmallImages
 from recipes.training.finetuned import HOW, reproduced
 
 SETS = ("memorized", "control")
@@ -84,7 +84,7 @@ class Settings:
             "budgets": list(self.budgets),
             "attacks": {name: self.attack(name).config() for name in ATTACKS},
             "generation": HOW,
-            "threshold": SmallPictures().threshold,
+            "threshold": SmallImages().threshold,
         }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dori_fast.demo import Picture, pairs, pictures
-from dori_fast.evaluate import SmallPictures
+from dori_fast.evaluate import SmallImages
 from dori_fast.finetune import Adversarial, Checkpoint, StepReport, surrogates
 from dori_fast.models import Denoiser, load
 from dori_fast.prune import Wanda
@@ -55,7 +55,7 @@ def retrain(
     model = load("demo", device="cpu")
     prompts, images = [p.prompt for p in chosen], np.stack([p.image for p in chosen])
     hidden = model.masked(HIDING.localize(model, prompts))
-    others = surrogates(hidden, prompts, images, measure=SmallPictures(), **HOW)
+    others = surrogates(hidden, prompts, images, measure=SmallImages(), **HOW)
     path = work / "checkpoint.safetensors"
     return (how or Adversarial()).run(
         load("demo", device="cpu", batch_size=16),

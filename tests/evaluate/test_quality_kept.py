@@ -75,14 +75,14 @@ def test_the_distance_has_no_bias_and_sees_another_distribution():
 
 
 def test_features_are_histograms_of_cells():
-    pictures = RANDOM.integers(0, 256, (2, 9, 12, 3), np.uint8)
-    found = GridHistograms(cells=2, bins=4)(pictures)
+    images = RANDOM.integers(0, 256, (2, 9, 12, 3), np.uint8)
+    found = GridHistograms(cells=2, bins=4)(images)
     assert found.shape == (2, 4 * 4 * 4)
     np.testing.assert_allclose((found**2).sum(1), found.shape[1])
     counts = np.zeros(4)
     for row in range(4):
         for column in range(6, 12):
-            counts[pictures[1, row, column, 2] // 64] += 1
+            counts[images[1, row, column, 2] // 64] += 1
     blocks = found.reshape(2, 4, 4, 4)
     np.testing.assert_allclose(blocks[1, 1, 2] ** 2 / 4, counts / 24)
     stripes = np.zeros((1, 16, 16, 3), np.uint8)
@@ -133,7 +133,7 @@ def test_a_broken_model_is_noticed(model):
     assert found.summary()["held_out_loss"]["change"][1] > 0
 
 
-def test_figures_are_those_of_the_drawn_pictures(model):
+def test_figures_are_those_of_the_drawn_images(model):
     found = quality(model, model, PROMPTS, IMAGES, **HOW)
     drawn = model.generate(model.encode(PROMPTS), range(3), steps=3, guidance=2.0).numpy()
     np.testing.assert_allclose(found.to_pair[0], similarity(drawn, IMAGES[:, None]).mean(1))

@@ -287,7 +287,7 @@ def test_inputs_are_checked(model, directory, tmp_path):
     with pytest.raises(UsageError, match="no retained pairs"):
         run(model, PROMPTS, IMAGES, surrogates=SURROGATES, retained=[])
     other = [("a dog", RETAINED[0][1][:8])]
-    with pytest.raises(UsageError, match="pictures of different sizes"):
+    with pytest.raises(UsageError, match="images of different sizes"):
         run(model, PROMPTS, IMAGES, surrogates=SURROGATES, retained=other)
     layer = model.layers[0]
     width = model.unet.get_submodule(layer).to_v.out_features

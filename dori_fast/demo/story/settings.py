@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dori_fast.attack import Dori
-from dori_fast.evaluate import SmallPictures
+from dori_fast.evaluate import SmallImages
 from dori_fast.prune import NeMo, Wanda
 from recipes.training.finetuned import HIDING, HOW
 
@@ -51,5 +51,5 @@ class Settings:
             "nemo": nemo,
             "wanda": HIDING.config(),
             "generation": HOW,
-            "threshold": SmallPictures().threshold,
+            "threshold": SmallImages().threshold,
         }

@@ -176,8 +176,8 @@ def _judged(
 ) -> dict[str, NDArray[Any]]:
     """Similarities [P, S] and the first seed's pictures [P, H, W, 3], named by the step."""
     images = np.stack([picture.image for picture in of])
-    found = replication(model, condition, images, seeds=seeds, keep_pictures=True, **HOW)
-    drawn = found.pictures
+    found = replication(model, condition, images, seeds=seeds, keep_images=True, **HOW)
+    drawn = found.images
     assert drawn is not None  # noqa: S101
     return {f"similarity {step}": found.similarity, f"pictures {step}": drawn[:, 0]}
 

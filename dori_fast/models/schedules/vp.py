@@ -10,6 +10,9 @@ from dori_fast.errors import UsageError
 from dori_fast.models.engine.state import Timestep
 from dori_fast.models.schedules.prediction import KINDS, ddim_step, target, to_epsilon
 
+DDIM_STEPS = 50
+"""Denoising steps of a DDIM run in the papers; the default of every method."""
+
 
 class Schedule:
     """The variance-preserving schedule of DDPM, with DDIM's timesteps and unit initial noise.

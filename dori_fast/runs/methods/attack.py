@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from dori_fast.attack import Dori
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.evaluate import CopySimilarity, SmallPictures, replication
+from dori_fast.evaluate import CopySimilarity, SmallImages, replication
 from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.runs.store.durable import write_durably
 from dori_fast.runs.methods.row_runs import EachResult, run_each
@@ -59,7 +59,7 @@ class Judging:
 
     def config(self) -> dict[str, Any]:
         """As plain JSON."""
-        measure = (self.measure or SmallPictures()).config()
+        measure = (self.measure or SmallImages()).config()
         how = {"seeds": self.seeds, "steps": self.steps, "guidance": self.guidance}
         return {**how, "measure": measure}
 
@@ -176,7 +176,7 @@ def attack(
             on_progress=on_progress,
         )
     write_durably(run.out / EMBEDDINGS, lambda file: _save_embeddings(model, run, file))
-    return AttackRun(run, (judging.measure or SmallPictures()).threshold)
+    return AttackRun(run, (judging.measure or SmallImages()).threshold)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from dori_fast.errors import UsageError
-from dori_fast.evaluate import CopySimilarity, SmallPictures
+from dori_fast.evaluate import CopySimilarity, SmallImages
 from dori_fast.finetune import Adversarial, Checkpoint, StepReport, Surrogates, surrogates
 from dori_fast.finetune.adversarial import check_model
 from dori_fast.models import NeuronMask, WeightMask
@@ -58,7 +58,7 @@ class Drawing:
 
     def config(self) -> dict[str, Any]:
         """As plain JSON."""
-        measure = (self.measure or SmallPictures()).config()
+        measure = (self.measure or SmallImages()).config()
         how = {"count": self.count, "steps": self.steps, "guidance": self.guidance}
         return {**how, "measure": measure}
 
@@ -243,7 +243,7 @@ class _Run:
                 masked_rows(self._model, self._masks, chosen.rows, "finetune"),
                 chosen.prompts,
                 chosen.images,
-                measure=how.measure or SmallPictures(),
+                measure=how.measure or SmallImages(),
                 count=how.count,
                 steps=how.steps,
                 guidance=how.guidance,

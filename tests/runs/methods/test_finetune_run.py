@@ -19,7 +19,7 @@ from PIL import Image
 import dori_fast
 from dori_fast.attack import Dori
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.evaluate import SmallPictures
+from dori_fast.evaluate import SmallImages
 from dori_fast.finetune import Adversarial, Checkpoint, Pool, StepReport, surrogates
 from dori_fast.models import NeuronMask
 from dori_fast.runs.errors import ScanInterrupted
@@ -124,7 +124,7 @@ def test_it_is_the_method_on_surrogates_under_each_rows_mask(place: Place) -> No
     prompts = [prompt for prompt, _ in chosen]
     view = place.model.masked(place.masks.take(rows))
     drawn = surrogates(
-        view, prompts, images, measure=SmallPictures(), count=2, steps=2, guidance=3.0
+        view, prompts, images, measure=SmallImages(), count=2, steps=2, guidance=3.0
     )
     retained = [("a key", images[0]), (prompts[1], images[1]), (prompts[2], images[2])]
     inner = Dori(steps=2, draws=2, objective="prediction")
