@@ -49,7 +49,7 @@ class Triggers:
 
     Attributes:
         embeddings: [Q, T, D], the current triggers.
-        adam: their moments.
+        adam: Adam moments of the triggers.
         age: int64 [Q], inner steps since the last restart.
         begun: int64 [Q], number of starts.
     """

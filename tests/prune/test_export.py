@@ -165,11 +165,11 @@ def test_what_others_pruned_with_torch_is_read(model, unet):
     assert torch.equal(mask.pruned[name][0], values.weight_mask == 0)
     if isinstance(linear, torch.nn.Conv2d):
         torch_prune.l1_unstructured(linear, "weight", amount=0.5)
-        with pytest.raises(UsageError, match="proj_in .Conv2d, weight. is pruned, and masks are"):
+        with pytest.raises(UsageError, match="proj_in .Conv2d, weight. is pruned, but masks are"):
             df.prune.from_torch_prune(unet)
 
 
-def test_torchs_masks_that_a_mask_cannot_say(model, unet):
+def test_torchs_masks_that_a_mask_cannot_express(model, unet):
     with pytest.raises(UsageError, match="no layer is pruned by torch"):
         df.prune.from_torch_prune(unet)
     layer = next(iter(model.engine.second_linears))
@@ -178,7 +178,7 @@ def test_torchs_masks_that_a_mask_cannot_say(model, unet):
     with pytest.raises(UsageError, match="pruned bias whose neuron keeps weights"):
         df.prune.from_torch_prune(unet)
     torch_prune.custom_from_mask(linear, "weight", torch.zeros_like(linear.weight))
-    with pytest.raises(UsageError, match="pruned bias, which a mask of weights cannot say"):
+    with pytest.raises(UsageError, match="pruned bias, which a mask of weights cannot express"):
         df.prune.from_torch_prune(unet)
     torch_prune.remove(linear, "weight"), torch_prune.remove(linear, "bias")
     torch_prune.custom_from_mask(linear, "weight", torch.full_like(linear.weight, 0.5))
