@@ -20,8 +20,7 @@ IDS = ["astronaut", "cat", 7]
 
 
 def plain_attack(model, image, prompt, problem, *, steps, batch, start=None, unet=None):
-    """Published code's way: diffusers' forward with trainable weights, `.backward()`, torch's
-    Adam."""
+    """The released loop: diffusers' forward, trainable weights, `.backward()`, torch's Adam."""
     unet = copy.deepcopy(unet or model.unet).requires_grad_(True)
     x_0 = model.latents(image[None])
     begin = model.encode([prompt]).embeddings if start is None else start[None]
@@ -49,7 +48,7 @@ def plain_attack(model, image, prompt, problem, *, steps, batch, start=None, une
 @pytest.mark.parametrize("batch", [4, 3, 20])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_it_is_the_plain_loop(directory, images, batch, kind):
-    """With 2, 2 and a fraction of a problem in one evaluation of 8 samples."""
+    """One evaluation of 8 samples holds 2, 2 or a part of a problem."""
     model = df.load(directory, device="cpu", dtype="float64", batch_size=8)
     model.schedule.prediction_type = kind
     result = Dori(steps=5, draws=batch).run(model, PROMPTS, images, ids=IDS)
@@ -64,7 +63,7 @@ def test_it_is_the_plain_loop(directory, images, batch, kind):
 @pytest.mark.parametrize("cap", [1.0, 5.0])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_weights_of_min_snr(directory, images, kind, cap):
-    """Against the weights that Hang et al. give for the error of each kind of answer."""
+    """Compare with the weights of Hang et al. for each prediction type."""
     model = df.load(directory, device="cpu", dtype="float64", batch_size=8)
     model.schedule.prediction_type = kind
     x_0, draws = model.latents(images[:1]), Draws(model, [0], 0, 8)
@@ -140,7 +139,7 @@ def test_checkpoints_are_those_of_shorter_attacks(model, images):
 
 
 def test_an_attack_goes_on_where_another_stopped(model, images):
-    """With its moments, which are left as they were."""
+    """The moments are passed on and not modified."""
     first = Dori(steps=3, draws=4).run(model, PROMPTS[:1], images[:1], ids=["first"])
     moments = first.adam.exp_avg.clone()
     onward = Dori(steps=2, draws=4)
@@ -261,7 +260,7 @@ def test_float16_finds_what_float64_finds(directory, model64, images):
     attack = Dori(steps=1, draws=8, checkpoints=[0])
 
     def first_slopes(model):
-        """Adam's first step is lr times the sign of the slope."""
+        """Adam's first step is lr times the sign of the gradient."""
         result = attack.run(model, None, images, start="gaussian")
         return (result.embeddings - result.checkpoints[0]).double(), result
 

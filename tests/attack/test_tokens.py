@@ -87,7 +87,7 @@ def plain_attack(model, image, prompt, problem, *, steps, batch, k, lr, decay):
 
 @pytest.mark.parametrize("batch", [4, 20])
 def test_it_is_the_plain_loop(model64, images, batch):
-    """Losses are of the tokens that were drawn: one wrong slope and they would be others."""
+    """Losses depend on the drawn tokens, so one wrong gradient would change them."""
     attack = Tokens(steps=6, draws=batch, tokens=3, lr=0.05)
     result = attack.run(model64, PROMPTS, images, ids=IDS)
     for p in range(3):

@@ -1,4 +1,4 @@
-"""Quality kept: against plain loops; equal models differ in nothing, a broken one is noticed."""
+"""Quality against plain loops; equal models do not differ, a broken one does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdict: what is drawn, what counts, and over what the shares are taken."""
+"""Replication: drawn images, copies, and rates over images and prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adversarial fine-tuning on a tiny model: what it trains on, and that it can be repeated."""
+"""Adversarial fine-tuning on a tiny model: its training data, gradients and reproducibility."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_the_gradients_are_those_of_a_plain_loop(directory, kind, at_once):
 
 
 def test_steps_are_those_of_adamw_with_clipping_and_average(directory):
-    """Without an adversary, a run is a short loop of torch."""
+    """Without an attack, a run equals a short torch loop."""
     model = df.load(directory, device="cpu", batch_size=8)
     method = tuning(steps=3, attack=None, clip=0.5, ema=0.9, at_once=100)
     reports = []
@@ -203,7 +203,7 @@ def test_the_losses_fall(model):
 
 
 def test_the_attack_meets_the_updated_weights(model):
-    """Nothing that the engine computed with older weights is left, whoever asked in between."""
+    """The engine keeps nothing that it computed with older weights, even if read in between."""
     seen = []
 
     class Spy(Dori):

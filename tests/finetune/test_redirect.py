@@ -1,4 +1,4 @@
-"""The losses that the paper does not have: redirected images, and the original's answers."""
+"""The losses that the paper does not have: redirection and distillation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.finetune.material import PROMPTS, SURROGATES, train, tuning, weights
 
 
 def test_seen_images_are_noised_and_lead_elsewhere(model):
-    """The loss of a group whose images are noised in place of what they shall lead to."""
+    """The loss of a group that is shown ``seen`` noised but must predict the target of x_0."""
     latents = model.latents(SURROGATES.flatten(0, 1))
     x_0, seen, text = latents[:3], latents[3:], model.encode(PROMPTS).embeddings
     plain = own_copy(model)

@@ -1,4 +1,4 @@
-"""The rule by which surrogates are chosen, and the pool of triggers."""
+"""The choice of surrogates, and the pool of triggers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def drawn(model):
 
 
 class Verdicts:
-    """A measure that says what the test wants."""
+    """A measure that returns given similarities."""
 
     threshold = 0.5
 
@@ -55,7 +55,7 @@ def test_copies_are_left_out_repeated_or_borrowed(model, drawn):
 
 
 def test_the_real_measure_finds_the_copies(model, drawn):
-    """What the model itself draws from seed 0 is a copy of itself."""
+    """The model's own image of seed 0 is a copy of itself."""
     found = surrogates(
         model, PROMPTS, drawn[:, 0].numpy(), measure=SmallImages(0.999), count=1, **HOW
     )

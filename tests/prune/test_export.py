@@ -36,7 +36,7 @@ def unet(model):
 
 
 def random_mask(model, kind, seed=0):
-    """A mask of about a third of two layers, and one that leaves a third layer alone."""
+    """A mask of about a third of two layers, and of nothing in a third layer."""
     generator = torch.Generator().manual_seed(seed)
     if kind == "neurons":
         linears = [(name, model.unet.get_submodule(name).to_v) for name in model.layers[:3]]
@@ -52,13 +52,13 @@ def random_mask(model, kind, seed=0):
 
 
 def parameter_names(mask):
-    """Those that the two layers with something masked have."""
+    """Names of the weights of the two masked layers."""
     suffix = ".to_v.weight" if isinstance(mask, NeuronMask) else ".weight"
     return {name + suffix for name in mask.layers[:2]}
 
 
 def same_weights(one, two):
-    """Bit for bit, so that a lost minus of a zero or a NaN is seen."""
+    """Compare bit for bit, so that the sign of a zero and NaN count."""
     state = two.state_dict()
     assert set(one.state_dict()) == set(state)
     return all(
