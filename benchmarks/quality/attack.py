@@ -43,16 +43,16 @@ class Problems:
         self.model = df.load("demo", dtype=dtype, device=device)
         self.alone = df.load("demo", dtype=dtype, device=device, batch_size=batch)
         self.unet = copy.deepcopy(self.model.unet).requires_grad_(True)
-        self.attack = df.attack.Dori(steps=steps, batch=batch, objective="prediction")
+        self.attack = df.attack.Dori(steps=steps, draws=batch, objective="prediction")
 
     def ours(self) -> Tensor:
         """Embeddings [P, T, D], all problems in one call."""
-        return self.attack.run(self.model, self.images, self.prompts).embeddings
+        return self.attack.run(self.model, self.prompts, self.images).embeddings
 
     def one_by_one(self) -> Tensor:
         """The same embeddings, one call for each problem, its batches as large as it fills."""
         found = [
-            self.attack.run(self.alone, self.images[p : p + 1], [prompt], ids=[p])
+            self.attack.run(self.alone, [prompt], self.images[p : p + 1], ids=[p])
             for p, prompt in enumerate(self.prompts)
         ]
         return torch.cat([result.embeddings for result in found])
@@ -62,7 +62,7 @@ class Problems:
         return torch.stack([self._eager_one(p) for p in range(len(self.prompts))])
 
     def _eager_one(self, problem: int) -> Tensor:
-        model, batch, config = self.model, self.attack.batch, self.attack.config()
+        model, batch, config = self.model, self.attack.draws, self.attack.config()
         x_0 = model.latents(self.images[problem : problem + 1])
         text = model.encode(self.prompts[problem : problem + 1]).embeddings.detach()
         embedding = text.clone().requires_grad_()

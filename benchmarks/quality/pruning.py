@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
             view.encode(prompts),
             originals,
             seeds=options.seeds,
-            keep_pictures=True,
+            keep_images=True,
             **GENERATION,
         )
         drawn = under.generate(under.encode(others), seeds, **GENERATION).numpy()
@@ -135,8 +135,8 @@ def record(
     PAGE.write_text(page(summaries, setting), encoding="utf-8")
     groups = [Group("trained on", originals[:SHOWN, None])]
     for f in found:
-        if f.memorized.pictures is not None:
-            groups.append(Group(f.name, f.memorized.pictures[:SHOWN, :3]))
+        if f.memorized.images is not None:
+            groups.append(Group(f.name, f.memorized.images[:SHOWN, :3]))
     image_grid(prompts[:SHOWN], groups).save(PICTURE)
 
 

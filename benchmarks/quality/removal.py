@@ -79,7 +79,7 @@ def under_attack(
     attack = Dori(max(budgets), **how, seed=ATTACK_SEED, checkpoints=budgets)
     prompts = [p.prompt for p in at]
     ids = [f"fresh {i}" for i in range(len(at))]
-    found = attack.run(view, images_of(at), prompts, start=start, ids=ids)
+    found = attack.run(view, prompts, images_of(at), start=start, ids=ids)
     after = {str(n): copies(view, found.condition(view, n), at, seeds) for n in budgets}
     if replay is not None:
         for n in budgets:
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name, view in {"original": model, "wanda": hidden, "fine-tuned": fixed}.items()
         },
         "quality": quality(
-            fixed, model, images_of(unseen), [p.prompt for p in unseen], **GENERATION
+            fixed, model, [p.prompt for p in unseen], images_of(unseen), **GENERATION
         ).summary(),
         "attacks": [],
     }

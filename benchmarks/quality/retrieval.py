@@ -126,17 +126,17 @@ class Study:
         attack = Dori(steps=arm.steps[-1], **ATTACK, checkpoints=arm.steps)
         began = process_time()
         ids = [f"{arm.pictures} {row}" for row in rows]
-        found = attack.run(view, images, prompts, start=START, ids=ids)
+        found = attack.run(view, prompts, images, start=START, ids=ids)
         spent = (process_time() - began) / len(rows)
         results = {"rows": np.array(rows), "cpu_seconds_per_problem": np.array(spent)}
         for step in arm.steps:
             condition = found.condition(view, step) if step else view.encode(prompts)
             drawn = replication(
-                view, condition, images, seeds=arm.seeds, keep_pictures=True, **GENERATION
+                view, condition, images, seeds=arm.seeds, keep_images=True, **GENERATION
             )
             results[f"similarity {step}"] = drawn.similarity
-            if drawn.pictures is not None:
-                results[f"pictures {step}"] = drawn.pictures[:, :SHOWN]
+            if drawn.images is not None:
+                results[f"pictures {step}"] = drawn.images[:, :SHOWN]
         np.savez(path.with_suffix(".partial.npz"), **results)
         path.with_suffix(".partial.npz").replace(path)
         return results

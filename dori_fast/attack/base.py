@@ -1,4 +1,4 @@
-"""What every attack has in common: its budget, its loss, its random streams and its problems."""
+"""The base class of all attacks: budget, loss, random streams and input checks."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from dori_fast.models import Denoiser
 OBJECTIVES = ("epsilon", "min-snr", "prediction")
 
 
-class Settings:
-    """The settings of an attack that lowers the denoising loss of P images by P texts.
+class Attack:
+    """An attack that minimizes the denoising loss of P images over P texts.
 
     Args:
         steps: optimizer steps per problem.
         lr: learning rate of Adam.
-        batch: draws of (noise, timestep) per step and problem.
-        objective: ``"epsilon"``, the usual loss; ``"prediction"``, the squared error of what the
-            network itself answers; or ``"min-snr"``, between them. In the error of epsilon that of
-            the sample counts SNR(t) = a / (1 - a) times, a the cumulative alpha at t, so that a
-            network which answers the sample is asked about little noise almost alone; with
-            ``"min-snr"`` it counts min(SNR(t), snr_cap) times (Hang et al., "Efficient Diffusion
-            Training via Min-SNR Weighting Strategy", ICCV 2023, arXiv 2303.09556).
-        snr_cap: their gamma, 5 by default as theirs is; for ``"min-snr"`` alone.
-        seed: of all random streams, together with the problems' ids.
-        checkpoints: keep what is found after so many steps too; 0 keeps the start.
-        stop: asked every ``check_every`` steps which problems may stop before their budget is used
-            up, such as :class:`dori_fast.attack.LossBelow`; the only time that the host waits.
-        check_every: steps between two such questions.
-        recompute: keep only what lies between the network's layers, and compute the rest anew in
-            the backward pass: less memory for about a third more time.
+        draws: noise draws (noise, timestep) per optimization step and problem.
+        objective: loss to minimize. ``"epsilon"`` is the usual loss; ``"prediction"`` is the
+            squared error of the network's own output. For a network that predicts the sample, the
+            epsilon loss weights its error by SNR(t) = a / (1 - a), a the cumulative alpha at t, so
+            nearly clean timesteps dominate. ``"min-snr"`` caps this weight at ``snr_cap`` (Hang et
+            al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", ICCV 2023, arXiv
+            2303.09556).
+        snr_cap: largest weight of a timestep under ``"min-snr"``; 5 by default, as in the paper,
+            which calls it gamma.
+        seed: seed of all random streams, combined with the problems' ids.
+        checkpoints: steps after which the result so far is kept; 0 keeps the start.
+        stop: rule that ends problems before their budget is used up, such as
+            :class:`dori_fast.attack.LossBelow`. Only this call waits for the device.
+        check_every: steps between two calls of ``stop``.
+        recompute: store only the activations between the network's layers and recompute the rest
+            in the backward pass. This saves memory and takes about a third more time.
 
     Raises:
         UsageError: a number out of range or an unknown objective.
@@ -47,20 +48,20 @@ class Settings:
 
     def __init__(
         self,
-        steps: int,
-        lr: float,
-        batch: int,
+        steps: int = 50,
+        lr: float = 0.1,
+        draws: int = 8,
         *,
-        objective: str,
-        snr_cap: float,
-        seed: int,
-        checkpoints: Sequence[int],
-        stop: Stop | None,
-        check_every: int,
-        recompute: bool,
+        objective: str = "epsilon",
+        snr_cap: float = 5.0,
+        seed: int = 0,
+        checkpoints: Sequence[int] = (),
+        stop: Stop | None = None,
+        check_every: int = 10,
+        recompute: bool = False,
     ) -> None:
-        if steps < 1 or batch < 1 or check_every < 1:
-            raise UsageError("attack: steps, batch and check_every must be at least 1")
+        if steps < 1 or draws < 1 or check_every < 1:
+            raise UsageError("attack: steps, draws and check_every must be at least 1")
         if objective not in OBJECTIVES:
             raise UsageError(
                 f"attack: objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}"
@@ -69,18 +70,18 @@ class Settings:
             raise UsageError(f"attack: snr_cap must be above 0, got {snr_cap}")
         if not all(0 <= step <= steps for step in checkpoints):
             raise UsageError(f"attack: checkpoints must be 0..{steps}, got {list(checkpoints)}")
-        self.steps, self.lr, self.batch = steps, float(lr), batch
+        self.steps, self.lr, self.draws = steps, float(lr), draws
         self.objective, self.snr_cap, self.seed = objective, float(snr_cap), seed
         self.checkpoints = tuple(sorted(set(checkpoints)))
         self.stop, self.check_every, self.recompute = stop, check_every, recompute
 
     def config(self) -> dict[str, Any]:
-        """Everything that the answers depend on besides the model and the problems, as JSON."""
+        """Everything that the result depends on besides the model and the problems, as JSON."""
         return {
             "name": self.name,
             "steps": self.steps,
             "lr": self.lr,
-            "batch": self.batch,
+            "batch": self.draws,
             "objective": self.objective,
             "snr_cap": self.snr_cap if self.objective == "min-snr" else None,
             "seed": self.seed,
@@ -92,10 +93,10 @@ class Settings:
 def problems_of(
     model: Denoiser, images: NDArray[np.uint8] | Tensor, ids: Sequence[int | str] | None
 ) -> tuple[Tensor, list[int | str]]:
-    """The clean latents [P, C, H, W] of images uint8 [P, H, W, 3], and the problems' names.
+    """Clean latents [P, C, H, W] of images uint8 [P, H, W, 3], and the problems' ids.
 
     Raises:
-        UsageError: no images, images of another size than the model's, or not an id for each.
+        UsageError: no images, an image size other than the model's, or not one id per image.
     """
     if len(images) == 0:
         raise UsageError("attack: no images")

@@ -1,4 +1,4 @@
-"""P problems descending together: who goes on, their losses and slopes, and what they cost."""
+"""The optimization loop of an attack: P problems with their losses, gradients and cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dori_fast.attack.base import Settings
+from dori_fast.attack.base import Attack
 from dori_fast.attack.draws import Draws
 from dori_fast.attack.stopping import Progress
 from dori_fast.models import Denoiser, TextCondition
@@ -19,85 +19,85 @@ from dori_fast.ops import add_noise, diffusion_loss
 class Progression(ABC):
     """The state of one call of an attack.
 
-    A subclass says what one step does to what is sought (:meth:`update`), what of it is kept at a
-    checkpoint (:meth:`current`) and which embeddings it stands for (:meth:`embeddings`).
+    A subclass defines the update of one step (:meth:`update`), the value that a checkpoint keeps
+    (:meth:`current`) and the embeddings of the problems that still run (:meth:`embeddings`).
 
     Attributes:
-        going: int64 [A] on the CPU, the problems that still go on.
-        active: bool [P] on the model's device, the same.
+        running: int64 [A] on the CPU, the problems that still run.
+        active: bool [P] on the model's device, True for the same problems.
         losses: [steps, P], each step's loss before its update; NaN once a problem has stopped.
-        kept: what was kept after so many steps.
+        kept: the checkpoints by step.
     """
 
     def __init__(
         self,
-        attack: Settings,
+        attack: Attack,
         model: Denoiser,
         latents: Tensor,
         ids: Sequence[int | str],
     ) -> None:
         self.attack, self.model, self.latents = attack, model, latents
         count, wide = len(latents), wide_dtype(model)
-        self.going = torch.arange(count)
+        self.running = torch.arange(count)
         self.active = torch.ones(count, dtype=torch.bool, device=model.device)
         self.losses = torch.full((attack.steps, count), torch.nan, dtype=wide, device=model.device)
         self.kept: dict[int, Tensor] = {}
         self._attempts = torch.zeros(count, dtype=torch.int64)
-        self._draws = Draws(model, ids, attack.seed, attack.batch)
-        # a mean over so many numbers has slopes that float16 cannot hold; a power of two, taken
-        # out again in float32, leaves the step as it is
+        self._draws = Draws(model, ids, attack.seed, attack.draws)
+        # Gradients of a mean over this many values underflow in float16. Scale the loss by a
+        # power of two and undo it in float32 (exact).
         half = model.dtype == torch.float16
-        scale = 2.0 ** (attack.batch * latents[:1].numel()).bit_length() if half else 1.0
+        scale = 2.0 ** (attack.draws * latents[:1].numel()).bit_length() if half else 1.0
         self._scale = self.losses.new_full((count,), scale)
 
     @abstractmethod
     def update(self, step: int) -> None:
-        """One update of every problem that still goes on."""
+        """Update every problem that still runs."""
 
     @abstractmethod
     def current(self) -> Tensor:
-        """What has been found by now, of all problems; a copy."""
+        """A copy of the current result of all problems."""
 
     @abstractmethod
     def embeddings(self) -> Tensor:
-        """Embeddings [A, T, D] of what has been found for the problems that still go on."""
+        """Current embeddings [A, T, D] of the problems that still run."""
 
     @property
     def evaluations(self) -> Tensor:
-        """int64 [P], UNet samples that each problem evaluated, forward and backward."""
-        return self._attempts * self.attack.batch
+        """int64 [P], UNet samples of each problem, forward and backward."""
+        return self._attempts * self.attack.draws
 
     def run(self) -> None:
-        """Take all steps; nothing waits for the device but the question who may stop."""
+        """Take all steps; only the stop rule waits for the device."""
         attack = self.attack
         with self.model.engine.recomputing(attack.recompute):
             for step in range(attack.steps):
                 if step in attack.checkpoints:
                     self.kept[step] = self.current()
-                if len(self.going):
+                if len(self.running):
                     self.update(step)
-                    self._attempts[self.going] += 1
-                    self._ask_who_stops(step + 1)
+                    self._attempts[self.running] += 1
+                    self._apply_stop(step + 1)
         if attack.steps in attack.checkpoints:
             self.kept[attack.steps] = self.current()
 
-    def descend(self, step: int, embeddings: Tensor, pooled: Tensor | None) -> Tensor:
-        """Put the step's losses into ``losses`` and their slopes into ``embeddings.grad``.
+    def backward(self, step: int, embeddings: Tensor, pooled: Tensor | None) -> Tensor:
+        """Write the step's losses into ``losses`` and their gradients into ``embeddings.grad``.
 
         Args:
-            step: number of the step.
-            embeddings: a leaf [P, T, D]; its gradient is anew that of this step.
-            pooled: [P, E] (SDXL), whose gradient is written too if it requires one; or None.
+            step: index of the step.
+            embeddings: leaf [P, T, D]; its gradient is replaced.
+            pooled: [P, E] (SDXL) or None; its gradient is replaced too if it requires one.
 
         Returns:
-            bool [P], whose slopes are finite; the rest must not be stepped with.
+            bool [P], True where the gradients are finite. The other problems must not be updated.
         """
         leaves = [leaf for leaf in (embeddings, pooled) if leaf is not None and leaf.requires_grad]
         for leaf in leaves:
             leaf.grad = None
-        timesteps, noise = self._draws.take(self.going.tolist())
+        timesteps, noise = self._draws.take(self.running.tolist())
         for rows, draws, share in self._chunks():
-            problems = self.going[rows]
+            problems = self.running[rows]
             on_device = problems.to(self.model.device)
             loss = share * self._loss(
                 self.model.condition(embeddings, pooled)[problems],
@@ -119,48 +119,48 @@ class Progression(ABC):
     def _chunks(self) -> Iterator[tuple[slice, slice, float]]:
         """Problems and draws that fill one evaluation each, and their share of a problem's draws.
 
-        Whole problems where they fit, so that the order of sums within a problem is always the
-        same.
+        Problems are kept whole where they fit, so that the order of sums within a problem is
+        always the same.
         """
-        size, batch = self.model.batch_size, self.attack.batch
-        at_once, draws = max(1, size // batch), min(size, batch)
-        for first in range(0, len(self.going), at_once):
-            for start in range(0, batch, draws):
-                stop = min(start + draws, batch)
-                yield slice(first, first + at_once), slice(start, stop), (stop - start) / batch
+        size, draws = self.model.batch_size, self.attack.draws
+        at_once, width = max(1, size // draws), min(size, draws)
+        for first in range(0, len(self.running), at_once):
+            for start in range(0, draws, width):
+                stop = min(start + width, draws)
+                yield slice(first, first + at_once), slice(start, stop), (stop - start) / draws
 
     def _loss(
         self, condition: TextCondition, x_0: Tensor, noise: Tensor, timesteps: Tensor
     ) -> Tensor:
-        """Losses [A] of A problems on draws of noise [A, B, *] and timesteps [A, B]."""
+        """Losses [A] of A problems on noise [A, B, *] and timesteps [A, B]."""
         model = self.model
         alpha_bar = model.alphas_cumprod[timesteps].to(model.device)
         x_t = add_noise(x_0, noise, alpha_bar)
         if self.attack.objective == "prediction":
-            answer = prediction(model, condition, x_t, timesteps)
+            output = prediction(model, condition, x_t, timesteps)
             target = model.schedule.target(x_0, noise, timesteps)
         else:
-            answer, target = model.epsilon(condition, x_t, timesteps), noise
-        target = target.to(answer.dtype)
+            output, target = model.epsilon(condition, x_t, timesteps), noise
+        target = target.to(output.dtype)
         if self.attack.objective == "min-snr":
-            # the error of epsilon has SNR times that of the sample already
+            # the epsilon loss weights the sample's error by SNR already; reduce that to the cap
             weight = (self.attack.snr_cap * (1 - alpha_bar) / alpha_bar).clamp(max=1)
-            root = weight.sqrt().to(answer.dtype)[..., None, None, None]
-            answer, target = root * answer, root * target
-        return diffusion_loss(answer, target)
+            root = weight.sqrt().to(output.dtype)[..., None, None, None]
+            output, target = root * output, root * target
+        return diffusion_loss(output, target)
 
-    def _ask_who_stops(self, step: int) -> None:
+    def _apply_stop(self, step: int) -> None:
         stop, every = self.attack.stop, self.attack.check_every
         if stop is None or step % every or step == self.attack.steps:
             return
-        rows = self.going.to(self.model.device)
+        rows = self.running.to(self.model.device)
         with torch.no_grad():
-            progress = Progress(step, self.going, self.embeddings(), self.losses[:step, rows])
+            progress = Progress(step, self.running, self.embeddings(), self.losses[:step, rows])
             done = stop(progress).cpu()
-        self.going = self.going[~done]
+        self.running = self.running[~done]
         self.active[rows[done.to(rows.device)]] = False
 
 
 def wide_dtype(model: Denoiser) -> torch.dtype:
-    """What is optimized is float32, or float64 for a float64 model, however narrow the model."""
+    """dtype of the optimized values: float64 for a float64 model, else float32."""
     return torch.float64 if model.dtype == torch.float64 else torch.float32

@@ -1,7 +1,8 @@
-"""What an attack found and what it cost."""
+"""The results of attacks, with their cost."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +20,13 @@ class AttackResult:
 
     Attributes:
         embeddings: [P, T, D] on the model's device, float32 (float64 for a float64 model).
-        pooled: [P, E], the pooled embeddings that went with them (SDXL), else None.
+        pooled: [P, E], the pooled embeddings that belong to them (SDXL), else None.
         losses: [steps, P], each step's loss before its update; NaN once a problem has stopped.
-        steps: int64 [P], updates that each problem got.
-        adam: the optimizer's moments, to go on with.
-        evaluations: int64 [P], UNet samples that each problem evaluated, forward and backward.
-        checkpoints: embeddings [P, T, D] after so many steps, as asked for; those of a problem
-            that had stopped are its last.
-        config: the attack's settings.
+        steps: int64 [P], updates of each problem.
+        adam: the optimizer's moments, from which another attack can continue.
+        evaluations: int64 [P], UNet samples of each problem, forward and backward.
+        checkpoints: embeddings [P, T, D] by step; a problem that had stopped keeps its last ones.
+        config: the attack's ``config()``.
     """
 
     embeddings: Tensor
@@ -42,31 +42,27 @@ class AttackResult:
         return self.embeddings.shape[0]
 
     def condition(self, model: Denoiser, step: int | None = None) -> TextCondition:
-        """The embeddings found, or those of a checkpoint, as conditions to generate from.
+        """The final embeddings, or those of a checkpoint, as conditions to generate from.
 
         Raises:
             UsageError: no such checkpoint.
         """
-        if step is not None and step not in self.checkpoints:
-            kept = ", ".join(map(str, self.checkpoints)) or "none"
-            raise UsageError(f"attack: no checkpoint at step {step}; kept are {kept}")
-        found = self.embeddings if step is None else self.checkpoints[step]
-        return model.condition(found, self.pooled)
+        return model.condition(_at(step, self.embeddings, self.checkpoints), self.pooled)
 
 
 @dataclass(frozen=True)
 class TokensResult:
-    """Tokens found for P problems.
+    """Tokens of P problems.
 
     Attributes:
         tokens: int64 [P, K] on the CPU, the tokens before each prompt.
         ids: int64 [P, T] on the CPU, whole token rows: marks, tokens, prompt, padding.
-        losses: [steps, P], each step's loss with the tokens then drawn; NaN once a problem has
-            stopped.
-        steps: int64 [P], updates that each problem got.
-        evaluations: int64 [P], UNet samples that each problem evaluated, forward and backward.
-        checkpoints: token rows int64 [P, T] after so many steps, as asked for.
-        config: the attack's settings.
+        losses: [steps, P], each step's loss with the tokens drawn in that step; NaN once a
+            problem has stopped.
+        steps: int64 [P], updates of each problem.
+        evaluations: int64 [P], UNet samples of each problem, forward and backward.
+        checkpoints: token rows int64 [P, T] by step.
+        config: the attack's ``config()``.
     """
 
     tokens: Tensor
@@ -81,20 +77,26 @@ class TokensResult:
         return self.ids.shape[0]
 
     def prompts(self, model: Denoiser) -> list[str]:
-        """What was found as text, tokens and prompt.
+        """Tokens and prompt as text.
 
-        Typed in again it may become other tokens, where two of them join to one; conditions are
-        made of the tokens themselves.
+        Tokenizing this text may give other tokens, where two of them merge into one;
+        :meth:`condition` uses the tokens themselves.
         """
         return [str(text) for text in model.tokenizer.batch_decode(self.ids, True)]
 
     def condition(self, model: Denoiser, step: int | None = None) -> TextCondition:
-        """The token rows found, or those of a checkpoint, as conditions to generate from.
+        """The final token rows, or those of a checkpoint, as conditions to generate from.
 
         Raises:
             UsageError: no such checkpoint.
         """
-        if step is not None and step not in self.checkpoints:
-            kept = ", ".join(map(str, self.checkpoints)) or "none"
-            raise UsageError(f"attack: no checkpoint at step {step}; kept are {kept}")
-        return encode_ids(model, self.ids if step is None else self.checkpoints[step])
+        return encode_ids(model, _at(step, self.ids, self.checkpoints))
+
+
+def _at(step: int | None, final: Tensor, checkpoints: Mapping[int, Tensor]) -> Tensor:
+    if step is None:
+        return final
+    if step not in checkpoints:
+        kept = ", ".join(map(str, checkpoints)) or "none"
+        raise UsageError(f"attack: no checkpoint at step {step}; kept are {kept}")
+    return checkpoints[step]

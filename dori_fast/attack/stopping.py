@@ -1,4 +1,4 @@
-"""When a problem of an attack may stop before its budget is used up."""
+"""Rules that stop a problem of an attack before its budget is used up."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the problems that still go on stand.
+    """The state of the A problems that still run.
 
     Attributes:
-        step: how many steps they have taken.
-        problems: int64 [A] on the CPU, their places in the call's problems.
+        step: number of steps done.
+        problems: int64 [A] on the CPU, the problems' indices in the call.
         embeddings: [A, T, D].
         losses: [step, A], the loss before each step.
     """
@@ -26,14 +26,14 @@ class Progress:
 
 
 Stop = Callable[[Progress], Tensor]
-"""Says which of the A problems have gone far enough, bool [A]."""
+"""Returns which of the A problems are to stop, bool [A]."""
 
 
 @dataclass(frozen=True)
 class LossBelow:
-    """Stop a problem whose loss has been below ``threshold`` in the mean of the last steps.
+    """Stop a problem when its mean loss over the last ``window`` steps is below ``threshold``.
 
-    A single step's loss says little: it depends on the timesteps that were drawn for it.
+    The loss of a single step varies with the timesteps that were drawn for it.
     """
 
     threshold: float

@@ -3,17 +3,17 @@
 Zhang et al., "To Generate or Not? Safety-Driven Unlearned Diffusion Models Are Still Easy To
 Generate Unsafe Images ... For Now" (UnlearnDiffAtk, ECCV 2024, arXiv 2310.11868), for the loss that
 :class:`dori_fast.attack.Dori` lowers over embeddings. Each of K tokens before the prompt is a point
-u of the simplex over the vocabulary, at first its centre. A step draws a token from each u, takes
-the loss of the prompt behind those tokens, and gives u the slope that the drawn one-hot vector has
-(straight through, each entry clipped to -1..1):
+u of the simplex over the vocabulary, starting at its center. A step draws a token from each u,
+computes the loss of the prompt after those tokens, and passes the gradient of the drawn one-hot
+vector to u (straight through, each entry clipped to -1..1):
 
     u <- project(Adam(u, clip(E dL/de) + weight_decay u)),
 
-E the encoder's token embeddings [V, D] and e those of the drawn tokens; the likeliest tokens are
-the answer. Released code (OPTML-Group/Diffusion-MU-Attack at 0eea64d): Adam at rate 0.01, weight
-decay 0.1, K = 5 for nudity and 3 for styles and objects, up to 40 steps at each of 50 timesteps in
-turn with one draw of noise. Here timesteps and noises are those of the embedding attack instead, so
-that both have the same draws and budget, and marks are no tokens to choose.
+where E [V, D] are the encoder's token embeddings and e those of the drawn tokens. The result is
+the most likely tokens. Released code (OPTML-Group/Diffusion-MU-Attack at 0eea64d): Adam at learning
+rate 0.01, weight decay 0.1, K = 5 for nudity and 3 for styles and objects, up to 40 steps at each
+of 50 timesteps in turn with one noise draw. Here timesteps and noises are those of the embedding
+attack, so that both attacks have the same draws and budget. Special tokens cannot be chosen.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dori_fast.attack.base import Settings, problems_of
+from dori_fast.attack.base import Attack, problems_of
 from dori_fast.attack.draws import stream
 from dori_fast.attack.progression import Progression, wide_dtype
 from dori_fast.attack.result import TokensResult
-from dori_fast.attack.simplex import draw
 from dori_fast.attack.stopping import Stop
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
@@ -39,15 +38,14 @@ from dori_fast.ops import EmbeddingState, embedding_step
 from dori_fast.ops.simplex import capped_simplex_project as project
 
 
-class Tokens(Settings):
-    """The attack, on any number of images at once; SD 1.x and 2.x.
+class Tokens(Attack):
+    """The attack, on any number of images at once, for SD 1.x and 2.x.
 
     Args:
-        tokens: K, the tokens before each prompt.
-        weight_decay: of Adam, added to the slope.
+        tokens: number K of tokens before each prompt.
+        weight_decay: Adam's weight decay, added to the gradient.
 
-    The other arguments are those of :class:`dori_fast.attack.base.Settings`. Checkpoints are
-    tokens.
+    The other arguments are those of :class:`dori_fast.attack.Attack`. Checkpoints are tokens.
     """
 
     name = "tokens"
@@ -56,7 +54,7 @@ class Tokens(Settings):
         self,
         steps: int = 50,
         lr: float = 0.01,
-        batch: int = 8,
+        draws: int = 8,
         *,
         tokens: int = 5,
         weight_decay: float = 0.1,
@@ -71,7 +69,7 @@ class Tokens(Settings):
         super().__init__(
             steps,
             lr,
-            batch,
+            draws,
             objective=objective,
             snr_cap=snr_cap,
             seed=seed,
@@ -85,27 +83,27 @@ class Tokens(Settings):
         self.tokens, self.weight_decay = tokens, float(weight_decay)
 
     def config(self) -> dict[str, Any]:
-        """Everything that the answers depend on besides the model and the problems, as JSON."""
+        """Everything that the result depends on besides the model and the problems, as JSON."""
         return {**super().config(), "tokens": self.tokens, "weight_decay": self.weight_decay}
 
     def run(
         self,
         model: Denoiser,
-        images: Tensor | NDArray[np.uint8],
         prompts: Sequence[str],
+        images: Tensor | NDArray[np.uint8],
         *,
         ids: Sequence[int | str] | None = None,
     ) -> TokensResult:
         """Find K tokens to put before each of P prompts.
 
-        A problem's answer depends on (model, image, prompt, seed, id) and on the evaluation's
-        batch shape (``model.batch_size``) alone: not on the other problems, nor on P.
+        The result of a problem depends on (model, image, prompt, seed, id) and on the batch shape
+        of an evaluation (``model.batch_size``) alone: not on the other problems, nor on P.
 
         Args:
             model: the denoiser, plain or a masked view with one mask for all problems or one each.
-            images: uint8 [P, H, W, 3], of the model's own size.
             prompts: P prompts, the images' own or any others; ``""`` for none.
-            ids: the problems' names in the random streams; 0..P-1 if not given.
+            images: uint8 [P, H, W, 3], of the model's own size.
+            ids: the problems' names in the random streams; default 0..P-1.
 
         Raises:
             UsageError: numbers or sizes do not fit, or an SDXL model.
@@ -114,23 +112,22 @@ class Tokens(Settings):
         if len(prompts) != len(names):
             raise UsageError(f"attack: {len(names)} images but {len(prompts)} prompts")
         prefixed = PrefixedPrompts(model, prompts, self.tokens)
-        found = _Choices(self, model, latents, names, prefixed)
-        found.run()
-        ids_of = {step: prefixed.ids(tokens) for step, tokens in found.kept.items()}
-        best = found.current()
+        state = _Choices(self, model, latents, names, prefixed)
+        state.run()
+        best = state.current()
         return TokensResult(
             tokens=best,
             ids=prefixed.ids(best),
-            losses=found.losses,
-            steps=found.adam.step,
-            evaluations=found.evaluations,
-            checkpoints=ids_of,
+            losses=state.losses,
+            steps=state.adam.step,
+            evaluations=state.evaluations,
+            checkpoints={step: prefixed.ids(tokens) for step, tokens in state.kept.items()},
             config=self.config(),
         )
 
 
 class _Choices(Progression):
-    """Points of the simplex [P, K, V] on their way."""
+    """The points of the simplex [P, K, V] being optimized."""
 
     def __init__(
         self,
@@ -144,50 +141,58 @@ class _Choices(Progression):
         self.prefixed, self.weight_decay = prefixed, attack.weight_decay
         self.shape, wide = (len(ids), attack.tokens), wide_dtype(model)
         self.streams = [stream("tokens", attack.seed, problem) for problem in ids]
-        centre = prefixed.allowed.to(wide) / prefixed.allowed.sum()
-        self.choices = centre.expand(*self.shape, -1).clone()
+        center = prefixed.allowed.to(wide) / prefixed.allowed.sum()
+        self.choices = center.expand(*self.shape, -1).clone()
         self.adam = EmbeddingState.zeros_like(self.choices)
         like = model.unconditional.unique
         self.leaf = like.new_zeros(self.shape[0], *like.shape[1:], dtype=wide).requires_grad_()
 
     def update(self, step: int) -> None:
-        rows, k = self.going.to(self.model.device), self.shape[1]
+        rows, k = self.running.to(self.model.device), self.shape[1]
         uniform = torch.stack(
             [
                 torch.rand(k, generator=self.streams[row], dtype=torch.float64)
-                for row in self.going.tolist()
+                for row in self.running.tolist()
             ]
         )
         tokens = draw(self.choices[rows], uniform.to(self.choices.device))
-        encoded, slots = self.prefixed.encode(self.going, tokens)
+        encoded, slots = self.prefixed.encode(self.running, tokens)
         with torch.no_grad():
             self.leaf[rows] = encoded.to(self.leaf.dtype)
-        finite = self.descend(step, self.leaf, None)
-        slope = torch.zeros_like(self.choices)
-        slope[rows] = self._through_the_encoder(encoded, slots, rows)
-        finite &= slope.isfinite().flatten(1).all(1)
+        finite = self.backward(step, self.leaf, None)
+        grad = torch.zeros_like(self.choices)
+        grad[rows] = self._through_the_encoder(encoded, slots, rows)
+        finite &= grad.isfinite().flatten(1).all(1)
         moves = self.active & finite
-        grad = slope.clamp(-1, 1) + self.weight_decay * self.choices
+        grad = grad.clamp(-1, 1) + self.weight_decay * self.choices
         embedding_step(self.choices, grad, self.adam, lr=self.attack.lr, active=moves)
         nearest = project(self.choices.masked_fill(~self.prefixed.allowed, -torch.inf))
         self.choices = torch.where(moves[:, None, None], nearest, self.choices)
 
     def _through_the_encoder(self, encoded: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
-        """Slopes [A, K, V] of the one-hot choices, from those of the embeddings."""
+        """Gradients [A, K, V] of the one-hot choices, from those of the embeddings."""
         assert self.leaf.grad is not None  # noqa: S101
         outer = self.leaf.grad[rows]
-        # brought to a size that float16 holds by a power of two, which is taken out again
+        # scale by a power of two into the range of float16, and undo it afterwards (exact)
         exponent = torch.frexp(outer.flatten(1).abs().amax(1)).exponent
         factor = torch.ldexp(torch.ones_like(outer[:, 0, 0]), -exponent)[:, None, None]
         (inner,) = torch.autograd.grad(encoded, slots, (outer * factor).to(encoded.dtype))
-        # problem by problem: a product's rounding may depend on its size
+        # one product per problem: the rounding of a product may depend on its size
         each = [problem @ self.prefixed.table.T for problem in inner]
         return torch.stack(each).to(factor.dtype) / factor
 
     def current(self) -> Tensor:
-        """The likeliest tokens int64 [P, K] on the CPU."""
+        """The most likely tokens int64 [P, K] on the CPU."""
         return self.choices.argmax(-1).cpu()
 
     @torch.no_grad()
     def embeddings(self) -> Tensor:
-        return self.prefixed.encode(self.going, self.current()[self.going])[0]
+        return self.prefixed.encode(self.running, self.current()[self.running])[0]
+
+
+def draw(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Indices int64 [*] drawn with probabilities ``weights`` [*, V], by numbers [*] in 0..1."""
+    below = weights.double().cumsum(-1)
+    at = (uniform.to(below) * below[..., -1]).unsqueeze(-1)
+    found = torch.searchsorted(below, at, right=True).squeeze(-1)
+    return found.clamp(max=weights.shape[-1] - 1)

@@ -1,9 +1,9 @@
-"""Memorization detectors, one file each. A third party adds one by an entry point.
+"""Memorization detectors, one file each. Third parties add theirs by an entry point.
 
 A detector is any object with ``name``, ``config()`` and ``scores(model, prompts, positions)``; see
 :class:`dori_fast.detect.detector.Detector`. Packages register a class (or function) that makes one
-in the entry-point group ``dori_fast.detectors``; a scan calls it with ``seeds``, a number, and with
-``steps`` where another one than 1 is asked for. Built-in names cannot be taken.
+in the entry-point group ``dori_fast.detectors``. A scan calls it with ``seeds``, a number, and with
+``steps`` if that is not 1. Built-in names cannot be overridden.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 from dori_fast.detect.asthana import Asthana
 from dori_fast.detect.cascade import Cascade
 from dori_fast.detect.detector import Detector, PromptScores, SeededDetector
-from dori_fast.detect.nemo import Nemo
+from dori_fast.detect.nemo import NeMo
 from dori_fast.detect.ren import Ren
 from dori_fast.detect.sail import Sail
 from dori_fast.detect.wen import Wen
 from dori_fast.errors import UsageError
 
-_BUILT_IN: dict[str, type] = {kind.name: kind for kind in (Asthana, Nemo, Ren, Sail, Wen)}
+_BUILT_IN: dict[str, type] = {kind.name: kind for kind in (Asthana, NeMo, Ren, Sail, Wen)}
 
 __all__ = [
     "Asthana",
     "Cascade",
     "Detector",
-    "Nemo",
+    "NeMo",
     "PromptScores",
     "Ren",
     "Sail",
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def names() -> list[str]:
-    """The detectors that :func:`get` knows: the built-in ones and those of installed packages."""
+    """The names that :func:`get` accepts: built-in detectors and those of installed packages."""
     return sorted({*_BUILT_IN, *(e.name for e in entry_points(group="dori_fast.detectors"))})
 
 
@@ -47,7 +47,7 @@ def get(name: str, **options: Any) -> Detector:
 
     Raises:
         UsageError: no such detector, one that cannot be loaded or that two packages claim, or
-            options that it does not take.
+            options that it does not accept.
     """
     kind = _BUILT_IN.get(name) or _installed(name)
     try:
@@ -65,8 +65,8 @@ def _installed(name: str) -> Any:
         raise UsageError(f"detector {name}: claimed by several packages ({packages}); remove one")
     try:
         return found[0].load()
-    except Exception as error:  # whatever a stranger's module does when it is imported
+    except Exception as error:  # a third party's module may raise anything on import
         raise UsageError(
             f"detector {name}: {found[0].value} cannot be loaded ({type(error).__name__}: {error})"
-            " — reinstall the package that it comes from"
+            "; reinstall the package that it comes from"
         ) from error

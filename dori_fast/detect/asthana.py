@@ -24,20 +24,20 @@ from torch import Tensor
 from dori_fast.detect.detector import SeededDetector, one_draw, seed_list
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.ops import noise_cosine, noise_difference
-
-_TOTAL_STEPS = 50
 
 
 class Asthana(SeededDetector):
     """Asthana & Belagiannis' detector.
 
     Args:
-        seeds: how many seeds (0, 1, ...), or the seeds themselves.
+        seeds: number of seeds (0, 1, ...), or the seeds themselves.
         norm_weight: weight of the noise-difference norm at the noisiest timestep.
         cosine_weight: weight of the mean cosine at the low-noise timestep.
-        compat: ``None``, or ``"asthana"``, the released code: all images of a prompt drawn at
-            once from seed 51 on the model's device in its dtype, and both terms rounded to it.
+        compat: ``"asthana"`` reproduces the released code: the noise of all images of a prompt is
+            drawn at once from seed 51 on the model's device in its dtype, and both terms are
+            rounded to that dtype. Default: None.
     """
 
     name = "asthana"
@@ -66,7 +66,7 @@ class Asthana(SeededDetector):
 
     def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
         """Weighted norm plus cosine, [P, S]."""
-        timesteps = model.timesteps(_TOTAL_STEPS)
+        timesteps = model.timesteps(DDIM_STEPS)
         if self.compat:
             noise = one_draw(model, 51, len(self.seeds))
             high, low = (model.share(noise, timesteps[i]) for i in (0, -3))

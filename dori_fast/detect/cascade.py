@@ -1,7 +1,7 @@
-"""A seeded detector that stops where more seeds would not change the decision, most probably.
+"""A seeded detector that drops a prompt once more seeds are unlikely to change the decision.
 
-Approximate and opt-in: what is given up keeps the mean over the seeds it got. A prompt that reaches
-its last seed has the full test's score, to the bit.
+It is approximate and opt-in. The score of a dropped prompt is the mean over its evaluated seeds; a
+prompt that reaches its last seed has the full test's score, to the bit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from dori_fast.models import Denoiser
 
 
 class Cascade:
-    """Wen's detector seed by seed, giving up on prompts whose running mean is below a bound.
+    """Wen's detector, seed by seed; prompts whose running mean is below a bound are dropped.
 
     Args:
-        detector: the full test; shared seeds, two or more.
-        bound: see :func:`dori_fast.evaluate.futility.futility_bound`.
+        detector: the full test, with two or more shared seeds.
+        bound: smallest running mean to continue with; see
+            :func:`dori_fast.evaluate.futility.futility_bound`.
     """
 
     def __init__(self, detector: Wen, bound: float) -> None:

@@ -1,4 +1,4 @@
-"""What a detector gives, what the scan asks of it, and what detectors with seeds have in common."""
+"""The interface of detectors, their scores, and the base class of detectors with seeds."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class PromptScores:
 
     Attributes:
         score: float32 [P].
-        per_seed: float32 [P, S], what ``score`` is made of.
-        n_tokens: int64 [P], tokens before truncation, begin and end marks included.
-        truncated: bool [P].
-        used: int64 [P], how many seeds, from the first, were evaluated where a prompt may be
-            stopped early (``per_seed`` is NaN after them); None if each got all of them.
+        per_seed: float32 [P, S], the scores per seed that ``score`` is computed from.
+        n_tokens: int64 [P], tokens before truncation, with begin and end marks.
+        truncated: bool [P], True for prompts that were cut.
+        used: int64 [P], number of seeds evaluated if the detector may drop a prompt early
+            (``per_seed`` is NaN after them); None if every prompt got all seeds.
     """
 
     score: Tensor
@@ -49,17 +49,17 @@ class Detector(Protocol):
     ) -> PromptScores:
         """Score P >= 0 prompts.
 
-        ``positions`` [P] are the prompts' places in the whole input (0..P-1 if not given); only
-        modes that reproduce a peer's position-dependent seeding look at them. Without such a mode
-        a score depends on (model, prompt, seeds, dtype) alone.
+        ``positions`` [P] are the prompts' indices in the whole input, default 0..P-1. Only modes
+        that reproduce a peer's position-dependent seeding use them. In all other modes a score
+        depends on (model, prompt, seeds, dtype) alone.
         """
         ...
 
 
 class SeededDetector(ABC):
-    """A detector that looks at each prompt on S noises which all prompts share.
+    """A detector that scores each prompt on S noises, shared by all prompts.
 
-    A subclass gives ``name``, :meth:`config` and :meth:`per_seed`, and :meth:`reduce` if a
+    A subclass defines ``name``, :meth:`config` and :meth:`per_seed`, and :meth:`reduce` if a
     prompt's score is not the mean over its seeds.
     """
 
@@ -72,14 +72,14 @@ class SeededDetector(ABC):
 
     @abstractmethod
     def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
-        """One number per prompt and seed, [P, S]."""
+        """Scores per prompt and seed, [P, S]."""
 
     def reduce(self, per_seed: Tensor) -> Tensor:
         """Scores [P] from float64 [P, S]."""
         return per_seed.mean(dim=1)
 
     def score(self, model: Denoiser, prompts: Sequence[str]) -> Tensor:
-        """Scores of P prompts, float32 [P]; a higher one is more suspicious."""
+        """Scores of P prompts, float32 [P]; a higher score is more suspicious."""
         return self.scores(model, prompts).score
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class SeededDetector(ABC):
     ) -> PromptScores:
         """Score P >= 0 prompts; see :class:`Detector`."""
         condition = model.encode(prompts)
-        # prompts with the same token ids share noise and condition, hence their scores
+        # prompts with equal token ids share noise and condition, so compute their scores once
         per_seed = self.per_seed(model, condition.distinct())[condition.index]
         return self.collect(per_seed, condition)
 
@@ -106,7 +106,7 @@ class SeededDetector(ABC):
     ) -> Tensor:
         """[P, S] from ``compute(part, first)`` on as many prompts as fill one evaluation.
 
-        Predictions need not be kept, so memory does not grow with the number of prompts.
+        No predictions are kept, so memory does not grow with the number of prompts.
         """
         step = max(1, model.batch_size // len(self.seeds))
         chunks = [
@@ -117,10 +117,10 @@ class SeededDetector(ABC):
 
 
 def seed_list(name: str, seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """The seeds 0..n-1 of a number, or the given ones.
+    """The seeds 0..n-1 for a number n, or the given seeds.
 
     Raises:
-        UsageError: none, or one that is not in 0..2^63-1.
+        UsageError: no seeds, or a seed outside 0..2^63-1.
     """
     found = seed_tuple(seeds)
     if not found or not all(0 <= seed < 2**63 for seed in found):
@@ -129,7 +129,7 @@ def seed_list(name: str, seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def one_draw(model: Denoiser, seed: int, images: int) -> Tensor:
-    """Noise [S, C, H, W] as the peers draw it: all images at once, in model dtype on its device."""
+    """Noise [S, C, H, W] drawn as the peers do: at once, on the model's device in its dtype."""
     generator = torch.Generator(model.device).manual_seed(seed)
     shape = (images, *model.latent_shape)
     return torch.randn(shape, generator=generator, device=model.device, dtype=model.dtype)

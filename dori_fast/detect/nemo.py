@@ -1,12 +1,13 @@
 """The noise-similarity score of NeMo (Hintersdorf, Struppek et al., NeurIPS 2024).
 
-A memorized prompt pulls every initial noise towards one picture, so that its noise differences
+A memorized prompt pulls every initial noise toward one image, so that its noise differences
 
     delta_s = eps(x_T, t, c) - x_T
 
-look alike over seeds s. An image's score is the largest MS-SSIM of its delta with another one's,
-each stretched to 0..1 per channel; a prompt's the largest of all pairs. NeMo calls a prompt
-memorized above 0.428. How MS-SSIM is computed on small latents: ``ms_ssim_settings``.
+are similar over seeds s. The score of a seed is the largest MS-SSIM of its delta with another
+seed's, each stretched to 0..1 per channel; the score of a prompt is the largest over its seeds.
+NeMo calls a prompt memorized above ``THRESHOLD`` of :mod:`dori_fast.prune.nemo.search`.
+``ms_ssim_settings`` gives the MS-SSIM for small latents.
 
 UNet evaluations per prompt: S, and no unconditional ones. (The released code spends 2 S: it runs
 two passes on the same noise and discards the first.)
@@ -23,21 +24,18 @@ from torch import Tensor
 from dori_fast.detect.detector import SeededDetector, seed_list
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.ops import largest_per_map, ms_ssim
 
-THRESHOLD = 0.428
-"""The paper's: mean plus one standard deviation over 50,000 prompts of LAION, on SD 1.4."""
-_TOTAL_STEPS = 50
 
-
-class Nemo(SeededDetector):
+class NeMo(SeededDetector):
     """NeMo's detector.
 
     Args:
-        seeds: how many seeds (0, 1, ...), or the seeds themselves; at least 2.
+        seeds: number of seeds (0, 1, ...), or the seeds themselves; at least 2.
         compat: ``None``, the paper: the noisiest timestep, 981; or ``"nemo"``, the released code
-            (localizing_memorization_in_diffusion_models at f952ede): timestep 961, all images
-            drawn at once on the CPU in float32 from seed 1.
+            (localizing_memorization_in_diffusion_models at f952ede): timestep 961, and the noise
+            of all images drawn at once on the CPU in float32 from seed 1.
     """
 
     name = "nemo"
@@ -62,8 +60,8 @@ class Nemo(SeededDetector):
         return per_seed.amax(dim=1)
 
     def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
-        """The largest similarity of each image's noise difference with another's, [P, S]."""
-        timesteps, n = model.timesteps(_TOTAL_STEPS), len(self.seeds)
+        """The largest similarity of each seed's noise difference to another seed's, [P, S]."""
+        timesteps, n = model.timesteps(DDIM_STEPS), len(self.seeds)
         if self.compat:
             generator = torch.Generator().manual_seed(1)
             noise = torch.randn(n, *model.latent_shape, generator=generator)

@@ -1,12 +1,12 @@
 """The cross-attention entropy of Ren et al., ECCV 2024 (renjie3/MemAttn at c66efd2), "mode E".
 
 In one cross-attention layer (the fourth) at the first denoising step, let a [T] be the attention
-that each token receives, averaged over pixels and heads. A seed's score is its entropy
+that each token receives, averaged over pixels and heads. The score of a seed is its entropy
 
     - sum_i a_i log a_i,
 
-a prompt's the mean over seeds (the released code looks at one image). A higher entropy is more
-suspicious.
+the score of a prompt the mean over seeds (the released code uses one image). A higher entropy is
+more suspicious.
 
 UNet evaluations per prompt: the part of S evaluations that lies before that layer, less than half
 of one for SD 1.x; the released code runs all 50 steps.
@@ -24,19 +24,19 @@ from dori_fast.detect.detector import PromptScores, SeededDetector, one_draw, se
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
 from dori_fast.models.probes import token_attention
-
-_TOTAL_STEPS = 50
+from dori_fast.models.schedules.vp import DDIM_STEPS
 
 
 class Ren(SeededDetector):
     """Ren et al.'s detector, mode E.
 
     Args:
-        seeds: how many seeds (0, 1, ...), or the seeds themselves.
-        layer: number of the cross-attention layer, in the order in which the UNet runs them.
-        compat: ``None``, or ``"ren"``, the released code: one generator per prompt, seeded by the
-            prompt's position plus ``gen_seed``, all images drawn from it at once.
-        gen_seed: offset of the per-prompt seeds; only with ``compat="ren"``.
+        seeds: number of seeds (0, 1, ...), or the seeds themselves.
+        layer: index of the cross-attention layer, in the order in which the UNet runs them.
+        compat: ``"ren"`` reproduces the released code: one generator per prompt, seeded by the
+            prompt's position plus ``gen_seed``, draws the noise of all its images at once.
+            Default: None.
+        gen_seed: offset of the per-prompt seeds; used with ``compat="ren"`` only.
     """
 
     name = "ren"
@@ -84,6 +84,6 @@ class Ren(SeededDetector):
         return self.in_chunks(model, condition, lambda part, _: self._entropies(model, part, noise))
 
     def _entropies(self, model: Denoiser, condition: TextCondition, noise: Tensor) -> Tensor:
-        t = model.timesteps(_TOTAL_STEPS)[0]
+        t = model.timesteps(DDIM_STEPS)[0]
         received = token_attention(model, condition, noise, t, self.layer)
         return torch.special.entr(received).sum(-1)

@@ -1,11 +1,11 @@
 """The sharpness score of Jeon et al. ("SAIL"), ICML 2025 (arXiv 2412.04140).
 
 With the score s(x, c) = - eps(x, t, c) / sqrt(1 - a) and d = s(x, c) - s(x, empty) at the noisiest
-timestep, a seed's score is the norm of the difference of two Hessian-vector products,
+timestep, the score of a seed is the norm of the difference of two Hessian-vector products,
 
     || J_c d - J_empty d ||_2,      J = derivative of s with respect to x,
 
-each one forward-mode derivative; a prompt's the mean over seeds.
+each one forward-mode derivative; the score of a prompt is the mean over seeds.
 
 UNet evaluations per prompt: 5 S: the prediction, and a value and a derivative for the prompt and
 for the empty one. (The released code spends 8 for one seed.)
@@ -22,18 +22,18 @@ from dori_fast.detect.detector import SeededDetector, one_draw, seed_list
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
 from dori_fast.models.probes import epsilon_jvp
-
-_TOTAL_STEPS = 50
+from dori_fast.models.schedules.vp import DDIM_STEPS
 
 
 class Sail(SeededDetector):
     """Jeon et al.'s detector.
 
     Args:
-        seeds: how many seeds (0, 1, ...), or the seeds themselves.
-        compat: ``None``, or ``"sail"``, the released code (sharpness_memorization_diffusion at
-            f4ee4b8): all images of a prompt drawn at once from seed 42 on the model's device in
-            its dtype. (Its slip for v-prediction, a dropped term, cancels in the difference.)
+        seeds: number of seeds (0, 1, ...), or the seeds themselves.
+        compat: ``"sail"`` reproduces the released code (sharpness_memorization_diffusion at
+            f4ee4b8): the noise of all images of a prompt is drawn at once from seed 42 on the
+            model's device in its dtype. (The term that it drops for v-prediction cancels in the
+            difference.) Default: None.
     """
 
     name = "sail"
@@ -53,7 +53,7 @@ class Sail(SeededDetector):
 
     def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
         """Norms of the difference of the Hessian-vector products, [P, S]."""
-        t = model.timesteps(_TOTAL_STEPS)[0]
+        t = model.timesteps(DDIM_STEPS)[0]
         if self.compat:
             shared = model.share(one_draw(model, 42, len(self.seeds)), t)
         else:

@@ -4,9 +4,9 @@ At denoising step i with timestep t_i and the current latent x_i of seed s,
 
     d_si = || eps(x_i, t_i, c) - eps(x_i, t_i, empty) ||_2      over the flattened latent,
 
-taken before guidance is applied. A seed's score is the mean of d_si over the tracked steps, a
-prompt's score the mean over seeds. The paper reports the first 1, 10 or all 50 of 50 DDIM steps;
-one step with four seeds is the default here.
+taken before guidance is applied. The score of a seed is the mean of d_si over the tracked steps,
+the score of a prompt the mean over seeds. The paper reports the first 1, 10 or all 50 of 50 DDIM
+steps; the default here is one step with four seeds.
 
 UNet evaluations per prompt: S for the first step (the unconditional predictions are shared by all
 prompts), 2 S for each further one.
@@ -24,6 +24,7 @@ from torch import Tensor
 from dori_fast.detect.detector import PromptScores, SeededDetector, one_draw, seed_list
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.ops import noise_difference, noise_difference_step
 
 
@@ -31,18 +32,18 @@ class Wen(SeededDetector):
     """Wen's detector.
 
     Args:
-        seeds: how many seeds (0, 1, ...), or the seeds themselves.
+        seeds: number of seeds (0, 1, ...), or the seeds themselves.
         steps: tracked denoising steps, from the noisiest.
-        total_steps: length of the DDIM schedule that the steps are the first of.
+        total_steps: steps of the whole DDIM run.
         guidance: guidance scale of the trajectory between tracked steps; the first step does not
             depend on it.
-        compat: ``None``, all prompts share their seeds' noise, so that the unconditional
-            prediction of the first step is computed once per seed; or ``"wen"``, the released
-            code (YuxinWenRick/diffusion_memorization at c8fe471): one generator per prompt, seeded
-            by the prompt's position plus ``gen_seed``, all images drawn from it at once on the
-            model's device in its dtype (on CUDA from seed + 4, where its ``set_random_seed``
-            ends), and norms rounded to the model's dtype.
-        gen_seed: offset of the per-prompt seeds; only with ``compat="wen"``.
+        compat: ``None``: all prompts share the seeds' noise, so that the unconditional prediction
+            of the first step is computed once per seed. ``"wen"`` reproduces the released code
+            (YuxinWenRick/diffusion_memorization at c8fe471): one generator per prompt, seeded by
+            the prompt's position plus ``gen_seed``, draws the noise of all its images at once on
+            the model's device in its dtype (on CUDA from seed + 4, where ``set_random_seed``
+            ends), and norms are rounded to the model's dtype.
+        gen_seed: offset of the per-prompt seeds; used with ``compat="wen"`` only.
     """
 
     name = "wen"
@@ -52,7 +53,7 @@ class Wen(SeededDetector):
         seeds: int | Sequence[int] = 4,
         steps: int = 1,
         *,
-        total_steps: int = 50,
+        total_steps: int = DDIM_STEPS,
         guidance: float = 7.5,
         compat: str | None = None,
         gen_seed: int = 0,
@@ -129,7 +130,7 @@ class Wen(SeededDetector):
         eps_cond: Tensor,
         eps_uncond: Tensor,
     ) -> Tensor:
-        """Mean norms [P, S] over the tracked steps, from the predictions of the first one.
+        """Mean norms [P, S] over the tracked steps, given the predictions of the first step.
 
         ``noise`` and ``eps_uncond`` are [S, C, H, W], shared by the prompts, or [P, S, C, H, W].
         """

@@ -1,4 +1,4 @@
-"""Judging: how well scores separate, how alike pictures are, what comes back; with intervals."""
+"""Evaluation: detection rates, similarity of images, replication and quality, with intervals."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dori_fast.evaluate.rates import Interval, clopper_pearson
 from dori_fast.evaluate.similarity import similarity
 
 if TYPE_CHECKING:
-    from dori_fast.evaluate.copies import CopySimilarity, SmallPictures
+    from dori_fast.evaluate.copies import CopySimilarity, SmallImages
     from dori_fast.evaluate.denoising import held_out_loss
     from dori_fast.evaluate.quality_kept import Quality, quality
     from dori_fast.evaluate.replications import Replication, replication
     from dori_fast.evaluate.sscd import SSCD
 
-# those that need torch: a scan's command line must answer before it is loaded
+# these need torch; the command line of a scan must respond before torch is loaded
 _LATER = {
     "CopySimilarity": "copies",
     "Quality": "quality_kept",
     "quality": "quality_kept",
     "Replication": "replications",
     "SSCD": "sscd",
-    "SmallPictures": "copies",
+    "SmallImages": "copies",
     "held_out_loss": "denoising",
     "replication": "replications",
 }
@@ -41,7 +41,7 @@ __all__ = [
     "PairedTest",
     "Quality",
     "Replication",
-    "SmallPictures",
+    "SmallImages",
     "auc",
     "clopper_pearson",
     "held_out_loss",

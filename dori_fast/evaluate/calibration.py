@@ -1,4 +1,4 @@
-"""From scores to decisions with a stated false-positive rate, by a sample of clean prompts."""
+"""Calibration: decisions at a stated false-positive rate, from scores of clean prompts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dori_fast.evaluate.rates import Interval, clopper_pearson
 
 
 class Calibration:
-    """Scores of n prompts that are known not to be memorized, as the yardstick for others.
+    """Scores of n prompts that are known not to be memorized, to calibrate others by.
 
     A prompt's p-value is (1 + number of clean scores at least as high) / (n + 1) (conformal; Vovk
-    et al., 2005): if the prompt is exchangeable with the clean ones, it is below any rate r with
-    probability at most r. It cannot be smaller than 1 / (n + 1), which is the resolution.
+    et al., 2005). For a prompt that is exchangeable with the clean ones, it is below any rate r
+    with probability at most r. The smallest p-value, the resolution, is 1 / (n + 1).
 
     Args:
-        scores: of clean prompts, [n], finite.
+        scores: finite scores [n] of clean prompts.
     """
 
     def __init__(self, scores: Sequence[float] | NDArray[np.float64]) -> None:
@@ -30,7 +30,7 @@ class Calibration:
 
     @property
     def resolution(self) -> float:
-        """The smallest p-value, and false-positive rate, that n scores can support."""
+        """The smallest p-value, and false-positive rate, that n scores can give."""
         return 1 / (len(self.scores) + 1)
 
     def p_values(self, scores: ArrayLike) -> NDArray[np.float64]:
@@ -44,7 +44,7 @@ class Calibration:
         """The score above which a prompt's p-value is at most ``rate``.
 
         Raises:
-            UsageError: a rate that is not over 0 and under 1, or below the resolution.
+            UsageError: a rate outside 0..1 (both excluded), or below the resolution.
         """
         if not 0 < rate < 1:
             raise UsageError(f"calibration: the rate must be over 0 and under 1, got {rate}")

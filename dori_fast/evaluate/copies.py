@@ -1,4 +1,4 @@
-"""One interface to measures of copying: how alike two pictures are, and from where on it counts."""
+"""Measures of copying: similarity of two images and the threshold above which it is a copy."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from numpy.typing import NDArray
 
 from dori_fast.evaluate.similarity import BLUR_SIGMA, SSIM_SIGMA, THRESHOLD, similarity
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 
 
 class CopySimilarity(Protocol):
     """A measure of copying.
 
     Attributes:
-        name: what it is called in results.
-        threshold: above this similarity a picture counts as a copy.
+        name: name in results.
+        threshold: similarity above which an image counts as a copy.
     """
 
     name: str
     threshold: float
 
     def config(self) -> dict[str, Any]:
-        """Everything that the similarities depend on besides the pictures, as plain JSON."""
+        """Everything that the similarities depend on besides the images, as plain JSON."""
         ...
 
-    def __call__(self, drawn: Pictures, original: Pictures) -> NDArray[np.float64]:
+    def __call__(self, drawn: Images, original: Images) -> NDArray[np.float64]:
         """Similarities [P, S] of uint8 [P, S, H, W, 3] to uint8 [P, H, W, 3]."""
         ...
 
 
-class SmallPictures:
-    """The descriptor for the embedded model's small pictures: :mod:`dori_fast.evaluate.similarity`.
+class SmallImages:
+    """The measure for the demo model's small images; see :mod:`dori_fast.evaluate.similarity`.
 
     Args:
-        threshold: the one that was fixed beforehand, on unrelated pairs.
+        threshold: similarity of a copy; the default was fixed beforehand, on unrelated pairs.
     """
 
     name = "blurred correlation and SSIM"
@@ -45,7 +45,7 @@ class SmallPictures:
         self.threshold = threshold
 
     def config(self) -> dict[str, Any]:
-        """Everything that the similarities depend on besides the pictures, as plain JSON."""
+        """Everything that the similarities depend on besides the images, as plain JSON."""
         return {
             "name": self.name,
             "threshold": self.threshold,
@@ -53,6 +53,6 @@ class SmallPictures:
             "ssim_sigma": SSIM_SIGMA,
         }
 
-    def __call__(self, drawn: Pictures, original: Pictures) -> NDArray[np.float64]:
-        """Similarities [P, S] of pictures of equal size; see :func:`similarity`."""
+    def __call__(self, drawn: Images, original: Images) -> NDArray[np.float64]:
+        """Similarities [P, S] of images of equal size; see :func:`similarity`."""
         return similarity(drawn, original[:, None])

@@ -1,4 +1,4 @@
-"""The loss that a model was trained on, on pictures that it was not trained on."""
+"""The training loss of a model on held-out images."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from dori_fast.ops import add_noise, diffusion_loss
 @torch.no_grad()
 def held_out_loss(
     model: Denoiser,
-    images: Tensor | NDArray[np.uint8],
     prompts: Sequence[str],
+    images: Tensor | NDArray[np.uint8],
     *,
     draws: int = 20,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Mean squared error of what the network answers, be it epsilon, v or the sample.
+    """Mean squared error of the network's output: epsilon, velocity or sample.
 
-    (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020, equation 14.) Models of
-    one schedule see the same timesteps, uniform over it, and the same noise.
+    Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020), equation 14. Models with
+    the same schedule see the same timesteps, uniform over it, and the same noise.
 
     Args:
         model: the denoiser, plain or masked.
-        images: uint8 [P, H, W, 3], held out.
-        prompts: their P prompts.
-        draws: of timestep and noise per pair.
-        seed: of all draws.
+        prompts: P held-out prompts.
+        images: uint8 [P, H, W, 3], their images.
+        draws: draws of timestep and noise per pair.
+        seed: random seed of all draws.
 
     Returns:
         float64 [P], the mean over each pair's draws.
@@ -53,6 +53,6 @@ def held_out_loss(
     timesteps = torch.randint(len(model.alphas_cumprod), shape, generator=generator)
     noise = torch.randn(*shape, *model.latent_shape, generator=generator).to(x_0)
     x_t = add_noise(x_0, noise, model.alphas_cumprod[timesteps].to(model.device))
-    answer = prediction(model, condition, x_t, timesteps)
-    target = model.schedule.target(x_0, noise, timesteps).to(answer.dtype)
-    return np.asarray(diffusion_loss(answer, target).double().cpu().numpy())
+    output = prediction(model, condition, x_t, timesteps)
+    target = model.schedule.target(x_0, noise, timesteps).to(output.dtype)
+    return np.asarray(diffusion_loss(output, target).double().cpu().numpy())

@@ -1,4 +1,4 @@
-"""How well scores tell memorized prompts from others: ROC, AUC, true positives at a false rate."""
+"""Detection rates of scores: ROC, AUC, true-positive rate at a false-positive rate."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Scores = NDArray[np.float64]
 
 
 def roc(positive: ArrayLike, negative: ArrayLike) -> tuple[Scores, Scores, Scores]:
-    """ROC points (false positive rate, true positive rate, threshold), from the strictest.
+    """ROC points (false-positive rate, true-positive rate, threshold), strictest threshold first.
 
-    A prompt is flagged when its score is at least the threshold; the first point flags nothing.
+    A prompt is flagged if its score is at least the threshold; the first point flags nothing.
     """
     pos, neg = _checked(positive, negative)
     thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([pos, neg]))[::-1]])
@@ -29,10 +29,10 @@ def roc(positive: ArrayLike, negative: ArrayLike) -> tuple[Scores, Scores, Score
 
 
 def auc(positive: ArrayLike, negative: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Area under the ROC curve: the chance that a positive outscores a negative, ties half.
+    """Area under the ROC curve: probability that a positive outscores a negative; ties count half.
 
     The interval is Newcombe's method 5 (Statistics in Medicine 25, 2006, 559-573), which stays
-    within 0..1 and does not collapse when the sample is separated perfectly.
+    within 0..1 and keeps a width when the sample is separated perfectly.
     """
     pos, neg = _checked(positive, negative)
     m, n = len(pos), len(neg)
@@ -44,7 +44,7 @@ def auc(positive: ArrayLike, negative: ArrayLike, confidence: float = 0.95) -> I
         spread = 1 + ((m + n) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
         return float((value - theta) ** 2 - z**2 * theta * (1 - theta) * spread / (m * n))
 
-    # 0 and 1 are roots of their own when the estimate lies there; the bound is the other root
+    # an estimate of 0 or 1 is itself a root; the bound is the other root
     tiny = 1e-12
     low = brentq(excess, 0.0, min(value, 1 - tiny)) if value > 0 else 0.0
     high = brentq(excess, max(value, tiny), 1.0) if value < 1 else 1.0
@@ -59,16 +59,16 @@ def tpr_at_fpr(
     rule: Literal["strict", "nearest"] = "strict",
     confidence: float = 0.95,
 ) -> Interval:
-    """True positive rate at a false positive rate, with its exact interval given the threshold.
+    """True-positive rate at a false-positive rate, with its exact interval given the threshold.
 
     Args:
         positive: scores of memorized prompts.
         negative: scores of others.
-        fpr: the false positive rate, over 0 and under 1.
-        rule: ``"strict"``, the last ROC point whose false positive rate is below ``fpr`` (Wen et
-            al.); or ``"nearest"``, the point whose rate is closest to it (Jeon et al., Ren et al.),
-            which may exceed it.
-        confidence: of the interval.
+        fpr: false-positive rate, over 0 and under 1.
+        rule: ``"strict"``, the last ROC point whose false-positive rate is below ``fpr`` (Wen et
+            al.); or ``"nearest"``, the point whose rate is closest to ``fpr``, which may exceed it
+            (Jeon et al., Ren et al.).
+        confidence: confidence of the interval.
     """
     if not 0 < fpr < 1:
         raise UsageError(f"tpr_at_fpr: fpr must be over 0 and under 1, got {fpr}")

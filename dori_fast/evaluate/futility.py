@@ -1,4 +1,4 @@
-"""When the first seeds of a prompt make a flag unlikely: a bound with a stated miss rate."""
+"""A bound below which a prompt's first seeds make a flag unlikely, with a stated miss rate."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from dori_fast.errors import UsageError
 
 
 def futility_bound(per_seed: ArrayLike, threshold: float, keep: float) -> float:
-    """The running mean below which a prompt may be given up after any of its seeds but the last.
+    """The running mean below which a prompt may be dropped after any of its seeds but the last.
 
     Split conformal (Vovk et al., 2005) on the lowest running mean u of a prompt that the full test
-    flags: with n such prompts and the bound at the j-th smallest u, j = floor((1 - keep) (n + 1)),
-    another one, exchangeable with them, is given up with probability at most j / (n + 1). One
-    statistic covers all stages, so nothing is lost to a union over them.
+    flags. Take n such prompts and the bound at the j-th smallest u, j = floor((1 - keep) (n + 1)):
+    then another prompt, exchangeable with them, is dropped with probability at most j / (n + 1).
+    One statistic covers all stages, so no union bound over them is needed.
 
     Args:
         per_seed: scores [N, S] of memorized prompts; those whose mean exceeds ``threshold`` count.
-        threshold: of the full test, on the mean over S seeds.
-        keep: wanted share of the full test's positives that are kept, 0..1.
+        threshold: threshold of the full test, on the mean over S seeds.
+        keep: share of the full test's positives to keep, over 0 and under 1.
 
     Raises:
         UsageError: too few positives for ``keep``, or fewer than two seeds.

@@ -1,4 +1,4 @@
-"""KID: how far apart two sets of pictures lie as distributions."""
+"""KID: distance between the distributions of two sets of images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Features = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """An estimate of the squared distance; it may fall below 0, since it has no bias.
+    """An unbiased estimate of the squared distance; it may be negative.
 
     Attributes:
         value: mean over subsets.
-        error: standard deviation over subsets by the root of their number. Subsets share samples,
-            so it tells how well the mean is known for these samples, not for new ones.
-        subsets: how many.
-        size: samples of each.
+        error: standard deviation over subsets, divided by the root of their number. Subsets share
+            samples, so it is the error of the mean for these samples, not for new ones.
+        subsets: number of subsets.
+        size: samples per subset.
     """
 
     value: float
@@ -45,18 +45,18 @@ def kernel_distance(
         MMD^2   = sum_{i != j} (k(x_i, x_j) + k(y_i, y_j)) / (m (m - 1)) - 2 mean of k(x_i, y_j)
 
     Binkowski et al., "Demystifying MMD GANs" (ICLR 2018), section 4; with their Inception features
-    it is the KID. Samples that come in pairs, such as two models' pictures of one prompt and seed,
-    are not independent: then the mean of the last term leaves out i = j, the U-statistic of
+    it is the KID. Paired samples, such as two models' images of one prompt and seed, are not
+    independent. For them the mean of the last term leaves out i = j, as in the U-statistic of
     Gretton et al., "A Kernel Two-Sample Test" (JMLR 2012), equation 4, whose pairs may be
     dependent. It is 0 for equal sets.
 
     Args:
         first: float [N, D].
-        second: float [M, D]; with ``paired`` row i belongs to row i of the first.
-        paired: as above.
-        subsets: how many subsets are drawn, each without replacement.
-        size: samples of a subset, fewer if there are not so many.
-        seed: of the subsets.
+        second: float [M, D]; with ``paired`` its row i belongs to row i of ``first``.
+        paired: use the estimate for paired samples.
+        subsets: number of subsets, each drawn without replacement.
+        size: samples per subset, at most N and M.
+        seed: random seed of the subsets.
 
     Raises:
         UsageError: shapes do not fit, or fewer than two samples.

@@ -1,9 +1,9 @@
-"""Is memorization local? How far apart triggers of one image lie, and what they have in common.
+"""Locality of memorization: distances between the triggers of one image, and their agreement.
 
 The three experiments of Kowalczuk et al., "Finding DoRI" (ICML 2026), section on locality: L2
 distances between embeddings, discrepancy of activations, agreement of the neurons or weights that a
-localization finds for each trigger. None of the numbers means much by itself: put those of the
-adversarial embeddings of one image beside those of ordinary and of memorized prompts.
+localization finds for each trigger. None of the numbers means much by itself: compare those of the
+adversarial embeddings of one image with those of ordinary and of memorized prompts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, NeuronMask, TextCondition, WeightMask
 from dori_fast.models.probes import feed_forward_inputs
+from dori_fast.models.schedules.vp import DDIM_STEPS
 
 
 def pairwise_distances(points: Tensor) -> NDArray[np.float64]:
@@ -36,7 +37,7 @@ def pairwise_distances(points: Tensor) -> NDArray[np.float64]:
 def value_discrepancy(model: Denoiser, condition: TextCondition) -> dict[str, float]:
     """Mean L2 distance between the values [T, C] of P conditions, by cross-attention.
 
-    Values depend on the text alone: there is no noise to be fixed.
+    Values depend on the text alone, so there is no noise to fix.
     """
     found = {}
     for name in model.layers:
@@ -50,15 +51,15 @@ def value_discrepancy(model: Denoiser, condition: TextCondition) -> dict[str, fl
 def feed_forward_discrepancy(
     model: Denoiser, condition: TextCondition, *, seed: int = 0, timestep: int | None = None
 ) -> dict[str, float]:
-    """Mean L2 distance between what enters the feed-forwards' second linear layers, [HW, 4C] each.
+    """Mean L2 distance between the inputs [HW, 4C] of the feed-forwards' second linear layers.
 
     Args:
         model: the denoiser, plain or masked.
         condition: P conditions; the activations of all of them are held at once.
-        seed: of the one initial noise that all conditions see.
-        timestep: at which they see it, by default the noisiest of 50 DDIM steps.
+        seed: seed of the one initial noise of all conditions.
+        timestep: its timestep; default: the noisiest of 50 DDIM steps.
     """
-    timestep = model.timesteps(50)[0] if timestep is None else timestep
+    timestep = model.timesteps(DDIM_STEPS)[0] if timestep is None else timestep
     _, seen = feed_forward_inputs(
         model, condition, model.noise([seed]), timestep, lambda activations: activations.flatten(1)
     )
@@ -67,13 +68,13 @@ def feed_forward_discrepancy(
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far M masks agree in one layer: mean intersection over union of pairs.
+    """Agreement of M masks in one layer: mean intersection over union (IoU) of pairs.
 
     Attributes:
-        iou: over the pairs of which at least one selects anything; NaN if there are none.
-        iou_empty_as_one: over all pairs, where two empty selections count as 1. The paper's
-            convention, under which a layer that is never touched agrees perfectly.
-        empty_pairs: share of pairs in which neither selects anything.
+        iou: mean over the pairs in which at least one mask selects anything; NaN without such.
+        iou_empty_as_one: mean over all pairs, where two empty selections count as 1. This is the
+            paper's convention: a layer that no mask selects agrees perfectly.
+        empty_pairs: share of pairs in which neither mask selects anything.
     """
 
     iou: float
@@ -97,8 +98,8 @@ def agreement(masks: NeuronMask | WeightMask) -> dict[str, Agreement]:
 
 
 def _agreement(selected: Tensor) -> Agreement:
-    """Of M selections, bool [M, N]."""
-    # float32 counts whole numbers exactly up to 2^24; a layer may have more weights
+    """Agreement of M selections, bool [M, N]."""
+    # float32 counts exactly up to 2^24 only; a layer may have more weights
     rows = selected.double()
     first, second = torch.triu_indices(len(rows), len(rows), 1)
     both = (rows @ rows.T)[first, second]

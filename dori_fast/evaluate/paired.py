@@ -1,4 +1,4 @@
-"""Two models judged on the same cases: does one replicate more than the other?"""
+"""A paired test of two models on the same cases: does one replicate more than the other?"""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class PairedTest:
 
     Attributes:
         both: cases that are positive for both models.
-        first_only: positive for the first alone.
-        second_only: positive for the second alone.
-        neither: positive for neither.
-        p_value: two-sided; small if the two models differ.
+        first_only: cases that are positive for the first model alone.
+        second_only: cases that are positive for the second model alone.
+        neither: cases that are positive for neither.
+        p_value: two-sided p-value; small if the two models differ.
     """
 
     both: int
@@ -33,11 +33,11 @@ class PairedTest:
 def mcnemar(first: ArrayLike, second: ArrayLike) -> PairedTest:
     """The exact binomial form of McNemar's test (McNemar, 1947), bool [N] against bool [N].
 
-    Under the hypothesis of no difference, a case that differs falls on either side with chance
-    1/2. The cases must be independent: take one verdict per prompt, not one per seed.
+    Under the null hypothesis, a case on which the models differ favors either with probability
+    1/2. The cases must be independent: use one verdict per prompt, not one per seed.
 
     Raises:
-        UsageError: not booleans, or not of one length.
+        UsageError: not boolean, or of different lengths.
     """
     one, two = np.asarray(first), np.asarray(second)
     if one.dtype != bool or two.dtype != bool or one.ndim != 1 or one.shape != two.shape:

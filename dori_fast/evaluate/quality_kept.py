@@ -1,9 +1,9 @@
-"""What a changed model keeps of the original's quality, on real pairs that neither was trained on.
+"""Quality of a changed model against the original, on pairs that neither was trained on.
 
-Alignment with the prompt is not measured by an image-text model here, since none fits small
-pictures: what is told is how alike the two models' pictures of one prompt and seed are, and how
-alike pictures and the pair's real picture are. FID is left out: it needs an Inception network, and
-is biased for few pictures.
+No image-text model measures the alignment with the prompt here, since none fits small images.
+Instead there are two similarities: of the two models' images of one prompt and seed, and of images
+to the pair's real image. FID is left out: it needs an Inception network and is biased for few
+images.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
-from dori_fast.evaluate.copies import CopySimilarity, SmallPictures
+from dori_fast.evaluate.copies import CopySimilarity, SmallImages
 from dori_fast.evaluate.denoising import held_out_loss
 from dori_fast.evaluate.features import FeatureExtractor, GridHistograms
 from dori_fast.evaluate.kid import KernelDistance, kernel_distance
 from dori_fast.evaluate.rates import Interval
 from dori_fast.models import Denoiser
+from dori_fast.models.schedules.vp import DDIM_STEPS
 
 PerPrompt = NDArray[np.float64]
 RESAMPLES = 2000
@@ -32,17 +33,18 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Quality:
-    """A changed model (first) beside the original (second), by prompt.
+    """A changed model and the original, by prompt; pairs of values are in this order.
 
     Attributes:
-        distance: between all pictures of the two, paired by prompt and seed.
-        distance_to_pairs: of each one's pictures from the pairs' real ones; few real pictures say
-            how the two compare rather than how good they are.
-        same_seed: float64 [P], mean similarity of their pictures of one seed.
-        to_pair: float64 [P] of each, mean similarity to the pair's picture.
-        diversity: float64 [P] of each, mean distance of features between two seeds; NaN for one.
-        loss: float64 [P] of each, held-out loss.
-        confidence: of the intervals.
+        distance: distance between all images of the two models, paired by prompt and seed.
+        distance_to_pairs: distances of each model's images to the real images. With few real
+            images they compare the two models rather than measure their quality.
+        same_seed: float64 [P], mean similarity of the two models' images of one seed.
+        to_pair: float64 [P] per model, mean similarity to the pair's image.
+        diversity: float64 [P] per model, mean distance between the features of two seeds; NaN for
+            one seed.
+        loss: float64 [P] per model, held-out loss.
+        confidence: confidence of the intervals.
         config: seeds, steps, guidance, draws, measure and features.
     """
 
@@ -56,9 +58,9 @@ class Quality:
     config: dict[str, Any]
 
     def summary(self) -> dict[str, Any]:
-        """Plain JSON: means over prompts as [value, low, high], bootstrapped over prompts.
+        """Means over prompts as [value, low, high], bootstrapped over prompts, as plain JSON.
 
-        ``change`` is the changed model's less the original's, prompt by prompt.
+        ``change`` is the changed model's value minus the original's, prompt by prompt.
         """
 
         def both(values: tuple[PerPrompt, PerPrompt]) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def bootstrap_mean(values: PerPrompt, confidence: float = 0.95, seed: int = 0) -
 def seed_diversity(features: NDArray[np.float64]) -> PerPrompt:
     """Mean L2 distance between the features of two seeds, float64 [P] from [P, S, D]; NaN if S = 1.
 
-    Divided by the root of D, so that it is a root mean square over features.
+    It is divided by the root of D, so it is a root mean square over features.
     """
     first, second = np.triu_indices(features.shape[1], 1)
     if len(first) == 0:
@@ -116,11 +118,11 @@ def seed_diversity(features: NDArray[np.float64]) -> PerPrompt:
 def quality(
     model: Denoiser,
     original: Denoiser,
-    images: Tensor | NDArray[np.uint8],
     prompts: Sequence[str],
+    images: Tensor | NDArray[np.uint8],
     *,
     seeds: int | Sequence[int] = 4,
-    steps: int = 50,
+    steps: int = DDIM_STEPS,
     guidance: float = 7.5,
     features: FeatureExtractor | None = None,
     measure: CopySimilarity | None = None,
@@ -131,21 +133,21 @@ def quality(
     """Compare a changed model with the original on held-out pairs.
 
     Args:
-        model: the changed one; a view with one mask each needs as many masks as prompts.
-        original: the one that it was made from.
-        images: uint8 [P, H, W, 3], real pictures that neither was trained on.
-        prompts: their P prompts.
-        seeds: how many (0, 1, ...), or the seeds themselves, S of them.
+        model: the changed model; a view with one mask per prompt needs as many masks as prompts.
+        original: the model that it was made from.
+        prompts: P prompts.
+        images: uint8 [P, H, W, 3], their real images; neither model was trained on them.
+        seeds: number S of seeds (0, 1, ...), or the seeds themselves.
         steps: DDIM steps.
-        guidance: scale of classifier-free guidance.
-        features: space of distance and diversity; histograms for small pictures if not given.
-        measure: of similarity; the descriptor for small pictures if not given.
-        draws: of timestep and noise per pair for the loss.
-        draw_seed: theirs, and of the subsets of the distance.
-        confidence: of the intervals.
+        guidance: guidance scale.
+        features: feature space of distance and diversity; default: histograms for small images.
+        measure: measure of similarity; default: the one for small images.
+        draws: draws of timestep and noise per pair for the loss.
+        draw_seed: random seed of these draws and of the subsets of the distance.
+        confidence: confidence of the intervals.
 
     Raises:
-        UsageError: not one image per prompt, no seeds, or fewer than two pictures in all.
+        UsageError: not one image per prompt, no seeds, or fewer than two images in all.
     """
     originals = np.asarray(images)
     if len(originals) != len(prompts) or len(prompts) == 0:
@@ -156,16 +158,16 @@ def quality(
     if not drawn_from:
         raise UsageError("quality: needs at least one seed")
     features = GridHistograms() if features is None else features
-    measure = SmallPictures() if measure is None else measure
+    measure = SmallImages() if measure is None else measure
     drawn = [_draw(m, prompts, drawn_from, steps, guidance) for m in (model, original)]
-    found = [features(pictures.reshape(-1, *pictures.shape[2:])) for pictures in drawn]
+    found = [features(x.reshape(-1, *x.shape[2:])) for x in drawn]
     by_prompt = [f.reshape(len(prompts), len(drawn_from), -1) for f in found]
     real = features(originals)
     to_real = [kernel_distance(f, real, seed=draw_seed) for f in found]
     same = [measure(drawn[0][:, [s]], drawn[1][:, s])[:, 0] for s in range(len(drawn_from))]
-    to_pair = [measure(pictures, originals).mean(1) for pictures in drawn]
+    to_pair = [measure(x, originals).mean(1) for x in drawn]
     losses = [
-        held_out_loss(m, originals, prompts, draws=draws, seed=draw_seed) for m in (model, original)
+        held_out_loss(m, prompts, originals, draws=draws, seed=draw_seed) for m in (model, original)
     ]
     return Quality(
         distance=kernel_distance(*found, paired=True, seed=draw_seed),
@@ -191,8 +193,8 @@ def quality(
 def _draw(
     model: Denoiser, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float
 ) -> NDArray[np.uint8]:
-    """uint8 [P, S, H, W, 3], as many prompts at a time as fill a batch."""
+    """Images uint8 [P, S, H, W, 3], drawn with as many prompts at a time as fill a batch."""
     condition = model.encode(prompts)
     parts = torch.arange(len(prompts)).split(max(1, model.batch_size // len(seeds)))
-    pictures = [model.generate(condition[p], seeds, steps=steps, guidance=guidance) for p in parts]
-    return np.concatenate([p.numpy() for p in pictures])
+    drawn = [model.generate(condition[p], seeds, steps=steps, guidance=guidance) for p in parts]
+    return np.concatenate([images.numpy() for images in drawn])

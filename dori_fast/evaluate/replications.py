@@ -1,9 +1,9 @@
-"""Does a model draw given pictures? Images per condition and seed, and the share of copies.
+"""Replication: images per condition and seed, and the share of copies of given images.
 
-Two shares are told apart, since papers do not always say which one they mean: over images (every
-seed of every prompt counts) and over prompts (one verdict each, by any seed or by the median over
-seeds). Seeds of one prompt resemble each other, so the interval over images is that of independent
-images, narrower than the truth; the one over prompts has no such flaw.
+There are two rates, and papers do not always say which one they report: over images (every seed of
+every prompt counts) and over prompts (one verdict each, by any seed or by the median over seeds).
+Seeds of one prompt resemble each other, so the interval over images, which assumes independent
+images, is too narrow; the one over prompts is not.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from torch import Tensor
 
 from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
-from dori_fast.evaluate.copies import CopySimilarity, SmallPictures
+from dori_fast.evaluate.copies import CopySimilarity, SmallImages
 from dori_fast.evaluate.rates import Interval, clopper_pearson
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.schedules.vp import DDIM_STEPS
 
 RULES = ("any", "median")
 
 
 @dataclass(frozen=True)
 class Replication:
-    """Similarities of what a model drew to what it should not draw.
+    """Similarities of a model's images to the images that it should not draw.
 
     Attributes:
         similarity: float64 [P, S], by prompt and seed.
-        threshold: above it a picture counts as a copy.
+        threshold: similarity above which an image counts as a copy.
         seeds: the S seeds.
-        confidence: of all intervals (Clopper & Pearson, 1934).
+        confidence: confidence of all intervals (Clopper & Pearson, 1934).
         config: measure, DDIM steps and guidance.
-        pictures: uint8 [P, S, H, W, 3], if they were to be kept, else None.
+        images: the drawn images uint8 [P, S, H, W, 3] if ``keep_images`` was set, else None.
     """
 
     similarity: NDArray[np.float64]
@@ -44,11 +45,11 @@ class Replication:
     seeds: tuple[int, ...]
     confidence: float
     config: dict[str, Any]
-    pictures: NDArray[np.uint8] | None = None
+    images: NDArray[np.uint8] | None = None
 
     @property
     def copies(self) -> NDArray[np.bool_]:
-        """bool [P, S], which pictures count as copies."""
+        """bool [P, S], True for images that count as copies."""
         return self.similarity > self.threshold
 
     @property
@@ -61,7 +62,7 @@ class Replication:
         """bool [P], one verdict per prompt: by its best seed, or by the median of its seeds.
 
         Raises:
-            UsageError: another rule.
+            UsageError: an unknown rule.
         """
         if rule not in RULES:
             raise UsageError(f"replication: rule must be one of {', '.join(RULES)}, got {rule!r}")
@@ -91,24 +92,24 @@ def replication(
     images: Tensor | NDArray[np.uint8],
     *,
     seeds: int | Sequence[int] = 10,
-    steps: int = 50,
+    steps: int = DDIM_STEPS,
     guidance: float = 7.5,
     measure: CopySimilarity | None = None,
     confidence: float = 0.95,
-    keep_pictures: bool = False,
+    keep_images: bool = False,
 ) -> Replication:
-    """Draw images of P conditions and compare each with the image that it is about.
+    """Draw images of P conditions and compare each with its condition's original image.
 
     Args:
         model: the denoiser, plain or masked.
         condition: P conditions, such as ``model.encode(prompts)`` or those of an attack's result.
         images: uint8 [P, H, W, 3], the images that must not come back.
-        seeds: how many seeds (0, 1, ...), or the seeds themselves.
+        seeds: number of seeds (0, 1, ...), or the seeds themselves.
         steps: DDIM steps.
-        guidance: scale of classifier-free guidance.
-        measure: of copying; the descriptor for small pictures if not given.
-        confidence: of the intervals.
-        keep_pictures: keep what was drawn.
+        guidance: guidance scale.
+        measure: measure of copying; default: the one for small images.
+        confidence: confidence of the intervals.
+        keep_images: keep the drawn images in the result.
 
     Raises:
         UsageError: not one image per condition, or no seeds.
@@ -121,19 +122,19 @@ def replication(
     drawn_from = seed_tuple(seeds)
     if not drawn_from:
         raise UsageError("replication: needs at least one seed")
-    measure = SmallPictures() if measure is None else measure
+    measure = SmallImages() if measure is None else measure
     at_once = max(1, model.batch_size // len(drawn_from))
     rows, kept = [], []
     for part in torch.arange(len(condition)).split(at_once):
-        pictures = model.generate(condition[part], drawn_from, steps=steps, guidance=guidance)
-        rows.append(measure(pictures.numpy(), originals[part.numpy()]))
-        if keep_pictures:
-            kept.append(pictures.numpy())
+        drawn = model.generate(condition[part], drawn_from, steps=steps, guidance=guidance).numpy()
+        rows.append(measure(drawn, originals[part.numpy()]))
+        if keep_images:
+            kept.append(drawn)
     return Replication(
         similarity=np.concatenate(rows),
         threshold=measure.threshold,
         seeds=drawn_from,
         confidence=confidence,
         config={"measure": measure.config(), "steps": steps, "guidance": guidance},
-        pictures=np.concatenate(kept) if keep_pictures else None,
+        images=np.concatenate(kept) if keep_images else None,
     )

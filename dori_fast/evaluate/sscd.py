@@ -1,9 +1,9 @@
 """SSCD, the copy descriptor that the field reports (Pizzi et al., CVPR 2022, arXiv 2202.10261).
 
-Two pictures are as alike as the cosine of their descriptors. The published models come as
-TorchScript files, which are programs: one is loaded only if its sha256 is the one you name and you
-allow it to run. There are two preprocessings in the literature, with models of their own, and
-their similarities are not interchangeable:
+The similarity of two images is the cosine of their descriptors. The published models are
+TorchScript files, which are programs: a file is loaded only if you allow its code to run and name
+its sha256. The literature has two preprocessings, each with its own model, and their similarities
+are not interchangeable:
 
 * ``"skew_320"``: stretched to 320 x 320, ImageNet's mean and deviation; with sscd_disc_mixup in
   NeMo (Hintersdorf et al., NeurIPS 2024).
@@ -25,16 +25,20 @@ from torch import Tensor
 
 from dori_fast.errors import IntegrityError, UsageError
 
-THRESHOLD = 0.7  # above it the papers speak of a replication
+THRESHOLD = 0.7  # the papers' threshold of a replication
 _BATCH = 32
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the network's input.
+    """The preprocessing of an image.
 
-    ``stretch``: both sides to this length. ``shorter`` and ``crop``: the shorter side to this
-    length, then the middle square.
+    Attributes:
+        mean: mean of each channel, subtracted.
+        deviation: standard deviation of each channel, divided by.
+        stretch: length that both sides are stretched to; 0 uses the next two instead.
+        shorter: length that the shorter side is resized to.
+        crop: side of the square that is then cropped from the middle.
     """
 
     mean: tuple[float, float, float]
@@ -43,11 +47,11 @@ class Preprocessing:
     shorter: int = 0
     crop: int = 0
 
-    def __call__(self, picture: NDArray[np.uint8]) -> Tensor:
+    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
         """float32 [3, h, w] from uint8 [H, W, 3], resized by PIL's antialiased bilinear filter."""
         from PIL import Image
 
-        image = Image.fromarray(picture)
+        image = Image.fromarray(pixels)
         if self.stretch:
             image = image.resize((self.stretch, self.stretch), Image.Resampling.BILINEAR)
         else:
@@ -58,7 +62,7 @@ class Preprocessing:
 
 
 def _shorter_side(image: Any, length: int) -> Any:
-    """As torchvision's Resize(length) has it: the longer side is cut off to a whole number."""
+    """torchvision's Resize(length): the longer side is rounded down to a whole number."""
     from PIL import Image
 
     width, height = image.size
@@ -85,17 +89,17 @@ class SSCD:
     """A measure of copying: see :class:`dori_fast.evaluate.copies.CopySimilarity`.
 
     Args:
-        file: a TorchScript file of SSCD that you have; nothing is downloaded.
+        file: your TorchScript file of SSCD; nothing is downloaded.
         preprocessing: ``"skew_320"`` or ``"crop_224"``.
-        sha256: of the file, in hexadecimal.
+        sha256: hash of the file, in hexadecimal.
         run_its_code: must be True, since a TorchScript file is a program that will be run.
-        threshold: above it a picture counts as a copy; not the same for all models and
-            preprocessings.
-        device: of the descriptor network.
+        threshold: similarity above which an image counts as a copy; it depends on the model and
+            the preprocessing.
+        device: device of the descriptor network.
 
     Raises:
-        UsageError: no such file or preprocessing, or the code may not be run.
-        IntegrityError: another sha256, or not a TorchScript file.
+        UsageError: no such file or preprocessing, or ``run_its_code`` is not set.
+        IntegrityError: a different sha256, or not a TorchScript file.
     """
 
     def __init__(
@@ -127,19 +131,17 @@ class SSCD:
             raise IntegrityError(f"SSCD: {os.fspath(file)} is not a TorchScript file") from error
 
     def config(self) -> dict[str, Any]:
-        """Everything that the similarities depend on besides the pictures, as plain JSON."""
+        """Everything that the similarities depend on besides the images, as plain JSON."""
         return {"name": self.name, "threshold": self.threshold, "sha256": self._sha256}
 
     @torch.no_grad()
-    def descriptors(self, pictures: NDArray[np.uint8]) -> Tensor:
+    def descriptors(self, images: NDArray[np.uint8]) -> Tensor:
         """Descriptors of length 1, float32 [N, D] on the CPU, of uint8 [N, H, W, 3]."""
         found = [
             self._network(
-                torch.stack([self._preprocess(x) for x in pictures[i : i + _BATCH]]).to(
-                    self._device
-                )
+                torch.stack([self._preprocess(x) for x in images[i : i + _BATCH]]).to(self._device)
             )
-            for i in range(0, len(pictures), _BATCH)
+            for i in range(0, len(images), _BATCH)
         ]
         return torch.nn.functional.normalize(torch.cat(found).float().cpu(), dim=-1)
 

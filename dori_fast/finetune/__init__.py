@@ -1,4 +1,4 @@
-"""Fine-tuning: take memorized pictures out of the weights, and not only out of the prompts."""
+"""Fine-tuning: remove memorized images from the weights, not only from the prompts."""
 
 from dori_fast.finetune.adversarial import Adversarial
 from dori_fast.finetune.checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""What the weights are trained on: groups of pictures with texts, and their diffusion loss."""
+"""Training batches: groups of images with texts, and their diffusion loss."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dori_fast.ops import add_noise, diffusion_loss
 
 @dataclass(frozen=True)
 class Group:
-    """N samples whose mean loss counts with one weight.
+    """N samples whose mean loss has one weight.
 
     Attributes:
-        x_0: [N, C, H, W] clean latents, which the network shall come to.
+        x_0: [N, C, H, W] clean latents, the training target.
         text: [N, T, D] embeddings.
-        weight: of their mean loss.
+        weight: weight of the mean loss.
         seen: [N, C, H, W] clean latents that are noised instead of ``x_0``, or None.
-        first: least timestep that is drawn; where ``seen`` is given, one that leaves it noise
-            enough to be taken for ``x_0``.
-        teacher: whose answers are the targets instead of the schedule's, or None.
+        first: smallest timestep that is drawn. With ``seen`` it must leave enough noise for
+            ``seen`` to pass for ``x_0``.
+        teacher: model whose outputs replace the schedule's targets, or None.
     """
 
     x_0: Tensor
@@ -42,20 +42,20 @@ def backward(
     at_once: int,
     autocast: torch.dtype | None,
 ) -> dict[str, Tensor]:
-    """Add to the weights' gradients that of the sum of weighted mean losses.
+    """Add the gradient of the sum of weighted mean losses to the weights' gradients.
 
         loss = sum over groups of weight * mean_n || target_n - f(x_t_n, t_n, text_n) ||^2
 
-    where f is the network and target what it was trained to answer, be it epsilon, v or the
-    sample; the square is a mean over a latent's numbers. Each sample has one timestep, uniform
-    over the schedule from its group's first one, and one noise, drawn on the CPU in float32. A
-    group's ``seen`` is noised in place of x_0 by adding to the noise what is between the two, so
-    that x_t is that of ``seen`` and its target that of x_0.
+    where f is the network and target its prediction target: epsilon, velocity or sample. The
+    square is a mean over the values of a latent. Each sample has one timestep, uniform over the
+    schedule from its group's first one, and one noise, drawn on the CPU in float32. If a group has
+    ``seen``, the network is shown ``seen`` noised but must predict the target of x_0; the
+    difference is added to the noise.
 
     Args:
-        model: whose weights require gradients.
-        groups: by name.
-        generator: on the CPU, of timesteps and noise.
+        model: the model to train; its weights require gradients.
+        groups: the groups by name.
+        generator: CPU generator of timesteps and noise.
         at_once: samples per forward pass; the gradients of all passes add up.
         autocast: lower precision of the forward pass, or None.
 
@@ -84,19 +84,19 @@ def backward(
     target = model.schedule.target(x_0, noise.unsqueeze(1), draws)
     of_group = torch.arange(len(x_0)).split(counts)
 
-    def answer(network: Denoiser, rows: Tensor) -> Tensor:
+    def output(network: Denoiser, rows: Tensor) -> Tensor:
         with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
-            found = network.engine.plain(x_t[rows], timesteps[rows], text[rows])
-        return found.unsqueeze(1).to(x_0.dtype)
+            predicted = network.engine.plain(x_t[rows], timesteps[rows], text[rows])
+        return predicted.unsqueeze(1).to(x_0.dtype)
 
     for group, own in zip(groups.values(), of_group, strict=True):
         if group.teacher is not None:
             with torch.no_grad():
                 for rows in own.split(at_once):
-                    target[rows] = answer(group.teacher, rows)
+                    target[rows] = output(group.teacher, rows)
     losses = []
     for rows in torch.arange(len(x_0)).split(at_once):
-        loss = diffusion_loss(answer(model, rows), target[rows])
+        loss = diffusion_loss(output(model, rows), target[rows])
         (loss * shares[rows]).sum().backward()
         losses.append(loss.detach())
     parts = torch.cat(losses).split(counts)

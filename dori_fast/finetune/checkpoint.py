@@ -1,5 +1,4 @@
-"""Where a fine-tuning run stands, as one file: tensors in safetensors, the rest as JSON in its
-header."""
+"""The state of a fine-tuning run as one safetensors file, with JSON in its header."""
 
 from __future__ import annotations
 
@@ -25,9 +24,9 @@ class Checkpoint:
     Attributes:
         step: steps done.
         evaluations: UNet samples with a backward pass so far.
-        tensors: weights, moments, running average and triggers; they are the run's own, so keep
-            or save them before it goes on.
-        run: settings, and hashes of the model and of all pictures and prompts.
+        tensors: weights, moments, EMA and triggers. The run's next step writes to them, so copy or
+            save them before.
+        run: settings, and hashes of the model and of all images and prompts.
     """
 
     step: int
@@ -43,21 +42,21 @@ class Checkpoint:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Checkpoint:
-        """Read what :meth:`save` wrote.
+        """Read a file of :meth:`save`.
 
         Raises:
             UsageError: no such file.
-            IntegrityError: damaged, or something else.
+            IntegrityError: a damaged file, or one of another kind.
         """
         tensors, metadata = read_tensors(path, _FORMAT, "a checkpoint of fine-tuning")
         facts = json.loads(metadata["facts"])
         return Checkpoint(facts["step"], facts["evaluations"], tensors, facts["run"])
 
     def require(self, run: Mapping[str, Any]) -> None:
-        """Refuse to go on with another run than this checkpoint's.
+        """Reject a run other than this checkpoint's.
 
         Raises:
-            UsageError: says what differs.
+            UsageError: another run; the message names what differs.
         """
         now = json.loads(json.dumps(run))
         names = sorted({*now, *self.run})

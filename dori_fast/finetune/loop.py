@@ -1,11 +1,11 @@
-"""One run of adversarial fine-tuning: its state, its steps and where it may stop and go on."""
+"""One run of adversarial fine-tuning: its state, steps and checkpoints."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,11 @@ from dori_fast.attack.draws import stream
 from dori_fast.finetune.batches import Group, backward
 from dori_fast.finetune.checkpoint import Checkpoint
 from dori_fast.finetune.optimizer import Weights
+from dori_fast.finetune.settings import Settings
 from dori_fast.finetune.step_report import StepReport
 from dori_fast.finetune.triggers import Triggers, embeddings_of
 from dori_fast.models import Denoiser
 from dori_fast.models.files.hashes import tensors_sha256
-
-if TYPE_CHECKING:
-    from dori_fast.finetune.adversarial import Adversarial
 
 Pairs = Sequence[tuple[str, NDArray[np.uint8]]]
 
@@ -33,10 +31,10 @@ class Run:
 
     def __init__(
         self,
-        method: Adversarial,
+        method: Settings,
         model: Denoiser,
-        images: Tensor,
         prompts: Sequence[str],
+        images: Tensor,
         surrogates: Tensor,
         retained: Pairs,
     ) -> None:
@@ -70,15 +68,15 @@ class Run:
             norm = self.weights.update(lr, method.clip, self.step)
         model.engine.weights_changed()
         self.evaluations += sum(len(group.x_0) for group in groups.values())
-        told = {name: float(loss) for name, loss in losses.items()}
+        values = {name: float(loss) for name, loss in losses.items()}
         return StepReport(
             step=self.step,
             steps=method.steps,
             lr=lr,
-            trigger_loss=told.get("triggers"),
-            prompt_loss=told.get("prompts"),
-            redirected_loss=told.get("redirected"),
-            retained_loss=told.get("retained"),
+            trigger_loss=values.get("triggers"),
+            prompt_loss=values.get("prompts"),
+            redirected_loss=values.get("redirected"),
+            retained_loss=values.get("retained"),
             attack_first=None if found is None else float(found.losses[0].mean()),
             attack_last=None if found is None else float(_last(found.losses).mean()),
             gradient_norm=norm,
@@ -88,7 +86,7 @@ class Run:
     def _groups(
         self, rows: Tensor, found: AttackResult | None, generator: torch.Generator
     ) -> dict[str, Group]:
-        """What this step trains on."""
+        """The training groups of this step."""
         method, model, device = self.method, self.model, self.model.device
         images = self.triggers.images(rows).repeat_interleave(method.draws)
         texts = {}
@@ -119,20 +117,20 @@ class Run:
         return groups
 
     def _rate(self) -> float:
-        """Learning rate of the step to come."""
+        """Learning rate of the next step."""
         method = self.method
         rise = min(1.0, (self.step + 1) / max(1, method.warmup))
         fall = (1 + math.cos(math.pi * self.step / method.steps)) / 2
         return method.lr * min(rise, fall)
 
     def checkpoint(self) -> Checkpoint:
-        """Where the run stands."""
+        """The current state of the run."""
         triggers = {f"triggers.{n}": tensor for n, tensor in self.triggers.tensors().items()}
         tensors = self.weights.tensors() | triggers
         return Checkpoint(self.step, self.evaluations, tensors, self._facts)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up a checkpoint."""
+        """Continue from a checkpoint."""
         checkpoint.require(self._facts)
         self.step, self.evaluations = checkpoint.step, checkpoint.evaluations
         self.weights.restore(checkpoint.tensors)
@@ -143,13 +141,13 @@ class Run:
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
-        """What makes this run this one."""
+        """Settings and hashes that identify the run."""
         texts = [self.prompts, self.captions]
-        pictures = [self.images, self.surrogates, self.retained]
+        images = [self.images, self.surrogates, self.retained]
         return {
             "settings": self.method.config(),
             "model": tensors_sha256(self.original.unet.state_dict()),
-            "pictures": tensors_sha256({str(i): x for i, x in enumerate(pictures)}),
+            "pictures": tensors_sha256({str(i): x for i, x in enumerate(images)}),
             "prompts": tensors_sha256({str(i): x for i, x in enumerate(texts)}),
         }
 
@@ -161,6 +159,6 @@ class Run:
 
 
 def _last(losses: Tensor) -> Tensor:
-    """The last loss [P] of each problem, of losses [steps, P] that are NaN once it stopped."""
+    """The last loss [P] of each problem; ``losses`` [steps, P] are NaN once it has stopped."""
     count = losses.isfinite().sum(0).clamp(min=1)
     return losses[count - 1, torch.arange(losses.shape[1], device=losses.device)]

@@ -1,4 +1,4 @@
-"""The weights under training: AdamW, clipping, their running average, and all of it as tensors."""
+"""The weights under training: AdamW, clipping, their EMA, and their state as tensors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Weights:
     """All parameters of a network, trained by AdamW.
 
     Args:
-        network: frozen; its parameters require gradients within :meth:`trainable` alone.
-        weight_decay: decoupled.
-        ema: decay of the running average, or None for none. It is warmed up as in diffusers:
+        network: frozen network; its parameters require gradients within :meth:`trainable` alone.
+        weight_decay: decoupled weight decay.
+        ema: decay of the EMA of the weights; None keeps none. It is warmed up as in diffusers:
             min(ema, (1 + step) / (10 + step)).
     """
 
@@ -36,7 +36,7 @@ class Weights:
 
     @contextmanager
     def trainable(self) -> Iterator[None]:
-        """Let the parameters require gradients; none are left behind."""
+        """Let the parameters require gradients, and drop the gradients at the end."""
         try:
             for parameter in self._parameters.values():
                 parameter.requires_grad_(True)
@@ -69,12 +69,12 @@ class Weights:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Put the running average, if there is one, into the network."""
+        """Copy the EMA, if there is one, into the network."""
         for name, average in self._average.items():
             self._parameters[name].copy_(average)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, moments and average."""
+        """Weights, moments and EMA."""
         found = {f"weights.{n}": p.detach() for n, p in self._parameters.items()}
         for name, parameter in self._parameters.items():
             for moment in _MOMENTS:
@@ -83,7 +83,7 @@ class Weights:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what :meth:`tensors` gave."""
+        """Copy the tensors of :meth:`tensors` back."""
         for name, parameter in self._parameters.items():
             parameter.copy_(tensors[f"weights.{name}"])
             state: dict[str, Any] = {}

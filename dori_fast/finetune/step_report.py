@@ -1,4 +1,4 @@
-"""What a step of fine-tuning says of itself."""
+"""The figures of one fine-tuning step."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ class StepReport:
     """The figures of one step; losses are those before its update.
 
     Attributes:
-        step: its number, from 1.
-        steps: how many there will be.
+        step: number of the step, from 1.
+        steps: number of steps in all.
         lr: learning rate.
-        trigger_loss: of surrogates under the triggers; None without an adversary.
-        prompt_loss: of surrogates under the memorized prompts; None if they are left out.
-        redirected_loss: of noised memorized pictures that shall lead to surrogates under the
-            triggers; None if that has no weight.
-        retained_loss: of retained pairs; None if they have no weight.
-        attack_first: mean loss of the inner attack's first step; None without an adversary.
-        attack_last: mean loss of its last one. Both are of the memorized pictures: they should
-            rise as training goes on.
-        gradient_norm: before clipping.
-        evaluations: UNet samples with a backward pass so far, the attack's included.
+        trigger_loss: loss of surrogates under the triggers; None without an attack.
+        prompt_loss: loss of surrogates under the memorized prompts; None if they are left out.
+        redirected_loss: loss of noised memorized images that are trained toward surrogates under
+            the triggers; None if it has no weight.
+        retained_loss: loss of retained pairs; None if they have no weight.
+        attack_first: mean loss of the inner attack's first step; None without an attack.
+        attack_last: mean loss of its last step. Both losses are of the memorized images and should
+            rise during training.
+        gradient_norm: norm of the gradients before clipping.
+        evaluations: UNet samples with a backward pass so far, including those of the attack.
     """
 
     step: int

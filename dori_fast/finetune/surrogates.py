@@ -1,7 +1,7 @@
-"""Surrogates: what a memorized prompt may give instead of the memorized picture.
+"""Surrogates: images that a memorized prompt may give instead of the memorized image.
 
-Drawn from the original prompts by the pruned model (Kowalczuk et al., "Finding DoRI", section on
-adversarial fine-tuning): of the same content, but no copies.
+The pruned model draws them from the original prompts (Kowalczuk et al., "Finding DoRI", section on
+adversarial fine-tuning), so they have the same content but are no copies.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
+from dori_fast.models.schedules.vp import DDIM_STEPS
 
 
 class CopyMeasure(Protocol):
-    """How alike pictures are; those of :mod:`dori_fast.evaluate` fit."""
+    """A similarity of images; the measures of :mod:`dori_fast.evaluate` fit."""
 
     threshold: float
 
@@ -33,58 +34,57 @@ class CopyMeasure(Protocol):
 
 @dataclass(frozen=True)
 class Surrogates:
-    """K surrogates for each of P memorized pictures.
+    """K surrogates for each of P memorized images.
 
     Attributes:
-        pictures: uint8 [P, K, H, W, 3].
-        own: int64 [P], how many different ones of its own a prompt has; 0 where all of them are
-            another prompt's.
-        similarity: float64 [P, S], of all S candidates to the memorized picture.
+        images: uint8 [P, K, H, W, 3].
+        own: int64 [P], number of different surrogates that come from the prompt itself; 0 where
+            all of them are another prompt's.
+        similarity: float64 [P, S], similarities of all S candidates to the memorized image.
     """
 
-    pictures: Tensor
+    images: Tensor
     own: NDArray[np.int64]
     similarity: NDArray[np.float64]
 
     def summary(self) -> dict[str, Any]:
-        """How many candidates were copies, as plain JSON."""
+        """Counts of surrogates and the candidates' mean similarity, as plain JSON."""
         return {
-            "per_prompt": self.pictures.shape[1],
+            "per_prompt": self.images.shape[1],
             "candidates": self.similarity.shape[1],
             "mean_similarity": float(self.similarity.mean()),
             "prompts_without_their_own": int((self.own == 0).sum()),
-            "prompts_with_too_few": int((self.own < self.pictures.shape[1]).sum()),
+            "prompts_with_too_few": int((self.own < self.images.shape[1]).sum()),
         }
 
 
 def surrogates(
     pruned: Denoiser,
-    images: Tensor | NDArray[np.uint8],
     prompts: Sequence[str],
+    images: Tensor | NDArray[np.uint8],
     *,
     measure: CopyMeasure,
     count: int = 4,
     candidates: int | None = None,
-    steps: int = 50,
+    steps: int = DDIM_STEPS,
     guidance: float = 7.5,
 ) -> Surrogates:
-    """Draw surrogates of P memorized pictures with a pruned model.
+    """Draw surrogates of P memorized images with a pruned model.
 
-    The rule: of a prompt's candidates, in order of their seeds, those that are no copies are
-    taken until there are ``count``. A prompt that has too few repeats them in turn. One that has
-    none is given those of the next prompt that has some: what it draws then has another content,
-    but a surrogate that is a copy would train the memory back in.
+    A prompt takes its candidates in the order of their seeds, skips copies, and stops at ``count``.
+    A prompt with too few repeats them in turn. A prompt with none takes those of the next prompt
+    that has some: their content is another one, but copies would train the memory back in.
 
     Args:
-        pruned: a view with masks that hide the pictures, one for all or one for each prompt.
-        images: uint8 [P, H, W, 3], the memorized pictures.
-        prompts: their P prompts.
-        measure: of copying, such as ``df.evaluate.SmallPictures()``; above its threshold a
+        pruned: view with masks that hide the images, one for all or one for each prompt.
+        prompts: P memorized prompts.
+        images: uint8 [P, H, W, 3], their memorized images.
+        measure: measure of copying, such as ``df.evaluate.SmallImages()``; above its threshold a
             candidate is a copy.
         count: surrogates K per prompt.
-        candidates: seeds per prompt (0, 1, ...), 2 K if not given.
+        candidates: seeds per prompt (0, 1, ...); default 2 K.
         steps: DDIM steps.
-        guidance: scale of classifier-free guidance.
+        guidance: guidance scale.
 
     Raises:
         UsageError: numbers do not fit, or all candidates of all prompts are copies.
@@ -104,9 +104,9 @@ def surrogates(
         raise UsageError(
             "surrogates: every candidate of every prompt is a copy; prune more, or use more seeds"
         )
-    pictures = []
+    chosen = []
     for prompt in range(len(prompts)):
         giver = next(p for p in np.roll(np.arange(len(prompts)), -prompt) if len(good[p]))
-        pictures.append(drawn[int(giver), np.resize(good[giver], count)])
+        chosen.append(drawn[int(giver), np.resize(good[giver], count)])
     own = np.array([len(rows) for rows in good])
-    return Surrogates(torch.stack(pictures), own, similarity)
+    return Surrogates(torch.stack(chosen), own, similarity)

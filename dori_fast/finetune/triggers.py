@@ -1,4 +1,4 @@
-"""The adversary's side: a pool of embeddings, sharpened against the current weights in turn."""
+"""The triggers: a pool of embeddings, attacked in turn against the current weights."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ STARTS = ("prompt", "gaussian", "retained")
 
 @dataclass(frozen=True)
 class Pool:
-    """Which triggers there are.
+    """The triggers and their starts.
 
     Attributes:
-        starts: where the triggers of each image begin, one for each entry: at its prompt's
-            embedding, at N(0, I), or at the embedding of a retained prompt drawn at random.
+        starts: start of each trigger of an image, one trigger per entry: ``"prompt"``, its
+            prompt's embedding; ``"gaussian"``, N(0, I); or ``"retained"``, the embedding of a
+            random retained prompt.
         per_step: triggers that are attacked and trained on in each step.
-        restart_after: None begins every attack anew, as the paper does. A number of inner steps
-            makes attacks go on from where the last one stopped, Adam's moments included, until
-            they have had so many. That is an approximation, since what they go on from was found
-            against older weights; in exchange, a few inner steps do for many.
+        restart_after: inner steps after which a trigger restarts. Until then each attack continues
+            from the last one, with its Adam moments. This is an approximation, since the earlier
+            steps met older weights; in exchange, a few inner steps do for many. None restarts
+            every attack, as the paper does.
     """
 
     starts: tuple[str, ...] = ("prompt", "gaussian", "gaussian")
@@ -47,14 +48,14 @@ class Triggers:
     """The state of a pool of Q = P x starts triggers; trigger q is of image q mod P.
 
     Attributes:
-        embeddings: [Q, T, D], where the triggers stand.
-        adam: their moments.
-        age: int64 [Q], inner steps since they began.
-        begun: int64 [Q], how often they began.
+        embeddings: [Q, T, D], the current triggers.
+        adam: Adam moments of the triggers.
+        age: int64 [Q], inner steps since the last restart.
+        begun: int64 [Q], number of starts.
     """
 
     def __init__(self, pool: Pool, prompts: Tensor, retained: Tensor, seed: int) -> None:
-        """``prompts`` [P, T, D] and ``retained`` [R, T, D] are embeddings to begin at."""
+        """``prompts`` [P, T, D] and ``retained`` [R, T, D] are embeddings to start from."""
         self._pool, self._prompts, self._retained, self._seed = pool, prompts, retained, seed
         count = len(prompts) * len(pool.starts)
         self.embeddings = prompts.repeat(len(pool.starts), 1, 1)
@@ -63,7 +64,7 @@ class Triggers:
         self.begun = torch.zeros(count, dtype=torch.int64)
 
     def chosen(self, step: int) -> Tensor:
-        """int64 [A], the triggers of a step: each has its turn before any has another one."""
+        """int64 [A], the triggers of a step; every trigger has one turn before any has a second."""
         count, size = len(self.age), self._pool.per_step
         turns = -(-count // size)
         generator = stream("turn", self._seed, step // turns)
@@ -76,20 +77,20 @@ class Triggers:
     def sharpen(
         self, attack: Dori, model: Denoiser, images: Tensor, rows: Tensor, step: int
     ) -> AttackResult:
-        """Attack ``model`` from where the triggers stand, and move them to what is found.
+        """Attack ``model`` from the current triggers, and replace them by the result.
 
         Args:
             attack: the inner attack.
             model: the current model; its weights must not require gradients.
-            images: uint8 [P, H, W, 3], the memorized ones.
+            images: uint8 [P, H, W, 3], the memorized images.
             rows: int64 [A], the triggers.
-            step: of the outer loop, so that every step has draws of its own.
+            step: outer step; every step has draws of its own.
         """
         limit = self._pool.restart_after
         for row in rows.tolist():
             age = int(self.age[row])
             if age == 0 or limit is None or age >= limit:
-                self.embeddings[row] = self._beginning(row)
+                self.embeddings[row] = self._start(row)
                 for moments in self._moments().values():
                     moments[row] = 0
                 self.age[row] = 0
@@ -98,8 +99,8 @@ class Triggers:
         at = rows.to(self.embeddings.device)
         found = attack.run(
             model,
-            images[self.images(rows)],
             self.embeddings[at],
+            images[self.images(rows)],
             ids=names,
             adam=self.adam.take(at),
         )
@@ -109,7 +110,7 @@ class Triggers:
         self.age[rows] += attack.steps
         return found
 
-    def _beginning(self, row: int) -> Tensor:
+    def _start(self, row: int) -> Tensor:
         kind = self._pool.starts[row // len(self._prompts)]
         generator = stream("beginning", self._seed, f"{row}:{int(self.begun[row])}")
         if kind == "prompt":
@@ -124,12 +125,12 @@ class Triggers:
         return vars(self.adam)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The whole state; it is written to by the next step."""
+        """The whole state; the next step writes to these tensors."""
         own = {"embeddings": self.embeddings, "age": self.age, "begun": self.begun}
         return own | self._moments()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up a state."""
+        """Copy a state of :meth:`tensors` back."""
         for name, own in self.tensors().items():
             own.copy_(tensors[name])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dori_fast.demo.story.stages import same_or_new
 from dori_fast.errors import UsageError
-from dori_fast.evaluate import SmallPictures
+from dori_fast.evaluate import SmallImages
 from dori_fast.leaderboard.cells import Cells
 from dori_fast.leaderboard.foreign import read_rows
 from dori_fast.leaderboard.mitigations import (
@@ -95,7 +95,7 @@ def run(
         foreign += read_rows(Path(path), ours, settings, taken)
     out.mkdir(parents=True, exist_ok=True)
     same_or_new(out / "setting.json", {"setting": setting, "model": identity})
-    rows, threshold = [], SmallPictures().threshold
+    rows, threshold = [], SmallImages().threshold
     for name, mitigation in mitigations.items():
         cells = Cells(out / "cells" / name, name, mitigation, model, settings, say)
         if name == FINETUNED:

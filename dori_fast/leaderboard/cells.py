@@ -97,7 +97,7 @@ class Cells:
         self.say(f"{self.name}: attacking {len(chosen)} {which} images, start {attack}")
         prompts = [image.prompt for image in chosen]
         ids = [f"{which} {row}" for row in range(len(chosen))]
-        found = self.settings.attack(attack).run(view, images, prompts, start=attack, ids=ids)
+        found = self.settings.attack(attack).run(view, prompts, images, start=attack, ids=ids)
         seeds, cell = self.settings.seeds, Cell()
         for budget in self.settings.budgets:
             drawn = replication(
@@ -113,6 +113,6 @@ class Cells:
         self.say(f"{self.name}: quality on {len(pairs)} held-out pairs")
         prompts = [pair.prompt for pair in pairs]
         kept = quality(
-            view, self.model, stacked(pairs), prompts, seeds=self.settings.seeds, **GENERATION
+            view, self.model, prompts, stacked(pairs), seeds=self.settings.seeds, **GENERATION
         ).summary()
         return {"json": np.array(json.dumps(kept))}

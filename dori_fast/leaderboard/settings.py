@@ -10,7 +10,7 @@ from dori_fast.demo import DemoImage, images
 from dori_fast.demo.facts import GENERATION, reproduced
 from dori_fast.demo.story.settings import ATTACK, BATCH
 from dori_fast.errors import UsageError
-from dori_fast.evaluate import SmallPictures
+from dori_fast.evaluate import SmallImages
 
 SETS = ("memorized", "control")
 # attacks by their start; an embedding drawn from N(0, I) has far to go, hence the paper's rate
@@ -82,7 +82,7 @@ class Settings:
             "budgets": list(self.budgets),
             "attacks": {name: self.attack(name).config() for name in ATTACKS},
             "generation": GENERATION,
-            "threshold": SmallPictures().threshold,
+            "threshold": SmallImages().threshold,
         }
 
 

@@ -1,4 +1,4 @@
-"""Mitigation at inference: change the text's embedding before anything is drawn, not the model."""
+"""Mitigation at inference: change the text embedding before drawing, not the model."""
 
 from dori_fast.mitigate.significance import token_significance
 from dori_fast.mitigate.wen import Mitigated, Wen

@@ -1,4 +1,4 @@
-"""The magnitude of the text's effect on a batch of noises, and its slope in the embedding.
+"""The magnitude of the text's effect on a batch of noises, and its gradient in the embedding.
 
 For a prompt with embedding y on noises x_1..x_S at one timestep (Wen et al., ICLR 2024, openreview
 84n3UwkH7b, equation 1; over a batch as in the released code,
@@ -7,8 +7,8 @@ YuxinWenRick/diffusion_memorization at c8fe471),
     F(y) = sqrt( sum_s || eps(x_s, t, y) - eps(x_s, t, empty) ||_2^2 ),
 
 the norm of all differences as one vector: about sqrt(S) times the detection score of the same
-seeds. The unconditional prediction does not depend on y, so it is an input here and has no slope;
-the released code carries it through both passes of every iteration.
+seeds. The unconditional prediction does not depend on y, so it is an input here without a gradient;
+the released code computes it in both passes of every iteration.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from dori_fast.models import Denoiser, TextCondition
 from dori_fast.ops import noise_difference
 
 Predict = Callable[[TextCondition, slice, slice], tuple[Tensor, Tensor]]
-"""(condition of A prompts, which of the rows they are, which seeds) to conditional predictions
-[A, s, C, H, W] and unconditional ones, [s, C, H, W] or [A, s, C, H, W]."""
+"""From (condition of A prompts, their slice of the rows, slice of the seeds) to conditional
+predictions [A, s, C, H, W] and unconditional ones, [s, C, H, W] or [A, s, C, H, W]."""
 
 
 def magnitude(
@@ -34,19 +34,19 @@ def magnitude(
     seeds: int,
     predict: Predict,
 ) -> tuple[Tensor, Tensor]:
-    """Magnitudes of some prompts and their slopes.
+    """Magnitudes of some prompts and their gradients.
 
     Args:
         model: the denoiser.
         embeddings: [P, T, D], float32 or float64.
         pooled: [P, E] (SDXL) or None.
-        rows: int64 [A] on the CPU, the prompts that are wanted.
-        seeds: S.
-        predict: what the network says.
+        rows: int64 [A] on the CPU, the prompts to compute.
+        seeds: number S of seeds.
+        predict: function that returns the network's predictions.
 
     Returns:
-        F [A] and dF/dy [A, T, D], float32 or float64 as ``embeddings``; the slope is 0 where F is
-        0. Neither depends on the other prompts.
+        F [A] and dF/dy [A, T, D], float32 or float64 as ``embeddings``; the gradient is 0 where F
+        is 0. Neither depends on the other prompts.
     """
     leaf = embeddings.detach().requires_grad_()
     on_device = rows.to(leaf.device)
@@ -58,7 +58,7 @@ def magnitude(
             part = slice(start, min(start + width, seeds))
             condition = model.condition(leaf, pooled)[rows[some]]
             norms = noise_difference(*predict(condition, some, part))
-            # the squares add up over seeds that do not fit into one evaluation
+            # sum the squares over the seeds, which may not fit into one evaluation
             square = norms.square().sum(1)
             square.sum().backward(inputs=[leaf])
             squares[some] += square.detach()

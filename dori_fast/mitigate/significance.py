@@ -1,11 +1,11 @@
-"""Which tokens make a prompt memorized: Wen et al., ICLR 2024 (openreview 84n3UwkH7b), section 4.
+"""Token significance for memorization: Wen et al., ICLR 2024 (openreview 84n3UwkH7b), section 4.
 
     significance_i = mean over tracked steps of || dF / dy_i ||_2
 
 with F as in :mod:`dori_fast.mitigate.magnitude`, at the current latents of each step, and y_i the
 text encoder's output at position i. The released code (YuxinWenRick/diffusion_memorization at
-c8fe471, `get_text_cond_grad`) divides by twice the number of images as well, and swaps the two
-halves of guidance, which reverses the trajectory between tracked steps; neither is done here.
+c8fe471, `get_text_cond_grad`) also divides by twice the number of images and swaps the two halves
+of guidance, which reverses the trajectory between tracked steps. Neither is done here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.schedules.vp import DDIM_STEPS
 
 
 def token_significance(
@@ -27,7 +28,7 @@ def token_significance(
     seeds: int | Sequence[int] = 4,
     steps: int = 1,
     *,
-    total_steps: int = 50,
+    total_steps: int = DDIM_STEPS,
     guidance: float = 7.5,
 ) -> Tensor:
     """The significance of every position of P >= 1 prompts.
@@ -35,9 +36,9 @@ def token_significance(
     Args:
         model: the denoiser.
         prompts: P prompts.
-        seeds: how many noises (seeds 0, 1, ...), or their seeds.
+        seeds: number of seeds (0, 1, ...), or the seeds themselves.
         steps: tracked denoising steps, from the noisiest.
-        total_steps: length of the DDIM schedule that they are the first of.
+        total_steps: steps of the whole DDIM run.
         guidance: guidance scale of the trajectory between tracked steps.
 
     Returns:
@@ -68,8 +69,8 @@ def token_significance(
                 uncond = uncond.expand(latents.shape)
             else:
                 uncond = model.epsilon(empty, latents, t)
-        slope = _slope(model, embeddings, condition.pooled, latents, uncond, t)
-        found += slope.norm(dim=-1)
+        gradient = _gradient(model, embeddings, condition.pooled, latents, uncond, t)
+        found += gradient.norm(dim=-1)
         if i + 1 < steps:
             with torch.no_grad():
                 cond = model.epsilon(condition, latents, t)
@@ -79,7 +80,7 @@ def token_significance(
     return (found / steps).cpu()
 
 
-def _slope(
+def _gradient(
     model: Denoiser,
     embeddings: Tensor,
     pooled: Tensor | None,
@@ -87,7 +88,7 @@ def _slope(
     uncond: Tensor,
     timestep: int,
 ) -> Tensor:
-    """dF/dy [P, T, D] at latents [P, S, C, H, W], with unconditional predictions of that shape."""
+    """dF/dy [P, T, D] at latents [P, S, C, H, W], given unconditional predictions of that shape."""
 
     def predict(part: TextCondition, some: slice, seeds: slice) -> tuple[Tensor, Tensor]:
         return model.epsilon(part, latents[some, seeds], timestep), uncond[some, seeds]

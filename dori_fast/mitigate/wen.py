@@ -1,15 +1,15 @@
 """Wen et al.'s mitigation at inference, ICLR 2024 (openreview 84n3UwkH7b), section 5.
 
-Before drawing, the prompt's embedding y is moved until the text no longer steers the first step
-unusually hard: with F(y) as in :mod:`dori_fast.mitigate.magnitude`, at the noisiest timestep and on
-the noise that is then drawn from,
+Before drawing, the prompt's embedding y is changed until the text's effect on the first step is no
+longer unusually large. With F(y) as in :mod:`dori_fast.mitigate.magnitude`, at the noisiest
+timestep and on the noise that the images are drawn from,
 
     repeat at most `iterations` times: stop if F(y) <= target; else y <- AdamW(y, dF/dy).
 
 Released code (YuxinWenRick/diffusion_memorization at c8fe471): AdamW at rate 0.05 with its default
-weight decay 0.01, 10 iterations, 4 images, the first token's slope set to zero (so it decays
-still). `target` is 3 in its README; peers took 1 to 5 on SD 1.4. As F is of all S noises at once, a
-target means sqrt(S / S') times as much with S seeds as with S'.
+weight decay 0.01, 10 iterations, 4 images, and the first token's gradient set to zero (so the token
+only decays). `target` is 3 in its README; peers took 1 to 5 on SD 1.4. F pools all S noises, so the
+same target is stricter by sqrt(S / S') with S seeds than with S'.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.ops import EmbeddingState, embedding_step
 
 _WEIGHT_DECAY = 0.01
@@ -38,12 +39,12 @@ class Mitigated:
         embeddings: [P, T, D] on the model's device, float32 (float64 for a float64 model).
         pooled: [P, E], the prompts' pooled embeddings (SDXL), unchanged; else None.
         losses: [iterations, P], F before each update; NaN once a prompt has stopped.
-        steps: int64 [P], updates that each prompt got.
-        reached: bool [P], whether F was seen at or below the target. The last update is not
-            looked at any more, as in the released code.
-        evaluations: int64 [P], UNet samples of each prompt, forward and backward; the S
-            unconditional ones, shared by all prompts, are not among them.
-        seeds: the noises that were looked at: draw from these.
+        steps: int64 [P], updates of each prompt.
+        reached: bool [P], True if some evaluation of F was at or below the target. F is not
+            evaluated after the last update, as in the released code.
+        evaluations: int64 [P], UNet samples of each prompt, forward and backward, without the S
+            unconditional ones that all prompts share.
+        seeds: seeds of the noises; draw from these.
     """
 
     embeddings: Tensor
@@ -66,12 +67,11 @@ class Wen:
     """The mitigation, for any number of prompts at once.
 
     Args:
-        target: F at which a prompt is left alone.
+        target: value of F at or below which a prompt is not changed any further.
         lr: learning rate of AdamW.
-        iterations: updates at most.
-        seeds: how many noises (seeds 0, 1, ...), or their seeds; pictures are to be drawn from the
-            same.
-        total_steps: length of the DDIM schedule whose first timestep is looked at.
+        iterations: largest number of updates.
+        seeds: number of seeds (0, 1, ...), or the seeds themselves; draw images from the same.
+        total_steps: steps of the DDIM run, whose first timestep is used.
 
     Raises:
         UsageError: a number out of range.
@@ -86,7 +86,7 @@ class Wen:
         iterations: int = 10,
         seeds: int | Sequence[int] = 4,
         *,
-        total_steps: int = 50,
+        total_steps: int = DDIM_STEPS,
     ) -> None:
         self.seeds = seed_tuple(seeds)
         if iterations < 1 or not self.seeds or not 1 <= total_steps <= 1000:
@@ -99,7 +99,7 @@ class Wen:
         self.total_steps = total_steps
 
     def config(self) -> dict[str, Any]:
-        """Everything that the answers depend on besides the model and the prompts, as JSON."""
+        """Everything that the result depends on besides the model and the prompts, as JSON."""
         return {
             "name": self.name,
             "target": self.target,
@@ -110,7 +110,9 @@ class Wen:
         }
 
     def run(self, model: Denoiser, prompts: Sequence[str]) -> Mitigated:
-        """Move the embeddings of P >= 1 prompts; each finds what it finds alone, to the bit.
+        """Change the embeddings of P >= 1 prompts.
+
+        Each result is that of the prompt alone, to the bit.
 
         Raises:
             UsageError: no prompts, or as in :meth:`Denoiser.encode`.
@@ -126,23 +128,23 @@ class Wen:
         with torch.no_grad():
             uncond = model.epsilon_uncond(condition, shared)
         losses = params.new_full((self.iterations, count), torch.nan)
-        going, looked = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+        running, evaluated = torch.arange(count), torch.zeros(count, dtype=torch.int64)
         reached = torch.zeros(count, dtype=torch.bool)
 
         def predict(part: TextCondition, some: slice, seeds: slice) -> tuple[Tensor, Tensor]:
             which = torch.arange(len(shared))[seeds]
             noises = shared if len(which) == len(shared) else shared.take(which)
-            own = uncond[seeds] if uncond.ndim == 4 else uncond[going[some]][:, seeds]
+            own = uncond[seeds] if uncond.ndim == 4 else uncond[running[some]][:, seeds]
             return model.epsilon_shared(part, noises), own
 
         for i in range(self.iterations):
-            norm, slope = magnitude(model, params, pooled, going, len(self.seeds), predict)
-            losses[i, going] = norm
-            looked[going] += 1
+            norm, gradient = magnitude(model, params, pooled, running, len(self.seeds), predict)
+            losses[i, running] = norm
+            evaluated[running] += 1
             done = (norm <= self.target).cpu()
-            reached[going[done]] = True
+            reached[running[done]] = True
             grad, active = torch.zeros_like(params), torch.zeros(count, dtype=torch.bool)
-            grad[going], active[going[~done]] = slope, True
+            grad[running], active[running[~done]] = gradient, True
             finite = grad.isfinite().flatten(1).all(1)
             grad[:, 0] = 0
             embedding_step(
@@ -153,8 +155,8 @@ class Wen:
                 active=active.to(params.device) & finite,
                 weight_decay=_WEIGHT_DECAY,
             )
-            going = going[~done]
-            if len(going) == 0:
+            running = running[~done]
+            if len(running) == 0:
                 break
-        evaluations = looked * len(self.seeds)
+        evaluations = evaluated * len(self.seeds)
         return Mitigated(params, pooled, losses, adam.step, reached, evaluations, self.seeds)

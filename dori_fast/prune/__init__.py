@@ -1,4 +1,4 @@
-"""Localization: the neurons and weights that memorized prompts need, and masks of them."""
+"""Localization: find the neurons and weights that memorized prompts need, and mask them."""
 
 from dori_fast.models import NeuronMask, WeightMask, stack
 from dori_fast.models.in_place import Applied, apply_

@@ -1,4 +1,4 @@
-"""Checkpoints of what a mask changes, as partial state dicts that anyone can read."""
+"""Checkpoints of the parameters that a mask changes, as ordinary partial state dicts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def save_pruned(
     path: str | os.PathLike[str],
     **provenance: str,
 ) -> None:
-    """Write the parameters that a mask changes, as they are under it, and nothing else.
+    """Write the parameters that a mask changes, with their masked values.
 
     The file is an ordinary partial state dict of the UNet:
     ``unet.load_state_dict(safetensors.torch.load_file(path), strict=False)``.
 
     Args:
         mask: one mask, M = 1.
-        target: the original UNet, or a pipeline with it; unchanged.
-        path: of the safetensors file.
-        provenance: what else is to be recorded in its header.
+        target: the original UNet, or a pipeline with it; not modified.
+        path: path of the safetensors file.
+        provenance: further entries of the file's header.
 
     Raises:
-        UsageError: as ``apply_``, and for a mask that changes nothing.
+        UsageError: the cases of ``apply_``, and a mask that changes nothing.
     """
     tensors = masked_parameters(mask, unet_of(target))
     if not tensors:
@@ -43,11 +43,11 @@ def save_pruned(
 
 
 def load_pruned_(path: str | os.PathLike[str], target: Any) -> Applied:
-    """Put what :func:`save_pruned` wrote into a UNet in place; returns what undoes it.
+    """Load a file of :func:`save_pruned` into a UNet in place; the result can undo it.
 
     Raises:
         UsageError: no such file, a Denoiser, or a UNet without such parameters.
-        IntegrityError: another kind of file.
+        IntegrityError: a file of another kind.
     """
     unet = unet_of(target)
     tensors, _ = read_tensors(path, _FORMAT, "a pruned checkpoint")

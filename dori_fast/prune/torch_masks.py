@@ -1,4 +1,4 @@
-"""Masks of ``torch.nn.utils.prune``: handed over to it, and read back from it."""
+"""Masks as pruning of ``torch.nn.utils.prune``, and back."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _VALUES = ".attn2.to_v"
 
 
 def torch_prune_(mask: NeuronMask | WeightMask, target: Any) -> list[nn.Linear]:
-    """Hand a mask over to ``torch.nn.utils.prune``.
+    """Prune a network by a mask, through ``torch.nn.utils.prune``.
 
-    Each changed layer gets ``weight_orig`` and ``weight_mask`` (of the value projections, for a
-    NeuronMask; ``bias`` likewise), as if pruned by ``prune.custom_from_mask``.
+    Each changed layer gets ``weight_orig`` and ``weight_mask``, as by ``prune.custom_from_mask``. A
+    NeuronMask changes the value projections, their biases likewise.
     ``prune.remove(layer, "weight")`` then makes it permanent.
 
     Args:
-        mask: one mask, M = 1; neurons must be blocked (factor 0) or left alone.
+        mask: one mask, M = 1; the factor of each neuron must be 0 (blocked) or 1.
         target: a UNet2DConditionModel, or a pipeline with one.
 
     Returns:
         The layers that were changed.
 
     Raises:
-        UsageError: as ``apply_``, and for factors that are not 0 or 1.
+        UsageError: the cases of ``apply_``, and factors other than 0 and 1.
     """
     if isinstance(mask, NeuronMask):
         for name, scale in mask.scales.items():
             if not ((scale == 0) | (scale == 1)).all():
                 raise UsageError(
                     f"torch_prune_: {name} has factors other than 0 and 1, which torch's pruning"
-                    " cannot say; use apply_"
+                    " cannot express; use apply_"
                 )
     layers = masked_layers(mask, unet_of(target))
     for name, layer in layers.items():
@@ -58,19 +58,19 @@ def _keep_only(layer: nn.Linear, parameter: str, kept: torch.Tensor) -> None:
 def from_torch_prune(target: Any) -> NeuronMask | WeightMask:
     """The mask, M = 1, by which ``torch.nn.utils.prune`` has pruned a network.
 
-    It makes no difference who pruned, or by which of torch's methods: what counts are the
-    ``weight_mask`` buffers. Nothing is changed. To see the same network without the pruning, load
-    it anew; ``prune.remove`` makes it permanent.
+    Only the ``weight_mask`` buffers matter, not who pruned or by which of torch's methods. The
+    network is not modified. Load it anew for a network without the pruning; ``prune.remove`` makes
+    the pruning permanent.
 
     Args:
         target: a UNet2DConditionModel, or a pipeline with one.
 
     Returns:
-        A NeuronMask where all pruned layers are value projections of cross-attentions and whole
+        A NeuronMask if all pruned layers are value projections of cross-attentions and whole
         neurons are pruned; otherwise a WeightMask of the layers, by name.
 
     Raises:
-        UsageError: nothing is pruned, or something that a mask cannot say: a layer that is not
+        UsageError: nothing is pruned, or a mask cannot express the pruning: a layer that is not
             linear, a pruned bias whose neuron keeps weights, or a mask of factors.
     """
     unet, pruned = unet_of(target), {}
@@ -88,13 +88,14 @@ def from_torch_prune(target: Any) -> NeuronMask | WeightMask:
     biased = [name for name in pruned if hasattr(unet.get_submodule(name), "bias_mask")]
     if biased:
         raise UsageError(
-            f"from_torch_prune: {biased[0]} has a pruned bias, which a mask of weights cannot say"
+            f"from_torch_prune: {biased[0]} has a pruned bias, which a mask of weights cannot"
+            " express"
         )
     return WeightMask({name: ~kept[None] for name, kept in pruned.items()})
 
 
 def _neurons(name: str, layer: Any, kept: Tensor) -> bool:
-    """Whether a mask of neurons says what is pruned: whole rows, with their biases."""
+    """Whether a NeuronMask can express the pruning: whole rows, with their biases."""
     gone = ~kept.any(1)
     whole = bool((kept == kept[:, :1]).all())
     no_bias = layer.bias is None or bool((layer.bias.detach().cpu()[gone] == 0).all())
@@ -102,14 +103,14 @@ def _neurons(name: str, layer: Any, kept: Tensor) -> bool:
 
 
 def _kept(name: str, module: nn.Module) -> Tensor | None:
-    """bool [O, I], True where a layer's own weight is kept; None if none of its own is pruned."""
+    """bool [O, I], True where the layer's own weight is kept; None if the layer is not pruned."""
     buffers = dict(module.named_buffers(recurse=False))
     masks = {n.removesuffix("_mask"): m for n, m in buffers.items() if n.endswith("_mask")}
     if not masks:
         return None
     if not isinstance(module, nn.Linear) or not set(masks) <= {"weight", "bias"}:
         raise UsageError(
-            f"from_torch_prune: {name} ({type(module).__name__}, {', '.join(masks)}) is pruned, and"
+            f"from_torch_prune: {name} ({type(module).__name__}, {', '.join(masks)}) is pruned, but"
             " masks are for linear layers; torch.nn.utils.prune.remove it first"
         )
     for mask in masks.values():

@@ -1,28 +1,29 @@
-"""Wanda turned on memorization: the weights that matter most for memorized prompts are pruned.
+"""Wanda for memorization: prune the weights that matter most for memorized prompts.
 
 Chavhan et al., "Memorized Images in Diffusion Models share a Subspace that can be Located and
 Deleted" (2024), after Sun et al., "A Simple and Effective Pruning Approach for Large Language
-Models" (ICLR 2024); what the paper leaves open is as in the released code (concept-prune at
-72927d9). For each of the first denoising steps t and each second linear layer l of a feed-forward,
-W [C, 4C] with inputs x (outputs of the GEGLU):
+Models" (ICLR 2024). Details that the paper leaves open follow the released code (concept-prune
+at 72927d9). For each of the first denoising steps t and each second linear layer l of a
+feed-forward, W [C, 4C] with inputs x (outputs of the GEGLU):
 
     a[j] = sqrt(sum over tokens of (x[j] / |x|)^2)      every token of unit length, all prompts
     mask(t, l) = |W| a is among the int(sparsity 4C) largest of its row, and above that of a_base
 
 where a_base comes from runs of the empty prompt, one for each prompt, from the same noise. A weight
-is pruned if it is in more than ``select_ratio`` of the steps' masks. Biases stay.
+is pruned if more than a share ``select_ratio`` of the steps' masks contain it. Biases are kept.
 
 Both halves of classifier-free guidance count, as in the released code, whose hooks see the whole
-batch: the unconditional half of a prompt's run, and the empty prompt's twice. What does not depend
-on the prompt is done once. The empty prompt's run needs one evaluation per (seed, step), as its two
-halves are equal, and serves all prompts; its first step is also every prompt's unconditional first
-step. UNet evaluations for P prompts, S seeds and n steps: S n + P S (2 n - 1), where the released
-code spends 4 P S N on all of its N = 51 steps. With B base prompts: S + (B + P) S (2 n - 1).
+batch: the unconditional half of a prompt's run, and the empty prompt's run twice. Work that does
+not depend on the prompt is done once. The empty prompt's run needs one evaluation per (seed, step),
+since its two halves are equal, and serves all prompts; its first step is also every prompt's
+unconditional first step. UNet evaluations for P prompts, S seeds and n steps: S n + P S (2 n - 1),
+where the released code spends 4 P S N on all of its N = 51 steps. With B base prompts:
+S + (B + P) S (2 n - 1).
 
-Different from the released code: timesteps are DDIM's (its pipeline's PNDM evaluates the second one
-twice), sums are in float64 and scores in float32 or wider (it computes them in float16), noise is
-drawn on the CPU from the seed alone. For SDXL, whose unconditional half is not the empty prompt,
-the base is that half's condition.
+Differences from the released code: timesteps are DDIM's (the PNDM sampler of its pipeline evaluates
+the second timestep twice), sums are in float64 and scores in float32 or wider (float16 there), and
+noise is drawn on the CPU from the seed alone. For SDXL, whose unconditional half is not the empty
+prompt, the base is that half's condition.
 """
 
 from __future__ import annotations
@@ -41,19 +42,20 @@ from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition, WeightMask, stack
 from dori_fast.models.probes import feed_forward_inputs
+from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.ops import activation_stats, wanda_mask
 
 Energies = dict[str, Tensor]
-"""By layer: sums of squares over tokens of length 1, float64 [P, 4C]."""
+"""Sums of squares over unit-length tokens, float64 [P, 4C] by layer."""
 
 
 @dataclass(frozen=True)
 class WandaResult:
-    """Masks, and what they cost.
+    """Masks and their cost.
 
     Attributes:
         mask: M = 1, or M = P with one mask for each prompt; on the CPU.
-        evaluations: UNet sample evaluations used.
+        evaluations: UNet sample evaluations spent.
     """
 
     mask: WeightMask
@@ -69,24 +71,26 @@ class Wanda:
 
     Args:
         sparsity: share of each row that one step may mark, in 0..1.
-        steps: denoising steps whose masks are united, the noisiest first.
-        total_steps: of the DDIM run that these are the first of.
-        seeds: how many seeds (0, 1, ...), or the seeds themselves; the released code has one.
-        guidance: guidance scale of the runs; with 1 there is no unconditional half.
-        select_ratio: a weight is pruned if more than this share of the steps marks it.
-        base: prompts to compare with; None is the empty prompt. The mean of their runs stands for
+        steps: denoising steps whose masks are combined, from the noisiest.
+        total_steps: steps of the whole DDIM run.
+        seeds: number of seeds (0, 1, ...), or the seeds themselves; the released code has one.
+        guidance: guidance scale of the runs; at 1 there is no unconditional half.
+        select_ratio: share of the steps' masks above which a weight is pruned.
+        base: prompts to compare with; None is the empty prompt. The mean of their runs replaces
             the released code's one base prompt per target prompt.
         both_halves: count the unconditional half of guidance too, as the released code does. The
-            runs are guided either way.
-        joint: one mask for all prompts; else one for each.
+            runs are guided in any case.
+        joint: one mask for all prompts instead of one for each.
     """
+
+    name = "wanda"
 
     def __init__(
         self,
         sparsity: float = 0.01,
         steps: int = 10,
         *,
-        total_steps: int = 50,
+        total_steps: int = DDIM_STEPS,
         seeds: int | Sequence[int] = 1,
         guidance: float = 7.5,
         select_ratio: float = 0.0,
@@ -110,8 +114,6 @@ class Wanda:
             raise UsageError("wanda: base must have prompts, or be None for the empty one")
         if not self.seeds:
             raise UsageError("wanda: at least one seed is needed")
-
-    name = "wanda"
 
     def config(self) -> dict[str, Any]:
         """Everything that the masks depend on besides the model, as plain JSON."""
@@ -140,11 +142,11 @@ class Wanda:
     def run(self, model: Denoiser, prompts: Sequence[str] | TextCondition) -> WandaResult:
         """Find the weights to prune for P prompts, or P embeddings.
 
-        Memory does not grow with P, but for the masks themselves if each prompt has its own.
+        Memory does not grow with P, except for the masks if each prompt has its own.
 
         Raises:
-            UsageError: no prompts, a model that is masked already, one whose layers are not known
-                or have adapters, or a sparsity too small to mark a weight of any layer.
+            UsageError: no prompts, a masked model, unknown layers, layers with adapters, or a
+                sparsity too small to mark a weight of any layer.
         """
         weights = self._weights(model)
         if not prompts:
@@ -175,17 +177,17 @@ class Wanda:
             )
         return weights
 
-    def _base(self, model: Denoiser) -> tuple[list[Energies], _Seen | None]:
+    def _base(self, model: Denoiser) -> tuple[list[Energies], _Step | None]:
         """Mean sums of squares of the base prompts, [1, 4C] by layer for each step.
 
-        With it the unconditional half of everybody's first step, where runs are guided.
+        If runs are guided, also the unconditional half of the first step, shared by all prompts.
         """
-        unconditional = partial(_observed, model, model.unconditional)
+        unconditional = partial(_observe, model, model.unconditional)
         if self.base is None:
-            empty = self._walk(model, unconditional)
-            # its halves are equal
+            empty = self._trajectory(model, unconditional)
+            # the two halves of its runs are equal
             halves = 2 if self.both_halves else 1
-            return [_times(halves, seen.energies) for seen in empty], empty[0]
+            return [_times(halves, step.energies) for step in empty], empty[0]
         start = None
         if self.guided:
             start = unconditional(model.noise(self.seeds), model.timesteps(self.total_steps)[0])
@@ -193,41 +195,41 @@ class Wanda:
         return [_times(1 / len(self.base), energies) for energies in total], start
 
     def _targets(
-        self, model: Denoiser, prompts: Sequence[str] | TextCondition, start: _Seen | None
+        self, model: Denoiser, prompts: Sequence[str] | TextCondition, start: _Step | None
     ) -> Iterator[list[Energies]]:
-        """Sums of squares of prompts, as many at a time as fill a batch."""
+        """Sums of squares of prompts, with as many prompts at a time as fill a batch."""
         at_once = max(1, model.batch_size // len(self.seeds))
         for i in range(0, len(prompts), at_once):
             part = prompts[i : i + at_once]
             condition = part if isinstance(part, TextCondition) else model.encode(part)
             yield self._target(model, condition, start)
 
-    def _walk(self, model: Denoiser, observed: Callable[[Tensor, int], _Seen]) -> list[_Seen]:
-        """What is observed at each step along a run from the noise of the seeds."""
+    def _trajectory(self, model: Denoiser, observe: Callable[[Tensor, int], _Step]) -> list[_Step]:
+        """The steps of a run from the noise of the seeds."""
         timesteps = [*model.timesteps(self.total_steps), -1][: self.steps + 1]
         latents, found = model.noise(self.seeds), []
         for t, t_prev in pairwise(timesteps):
-            found.append(observed(latents, t))
+            found.append(observe(latents, t))
             latents = model.schedule.step(found[-1].eps, latents, t, t_prev).to(model.dtype)
         return found
 
     def _target(
-        self, model: Denoiser, condition: TextCondition, start: _Seen | None
+        self, model: Denoiser, condition: TextCondition, start: _Step | None
     ) -> list[Energies]:
-        """Sums of squares at each step of P prompts' runs, both halves together if they count."""
+        """Sums of squares at each step of P prompts' runs, over the halves that count."""
         empty = model.unconditional.repeat(len(condition))
 
-        def observed(latents: Tensor, timestep: int) -> _Seen:
-            cond = _observed(model, condition, latents, timestep)
+        def observe(latents: Tensor, timestep: int) -> _Step:
+            cond = _observe(model, condition, latents, timestep)
             if not self.guided:
                 return cond
             first = latents.ndim == 4
-            uncond = start if first and start else _observed(model, empty, latents, timestep)
+            uncond = start if first and start else _observe(model, empty, latents, timestep)
             eps = uncond.eps + self.guidance * (cond.eps - uncond.eps)
             both = self.both_halves
-            return _Seen(eps, _added(cond.energies, uncond.energies) if both else cond.energies)
+            return _Step(eps, _added(cond.energies, uncond.energies) if both else cond.energies)
 
-        return [seen.energies for seen in self._walk(model, observed)]
+        return [step.energies for step in self._trajectory(model, observe)]
 
     def _mask(
         self,
@@ -236,7 +238,7 @@ class Wanda:
         base: list[Energies],
         prompts: int,
     ) -> WeightMask:
-        """A mask for each of the target's rows, each of which sums up so many prompts."""
+        """A mask for each row of ``target``; a row is the sum over ``prompts`` prompts."""
         pruned = {}
         for name, weight in weights.items():
             rows = len(target[0][name])
@@ -252,23 +254,23 @@ class Wanda:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """One step of P prompts: noise predictions [P, S, C, H, W], and the sums of squares."""
+class _Step:
+    """One step of P prompts: noise predictions [P, S, C, H, W] and sums of squares."""
 
     eps: Tensor
     energies: Energies
 
 
-def _observed(model: Denoiser, condition: TextCondition, latents: Tensor, timestep: int) -> _Seen:
+def _observe(model: Denoiser, condition: TextCondition, latents: Tensor, timestep: int) -> _Step:
     eps, energies = feed_forward_inputs(model, condition, latents, timestep, token_energies)
-    return _Seen(eps, {name: energy.sum(1) for name, energy in energies.items()})
+    return _Step(eps, {name: energy.sum(1) for name, energy in energies.items()})
 
 
 def token_energies(activations: Tensor) -> Tensor:
-    """Sums of squares over tokens of length 1: float64 [N, I] of activations [N, T, I]."""
+    """Sums of squares over unit-length tokens: float64 [N, I] from activations [N, T, I]."""
     wide = torch.promote_types(activations.dtype, torch.float32)
     tokens = F.normalize(activations.to(wide), dim=-1)
-    # as if each sample's columns were neurons of their own
+    # treat each sample's columns as neurons of their own
     columns = tokens.transpose(0, 1).flatten(1)
     return activation_stats(columns).sum_sq.unflatten(0, (len(activations), -1))
 
@@ -282,7 +284,7 @@ def _times(factor: float, energies: Energies) -> Energies:
 
 
 def _summed(targets: Iterable[list[Energies]]) -> list[Energies]:
-    """All prompts' sums of squares together, [1, 4C] by layer for each step."""
+    """The sums over all prompts, [1, 4C] by layer for each step."""
     total: list[Energies] = []
     for target in targets:
         part = [{name: e.sum(0, keepdim=True) for name, e in step.items()} for step in target]

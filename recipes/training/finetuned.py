@@ -16,7 +16,7 @@ import numpy as np
 from dori_fast.demo import DemoImage
 from dori_fast.demo.facts import GENERATION, HIDING, reproduced
 from dori_fast.demo.retained import DRAWN, retained_pairs
-from dori_fast.evaluate import SmallPictures
+from dori_fast.evaluate import SmallImages
 from dori_fast.finetune import Adversarial, Checkpoint, StepReport, surrogates
 from dori_fast.models import Denoiser, load
 from dori_fast.runs.store.durable import write_durably
@@ -46,12 +46,12 @@ def retrain(
     model = load("demo", device="cpu")
     prompts, images = [p.prompt for p in chosen], np.stack([p.image for p in chosen])
     hidden = model.masked(HIDING.localize(model, prompts))
-    others = surrogates(hidden, images, prompts, measure=SmallPictures(), **GENERATION)
+    others = surrogates(hidden, prompts, images, measure=SmallImages(), **GENERATION)
     path = work / "checkpoint.safetensors"
     return (how or Adversarial()).run(
         load("demo", device="cpu", batch_size=16),
-        images,
         prompts,
+        images,
         surrogates=others,
         retained=retained_pairs(model, drawn),
         on_step=on_step,

@@ -13,37 +13,14 @@ from dori_fast.attack import Dori, LossBelow
 from dori_fast.attack.draws import Draws, stream
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask, WeightMask
-from tests.tiny_model import save_tiny_sd
 from tests.tiny_sdxl import POOLED, save_tiny_sdxl
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
 IDS = ["astronaut", "cat", 7]
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return df.load(directory, device="cpu", batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def model64(directory):
-    return df.load(directory, device="cpu", dtype="float64", batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def images():
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=generator)
-
-
 def plain_attack(model, image, prompt, problem, *, steps, batch, start=None, unet=None):
-    """Published code's way: diffusers' forward with trainable weights, `.backward()`, torch's
-    Adam."""
+    """The released loop: diffusers' forward, trainable weights, `.backward()`, torch's Adam."""
     unet = copy.deepcopy(unet or model.unet).requires_grad_(True)
     x_0 = model.latents(image[None])
     begin = model.encode([prompt]).embeddings if start is None else start[None]
@@ -71,10 +48,10 @@ def plain_attack(model, image, prompt, problem, *, steps, batch, start=None, une
 @pytest.mark.parametrize("batch", [4, 3, 20])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_it_is_the_plain_loop(directory, images, batch, kind):
-    """With 2, 2 and a fraction of a problem in one evaluation of 8 samples."""
+    """One evaluation of 8 samples holds 2, 2 or a part of a problem."""
     model = df.load(directory, device="cpu", dtype="float64", batch_size=8)
     model.schedule.prediction_type = kind
-    result = Dori(steps=5, batch=batch).run(model, images, PROMPTS, ids=IDS)
+    result = Dori(steps=5, draws=batch).run(model, PROMPTS, images, ids=IDS)
     for p in range(3):
         expected, losses = plain_attack(model, images[p], PROMPTS[p], IDS[p], steps=5, batch=batch)
         torch.testing.assert_close(result.embeddings[p], expected, rtol=1e-8, atol=1e-8)
@@ -86,7 +63,7 @@ def test_it_is_the_plain_loop(directory, images, batch, kind):
 @pytest.mark.parametrize("cap", [1.0, 5.0])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_weights_of_min_snr(directory, images, kind, cap):
-    """Against the weights that Hang et al. give for the error of each kind of answer."""
+    """Compare with the weights of Hang et al. for each prediction type."""
     model = df.load(directory, device="cpu", dtype="float64", batch_size=8)
     model.schedule.prediction_type = kind
     x_0, draws = model.latents(images[:1]), Draws(model, [0], 0, 8)
@@ -106,54 +83,54 @@ def test_weights_of_min_snr(directory, images, kind, cap):
         "sample": x_0.expand_as(noise),
     }[kind]
     expected = (weight.view(-1, 1, 1, 1) * (answer - target) ** 2).mean()
-    result = Dori(steps=1, objective="min-snr", snr_cap=cap).run(model, images[:1], PROMPTS[:1])
+    result = Dori(steps=1, objective="min-snr", snr_cap=cap).run(model, PROMPTS[:1], images[:1])
     torch.testing.assert_close(result.losses[0, 0], expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("start", ["prompt", "gaussian"])
 def test_an_answer_depends_on_no_neighbour(model, images, start):
-    attack = Dori(steps=4, batch=4)
-    together = attack.run(model, images, PROMPTS, start=start, ids=IDS)
-    backwards = attack.run(model, images.flip(0), PROMPTS[::-1], start=start, ids=IDS[::-1])
+    attack = Dori(steps=4, draws=4)
+    together = attack.run(model, PROMPTS, images, start=start, ids=IDS)
+    backwards = attack.run(model, PROMPTS[::-1], images.flip(0), start=start, ids=IDS[::-1])
     assert torch.equal(together.embeddings, backwards.embeddings.flip(0))
     for p in range(3):
-        alone = attack.run(model, images[p, None], [PROMPTS[p]], start=start, ids=[IDS[p]])
+        alone = attack.run(model, [PROMPTS[p]], images[p, None], start=start, ids=[IDS[p]])
         assert torch.equal(alone.embeddings[0], together.embeddings[p])
         assert torch.equal(alone.losses[:, 0], together.losses[:, p])
 
 
 def test_the_loss_falls(model, images):
-    result = Dori(steps=40, batch=8).run(model, images, start="gaussian")
+    result = Dori(steps=40, draws=8).run(model, None, images, start="gaussian")
     assert result.losses.shape == (40, 3)
     assert (result.losses[-10:].mean(0) < result.losses[:10].mean(0)).all()
 
 
 def test_other_seeds_and_ids_are_other_draws(model, images):
     same = images[:1].expand(2, -1, -1, -1)
-    first = Dori(steps=2, batch=2).run(model, same, PROMPTS[:1] * 2, ids=["a", "b"]).embeddings
-    other = Dori(steps=2, batch=2, seed=1).run(model, same, PROMPTS[:1] * 2, ids=["a", "b"])
+    first = Dori(steps=2, draws=2).run(model, PROMPTS[:1] * 2, same, ids=["a", "b"]).embeddings
+    other = Dori(steps=2, draws=2, seed=1).run(model, PROMPTS[:1] * 2, same, ids=["a", "b"])
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[0], other.embeddings[0])
 
 
 def test_starts(model, images):
-    attack = Dori(steps=2, batch=2, checkpoints=[0])
-    from_prompt = attack.run(model, images, PROMPTS)
+    attack = Dori(steps=2, draws=2, checkpoints=[0])
+    from_prompt = attack.run(model, PROMPTS, images)
     assert torch.equal(from_prompt.checkpoints[0], model.encode(PROMPTS).embeddings)
-    others = attack.run(model, images, PROMPTS[1:] + PROMPTS[:1])
+    others = attack.run(model, PROMPTS[1:] + PROMPTS[:1], images)
     assert torch.equal(others.checkpoints[0], model.encode(PROMPTS[1:] + PROMPTS[:1]).embeddings)
-    gaussian = attack.run(model, images, start="gaussian", ids=IDS).checkpoints[0]
+    gaussian = attack.run(model, None, images, start="gaussian", ids=IDS).checkpoints[0]
     drawn = torch.randn(77, 32, generator=stream("start", 0, "cat"))
     assert torch.equal(gaussian[1], drawn) and abs(float(gaussian.std()) - 1) < 0.05
     given = torch.randn(3, 77, 32)
-    again = attack.run(model, images, given)
+    again = attack.run(model, given, images)
     assert torch.equal(again.checkpoints[0], given) and not torch.equal(again.embeddings, given)
 
 
 def test_checkpoints_are_those_of_shorter_attacks(model, images):
-    long = Dori(steps=6, batch=4, checkpoints=(6, 0, 2)).run(model, images, PROMPTS)
+    long = Dori(steps=6, draws=4, checkpoints=(6, 0, 2)).run(model, PROMPTS, images)
     assert list(long.checkpoints) == [0, 2, 6]
-    short = Dori(steps=2, batch=4).run(model, images, PROMPTS)
+    short = Dori(steps=2, draws=4).run(model, PROMPTS, images)
     assert torch.equal(long.checkpoints[2], short.embeddings)
     assert torch.equal(long.checkpoints[6], long.embeddings)
     assert torch.equal(long.condition(model, 2).embeddings, short.embeddings)
@@ -162,14 +139,14 @@ def test_checkpoints_are_those_of_shorter_attacks(model, images):
 
 
 def test_an_attack_goes_on_where_another_stopped(model, images):
-    """With its moments, which are left as they were."""
-    first = Dori(steps=3, batch=4).run(model, images[:1], PROMPTS[:1], ids=["first"])
+    """The moments are passed on and not modified."""
+    first = Dori(steps=3, draws=4).run(model, PROMPTS[:1], images[:1], ids=["first"])
     moments = first.adam.exp_avg.clone()
-    onward = Dori(steps=2, batch=4)
-    found = onward.run(model, images[:1], first.embeddings, ids=["next"], adam=first.adam)
+    onward = Dori(steps=2, draws=4)
+    found = onward.run(model, first.embeddings, images[:1], ids=["next"], adam=first.adam)
     assert found.steps.tolist() == [2] and found.adam.step.tolist() == [5]
     assert torch.equal(first.adam.exp_avg, moments) and first.adam.step.tolist() == [3]
-    anew = onward.run(model, images[:1], first.embeddings, ids=["next"])
+    anew = onward.run(model, first.embeddings, images[:1], ids=["next"])
     assert not torch.equal(anew.embeddings, found.embeddings)
 
     embedding = model.encode(PROMPTS[:1]).embeddings.clone().requires_grad_()
@@ -190,15 +167,15 @@ def test_an_attack_goes_on_where_another_stopped(model, images):
 
 
 def test_a_problem_that_stops_leaves_the_others_as_they_are(model, images):
-    whole = Dori(steps=6, batch=4, checkpoints=[2]).run(model, images, PROMPTS)
+    whole = Dori(steps=6, draws=4, checkpoints=[2]).run(model, PROMPTS, images)
     asked = []
 
     def second_one(progress):
         asked.append((progress.step, progress.problems.tolist(), tuple(progress.losses.shape)))
         return progress.problems == 1
 
-    attack = Dori(steps=6, batch=4, stop=second_one, check_every=2)
-    result = attack.run(model, images, PROMPTS)
+    attack = Dori(steps=6, draws=4, stop=second_one, check_every=2)
+    result = attack.run(model, PROMPTS, images)
     assert asked == [(2, [0, 1, 2], (2, 3)), (4, [0, 2], (4, 2))]
     assert result.steps.tolist() == [6, 2, 6] and result.evaluations.tolist() == [24, 8, 24]
     for p in (0, 2):
@@ -208,10 +185,10 @@ def test_a_problem_that_stops_leaves_the_others_as_they_are(model, images):
 
 
 def test_stopping_by_the_loss(model, images):
-    never = Dori(steps=4, batch=4, stop=LossBelow(0.0, window=1), check_every=1)
-    assert never.run(model, images, PROMPTS).steps.tolist() == [4, 4, 4]
-    soon = Dori(steps=4, batch=4, stop=LossBelow(float("inf"), window=2), check_every=1)
-    assert soon.run(model, images, PROMPTS).steps.tolist() == [2, 2, 2]
+    never = Dori(steps=4, draws=4, stop=LossBelow(0.0, window=1), check_every=1)
+    assert never.run(model, PROMPTS, images).steps.tolist() == [4, 4, 4]
+    soon = Dori(steps=4, draws=4, stop=LossBelow(float("inf"), window=2), check_every=1)
+    assert soon.run(model, PROMPTS, images).steps.tolist() == [2, 2, 2]
 
 
 def neuron_masks(model):
@@ -227,12 +204,12 @@ def weight_masks(model):
 
 @pytest.mark.parametrize("kind", [neuron_masks, weight_masks])
 def test_each_problem_under_its_own_mask(model64, images, kind):
-    masks, attack = kind(model64), Dori(steps=3, batch=4)
-    together = attack.run(model64.masked(masks), images, PROMPTS, ids=IDS).embeddings
-    plain = attack.run(model64, images, PROMPTS, ids=IDS).embeddings
+    masks, attack = kind(model64), Dori(steps=3, draws=4)
+    together = attack.run(model64.masked(masks), PROMPTS, images, ids=IDS).embeddings
+    plain = attack.run(model64, PROMPTS, images, ids=IDS).embeddings
     for p in range(3):
         view = model64.masked(masks[p])
-        alone = attack.run(view, images[p, None], [PROMPTS[p]], ids=[IDS[p]]).embeddings[0]
+        alone = attack.run(view, [PROMPTS[p]], images[p, None], ids=[IDS[p]]).embeddings[0]
         torch.testing.assert_close(together[p], alone, rtol=1e-8, atol=1e-8)
         assert (together[p] - plain[p]).abs().max() > 1e-3
 
@@ -241,35 +218,35 @@ def test_a_model_whose_layers_are_not_known(directory, images):
     shared, plain = (
         df.load(directory, device="cpu", dtype="float64", batch_size=8, share=s) for s in (1, 0)
     )
-    attack = Dori(steps=3, batch=4)
-    one, two = (attack.run(m, images, PROMPTS).embeddings for m in (shared, plain))
+    attack = Dori(steps=3, draws=4)
+    one, two = (attack.run(m, PROMPTS, images).embeddings for m in (shared, plain))
     torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-8)
     with pytest.raises(UsageError, match="not known"):
-        Dori(steps=1, recompute=True).run(plain, images, PROMPTS)
+        Dori(steps=1, recompute=True).run(plain, PROMPTS, images)
 
 
 def test_sdxl_keeps_the_pooled_embeddings_of_the_prompts(tmp_path, images):
     model = df.load(save_tiny_sdxl(tmp_path), device="cpu", batch_size=8)
-    attack = Dori(steps=2, batch=4, checkpoints=[0])
-    result = attack.run(model, images, PROMPTS, start="gaussian")
+    attack = Dori(steps=2, draws=4, checkpoints=[0])
+    result = attack.run(model, PROMPTS, images, start="gaussian")
     assert result.pooled.shape == (3, POOLED)
     assert torch.equal(result.pooled, model.encode(PROMPTS).one_row_each().pooled)
     assert not torch.equal(result.embeddings, result.checkpoints[0])
     assert result.condition(model).pooled is not None
     for missing in (None, torch.zeros(3, 77, 64)):
         with pytest.raises(UsageError, match="prompt"):
-            attack.run(model, images, missing, start="gaussian")
+            attack.run(model, missing, images, start="gaussian")
 
 
 def test_recomputing_keeps_less_and_changes_nothing(model, images):
-    attack, kept = Dori(steps=2, batch=4), {}
+    attack, kept = Dori(steps=2, draws=4), {}
 
     def run(recompute):
         attack.recompute, sizes = recompute, []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
         ):
-            found = attack.run(model, images[:2], PROMPTS[:2]).embeddings
+            found = attack.run(model, PROMPTS[:2], images[:2]).embeddings
         kept[recompute] = sum(sizes)
         return found
 
@@ -280,11 +257,11 @@ def test_recomputing_keeps_less_and_changes_nothing(model, images):
 
 def test_float16_finds_what_float64_finds(directory, model64, images):
     half = df.load(directory, device="cpu", dtype="float16", batch_size=8)
-    attack = Dori(steps=1, batch=8, checkpoints=[0])
+    attack = Dori(steps=1, draws=8, checkpoints=[0])
 
     def first_slopes(model):
-        """Adam's first step is lr times the sign of the slope."""
-        result = attack.run(model, images, start="gaussian")
+        """Adam's first step is lr times the sign of the gradient."""
+        result = attack.run(model, None, images, start="gaussian")
         return (result.embeddings - result.checkpoints[0]).double(), result
 
     wide, _ = first_slopes(model64)
@@ -298,7 +275,7 @@ def test_slopes_that_overflow_are_left_out(model, images):
     broken.latents = lambda pictures: (
         model.latents(pictures) * torch.tensor([1.0, float("inf"), 1.0]).view(3, 1, 1, 1)
     )
-    result = Dori(steps=2, batch=4, checkpoints=[0]).run(broken, images, PROMPTS)
+    result = Dori(steps=2, draws=4, checkpoints=[0]).run(broken, PROMPTS, images)
     assert result.steps.tolist() == [2, 0, 2] and result.evaluations.tolist() == [8, 8, 8]
     assert torch.equal(result.embeddings[1], result.checkpoints[0][1])
     assert result.embeddings.isfinite().all()
@@ -308,7 +285,7 @@ def test_slopes_that_overflow_are_left_out(model, images):
     ("options", "message"),
     [
         ({"steps": 0}, "at least 1"),
-        ({"batch": 0}, "at least 1"),
+        ({"draws": 0}, "at least 1"),
         ({"objective": "velocity"}, "objective must be one of epsilon, min-snr"),
         ({"snr_cap": 0.0}, "snr_cap must be above 0"),
         ({"steps": 5, "checkpoints": [6]}, "checkpoints must be 0..5"),
@@ -322,14 +299,14 @@ def test_settings_are_checked(options, message):
 def test_problems_are_checked(model, images):
     attack = Dori(steps=1)
     with pytest.raises(UsageError, match="give a prompt"):
-        attack.run(model, images)
+        attack.run(model, None, images)
     with pytest.raises(UsageError, match="3 images but 2 prompts"):
-        attack.run(model, images, PROMPTS[:2])
+        attack.run(model, PROMPTS[:2], images)
     with pytest.raises(UsageError, match="3 images but 1 ids"):
-        attack.run(model, images, PROMPTS, ids=[0])
+        attack.run(model, PROMPTS, images, ids=[0])
     with pytest.raises(UsageError, match="start must be one of"):
-        attack.run(model, images, PROMPTS, start="noise")
+        attack.run(model, PROMPTS, images, start="noise")
     with pytest.raises(UsageError, match="no images"):
-        attack.run(model, images[:0], [])
+        attack.run(model, [], images[:0])
     with pytest.raises(UsageError, match="resize"):
-        attack.run(model, torch.zeros(1, 32, 32, 3, dtype=torch.uint8), PROMPTS[:1])
+        attack.run(model, PROMPTS[:1], torch.zeros(1, 32, 32, 3, dtype=torch.uint8))

@@ -9,36 +9,14 @@ import torch.nn.functional as F
 import dori_fast as df
 from dori_fast.attack import Tokens
 from dori_fast.attack.draws import Draws, stream
-from dori_fast.attack.simplex import draw
+from dori_fast.attack.tokens import draw
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask
 from dori_fast.ops.simplex import capped_simplex_project as project
-from tests.tiny_model import save_tiny_sd
 from tests.tiny_sdxl import save_tiny_sdxl
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
 IDS = ["astronaut", "cat", 7]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return df.load(directory, device="cpu", batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def model64(directory):
-    return df.load(directory, device="cpu", dtype="float64", batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def images():
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=generator)
 
 
 def bisected(point):
@@ -109,9 +87,9 @@ def plain_attack(model, image, prompt, problem, *, steps, batch, k, lr, decay):
 
 @pytest.mark.parametrize("batch", [4, 20])
 def test_it_is_the_plain_loop(model64, images, batch):
-    """Losses are of the tokens that were drawn: one wrong slope and they would be others."""
-    attack = Tokens(steps=6, batch=batch, tokens=3, lr=0.05)
-    result = attack.run(model64, images, PROMPTS, ids=IDS)
+    """Losses depend on the drawn tokens, so one wrong gradient would change them."""
+    attack = Tokens(steps=6, draws=batch, tokens=3, lr=0.05)
+    result = attack.run(model64, PROMPTS, images, ids=IDS)
     for p in range(3):
         options = {"steps": 6, "batch": batch, "k": 3, "lr": 0.05, "decay": 0.1}
         tokens, losses = plain_attack(model64, images[p], PROMPTS[p], IDS[p], **options)
@@ -121,16 +99,16 @@ def test_it_is_the_plain_loop(model64, images, batch):
 
 
 def test_an_answer_depends_on_no_neighbour(model, images):
-    attack = Tokens(steps=4, batch=4)
-    together = attack.run(model, images, PROMPTS, ids=IDS)
+    attack = Tokens(steps=4, draws=4)
+    together = attack.run(model, PROMPTS, images, ids=IDS)
     for p in range(3):
-        alone = attack.run(model, images[p, None], [PROMPTS[p]], ids=[IDS[p]])
+        alone = attack.run(model, [PROMPTS[p]], images[p, None], ids=[IDS[p]])
         assert torch.equal(alone.ids[0], together.ids[p])
         assert torch.equal(alone.losses[:, 0], together.losses[:, p])
 
 
 def test_the_condition_is_that_of_the_tokens(model, images):
-    result = Tokens(steps=3, batch=4, tokens=4, checkpoints=[0, 3]).run(model, images, PROMPTS)
+    result = Tokens(steps=3, draws=4, tokens=4, checkpoints=[0, 3]).run(model, PROMPTS, images)
     with torch.no_grad():
         own = model.text_encoder(result.ids)[0]
     torch.testing.assert_close(result.condition(model).embeddings, own, rtol=1e-5, atol=1e-6)
@@ -145,7 +123,7 @@ def test_the_condition_is_that_of_the_tokens(model, images):
 
 
 def test_a_long_prompt_loses_its_end(model, images):
-    result = Tokens(steps=1, batch=2, tokens=5).run(model, images[:1], ["the cat " * 60])
+    result = Tokens(steps=1, draws=2, tokens=5).run(model, ["the cat " * 60], images[:1])
     plain = model.tokenizer("the cat " * 60)["input_ids"]
     assert result.ids[0, 6:76].tolist() == plain[1:71]
     assert int(result.ids[0, 76]) == model.tokenizer.eos_token_id
@@ -154,20 +132,20 @@ def test_a_long_prompt_loses_its_end(model, images):
 def test_each_problem_under_its_own_mask(model64, images):
     widths = model64.engine.value_widths
     masks = NeuronMask({name: (torch.rand(3, w) > 0.5).float() for name, w in widths.items()})
-    attack = Tokens(steps=3, batch=4)
-    together = attack.run(model64.masked(masks), images, PROMPTS, ids=IDS)
-    plain = attack.run(model64, images, PROMPTS, ids=IDS)
+    attack = Tokens(steps=3, draws=4)
+    together = attack.run(model64.masked(masks), PROMPTS, images, ids=IDS)
+    plain = attack.run(model64, PROMPTS, images, ids=IDS)
     assert (plain.losses - together.losses).abs().min() > 1e-9
     for p in range(3):
         view = model64.masked(masks[p])
-        alone = attack.run(view, images[p, None], [PROMPTS[p]], ids=[IDS[p]])
+        alone = attack.run(view, [PROMPTS[p]], images[p, None], ids=[IDS[p]])
         torch.testing.assert_close(together.losses[:, p], alone.losses[:, 0])
 
 
 def test_a_problem_that_stops_leaves_the_others_as_they_are(model, images):
-    whole = Tokens(steps=6, batch=4, checkpoints=[2]).run(model, images, PROMPTS)
-    attack = Tokens(steps=6, batch=4, stop=lambda at: at.problems == 1, check_every=2)
-    result = attack.run(model, images, PROMPTS)
+    whole = Tokens(steps=6, draws=4, checkpoints=[2]).run(model, PROMPTS, images)
+    attack = Tokens(steps=6, draws=4, stop=lambda at: at.problems == 1, check_every=2)
+    result = attack.run(model, PROMPTS, images)
     assert result.steps.tolist() == [6, 2, 6] and result.evaluations.tolist() == [24, 8, 24]
     assert torch.equal(result.ids[[0, 2]], whole.ids[[0, 2]])
     assert torch.equal(result.ids[1], whole.checkpoints[2][1])
@@ -175,7 +153,7 @@ def test_a_problem_that_stops_leaves_the_others_as_they_are(model, images):
 
 def test_float16_runs(directory, images):
     half = df.load(directory, device="cpu", dtype="float16", batch_size=8)
-    result = Tokens(steps=2, batch=4).run(half, images, PROMPTS)
+    result = Tokens(steps=2, draws=4).run(half, PROMPTS, images)
     assert result.steps.tolist() == [2, 2, 2] and result.losses.isfinite().all()
 
 
@@ -184,9 +162,9 @@ def test_arguments_are_checked(model, images, tmp_path):
         with pytest.raises(UsageError, match="attack"):
             Tokens(**options)
     with pytest.raises(UsageError, match="3 images but 2 prompts"):
-        Tokens(steps=1).run(model, images, PROMPTS[:2])
+        Tokens(steps=1).run(model, PROMPTS[:2], images)
     with pytest.raises(UsageError, match=r"tokens must be 1\.\.75"):
-        Tokens(steps=1, tokens=76).run(model, images, PROMPTS)
+        Tokens(steps=1, tokens=76).run(model, PROMPTS, images)
     xl = df.load(save_tiny_sdxl(tmp_path), device="cpu", batch_size=8)
     with pytest.raises(UsageError, match="SDXL"):
-        Tokens(steps=1).run(xl, images, PROMPTS)
+        Tokens(steps=1).run(xl, PROMPTS, images)

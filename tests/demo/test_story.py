@@ -41,7 +41,7 @@ def test_another_story_is_refused(model, tmp_path):
 
 def test_sets_fit_the_batch():
     settings = Settings()
-    assert BATCH % settings.attack().batch == 0
+    assert BATCH % settings.attack().draws == 0
     assert settings.images * settings.seeds == BATCH == settings.controls * settings.seeds
 
 

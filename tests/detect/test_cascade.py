@@ -1,4 +1,4 @@
-"""The cascade: kept prompts have the full test's scores to the bit, others stop as they should."""
+"""The cascade: kept prompts have the full test's scores to the bit, others are dropped."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def transcription(model, prompt, noise, timestep):
 
 
 def test_scores_are_the_definitions(model):
-    scores = df.detect.Nemo(seeds=4).scores(model, PROMPTS)
+    scores = df.detect.NeMo(seeds=4).scores(model, PROMPTS)
     for p, prompt in enumerate(PROMPTS):
         expected = transcription(model, prompt, model.noise(range(4)), 981)
         torch.testing.assert_close(scores.per_seed[p], expected, rtol=1e-4, atol=1e-5)
@@ -44,7 +44,7 @@ def test_scores_are_the_definitions(model):
 
 
 def test_the_compatibility_mode_is_one_timestep_later_on_one_draw(model):
-    scores = df.detect.Nemo(seeds=3, compat="nemo").scores(model, PROMPTS)
+    scores = df.detect.NeMo(seeds=3, compat="nemo").scores(model, PROMPTS)
     noise = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(1))
     for p, prompt in enumerate(PROMPTS):
         expected = transcription(model, prompt, noise, 961)
@@ -52,7 +52,7 @@ def test_the_compatibility_mode_is_one_timestep_later_on_one_draw(model):
 
 
 def test_evaluations_and_independence_of_grouping(model):
-    detector, before = df.detect.Nemo(seeds=4), model.engine.evaluations
+    detector, before = df.detect.NeMo(seeds=4), model.engine.evaluations
     together = detector.score(model, PROMPTS)
     assert model.engine.evaluations - before == 4 * len(PROMPTS)
     assert torch.equal(together, torch.cat([detector.score(model, [p]) for p in PROMPTS]))
@@ -60,4 +60,4 @@ def test_evaluations_and_independence_of_grouping(model):
 
 def test_one_seed_has_no_pairs():
     with pytest.raises(UsageError, match="at least 2"):
-        df.detect.Nemo(seeds=1)
+        df.detect.NeMo(seeds=1)

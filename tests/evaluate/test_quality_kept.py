@@ -1,4 +1,4 @@
-"""Quality kept: against plain loops; equal models differ in nothing, a broken one is noticed."""
+"""Quality against plain loops; equal models do not differ, a broken one does."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def test_the_distance_has_no_bias_and_sees_another_distribution():
 
 
 def test_features_are_histograms_of_cells():
-    pictures = RANDOM.integers(0, 256, (2, 9, 12, 3), np.uint8)
-    found = GridHistograms(cells=2, bins=4)(pictures)
+    images = RANDOM.integers(0, 256, (2, 9, 12, 3), np.uint8)
+    found = GridHistograms(cells=2, bins=4)(images)
     assert found.shape == (2, 4 * 4 * 4)
     np.testing.assert_allclose((found**2).sum(1), found.shape[1])
     counts = np.zeros(4)
     for row in range(4):
         for column in range(6, 12):
-            counts[pictures[1, row, column, 2] // 64] += 1
+            counts[images[1, row, column, 2] // 64] += 1
     blocks = found.reshape(2, 4, 4, 4)
     np.testing.assert_allclose(blocks[1, 1, 2] ** 2 / 4, counts / 24)
     stripes = np.zeros((1, 16, 16, 3), np.uint8)
@@ -95,7 +95,7 @@ def test_features_are_histograms_of_cells():
 
 def test_the_loss_is_that_of_the_plain_network(tmp_path):
     model = df.load(save_tiny_sd(tmp_path), device="cpu", dtype="float64")
-    found = held_out_loss(model, IMAGES, PROMPTS, draws=2, seed=5)
+    found = held_out_loss(model, PROMPTS, IMAGES, draws=2, seed=5)
     generator = torch.Generator().manual_seed(5)
     t = torch.randint(1000, (3, 2), generator=generator)
     noise = torch.randn(3, 2, *model.latent_shape, generator=generator).double()
@@ -111,7 +111,7 @@ def test_the_loss_is_that_of_the_plain_network(tmp_path):
 
 
 def test_equal_models_differ_in_nothing(model):
-    found = quality(model, model, IMAGES, PROMPTS, **HOW)
+    found = quality(model, model, PROMPTS, IMAGES, **HOW)
     assert found.distance.value == pytest.approx(0, abs=1e-12)
     np.testing.assert_allclose(found.same_seed, 1)
     kept = json.loads(json.dumps(found.summary()))
@@ -126,14 +126,14 @@ def test_a_broken_model_is_noticed(model):
     for weight in broken.unet.parameters():
         weight.data += 0.3 * torch.randn(weight.shape, generator=generator)
     broken.engine.weights_changed()
-    found = quality(broken, model, IMAGES, PROMPTS, **HOW)
+    found = quality(broken, model, PROMPTS, IMAGES, **HOW)
     assert found.distance.value > 5 * found.distance.error and found.distance.value > 0.01
     assert found.same_seed.max() < 0.9
     assert found.summary()["held_out_loss"]["change"][1] > 0
 
 
-def test_figures_are_those_of_the_drawn_pictures(model):
-    found = quality(model, model, IMAGES, PROMPTS, **HOW)
+def test_figures_are_those_of_the_drawn_images(model):
+    found = quality(model, model, PROMPTS, IMAGES, **HOW)
     drawn = model.generate(model.encode(PROMPTS), range(3), steps=3, guidance=2.0).numpy()
     np.testing.assert_allclose(found.to_pair[0], similarity(drawn, IMAGES[:, None]).mean(1))
     flat = GridHistograms()(drawn.reshape(9, 16, 16, 3))
@@ -146,7 +146,7 @@ def test_figures_are_those_of_the_drawn_pictures(model):
             for i, j in ((0, 1), (0, 2), (1, 2))
         ]
         assert found.diversity[0][p] == pytest.approx(np.mean(gaps))
-    one = quality(model, model, IMAGES, PROMPTS, **(HOW | {"seeds": [7]}))
+    one = quality(model, model, PROMPTS, IMAGES, **(HOW | {"seeds": [7]}))
     assert one.summary()["diversity"]["changed"] is None
     assert np.isnan(seed_diversity(features[:, :1])).all()
 
@@ -162,11 +162,11 @@ def test_the_bootstrap_covers():
 
 def test_wrong_inputs_are_refused(model):
     with pytest.raises(UsageError, match="3 images, 2 prompts"):
-        quality(model, model, IMAGES, PROMPTS[:2])
+        quality(model, model, PROMPTS[:2], IMAGES)
     with pytest.raises(UsageError, match="at least one seed"):
-        quality(model, model, IMAGES, PROMPTS, seeds=0)
+        quality(model, model, PROMPTS, IMAGES, seeds=0)
     with pytest.raises(UsageError, match="one prompt for each image"):
-        held_out_loss(model, IMAGES, PROMPTS[:2])
+        held_out_loss(model, PROMPTS[:2], IMAGES)
     with pytest.raises(UsageError, match="needs 2 samples"):
         kernel_distance(np.zeros((1, 2)), np.zeros((1, 2)))
     with pytest.raises(UsageError, match="pairs need as many"):

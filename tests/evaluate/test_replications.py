@@ -1,4 +1,4 @@
-"""The verdict: what is drawn, what counts, and over what the shares are taken."""
+"""Replication: drawn images, copies, and rates over images and prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 import dori_fast as df
 from dori_fast.errors import UsageError
-from dori_fast.evaluate import Replication, SmallPictures, clopper_pearson, replication
+from dori_fast.evaluate import Replication, SmallImages, clopper_pearson, replication
 from dori_fast.evaluate.similarity import THRESHOLD, similarity
 
 DRAW = {"steps": 10, "guidance": 4.0}
@@ -40,16 +40,16 @@ def test_memorized_prompts_replicate_and_exchanged_images_do_not(model):
     pictures = [p for p in df.demo.images("memorized") if p.duplication == 64][:5]
     images = np.stack([p.image for p in pictures])
     condition = model.encode([p.prompt for p in pictures])
-    found = replication(model, condition, images, seeds=3, keep_pictures=True, **DRAW)
+    found = replication(model, condition, images, seeds=3, keep_images=True, **DRAW)
     assert found.rate.value == 1.0 and found.threshold == THRESHOLD
-    assert found.pictures.shape == (5, 3, 64, 64, 3)
+    assert found.images.shape == (5, 3, 64, 64, 3)
     expected = model.generate(condition, range(3), **DRAW).numpy()
     # batches of another size may round another way
-    assert np.abs(expected.astype(int) - found.pictures).max() <= 1
-    np.testing.assert_array_equal(found.similarity, similarity(found.pictures, images[:, None]))
+    assert np.abs(expected.astype(int) - found.images).max() <= 1
+    np.testing.assert_array_equal(found.similarity, similarity(found.images, images[:, None]))
     others = replication(model, condition, images[[1, 2, 3, 4, 0]], seeds=[5], **DRAW)
-    assert others.rate.value == 0.0 and others.seeds == (5,) and others.pictures is None
-    assert others.config == {"measure": SmallPictures().config(), **DRAW}
+    assert others.rate.value == 0.0 and others.seeds == (5,) and others.images is None
+    assert others.config == {"measure": SmallImages().config(), **DRAW}
 
 
 def test_what_does_not_fit_is_refused(model):

@@ -1,4 +1,4 @@
-"""Similarity of pictures: against scikit-image's SSIM, exact properties, and refusals."""
+"""Similarity of images: against scikit-image's SSIM, exact properties, and refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_blur_agrees_with_scipy() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(size=st.integers(1, 70), sigma=st.floats(0.3, 4))
-def test_blur_keeps_the_mean_of_constant_pictures(size: int, sigma: float) -> None:
+def test_blur_keeps_the_mean_of_constant_images(size: int, sigma: float) -> None:
     np.testing.assert_allclose(gaussian_matrix(size, sigma).sum(axis=1), 1)
 
 
@@ -64,7 +64,7 @@ def test_equal_is_one_and_order_does_not_matter(seed: int) -> None:
     assert -1 <= similarity(a, b) <= 1
 
 
-def test_negative_and_flat_pictures() -> None:
+def test_negative_and_flat_images() -> None:
     a = noise(3, 32, 32, 3)
     assert blurred_correlation(a.astype(float), 255.0 - a) == pytest.approx(-1)
     flat = np.full((32, 32, 3), 90, np.uint8)
@@ -78,19 +78,19 @@ def test_leading_axes_broadcast() -> None:
     assert whole[2, 1] == pytest.approx(float(similarity(a[2, 0], b[1])))
 
 
-def test_threshold_separates_damaged_copies_from_unrelated_pictures() -> None:
-    pictures = np.stack([image for _, image in demo.pairs("memorized")])
-    unrelated = similarity(pictures[:, None], pictures[None])
-    assert unrelated[~np.eye(len(pictures), dtype=bool)].max() < THRESHOLD
+def test_threshold_separates_damaged_copies_from_unrelated_images() -> None:
+    images = np.stack([image for _, image in demo.pairs("memorized")])
+    unrelated = similarity(images[:, None], images[None])
+    assert unrelated[~np.eye(len(images), dtype=bool)].max() < THRESHOLD
     rng = np.random.default_rng(0)
-    noisy = np.clip(pictures + rng.normal(0, 12, pictures.shape), 0, 255).astype(np.uint8)
-    assert similarity(pictures, noisy).min() > THRESHOLD
+    noisy = np.clip(images + rng.normal(0, 12, images.shape), 0, 255).astype(np.uint8)
+    assert similarity(images, noisy).min() > THRESHOLD
 
 
 @pytest.mark.parametrize(
     "bad", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)]
 )
-def test_other_pictures_are_refused(bad: np.ndarray) -> None:
+def test_other_images_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(UsageError, match="pass uint8"):
         similarity(bad, np.zeros((8, 8, 3), np.uint8))
 

@@ -40,31 +40,31 @@ def opened(file, **options):
     return SSCD(file, **{**known, **options})
 
 
-def pictures(n, height=48, width=64):
+def images(n, height=48, width=64):
     return np.random.default_rng(0).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
 
 
 def test_skew_320():
-    picture = pictures(1)[0]
-    resized = np.array(Image.fromarray(picture).resize((320, 320), Image.Resampling.BILINEAR))
+    image = images(1)[0]
+    resized = np.array(Image.fromarray(image).resize((320, 320), Image.Resampling.BILINEAR))
     expected = (resized / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    found = PREPROCESSINGS["skew_320"](picture).permute(1, 2, 0).numpy()
+    found = PREPROCESSINGS["skew_320"](image).permute(1, 2, 0).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(48, 64, (341, 256)), (90, 30, (256, 768))])
 def test_crop_224(height, width, size):
-    picture = pictures(1, height, width)[0]
-    resized = np.array(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    image = images(1, height, width)[0]
+    resized = np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     top, left = round((size[1] - 224) / 2), round((size[0] - 224) / 2)
     expected = resized[top : top + 224, left : left + 224] / 127.5 - 1
-    found = PREPROCESSINGS["crop_224"](picture).permute(1, 2, 0).numpy()
+    found = PREPROCESSINGS["crop_224"](image).permute(1, 2, 0).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_similarity_is_the_cosine_of_descriptors(file):
     measure = opened(file)
-    originals, drawn = pictures(2, 20, 30), pictures(6).reshape(2, 3, 48, 64, 3)
+    originals, drawn = images(2, 20, 30), images(6).reshape(2, 3, 48, 64, 3)
     found = measure(drawn, originals)
     assert found.shape == (2, 3) and measure.threshold == 0.7
     network = Means()

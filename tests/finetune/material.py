@@ -1,4 +1,4 @@
-"""Pictures, prompts and settings of the fine-tuning tests."""
+"""Images, prompts and settings of the fine-tuning tests."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dori_fast.finetune import Adversarial, Pool
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
 
 
-def pictures(*shape, seed=0):
+def images(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (*shape, 16, 16, 3), dtype=torch.uint8, generator=generator)
 
 
-IMAGES, SURROGATES = pictures(3), pictures(3, 2, seed=1)
-RETAINED = [(f"a {i}", picture.numpy()) for i, picture in enumerate(pictures(5, seed=2))]
+IMAGES, SURROGATES = images(3), images(3, 2, seed=1)
+RETAINED = [(f"a {i}", image.numpy()) for i, image in enumerate(images(5, seed=2))]
 
 
 def tuning(**changes):
     settings = {
         "steps": 4,
-        "attack": Dori(steps=2, batch=2),
+        "attack": Dori(steps=2, draws=2),
         "pool": Pool(("prompt", "gaussian", "retained"), per_step=4, restart_after=4),
         "lr": 1e-3,
         "warmup": 2,
@@ -36,7 +36,7 @@ def tuning(**changes):
 
 
 def train(method, model, **options):
-    return method.run(model, IMAGES, PROMPTS, surrogates=SURROGATES, retained=RETAINED, **options)
+    return method.run(model, PROMPTS, IMAGES, surrogates=SURROGATES, retained=RETAINED, **options)
 
 
 def weights(model):

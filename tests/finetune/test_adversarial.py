@@ -1,4 +1,4 @@
-"""Adversarial fine-tuning on a tiny model: what it trains on, and that it can be repeated."""
+"""Adversarial fine-tuning on a tiny model: its training data, gradients and reproducibility."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_it_repeats_to_the_bit_and_seeds_matter(model):
     torch.randn(7)
     assert torch.equal(weights(train(tuning(), model)), first)
     assert not torch.equal(weights(train(tuning(seed=1), model)), first)
-    other_attack = tuning(attack=Dori(steps=2, batch=2, seed=1))
+    other_attack = tuning(attack=Dori(steps=2, draws=2, seed=1))
     assert not torch.equal(weights(train(other_attack, model)), first)
 
 
@@ -96,8 +96,8 @@ def test_another_run_is_refused(model):
     with pytest.raises(UsageError, match="different are pictures"):
         tuning(steps=2).run(
             model,
-            IMAGES.flip(0),
             PROMPTS,
+            IMAGES.flip(0),
             surrogates=SURROGATES,
             retained=RETAINED,
             resume=kept[0],
@@ -105,8 +105,8 @@ def test_another_run_is_refused(model):
     with pytest.raises(UsageError, match="different are prompts"):
         tuning(steps=2).run(
             model,
-            IMAGES,
             PROMPTS[::-1],
+            IMAGES,
             surrogates=SURROGATES,
             retained=RETAINED,
             resume=kept[0],
@@ -145,7 +145,7 @@ def test_the_gradients_are_those_of_a_plain_loop(directory, kind, at_once):
 
 
 def test_steps_are_those_of_adamw_with_clipping_and_average(directory):
-    """Without an adversary, a run is a short loop of torch."""
+    """Without an attack, a run equals a short torch loop."""
     model = df.load(directory, device="cpu", batch_size=8)
     method = tuning(steps=3, attack=None, clip=0.5, ema=0.9, at_once=100)
     reports = []
@@ -202,11 +202,11 @@ def test_the_losses_fall(model):
 
 
 def test_the_attack_meets_the_updated_weights(model):
-    """Nothing that the engine computed with older weights is left, whoever asked in between."""
+    """The engine keeps nothing that it computed with older weights, even if read in between."""
     seen = []
 
     class Spy(Dori):
-        def run(self, current, images, prompts=None, **options):
+        def run(self, current, prompts, images, **options):
             cached = current.epsilon_shared(
                 current.encode(PROMPTS), current.share_noise([0, 1], 500)
             )
@@ -223,15 +223,15 @@ def test_the_attack_meets_the_updated_weights(model):
             empty = current.unconditional.embeddings
             alone = current.unet(current.noise([0]), 500, empty).sample
             torch.testing.assert_close(uncond[:1], alone, rtol=1e-4, atol=1e-5)
-            found = super().run(current, images, prompts, **options)
+            found = super().run(current, prompts, images, **options)
             frozen = copy.copy(current)
             frozen = frozen.copy()
-            anew = super().run(frozen, images, prompts, **options)
+            anew = super().run(frozen, prompts, images, **options)
             assert torch.equal(found.embeddings, anew.embeddings)
             seen.append(cached)
             return found
 
-    train(tuning(steps=3, attack=Spy(steps=2, batch=2), lr=1e-2), model)
+    train(tuning(steps=3, attack=Spy(steps=2, draws=2), lr=1e-2), model)
     assert len(seen) == 3
     assert (seen[0] - seen[1]).abs().max() > 1e-3 and (seen[1] - seen[2]).abs().max() > 1e-3
 
@@ -282,25 +282,25 @@ def test_settings_are_checked(options, message):
 def test_inputs_are_checked(model, directory, tmp_path):
     run, given = tuning().run, {"surrogates": SURROGATES, "retained": RETAINED}
     with pytest.raises(UsageError, match="3 images, 2 prompts, surrogates of 3"):
-        run(model, IMAGES, PROMPTS[:2], **given)
+        run(model, PROMPTS[:2], IMAGES, **given)
     with pytest.raises(UsageError, match="no retained pairs"):
-        run(model, IMAGES, PROMPTS, surrogates=SURROGATES, retained=[])
+        run(model, PROMPTS, IMAGES, surrogates=SURROGATES, retained=[])
     other = [("a dog", RETAINED[0][1][:8])]
-    with pytest.raises(UsageError, match="pictures of different sizes"):
-        run(model, IMAGES, PROMPTS, surrogates=SURROGATES, retained=other)
+    with pytest.raises(UsageError, match="images of different sizes"):
+        run(model, PROMPTS, IMAGES, surrogates=SURROGATES, retained=other)
     layer = model.layers[0]
     width = model.unet.get_submodule(layer).to_v.out_features
     view = model.masked(NeuronMask({layer: torch.zeros(1, width)}))
     with pytest.raises(UsageError, match="pruned view makes the surrogates"):
-        run(view, IMAGES, PROMPTS, **given)
+        run(view, PROMPTS, IMAGES, **given)
     with pytest.raises(UsageError, match="has masks"):
         view.save_pretrained(tmp_path / "view")
     half = df.load(directory, device="cpu", dtype="bfloat16")
     with pytest.raises(UsageError, match="load it with dtype='float32'"):
-        run(half, IMAGES, PROMPTS, **given)
+        run(half, PROMPTS, IMAGES, **given)
     large = df.load(save_tiny_sdxl(tmp_path / "xl"), device="cpu")
     with pytest.raises(UsageError, match="SDXL"):
-        run(large, IMAGES, PROMPTS, **given)
+        run(large, PROMPTS, IMAGES, **given)
 
 
 def test_gradients_that_are_not_finite_end_the_run(directory):

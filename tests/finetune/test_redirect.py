@@ -1,4 +1,4 @@
-"""The losses that the paper does not have: redirected pictures, and the original's answers."""
+"""The losses that the paper does not have: redirection and distillation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dori_fast.finetune.batches import Group, backward
 from tests.finetune.material import PROMPTS, SURROGATES, train, tuning, weights
 
 
-def test_seen_pictures_are_noised_and_lead_elsewhere(model):
-    """The loss of a group whose pictures are noised in place of what they shall lead to."""
+def test_seen_images_are_noised_and_lead_elsewhere(model):
+    """The loss of a group that is shown ``seen`` noised but must predict the target of x_0."""
     latents = model.latents(SURROGATES.flatten(0, 1))
     x_0, seen, text = latents[:3], latents[3:], model.encode(PROMPTS).embeddings
     plain = model.copy()
@@ -31,7 +31,7 @@ def test_seen_pictures_are_noised_and_lead_elsewhere(model):
     torch.testing.assert_close(losses["all"], F.mse_loss(answer, wanted), rtol=1e-4, atol=1e-6)
 
 
-def test_redirecting_trains_on_the_noised_memorized_pictures(model):
+def test_redirecting_trains_on_the_noised_memorized_images(model):
     reports = []
     train(tuning(steps=40, lr=3e-3, redirect=0.5), model, on_step=reports.append)
     first, last = (

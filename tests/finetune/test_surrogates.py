@@ -1,4 +1,4 @@
-"""The rule by which surrogates are chosen, and the pool of triggers."""
+"""The choice of surrogates, and the pool of triggers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import dori_fast as df
 from dori_fast.attack import Dori
 from dori_fast.attack.draws import stream
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.evaluate import SmallPictures
+from dori_fast.evaluate import SmallImages
 from dori_fast.finetune import Checkpoint, Pool, surrogates
 from dori_fast.finetune.triggers import Triggers, embeddings_of
 from dori_fast.models import NeuronMask
@@ -31,7 +31,7 @@ def drawn(model):
 
 
 class Verdicts:
-    """A measure that says what the test wants."""
+    """A measure that returns given similarities."""
 
     threshold = 0.5
 
@@ -45,32 +45,32 @@ class Verdicts:
 
 def test_copies_are_left_out_repeated_or_borrowed(model, drawn):
     measure = Verdicts([[1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 1]])
-    found = surrogates(model, drawn[:, 0], PROMPTS, measure=measure, count=2, candidates=4, **HOW)
-    assert found.pictures.dtype == torch.uint8 and found.own.tolist() == [2, 0, 1]
-    assert torch.equal(found.pictures[0], drawn[0, [1, 2]])
-    assert torch.equal(found.pictures[1], drawn[2, [2, 2]])
-    assert torch.equal(found.pictures[2], drawn[2, [2, 2]])
+    found = surrogates(model, PROMPTS, drawn[:, 0], measure=measure, count=2, candidates=4, **HOW)
+    assert found.images.dtype == torch.uint8 and found.own.tolist() == [2, 0, 1]
+    assert torch.equal(found.images[0], drawn[0, [1, 2]])
+    assert torch.equal(found.images[1], drawn[2, [2, 2]])
+    assert torch.equal(found.images[2], drawn[2, [2, 2]])
     summary = found.summary()
     assert summary["prompts_without_their_own"] == 1 and summary["prompts_with_too_few"] == 2
 
 
 def test_the_real_measure_finds_the_copies(model, drawn):
-    """What the model itself draws from seed 0 is a copy of itself."""
+    """The model's own image of seed 0 is a copy of itself."""
     found = surrogates(
-        model, drawn[:, 0].numpy(), PROMPTS, measure=SmallPictures(0.999), count=1, **HOW
+        model, PROMPTS, drawn[:, 0].numpy(), measure=SmallImages(0.999), count=1, **HOW
     )
     assert (found.similarity[:, 0] > 0.999).all() and found.similarity.shape == (3, 2)
     own = [p for p in range(3) if found.own[p]]
-    assert own and all(torch.equal(found.pictures[p, 0], drawn[p, 1]) for p in own)
+    assert own and all(torch.equal(found.images[p, 0], drawn[p, 1]) for p in own)
 
 
 def test_what_cannot_be_done_is_refused(model, drawn):
     with pytest.raises(UsageError, match="every candidate of every prompt is a copy"):
-        surrogates(model, drawn[:, 0], PROMPTS, measure=Verdicts(np.ones((3, 2))), count=1, **HOW)
+        surrogates(model, PROMPTS, drawn[:, 0], measure=Verdicts(np.ones((3, 2))), count=1, **HOW)
     with pytest.raises(UsageError, match="3 images, 1 prompts"):
-        surrogates(model, drawn[:, 0], PROMPTS[:1], measure=SmallPictures())
+        surrogates(model, PROMPTS[:1], drawn[:, 0], measure=SmallImages())
     with pytest.raises(UsageError, match="count must be"):
-        surrogates(model, drawn[:, 0], PROMPTS, measure=SmallPictures(), count=5, candidates=4)
+        surrogates(model, PROMPTS, drawn[:, 0], measure=SmallImages(), count=5, candidates=4)
 
 
 def pool(model, **settings):
@@ -90,7 +90,7 @@ def test_every_trigger_has_its_turn(model):
 
 def test_where_triggers_begin_and_go_on(model):
     starts = ("prompt", "gaussian", "retained")
-    attack, images = Dori(steps=2, batch=2, checkpoints=[0]), torch.zeros(3, 16, 16, 3).byte()
+    attack, images = Dori(steps=2, draws=2, checkpoints=[0]), torch.zeros(3, 16, 16, 3).byte()
     rows = torch.tensor([1, 4, 7])
     for limit, ages in ((None, [2, 2, 2]), (4, [2, 4, 2])):
         triggers, kept = pool(model, starts=starts, restart_after=limit)

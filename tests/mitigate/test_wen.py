@@ -50,7 +50,7 @@ def plain_mitigation(model, prompt, target, seeds, iterations):
 
 @pytest.mark.parametrize("seeds", [4, 3, 11])
 def test_it_is_the_released_loop(model, seeds):
-    """With 2, 2 and a fraction of a prompt in one evaluation of 8 samples."""
+    """One evaluation of 8 samples holds 2, 2 or a part of a prompt."""
     losses = Wen(0.0, iterations=3, seeds=seeds).run(model, PROMPTS).losses
     target = float(losses[1].median()) * (1 + 1e-6)  # no tie that rounding decides
     found = Wen(target, iterations=3, seeds=seeds).run(model, PROMPTS)
@@ -102,7 +102,7 @@ def test_what_is_reached_is_left_alone(model):
 
 @pytest.mark.parametrize("seeds", [2, 11])
 def test_significance_is_the_gradients_norm(model, seeds):
-    """Along a guided trajectory, by autograd through both halves."""
+    """Autograd through both halves, along a guided trajectory."""
     found = token_significance(model, PROMPTS, seeds, steps=2, guidance=3.0)
     assert found.shape == (3, 77)
     for p, prompt in enumerate(PROMPTS):

@@ -36,7 +36,7 @@ def unet(model):
 
 
 def random_mask(model, kind, seed=0):
-    """A mask of about a third of two layers, and one that leaves a third layer alone."""
+    """A mask of about a third of two layers, and of nothing in a third layer."""
     generator = torch.Generator().manual_seed(seed)
     if kind == "neurons":
         linears = [(name, model.unet.get_submodule(name).to_v) for name in model.layers[:3]]
@@ -52,13 +52,13 @@ def random_mask(model, kind, seed=0):
 
 
 def parameter_names(mask):
-    """Those that the two layers with something masked have."""
+    """Names of the weights of the two masked layers."""
     suffix = ".to_v.weight" if isinstance(mask, NeuronMask) else ".weight"
     return {name + suffix for name in mask.layers[:2]}
 
 
 def same_weights(one, two):
-    """Bit for bit, so that a lost minus of a zero or a NaN is seen."""
+    """Compare bit for bit, so that the sign of a zero and NaN count."""
     state = two.state_dict()
     assert set(one.state_dict()) == set(state)
     return all(
@@ -165,11 +165,11 @@ def test_what_others_pruned_with_torch_is_read(model, unet):
     assert torch.equal(mask.pruned[name][0], values.weight_mask == 0)
     if isinstance(linear, torch.nn.Conv2d):
         torch_prune.l1_unstructured(linear, "weight", amount=0.5)
-        with pytest.raises(UsageError, match="proj_in .Conv2d, weight. is pruned, and masks are"):
+        with pytest.raises(UsageError, match="proj_in .Conv2d, weight. is pruned, but masks are"):
             df.prune.from_torch_prune(unet)
 
 
-def test_torchs_masks_that_a_mask_cannot_say(model, unet):
+def test_torchs_masks_that_a_mask_cannot_express(model, unet):
     with pytest.raises(UsageError, match="no layer is pruned by torch"):
         df.prune.from_torch_prune(unet)
     layer = next(iter(model.engine.second_linears))
@@ -178,7 +178,7 @@ def test_torchs_masks_that_a_mask_cannot_say(model, unet):
     with pytest.raises(UsageError, match="pruned bias whose neuron keeps weights"):
         df.prune.from_torch_prune(unet)
     torch_prune.custom_from_mask(linear, "weight", torch.zeros_like(linear.weight))
-    with pytest.raises(UsageError, match="pruned bias, which a mask of weights cannot say"):
+    with pytest.raises(UsageError, match="pruned bias, which a mask of weights cannot express"):
         df.prune.from_torch_prune(unet)
     torch_prune.remove(linear, "weight"), torch_prune.remove(linear, "bias")
     torch_prune.custom_from_mask(linear, "weight", torch.full_like(linear.weight, 0.5))

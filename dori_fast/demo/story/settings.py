@@ -7,7 +7,7 @@ from typing import Any
 
 from dori_fast.attack import Dori
 from dori_fast.demo.facts import GENERATION, HIDING
-from dori_fast.evaluate import SmallPictures
+from dori_fast.evaluate import SmallImages
 from dori_fast.prune import NeMo, Wanda
 
 # this threshold leaves about the paper's share of copies; see benchmarks/quality/retrieval.py
@@ -55,5 +55,5 @@ class Settings:
             "nemo": nemo,
             "wanda": HIDING.config(),
             "generation": GENERATION,
-            "threshold": SmallPictures().threshold,
+            "threshold": SmallImages().threshold,
         }

@@ -101,7 +101,7 @@ def attack(
         view = model if masks is None else model.masked(masks.in_turn(len(attacked)))
         prompts = [image.prompt for image in attacked]
         ids = [f"{which} {row}" for row in range(len(attacked))]
-        found = settings.attack().run(view, stacked(attacked), prompts, ids=ids)
+        found = settings.attack().run(view, prompts, stacked(attacked), ids=ids)
         results: dict[str, NDArray[Any]] = {}
         for step in settings.steps:
             condition = found.condition(view, step) if step else view.encode(prompts)
@@ -153,8 +153,8 @@ def _judged(
 ) -> dict[str, NDArray[Any]]:
     """Similarities [P, S] and the first seed's images [P, H, W, 3], named by the step."""
     found = replication(
-        model, condition, stacked(originals), seeds=seeds, keep_pictures=True, **GENERATION
+        model, condition, stacked(originals), seeds=seeds, keep_images=True, **GENERATION
     )
-    drawn = found.pictures
+    drawn = found.images
     assert drawn is not None  # noqa: S101
     return {f"similarity {step}": found.similarity, f"pictures {step}": drawn[:, 0]}

@@ -11,8 +11,8 @@ import torch
 from dori_fast.integrations.peers.nemo_inputs import autocast, chosen, draw, encode, layers
 from dori_fast.integrations.peers.nemo_network import network
 from dori_fast.integrations.peers.swap import Patch
-from dori_fast.prune.nemo.candidates import Rung
-from dori_fast.prune.nemo.greedy import refined
+from dori_fast.prune.nemo.candidates import Candidates
+from dori_fast.prune.nemo.refine import refine_candidates
 from dori_fast.prune.nemo.scorer import Scorer
 
 _STEPS = 50
@@ -86,13 +86,13 @@ def _kept(indices: Sequence[Sequence[int]], scorer: Scorer, threshold: float) ->
     neurons = tuple((layer, int(n)) for layer, listed in enumerate(indices) for n in listed)
     if not neurons:
         return [[] for _ in indices]
-    rung = Rung(0.0, 0, neurons, len(indices))
+    candidates = Candidates(0.0, 0, neurons, len(indices))
     (everything,) = scorer.scores([frozenset(neurons)], 0)
     if abs(everything - threshold) <= _SAME:
         # the script's search gave up and passes the score of this very mask; compare with our own
         # value of it, since the test is "strictly below"
         threshold = everything
-    counts = rung.by_layer(refined(rung, scorer, threshold))
+    counts = candidates.by_layer(refine_candidates(candidates, scorer, threshold))
     kept: list[list[int]] = []
     for listed, left in zip(indices, counts, strict=True):
         # list.remove removes the first of two equal neurons, so the last ones stay

@@ -22,6 +22,9 @@ KINDS = ("epsilon", "v_prediction", "sample")
 Epsilon = Callable[[Tensor, int], Tensor]
 """A function of latents [*] and a timestep that returns noise predictions of the same shape."""
 
+DDIM_STEPS = 50
+"""Denoising steps of a DDIM run in the papers; the default of every method."""
+
 
 class Schedule:
     """The variance-preserving schedule of DDPM, with DDIM's timesteps and unit initial noise.

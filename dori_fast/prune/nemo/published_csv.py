@@ -1,7 +1,7 @@
-"""The table of NeMo's released code: one row a prompt, neurons as nested lists.
+"""The CSV table of NeMo's released code: one row per prompt, neurons as nested lists.
 
-Columns Caption, URL, Initial Neurons, Initial SSIM, Refined Neurons, Refined SSIM, separated by
-semicolons. Its 4_generate_images.py looks for seven lists in brackets, by a regular expression.
+Its columns, separated by semicolons, are ``_COLUMNS``. The released 4_generate_images.py searches
+for seven lists in brackets, by a regular expression.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Neurons = Sequence[Sequence[int]]
 def write_nemo_csv(
     rows: Iterable[tuple[str, Neurons, float | None, Neurons, float | None]], file: TextIO
 ) -> None:
-    """Write (prompt, initial neurons, their similarity, refined neurons, theirs) rows.
+    """Write rows of prompt, initial neurons with similarity, refined neurons with similarity.
 
-    A prompt that is not memorized has empty lists, one for each layer, and 0 for its similarities,
-    as in the released code.
+    A prompt that is not memorized has one empty list per layer and similarities of 0, as in the
+    released code.
     """
     table = csv.writer(file, delimiter=";", lineterminator="\n")
     table.writerow(_COLUMNS)
@@ -51,12 +51,12 @@ def write_nemo_csv(
 def read_nemo_csv(
     file: TextIO, layers: Sequence[str], widths: Mapping[str, int]
 ) -> tuple[list[str], NeuronMask]:
-    """Prompts, and a mask of the refined neurons for each.
+    """Read prompts, and a mask of the refined neurons for each.
 
     Args:
         file: the table.
-        layers: names of the cross-attentions that its lists stand for, in order.
-        widths: neurons of each.
+        layers: names of the cross-attentions of its lists, in order.
+        widths: number of neurons of each layer.
 
     Raises:
         IntegrityError: a column is missing, a row is cut off, or a cell is not a list of neurons

@@ -1,10 +1,11 @@
-"""Greedy refinement of a set of blocked neurons, in speculative batches with the greedy's answer.
+"""NeMo's greedy refinement of a set of blocked neurons, in speculative batches.
 
-The greedy of NeMo goes through groups of blocked neurons in order; a group is un-blocked for good
-if the score stays below a threshold without it. Each test depends on the outcome of the one
-before, so it is one mask at a time. Here the outcomes of the next tests are guessed, their masks
-scored in one batch, and the outcomes accepted up to the first wrong guess: the sets that are
-tested, and hence the answer, are the greedy's own, whatever the guesses.
+NeMo's greedy search goes through groups of blocked neurons in order: whole layers, then single
+neurons. It un-blocks a group for good if the score stays below a threshold without it. Each test
+depends on the outcome of the one before, so masks are scored one at a time. Here the outcomes of
+the next tests are guessed, their masks scored in one batch, and the outcomes accepted up to the
+first wrong guess. The tested sets, and hence the result, are those of the greedy search whatever
+the guesses.
 """
 
 from __future__ import annotations
@@ -13,24 +14,46 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from dori_fast.prune.nemo.candidates import Candidates
+from dori_fast.prune.nemo.scorer import Scorer
+
 Item = TypeVar("Item")
 Score = Callable[[list[frozenset[Item]], Sequence[int]], Sequence[float]]
-"""From blocked sets, and the numbers of the groups that they differ by, to their scores."""
+"""From blocked sets, and the indices of the groups that they differ by, to their scores."""
 
-# a test is speculated on if it will be of use with this probability
+# score a test ahead of time if its result will be needed with at least this probability
 _WORTH = 0.6
+
+
+def refine_candidates(candidates: Candidates, scorer: Scorer, threshold: float) -> frozenset[int]:
+    """The slots that stay blocked: without the others the score stays below the threshold.
+
+    Whole layers are tested first, then single neurons.
+    """
+
+    def refined(slots: frozenset[int], groups: list[frozenset[int]]) -> frozenset[int]:
+        layers = [candidates.layer(group) for group in groups]
+
+        def score(trials: list[frozenset[int]], tested: Sequence[int]) -> list[float]:
+            first = min(layers[i] for i in tested)
+            return scorer.scores([candidates.blocked(trial) for trial in trials], first)
+
+        return refine(slots, groups, score, threshold, scorer.width).blocked
+
+    slots = refined(frozenset(range(len(candidates.neurons))), candidates.layers())
+    return refined(slots, candidates.singles(slots))
 
 
 @dataclass(frozen=True)
 class Refined(Generic[Item]):
-    """What a refinement leaves.
+    """The result of a refinement.
 
     Attributes:
-        blocked: the items that stay blocked.
-        dropped: for each group, whether it was un-blocked.
-        tests: tests that the greedy makes, one a group.
-        scored: sets that were scored, those after wrong guesses included.
-        rounds: batches that they were scored in.
+        blocked: items that stay blocked.
+        dropped: True for each group that was un-blocked.
+        tests: tests of the greedy search, one per group.
+        scored: scored sets, including those after wrong guesses.
+        rounds: batches of scored sets.
     """
 
     blocked: frozenset[Item]
@@ -50,11 +73,11 @@ def refine(
     """Un-block, one after the other, the groups without which the score stays below a threshold.
 
     Args:
-        blocked: what is blocked at first.
-        groups: subsets of it in the order of the tests.
-        score: scores of blocked sets; those of one call differ in the named groups alone.
-        threshold: a group is dropped if the score without it is less.
-        width: sets scored at once at most; 1 is the greedy itself.
+        blocked: items blocked at first.
+        groups: subsets of ``blocked`` in the order of the tests.
+        score: function that scores blocked sets; those of one call differ in the given groups only.
+        threshold: score below which a group is dropped.
+        width: largest number of sets scored at once; 1 is the plain greedy search.
     """
     dropped: list[bool] = []
     scored = rounds = 0
@@ -80,10 +103,10 @@ def refine(
 
 
 class _Guess:
-    """What the next test will say, from what the last ones said."""
+    """A guess of the next test's outcome from the last outcomes."""
 
     def __init__(self) -> None:
-        # most candidates of NeMo are dropped; old outcomes fade, layers differ
+        # NeMo drops most candidates; old outcomes fade because layers differ
         self._drop, self._keep = 4.0, 1.0
 
     @property
@@ -95,7 +118,7 @@ class _Guess:
         self._drop, self._keep = fade * self._drop + drop, fade * self._keep + (not drop)
 
     def depth(self, width: int) -> int:
-        """How many tests ahead are worth it."""
+        """The number of tests that are worth scoring ahead."""
         right = max(self._drop, self._keep) / (self._drop + self._keep)
         depth, useful = 1, right
         while depth < width and useful >= _WORTH:

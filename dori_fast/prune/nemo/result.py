@@ -1,4 +1,4 @@
-"""What NeMo found for one prompt."""
+"""The result of NeMo's search for one prompt."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dori_fast.models import NeuronMask
 
 @dataclass
 class Search:
-    """A search of NeMo.
+    """The neurons of one prompt.
 
     Attributes:
-        prompt: whose neurons were searched.
-        layers: names of the cross-attentions that were searched.
-        widths: their numbers of neurons.
+        prompt: the prompt.
+        layers: names of the searched cross-attentions.
+        widths: number of neurons of each.
         alike: largest similarity of two seeds' noise differences; the prompt's detection score.
-        seeds: places of the seeds that were above the threshold; none: not memorized.
+        seeds: indices of the seeds above the threshold; empty if the prompt is not memorized.
         initial: neurons blocked before refinement, by layer in order, with the released code's
             duplicates in its mode.
         initial_similarity: largest similarity of a seed's noise difference to its unblocked one.
-        theta: z-score at which the initial neurons were found.
-        k: number of largest magnitudes at which they were found.
-        threshold: what the refinement stayed below.
+        theta: z-score of the initial neurons.
+        k: number of largest magnitudes per layer of the initial neurons.
+        threshold: similarity that the refinement stayed below.
         refined: neurons that stay blocked, by layer.
-        refined_similarity: similarity with those.
-        evaluations: UNet sample evaluations used, prefixes of the network not counted.
+        refined_similarity: similarity with the refined neurons blocked.
+        evaluations: UNet sample evaluations spent, without those of parts of the network.
         tests: distinct masks that were scored.
     """
 

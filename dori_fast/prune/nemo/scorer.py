@@ -1,4 +1,4 @@
-"""How alike a prompt's noise differences stay when neurons are blocked, many masks at a time."""
+"""Similarities of a prompt's noise differences with and without blocked neurons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition
 from dori_fast.ops import ms_ssim_pairs
 
 Neuron = tuple[int, int]
-"""(layer, neuron): the layer's place in the list of layers that are searched."""
+"""(layer, neuron), the layer as an index into the searched layers."""
 Blocked = frozenset[Neuron]
 
 
@@ -18,16 +18,16 @@ class Scorer:
     """Similarities of one prompt's noise differences to the unblocked ones.
 
     The score of a set of blocked neurons is the largest MS-SSIM, over seeds, of the seed's noise
-    difference with and without the block; the seeds of one mask are one call of the released code,
-    whose data range they share.
+    difference with and without the block. As in a call of the released code, the seeds of one mask
+    share a data range.
 
     Args:
         model: the denoiser.
         condition: P = 1 prompt.
         shared: the initial noise of S seeds.
-        delta: their noise differences [S, C, H, W] with nothing blocked.
-        layers: the cross-attentions that are searched, in the order of ``model.layers``.
-        width: masks scored at once at most.
+        delta: noise differences of the seeds [S, C, H, W] with nothing blocked.
+        layers: searched cross-attentions, in the order of ``model.layers``.
+        width: largest number of masks scored at once.
 
     Attributes:
         tests: distinct sets that were scored.
@@ -47,7 +47,7 @@ class Scorer:
         self._widths = {name: model.engine.value_widths[name] for name in layers}
         self._known: dict[Blocked, float] = {}
         self._prefix: tuple[tuple[int, Blocked], SharedLatents] | None = None
-        # with nothing blocked every noise difference is its own
+        # with nothing blocked every noise difference equals itself
         self._known[frozenset()] = 1.0
 
     @property
@@ -55,11 +55,11 @@ class Scorer:
         return len(self._known) - 1
 
     def known(self, blocked: Blocked) -> float:
-        """The score of a set that was scored before."""
+        """The score of a blocked set that was scored before."""
         return self._known[blocked]
 
     def scores(self, trials: Sequence[Blocked], first: int) -> list[float]:
-        """Scores of blocked sets that are the same in the layers before layer ``first``."""
+        """Scores of blocked sets that are equal in all layers before layer ``first``."""
         new = list(dict.fromkeys(trial for trial in trials if trial not in self._known))
         for start in range(0, len(new), self.width):
             part = new[start : start + self.width]
@@ -82,7 +82,7 @@ class Scorer:
         return None if pooled is None else pooled.expand(n, -1)
 
     def _shared_up_to(self, first: int, trial: Blocked) -> SharedLatents:
-        """The noise with everything before layer ``first`` done, under the block of the trials."""
+        """The noise after all layers before layer ``first``, with the trial's neurons blocked."""
         before = frozenset(neuron for neuron in trial if neuron[0] < first)
         key = (first, before)
         if self._prefix is not None and self._prefix[0] == key:

@@ -1,20 +1,21 @@
-"""NeMo: the value neurons that make a prompt replay its image.
+"""NeMo: find the value neurons that make a prompt reproduce its image.
 
 Hintersdorf, Struppek et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in
 Diffusion Models" (NeurIPS 2024). For one prompt, with noise differences
 
     delta_s = eps(x_T, t, c) - x_T          of seeds s
 
-1. keep the seeds whose delta resembles another one's (MS-SSIM above ``threshold``); none: the
-   prompt is not memorized;
+1. keep the seeds whose delta resembles another seed's (MS-SSIM above ``threshold``); without any,
+   the prompt is not memorized;
 2. block the neurons with |a - mean| / std > theta, and the k largest a of each layer (a are
    magnitudes, :mod:`dori_fast.prune.nemo.statistics`), with theta falling and k growing until no
    kept delta resembles its unblocked one any more;
-3. un-block whole layers, then single neurons, the deepest layer first, wherever that stays so.
+3. un-block whole layers, then single neurons, deepest layer first, wherever no delta comes to
+   resemble its unblocked one again.
 
-What is done once, or not at all, against the released code (METHODS.md of NeMo: two passes a test,
-all seeds, one mask at a time): masks share batches; tests of a layer share the part of the network
-before it; outcomes are guessed ahead (``refine``); equal masks are scored once.
+The released code (METHODS.md of NeMo) spends two passes per test, on all seeds and one mask at a
+time. Here masks share batches, the tests of a layer share the part of the network before it,
+outcomes are guessed ahead (``refine``), and equal masks are scored once.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from torch import Tensor
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition, stack
 from dori_fast.models.probes import value_magnitudes
+from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.ops import largest_per_map, ms_ssim
-from dori_fast.prune.nemo.candidates import THETA_END, Ladder, Rung
-from dori_fast.prune.nemo.greedy import refined
+from dori_fast.prune.nemo.candidates import THETA_END, Candidates, CandidateSets
+from dori_fast.prune.nemo.refine import refine_candidates
 from dori_fast.prune.nemo.result import Search
 from dori_fast.prune.nemo.scorer import Scorer
 from dori_fast.prune.nemo.statistics import NeuronStatistics
 
 THRESHOLD = 0.428
-"""The paper's: mean plus one standard deviation over 50,000 prompts of LAION, on SD 1.4."""
-_TOTAL_STEPS = 50
+"""The paper's threshold: mean plus one standard deviation over 50,000 LAION prompts, on SD 1.4."""
 _SEEDS = 10
 
 
@@ -47,19 +48,19 @@ class NeMo:
     """NeMo's search.
 
     Args:
-        statistics: of the model's value neurons over clean prompts; by default taken, once for
-            each model, over the 2,000 captions that come with the package.
-        layers: names of cross-attentions to search, by default the paper's: all in the down and
-            mid blocks. ``"all"`` takes those of the up blocks too.
+        statistics: statistics of the model's value neurons over clean prompts; default: those over
+            the 2,000 captions of the package, collected once for each model.
+        layers: names of the cross-attentions to search; default: the paper's, all in the down and
+            mid blocks. ``"all"`` adds those in the up blocks.
         mode: ``"paper"``: seeds 0..9, the noisiest timestep, each neuron listed once; or
             ``"reference"``, the released code (localizing_memorization_in_diffusion_models at
-            f952ede): one draw of ten from seed 1, the second timestep (961), and a neuron that is
-            both unusual and among the largest listed, and tested, twice. The released code's half
-            precision is that of the model here.
+            f952ede): ten noises drawn at once from seed 1, the second timestep (961), and a neuron
+            that is both unusual and among the largest is listed, and tested, twice. The dtype is
+            the model's in both modes; the released code uses half precision.
         threshold: similarity above which noise differences are alike.
-        theta_end: z-score, below 5, before which the search for candidates gives up.
-        width: masks scored at once at most, by default as many as the device needs to be busy: on
-            a GPU those that fill a batch, on a CPU one, whose seeds are enough. 1 tests one by one.
+        theta_end: z-score, below 5, at which the search for candidates ends; not tested itself.
+        width: largest number of masks scored at once; default: as many as fill a batch on a GPU,
+            one on a CPU, where the seeds of one mask are enough. 1 tests one by one.
     """
 
     name = "nemo"
@@ -85,11 +86,11 @@ class NeMo:
         self.theta_end, self._layers, self._width = float(theta_end), layers, width
 
     def localize(self, model: Denoiser, prompts: Sequence[str] | TextCondition) -> NeuronMask:
-        """One mask per prompt or embedding, M = P; where nothing is memorized it blocks nothing.
+        """One mask per prompt or embedding, M = P; it blocks nothing for an unmemorized prompt.
 
         Raises:
             UsageError: no prompts, layers that the model or the statistics lack, or an
-                architecture whose layers are not known.
+                architecture with unknown layers.
         """
         if not prompts:
             raise UsageError("nemo: no prompts")
@@ -119,7 +120,7 @@ class NeMo:
         }
 
     def layers(self, model: Denoiser) -> list[str]:
-        """The layers to be searched, in the order in which the network runs them."""
+        """The layers to search, in the order in which the network runs them."""
         if self._layers == "all":
             chosen = model.layers
         elif self._layers == "encoder":
@@ -139,16 +140,16 @@ class NeMo:
 
     @torch.no_grad()
     def search(self, model: Denoiser, prompt: str | TextCondition) -> Search:
-        """Find the neurons of one prompt, or of one embedding, whose name is then empty.
+        """Find the neurons of one prompt or embedding (the result's ``prompt`` is then empty).
 
         Raises:
-            UsageError: as :meth:`localize`.
+            UsageError: the cases of :meth:`localize`.
         """
         with _batches_of(model, self._at_once(model, _SEEDS) * _SEEDS):
             return self._search(model, prompt)
 
     def _at_once(self, model: Denoiser, seeds: int) -> int:
-        """Masks to be scored at once."""
+        """The number of masks to score at once."""
         busy = _SEEDS if model.device.type == "cpu" else model.batch_size
         return self._width or max(1, busy // seeds)
 
@@ -166,13 +167,13 @@ class NeMo:
         kept = (alike > self.threshold).nonzero()[:, 0].tolist()
         if kept:
             scorer = self._scorer(model, condition, shared, delta, kept, layers)
-            self._find(scorer, self._ladder(model, condition, layers), found)
+            self._find(scorer, self._candidates(model, condition, layers), found)
             found.tests = scorer.tests
         found.seeds, found.evaluations = kept, model.engine.evaluations - before
         return found
 
     def _noise(self, model: Denoiser) -> tuple[Tensor, int]:
-        timesteps = model.timesteps(_TOTAL_STEPS)
+        timesteps = model.timesteps(DDIM_STEPS)
         if self.mode == "paper":
             return model.noise(range(_SEEDS)), timesteps[0]
         generator = torch.Generator().manual_seed(1)
@@ -193,40 +194,42 @@ class NeMo:
         part = shared.take(rows)
         return Scorer(model, condition, part, delta[rows.to(delta.device)], layers, width)
 
-    def _ladder(self, model: Denoiser, condition: TextCondition, layers: Sequence[str]) -> Ladder:
+    def _candidates(
+        self, model: Denoiser, condition: TextCondition, layers: Sequence[str]
+    ) -> CandidateSets:
         magnitudes, usual = value_magnitudes(model, condition, layers), self.statistics(model)
-        return Ladder(
+        return CandidateSets(
             [magnitudes[name][0].cpu() for name in layers],
             [usual.mean[name] for name in layers],
             [usual.std[name] for name in layers],
             twice=self.mode == "reference",
         )
 
-    def _find(self, scorer: Scorer, ladder: Ladder, found: Search) -> None:
-        rung, similarity = self._climb(scorer, ladder)
-        # where even the last rung is too alike, un-blocking must not make it worse
+    def _find(self, scorer: Scorer, sets: CandidateSets, found: Search) -> None:
+        initial, similarity = self._initial(scorer, sets)
+        # if even the last candidates leave too much similarity, refinement must not raise it
         threshold = similarity if similarity > self.threshold else self.threshold
-        found.theta, found.k, found.threshold = rung.theta, rung.k, threshold
-        found.initial, found.initial_similarity = rung.by_layer(), similarity
-        slots = refined(rung, scorer, threshold)
-        found.refined = rung.by_layer(slots)
-        found.refined_similarity = scorer.known(rung.blocked(slots))
+        found.theta, found.k, found.threshold = initial.theta, initial.k, threshold
+        found.initial, found.initial_similarity = initial.by_layer(), similarity
+        slots = refine_candidates(initial, scorer, threshold)
+        found.refined = initial.by_layer(slots)
+        found.refined_similarity = scorer.known(initial.blocked(slots))
 
-    def _climb(self, scorer: Scorer, ladder: Ladder) -> tuple[Rung, float]:
-        """The first rung that is not alike any more, or the last one; and its similarity."""
-        rungs = ladder.rungs(self.theta_end)
-        for start in range(0, len(rungs), scorer.width):
-            part = rungs[start : start + scorer.width]
-            similarities = scorer.scores([frozenset(rung.neurons) for rung in part], 0)
-            for rung, similarity in zip(part, similarities, strict=True):
+    def _initial(self, scorer: Scorer, sets: CandidateSets) -> tuple[Candidates, float]:
+        """The first candidates whose similarity is not above the threshold, else the last ones."""
+        tries = sets.down_to(self.theta_end)
+        for start in range(0, len(tries), scorer.width):
+            part = tries[start : start + scorer.width]
+            similarities = scorer.scores([frozenset(each.neurons) for each in part], 0)
+            for candidates, similarity in zip(part, similarities, strict=True):
                 if not similarity > self.threshold:
-                    return rung, similarity
-        return rungs[-1], similarities[-1]
+                    return candidates, similarity
+        return tries[-1], similarities[-1]
 
 
 @contextmanager
 def _batches_of(model: Denoiser, samples: int) -> Iterator[None]:
-    """UNet batches no larger than this for a while: padding costs as much as samples do."""
+    """Limit UNet batches to this size within the block, since padding costs as much as samples."""
     before = model.batch_size
     model.batch_size = min(before, samples)
     try:

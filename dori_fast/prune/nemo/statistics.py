@@ -1,9 +1,9 @@
-"""What is usual for a value neuron: NeMo's statistics of magnitudes over clean prompts.
+"""NeMo's statistics of value neurons: their usual magnitudes over clean prompts.
 
     a[p, n] = 1/T sum_t |W_v e[p, t]|[n]          over all T tokens of a prompt, padding included
     mean[n], std[n] = mean and unbiased standard deviation over prompts
 
-Only the text encoder and the value projections are run, no UNet: values depend on the text alone.
+Values depend on the text alone, so only the text encoder and the value projections are run.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class NeuronStatistics:
 
     Attributes:
         mean: float64 [C] by name of the cross-attention.
-        std: float64 [C], unbiased, by the same names.
-        count: prompts that they were taken over.
-        provenance: what they were made from, as short texts.
+        std: unbiased float64 [C] by the same names.
+        count: number of prompts.
+        provenance: the model's ``config()`` or the source, as short texts.
     """
 
     mean: Mapping[str, Tensor]
@@ -62,8 +62,8 @@ class NeuronStatistics:
 
         Args:
             model: the denoiser; its text encoder and value projections are used.
-            prompts: at least 2; a prompt that comes twice counts twice.
-            layers: names of cross-attentions, by default all of ``model.layers``.
+            prompts: at least 2 prompts; a repeated prompt counts each time.
+            layers: names of cross-attentions; default: all of ``model.layers``.
 
         Raises:
             UsageError: fewer than 2 prompts, or a layer that does not exist.
@@ -85,7 +85,7 @@ class NeuronStatistics:
 
     @staticmethod
     def shipped(model: Denoiser) -> NeuronStatistics:
-        """Statistics over the 2,000 COCO captions that come with the package."""
+        """Statistics over the 2,000 COCO captions of the package."""
         text = (
             files("dori_fast.prune.nemo").joinpath("clean_prompts.txt").read_text(encoding="utf-8")
         )
@@ -106,11 +106,11 @@ class NeuronStatistics:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> NeuronStatistics:
-        """Read what :meth:`save` wrote.
+        """Read a file of :meth:`save`.
 
         Raises:
             UsageError: no such file.
-            IntegrityError: it is something else, or damaged.
+            IntegrityError: a damaged file, or one of another kind.
         """
         tensors, metadata = read_tensors(path, _FORMAT, "neuron statistics")
         names = [name.removeprefix("mean:") for name in tensors if name.startswith("mean:")]
@@ -125,11 +125,11 @@ class NeuronStatistics:
     def load_nemo(path: str | os.PathLike[str]) -> NeuronStatistics:
         """Read a statistics file of NeMo's released code for SD 1.x: a pickled pair of lists.
 
-        It is read by torch's restricted unpickler, which knows nothing but tensors and containers.
+        torch's restricted unpickler reads it, which accepts only tensors and containers.
 
         Raises:
             UsageError: no such file.
-            IntegrityError: it is something else.
+            IntegrityError: a file of another kind.
         """
         try:
             means, stds = torch.load(path, map_location="cpu", weights_only=True)
@@ -137,14 +137,14 @@ class NeuronStatistics:
             return NeuronStatistics(
                 mean={name: mean.double() for name, mean, _ in pairs},
                 std={name: std.double() for name, _, std in pairs},
-                # the paper's number; the file does not say
+                # the paper's number; the file has none
                 count=50_000,
                 provenance={"source": "NeMo's released statistics"},
             )
         except FileNotFoundError:
             raise UsageError(f"{path}: no such file") from None
         except Exception as error:
-            # torch.load and the unpickler raise whatever a damaged file makes them stumble over
+            # torch.load and the unpickler may raise anything on a damaged file
             raise IntegrityError(
                 f"{path}: not a statistics file of NeMo ({len(_NEMO_LAYERS)} means and standard"
                 f" deviations): {error}"

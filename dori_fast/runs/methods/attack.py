@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from dori_fast.attack import Dori
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.evaluate import CopySimilarity, SmallPictures, replication
+from dori_fast.evaluate import CopySimilarity, SmallImages, replication
 from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.runs.methods.image_files import ImageOfRow, open_images
 from dori_fast.runs.methods.prune import EMBEDDINGS, MASKS
@@ -60,7 +60,7 @@ class Judging:
 
     def config(self) -> dict[str, Any]:
         """The settings as plain JSON."""
-        measure = (self.measure or SmallPictures()).config()
+        measure = (self.measure or SmallImages()).config()
         how = {"seeds": self.seeds, "steps": self.steps, "guidance": self.guidance}
         return {**how, "measure": measure}
 
@@ -177,7 +177,7 @@ def attack(
             on_progress=on_progress,
         )
     write_durably(run.out / EMBEDDINGS, lambda file: _save_embeddings(model, run, file))
-    return AttackRun(run, (judging.measure or SmallPictures()).threshold)
+    return AttackRun(run, (judging.measure or SmallImages()).threshold)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class _Attacks:
         ids = [rows.first + place for place in images]
         prompts, originals = [rows.prompts[place] or "" for place in images], [*images.values()]
         view, stacked = self._view(ids), np.stack(originals)
-        found = self.method.run(view, stacked, prompts, start=self.start, ids=ids)
+        found = self.method.run(view, prompts, stacked, start=self.start, ids=ids)
         how = vars(self.judging)
         before = replication(view, view.encode(prompts), stacked, **how).similarity
         after = replication(view, found.condition(view), stacked, **how).similarity

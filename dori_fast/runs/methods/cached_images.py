@@ -43,7 +43,7 @@ def cached_surrogates(folder: Path, run_hash: str, draw: Callable[[], Surrogates
     def drawn() -> tuple[dict[str, Tensor], list[str]]:
         found = draw()
         own, similarity = torch.from_numpy(found.own), torch.from_numpy(found.similarity)
-        return {"pictures": found.pictures, "own": own, "similarity": similarity}, []
+        return {"pictures": found.images, "own": own, "similarity": similarity}, []
 
     tensors, _ = _cached(folder / SURROGATES, run_hash, drawn)
     own, similarity = tensors["own"].numpy(), tensors["similarity"].numpy()

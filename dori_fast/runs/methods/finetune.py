@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from dori_fast.errors import UsageError
-from dori_fast.evaluate import CopySimilarity, SmallPictures
+from dori_fast.evaluate import CopySimilarity, SmallImages
 from dori_fast.finetune import Adversarial, Checkpoint, StepReport, Surrogates, surrogates
 from dori_fast.finetune.adversarial import check_model
 from dori_fast.models import NeuronMask, WeightMask
@@ -63,7 +63,7 @@ class Drawing:
 
     def config(self) -> dict[str, Any]:
         """The settings as plain JSON."""
-        measure = (self.measure or SmallPictures()).config()
+        measure = (self.measure or SmallImages()).config()
         how = {"count": self.count, "steps": self.steps, "guidance": self.guidance}
         return {**how, "measure": measure}
 
@@ -250,9 +250,9 @@ class _Run:
             self.say(f"drawing surrogates of {len(chosen.rows):,} images")
             return surrogates(
                 masked_rows(self.model, self.masks, chosen.rows, "finetune"),
-                chosen.images,
                 chosen.prompts,
-                measure=how.measure or SmallPictures(),
+                chosen.images,
+                measure=how.measure or SmallImages(),
                 count=how.count,
                 steps=how.steps,
                 guidance=how.guidance,
@@ -291,8 +291,8 @@ class _Run:
 
         tuned = self.method.run(
             self.model,
-            self.memorized.images,
             self.memorized.prompts,
+            self.memorized.images,
             surrogates=others,
             retained=pairs,
             on_step=step_done,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dori_fast.attack.draws import starting_points
+from dori_fast.attack.starts import starting_points
 from dori_fast.errors import UsageError
 from dori_fast.evaluate.locality import (
     agreement,

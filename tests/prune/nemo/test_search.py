@@ -9,7 +9,7 @@ import dori_fast as df
 from benchmarks.peers.nemo import PeerSearch
 from dori_fast.errors import UsageError
 from dori_fast.prune import NeMo, NeuronStatistics
-from dori_fast.prune.nemo.candidates import Ladder
+from dori_fast.prune.nemo.candidates import CandidateSets
 from tests.tiny_model import save_tiny_sd
 
 CLEAN = [f"picture {i} of the {i % 7} houses" for i in range(40)]
@@ -67,7 +67,7 @@ def test_reference_mode_is_the_released_procedure(model, statistics, prompt, thr
     nemo = NeMo(statistics, layers="all", mode="reference", threshold=threshold)
     found = nemo.search(model, prompt)
     assert_same(found, released(model, statistics, prompt, nemo))
-    # no rung of the ladder suffices here, so the refinement works against the similarity reached
+    # no candidates suffice here, so the refinement works against the similarity reached
     assert found.memorized == (threshold == 0.1)
     assert not found.memorized or 0 < sum(map(len, found.refined)) < sum(map(len, found.initial))
 
@@ -125,17 +125,17 @@ def test_layers(model, statistics):
         NeMo(few, layers="all").localize(model, ["a"])
 
 
-def test_the_ladder_by_hand():
+def test_candidates_by_hand():
     magnitudes = [torch.tensor([9.0, 1.0, 5.0])]
-    ladder = Ladder(magnitudes, [torch.zeros(3)], [torch.ones(3)], twice=True)
-    rungs = ladder.rungs()
-    assert [(rung.theta, rung.k) for rung in rungs[:2]] == [(5.0, 0), (4.75, 1)]
-    assert (len(rungs), rungs[-1].theta, rungs[-1].k) == (16, 1.25, 15)
-    assert rungs[0].neurons == ((0, 0),)  # 5 is not above 5
-    assert rungs[1].neurons == ((0, 0), (0, 2), (0, 0))
-    once = Ladder(magnitudes, [torch.zeros(3)], [torch.ones(3)], twice=False).rungs()
+    sets = CandidateSets(magnitudes, [torch.zeros(3)], [torch.ones(3)], twice=True)
+    tries = sets.down_to()
+    assert [(each.theta, each.k) for each in tries[:2]] == [(5.0, 0), (4.75, 1)]
+    assert (len(tries), tries[-1].theta, tries[-1].k) == (16, 1.25, 15)
+    assert tries[0].neurons == ((0, 0),)  # 5 is not above 5
+    assert tries[1].neurons == ((0, 0), (0, 2), (0, 0))
+    once = CandidateSets(magnitudes, [torch.zeros(3)], [torch.ones(3)], twice=False).down_to()
     assert once[1].neurons == ((0, 0), (0, 2))
-    assert rungs[1].layers() == [frozenset({0, 1, 2})]
+    assert tries[1].layers() == [frozenset({0, 1, 2})]
 
 
 def test_bad_arguments(statistics, model):

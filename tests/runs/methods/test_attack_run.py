@@ -26,7 +26,7 @@ from tests.runs.inputs import csv_text, write
 PROMPTS = ["a cup of coffee", "the cat", "a dog", "x" * 1_000_001, "another cat"]
 NAMES = ["0.png", "sub/1.jpg", "../outside.png", "3.png", "broken.png"]
 HOW: dict[str, Any] = {
-    "method": Dori(steps=3, batch=4),
+    "method": Dori(steps=3, draws=4),
     "judging": Judging(seeds=2, steps=2, guidance=3.0),
 }
 
@@ -78,7 +78,7 @@ def test_rows_are_attacks_one_by_one(
         original = read_image(folder, NAMES[row], (16, 16))
         assert isinstance(original, np.ndarray)
         view = model.masked(mask[row])
-        found = HOW["method"].run(view, original[None], [PROMPTS[row]], ids=[row])
+        found = HOW["method"].run(view, [PROMPTS[row]], original[None], ids=[row])
         np.testing.assert_array_equal(saved["embeddings"][row], found.embeddings[0])
         assert rows[row]["evaluations"] == 12 and rows[row]["attack_steps"] == 3
         np.testing.assert_array_equal(rows[row]["losses"], found.losses[:, 0])
@@ -118,7 +118,7 @@ def test_masks_in_turn(model: Any, folder: Path, tmp_path: Path) -> None:
     found = attack(model, prompts, folder, out=tmp_path / "b", masks=mask, in_turn=True, **HOW)
     last = list(found.run.rows())[2]
     view = model.masked(mask[0])
-    alone = HOW["method"].run(view, picture(0)[None], ["a cat"], ids=[2]).embeddings
+    alone = HOW["method"].run(view, ["a cat"], picture(0)[None], ids=[2]).embeddings
     assert last["embedding"] == alone.numpy().tobytes()
 
 

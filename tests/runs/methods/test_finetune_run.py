@@ -19,7 +19,7 @@ from PIL import Image
 import dori_fast
 from dori_fast.attack import Dori
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.evaluate import SmallPictures
+from dori_fast.evaluate import SmallImages
 from dori_fast.finetune import Adversarial, Checkpoint, Pool, StepReport, surrogates
 from dori_fast.models import NeuronMask
 from dori_fast.runs.errors import ScanInterrupted, StorageError
@@ -55,7 +55,7 @@ class Place:
         )
 
     def run(self, name: str, *, lr: float = 1e-3, **changes: Any) -> FineTuned:
-        inner = Dori(steps=2, batch=2, objective="prediction")
+        inner = Dori(steps=2, draws=2, objective="prediction")
         pool = Pool(("prompt", "gaussian"), per_step=3, restart_after=4)
         settings: dict[str, Any] = {
             "out": self.root / name,
@@ -123,14 +123,12 @@ def test_it_is_the_method_on_surrogates_under_each_rows_mask(place: Place) -> No
     images = np.stack([np.array(Image.open(place.root / name)) for _, name in chosen])
     prompts = [prompt for prompt, _ in chosen]
     view = place.model.masked(place.masks.take(rows))
-    drawn = surrogates(
-        view, images, prompts, measure=SmallPictures(), count=2, steps=2, guidance=3.0
-    )
+    drawn = surrogates(view, prompts, images, measure=SmallImages(), count=2, steps=2, guidance=3.0)
     retained = [("a key", images[0]), (prompts[1], images[1]), (prompts[2], images[2])]
-    inner = Dori(steps=2, batch=2, objective="prediction")
+    inner = Dori(steps=2, draws=2, objective="prediction")
     pool = Pool(("prompt", "gaussian"), per_step=3, restart_after=4)
     method = Adversarial(7, inner, pool, lr=1e-3, warmup=2, retained_batch=2)
-    alone = method.run(place.model, images, prompts, surrogates=drawn, retained=retained)
+    alone = method.run(place.model, prompts, images, surrogates=drawn, retained=retained)
     tuned = dori_fast.load(place.root / "whole" / "model", device="cpu")
     for found, expected in zip(tuned.unet.parameters(), alone.unet.parameters(), strict=True):
         assert torch.equal(found, expected)

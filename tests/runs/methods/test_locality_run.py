@@ -36,7 +36,7 @@ def runs(model: Any, tmp_path_factory: Any) -> Path:
     memorized = write(root / "memorized.txt", "\n".join(MEMORIZED) + "\n")
     write(root / "ordinary.txt", "one\ntwo\nthree and four\n")
     known = {"a cat": np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)}
-    how = {"method": Dori(steps=2, batch=2), "judging": Judging(seeds=1, steps=1)}
+    how = {"method": Dori(steps=2, draws=2), "judging": Judging(seeds=1, steps=1)}
     attack(model, repeated, known, out=root / "attack", start="gaussian", **how)
     for name, method in METHODS.items():
         prune(model, repeated, out=root / f"{name}_t", method=method, embeddings=root / "attack")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dori_fast.detect import Asthana, Cascade, Nemo, Ren, Sail, Wen
+from dori_fast.detect import Asthana, Cascade, NeMo, Ren, Sail, Wen
 from dori_fast.errors import UsageError
 from dori_fast.runs.methods.prune import prune
 from dori_fast.runs.store.manifest import seal
@@ -29,8 +29,8 @@ from tests.runs.scanning import Spelling, scanned
         Wen([3, 9], 3, guidance=2.0, total_steps=40),
         Wen(compat="wen", gen_seed=7),
         Cascade(Wen(5), 1.25),
-        Nemo(4),
-        Nemo(4, compat="nemo"),
+        NeMo(4),
+        NeMo(4, compat="nemo"),
         Asthana(2, norm_weight=0.5),
         Asthana(2, compat="asthana"),
         Ren([5], layer=2),
