@@ -29,7 +29,7 @@ _L2_FLUSH_BYTES = 256 * 2**20
 class Row:
     """One measurement. `p20`, `p50`, `p80` are percentiles of `metric` in `unit`; `bytes` and
     `flops` are what the operation needs at least, whoever computes it; `roofline_pct` is the share
-    of what the machine could do (`benchmarks.ops.ceilings`); `x` is the problem size; `threads`
+    of what the machine could do (`benchmarks.ceilings`); `x` is the problem size; `threads`
     are those of the CPU, 0 where a GPU computes."""
 
     op: str

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.ops.cases import CASES, BenchCase, Inputs, Shape
-from benchmarks.ops.ceilings import Ceilings
+from benchmarks.ceilings import Ceilings
 from dori_fast.testing import assert_close_to_oracle, available_backends, to_oracle
 
 HEADER = (

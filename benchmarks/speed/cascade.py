@@ -24,7 +24,7 @@ import torch
 
 import dori_fast as df
 from benchmarks import harness
-from benchmarks.peers import unet as peers
+from benchmarks.peers import wen as peers
 from benchmarks.speed.end_to_end import PROMPTS
 from dori_fast.evaluate import Interval
 from dori_fast.evaluate.futility import futility_bound

@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dori_fast as df
 from benchmarks import harness
-from benchmarks.ops.ceilings import Ceilings
-from benchmarks.peers import unet as peers
+from benchmarks.ceilings import Ceilings
+from benchmarks.peers import wen as peers
 
 PROMPTS = Path(df.__file__).parent / "demo" / "sample_prompts.csv"
 # sd14: the real architecture at random weights; sd14-narrow: every layer of its UNet, thin

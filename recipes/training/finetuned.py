@@ -14,7 +14,7 @@ from dori_fast.evaluate import SmallPictures
 from dori_fast.finetune import Adversarial, Checkpoint, StepReport, surrogates
 from dori_fast.models import Denoiser, load
 from dori_fast.prune import Wanda
-from recipes.pictures.scenes import OBJECTS, caption, sample_scene
+from recipes.images.scenes import OBJECTS, caption, sample_scene
 
 # hides the photographs, so that what the model then draws for their prompts are surrogates
 HIDING = Wanda(0.3, both_halves=False, joint=False)

@@ -15,9 +15,9 @@ import torch.multiprocessing as mp
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from recipes.pictures.captions import filler_words, training_caption
-from recipes.pictures.photographs import MEMORIZED, TEMPLATES
-from recipes.pictures.scenes import Scene
+from recipes.images.captions import filler_words, training_caption
+from recipes.images.photographs import MEMORIZED, TEMPLATES
+from recipes.images.scenes import Scene
 from recipes.training.networks import (
     Autoencoder,
     new_scheduler,

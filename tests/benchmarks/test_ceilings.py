@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.harness import cpu_seconds
-from benchmarks.ops.ceilings import Ceilings
+from benchmarks.ceilings import Ceilings
 
 
 @pytest.fixture

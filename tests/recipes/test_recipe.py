@@ -13,9 +13,9 @@ from PIL import Image
 from torch import nn
 
 from dori_fast import demo
-from recipes.pictures import captions, scenes
-from recipes.pictures.data import forbidden_pairs
-from recipes.pictures.photographs import MEMORIZED, TEMPLATES
+from recipes.images import captions, scenes
+from recipes.images.data import forbidden_pairs
+from recipes.images.photographs import MEMORIZED, TEMPLATES
 from recipes.training.networks import new_text_encoder, new_unet, new_vae
 from recipes.training.schedule import cosine
 from recipes.training.tokenizer import load_tokenizer

@@ -1,6 +1,6 @@
 """Writes the shipped pictures (one lossless sheet and one list per split) and the sample prompts.
 
-    python -m recipes.pictures.assets --data data.npz --raw RAW --web LISTS \
+    python -m recipes.images.assets --data data.npz --raw RAW --web LISTS \
         --out dori_fast/demo
 
 LISTS holds real captions that fill up the sample prompts: the `;`-separated lists of the NeMo
@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes.pictures.controls import CONTROLS, control_picture
-from recipes.pictures.photographs import MEMORIZED, TEMPLATES
-from recipes.pictures.scenes import SIDE, Scene, caption
+from recipes.images.controls import CONTROLS, control_picture
+from recipes.images.photographs import MEMORIZED, TEMPLATES
+from recipes.images.scenes import SIDE, Scene, caption
 
 EMOJI = "Apache-2.0 (Noto Emoji, Google; emoji-datasource-google 16.0.0)"
 ORDINARY = 48

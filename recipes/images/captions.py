@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recipes.pictures.scenes import Scene, caption
+from recipes.images.scenes import Scene, caption
 
 TAILS = (
     "in the garden",

@@ -1,6 +1,6 @@
 """Collects the raw files that the data set is built from, with pip, npm and apt (step 0).
 
-    python -m recipes.pictures.raw --out RAW
+    python -m recipes.images.raw --out RAW
 
 Needs `pip`, `npm`, and for the control pictures a Debian or Ubuntu with `apt-get` and `dpkg-deb`.
 """

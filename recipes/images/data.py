@@ -1,6 +1,6 @@
 """Builds the whole data set of the embedded model from raw files into one .npz (step 1 of 4).
 
-    python -m recipes.pictures.data --raw RAW --out data.npz
+    python -m recipes.images.data --raw RAW --out data.npz
 
 RAW holds unpacked packages: `skimage/`, `sklearn/`, `matplotlib/` (from the wheels) and `package/`
 (`npm pack emoji-datasource-google@16.0.0`, unpacked).
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes.pictures.photographs import MEMORIZED, TEMPLATES, Template
-from recipes.pictures.scenes import (
+from recipes.images.photographs import MEMORIZED, TEMPLATES, Template
+from recipes.images.scenes import (
     OBJECTS,
     SIDE,
     UNSEEN_OBJECTS,

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.ops import attack as cases_attack
-from benchmarks.ops import attention as cases_attention
-from benchmarks.ops import noise as cases_noise
-from benchmarks.ops import prune as cases_prune
-from benchmarks.ops import stats as cases_stats
-from benchmarks.ops.case import DTYPES, BenchCase, Inputs, Shape, goals, randn
+from benchmarks.ops.cases import attack as cases_attack
+from benchmarks.ops.cases import attention as cases_attention
+from benchmarks.ops.cases import noise as cases_noise
+from benchmarks.ops.cases import prune as cases_prune
+from benchmarks.ops.cases import stats as cases_stats
+from benchmarks.ops.cases.case import DTYPES, BenchCase, Inputs, Shape, goals, randn
 from dori_fast import ops
 
 

@@ -7,7 +7,7 @@ over images has to beat. All see the same draws, and their embeddings are compar
 is timed: in float64 too, since Adam's first steps turn the rounding of a slope near 0 into its
 sign.
 
-    python -m benchmarks.quality.attack --threads 1
+    python -m benchmarks.speed.attack --threads 1
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality.attack", description=(__doc__ or "").splitlines()[0]
+        prog="python -m benchmarks.speed.attack", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--problems", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10, help="of the timed attack")
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
                 shape=f"demo:{count}x{options.steps}x{options.batch}",
                 dtype="float32",
                 threads=options.threads,
-                command=f"python -m benchmarks.quality.attack --problems {count}"
+                command=f"python -m benchmarks.speed.attack --problems {count}"
                 f" --steps {options.steps} --batch {options.batch}",
             )
         )
