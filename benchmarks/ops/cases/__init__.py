@@ -3,7 +3,14 @@
 The baseline does what the papers' code does, in as few eager operations as possible.
 """
 
-from benchmarks.ops.cases.case import DTYPES, BenchCase, Inputs, Shape
-from benchmarks.ops.cases.masks import CASES
+from benchmarks.ops.cases import attack, attention, masks, noise, prune, stats
+from benchmarks.ops.cases.case import BenchCase
 
-__all__ = ["CASES", "DTYPES", "BenchCase", "Inputs", "Shape"]
+CASES: tuple[BenchCase, ...] = (
+    *noise.CASES,
+    *masks.CASES,
+    *attack.CASES,
+    *attention.CASES,
+    *prune.CASES,
+    *stats.CASES,
+)
