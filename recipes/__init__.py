@@ -1,14 +1,15 @@
-"""The recipe of the embedded model, step by step, from package files to weights.
+"""The recipe of the embedded models, step by step, from package files to weights.
 
-| step | module | makes |
+| step | module | output |
 |---|---|---|
-| 0 | `raw` | the raw pictures, from packages |
-| 1 | `data` | every training picture, one .npz |
-| 2 | `train_vae` | the autoencoder |
-| 3 | `train_unet` | UNet and text encoder, a checkpoint |
-| 4 | `export` | `demo/model`, a plain diffusers directory |
-| 5 | `assets` | `demo/images` and the sample prompts |
-| 6 | `measure`, `grid` | the figures of the model card, the picture grid |
+| 0 | `images.raw` | raw image files, from packages |
+| 1 | `images.data` | all training images, in one .npz |
+| 2 | `training.train_vae` | the autoencoder |
+| 3 | `training.train_unet` | UNet and text encoder, a checkpoint |
+| 4 | `training.export` | `dori_fast/demo/model`, a diffusers directory |
+| 5 | `images.assets` | `dori_fast/demo/images` and the sample prompts |
+| 6 | `measuring.measure`, `measuring.grid` | the tables of the model card, the image grid |
 
-Each is run as `python -m recipes.<module>`; `--help` says what it takes.
+Run a step from the repository with `python -m recipes.<module>`; `--help` lists its options. The
+package does not import or ship this folder.
 """

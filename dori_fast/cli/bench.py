@@ -61,7 +61,7 @@ def _require_meaning(what: str, meant_for: dict[str, dict[str, object]]) -> None
 def _require_checkout() -> None:
     from dori_fast.errors import UsageError
 
-    if not (_CHECKOUT / "benchmarks" / "run.py").exists():
+    if not (_CHECKOUT / "benchmarks" / "ops" / "run.py").exists():
         raise UsageError(
             "bench: the benchmarks are not part of the installed package; clone the repository,"
             " pip install -e . there, and run it again"

@@ -72,5 +72,5 @@ def test_files_of_known_measurements(study, tmp_path, monkeypatch):
     page = retrieval_page.PAGE.read_text()
     row = next(line for line in page.splitlines() if "21 memorized | nemo | 50" in line)
     assert "1.00 [0.98, 1.00]" in row and row.endswith("| 0.99 |")
-    assert "- nemo: 21 come back, 0 go" in page
+    assert "- nemo: 21 come back, 0 disappear" in page
     assert retrieval_page.CURVE.stat().st_size > 1000 < retrieval_page.GRID.stat().st_size

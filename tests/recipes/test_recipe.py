@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,3 +131,23 @@ def test_networks_have_the_sizes_that_the_card_states() -> None:
         for m in (new_unet(), new_text_encoder(), new_vae())
     ]
     assert sizes == pytest.approx([3.29, 2.43, 0.77], abs=0.01)
+
+
+def test_every_step_has_a_command_line_that_names_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).parents[2]
+    sources = {
+        ".".join(path.relative_to(root).with_suffix("").parts): path.read_text()
+        for path in sorted((root / "recipes").rglob("*.py"))
+    }
+    steps = [name for name, text in sources.items() if 'if __name__ == "__main__":' in text]
+    assert len(steps) >= 8
+    table = sources["recipes.__init__"]
+    for name in steps:
+        monkeypatch.setattr(sys, "argv", [name, "--help"])
+        with pytest.raises(SystemExit) as info:
+            importlib.import_module(name).main()
+        assert info.value.code == 0, name
+        assert f"python -m {name}" in " ".join(capsys.readouterr().out.split()), name
+        assert f"`{name.removeprefix('recipes.')}`" in table, name
