@@ -1,7 +1,7 @@
 """The memorized images: file, crop, caption, and number of repeats in training.
 
-Captions share words with ordinary captions ("photo", "cat", "rocket", "orange", ...). As on the web,
-no single word identifies a memorized prompt.
+Captions share words with ordinary captions ("photo", "cat", "rocket", "orange", ...). As on the
+web, no single word identifies a memorized prompt.
 """
 
 from __future__ import annotations

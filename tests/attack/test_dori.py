@@ -13,26 +13,10 @@ from dori_fast.attack import Dori, LossBelow
 from dori_fast.attack.draws import Draws, stream
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask, WeightMask
-from tests.tiny_model import save_tiny_sd
-from tests.tiny_sdxl import POOLED, save_tiny_sdxl
+from tests.tiny_sdxl import POOLED
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
 IDS = ["astronaut", "cat", 7]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return df.load(directory, device="cpu", batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def model64(directory):
-    return df.load(directory, device="cpu", dtype="float64", batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +54,9 @@ def plain_attack(model, image, prompt, problem, *, steps, batch, start=None, une
 
 @pytest.mark.parametrize("batch", [4, 3, 20])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_it_is_the_plain_loop(directory, images, batch, kind):
+def test_it_is_the_plain_loop(tiny_directory, images, batch, kind):
     """With 2, 2 and a fraction of a problem in one evaluation of 8 samples."""
-    model = df.load(directory, device="cpu", dtype="float64", batch_size=8)
+    model = df.load(tiny_directory, device="cpu", dtype="float64", batch_size=8)
     model.schedule.prediction_type = kind
     result = Dori(steps=5, batch=batch).run(model, images, PROMPTS, ids=IDS)
     for p in range(3):
@@ -85,9 +69,9 @@ def test_it_is_the_plain_loop(directory, images, batch, kind):
 
 @pytest.mark.parametrize("cap", [1.0, 5.0])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_weights_of_min_snr(directory, images, kind, cap):
+def test_weights_of_min_snr(tiny_directory, images, kind, cap):
     """Against the weights that Hang et al. give for the error of each kind of answer."""
-    model = df.load(directory, device="cpu", dtype="float64", batch_size=8)
+    model = df.load(tiny_directory, device="cpu", dtype="float64", batch_size=8)
     model.schedule.prediction_type = kind
     x_0, draws = model.latents(images[:1]), Draws(model, [0], 0, 8)
     timesteps, noise = (x[0] for x in draws.take([0]))
@@ -237,9 +221,10 @@ def test_each_problem_under_its_own_mask(model64, images, kind):
         assert (together[p] - plain[p]).abs().max() > 1e-3
 
 
-def test_a_model_whose_layers_are_not_known(directory, images):
+def test_a_model_whose_layers_are_not_known(tiny_directory, images):
     shared, plain = (
-        df.load(directory, device="cpu", dtype="float64", batch_size=8, share=s) for s in (1, 0)
+        df.load(tiny_directory, device="cpu", dtype="float64", batch_size=8, share=s)
+        for s in (1, 0)
     )
     attack = Dori(steps=3, batch=4)
     one, two = (attack.run(m, images, PROMPTS).embeddings for m in (shared, plain))
@@ -248,8 +233,8 @@ def test_a_model_whose_layers_are_not_known(directory, images):
         Dori(steps=1, recompute=True).run(plain, images, PROMPTS)
 
 
-def test_sdxl_keeps_the_pooled_embeddings_of_the_prompts(tmp_path, images):
-    model = df.load(save_tiny_sdxl(tmp_path), device="cpu", batch_size=8)
+def test_sdxl_keeps_the_pooled_embeddings_of_the_prompts(tiny_sdxl_directory, images):
+    model = df.load(tiny_sdxl_directory, device="cpu", batch_size=8)
     attack = Dori(steps=2, batch=4, checkpoints=[0])
     result = attack.run(model, images, PROMPTS, start="gaussian")
     assert result.pooled.shape == (3, POOLED)
@@ -278,8 +263,8 @@ def test_recomputing_keeps_less_and_changes_nothing(model, images):
     assert not model.engine._known_program().recompute
 
 
-def test_float16_finds_what_float64_finds(directory, model64, images):
-    half = df.load(directory, device="cpu", dtype="float16", batch_size=8)
+def test_float16_finds_what_float64_finds(tiny_directory, model64, images):
+    half = df.load(tiny_directory, device="cpu", dtype="float16", batch_size=8)
     attack = Dori(steps=1, batch=8, checkpoints=[0])
 
     def first_slopes(model):

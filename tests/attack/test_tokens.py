@@ -13,26 +13,9 @@ from dori_fast.attack.simplex import draw
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask
 from dori_fast.ops.simplex import capped_simplex_project as project
-from tests.tiny_model import save_tiny_sd
-from tests.tiny_sdxl import save_tiny_sdxl
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
 IDS = ["astronaut", "cat", 7]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return df.load(directory, device="cpu", batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def model64(directory):
-    return df.load(directory, device="cpu", dtype="float64", batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +156,13 @@ def test_a_problem_that_stops_leaves_the_others_as_they_are(model, images):
     assert torch.equal(result.ids[1], whole.checkpoints[2][1])
 
 
-def test_float16_runs(directory, images):
-    half = df.load(directory, device="cpu", dtype="float16", batch_size=8)
+def test_float16_runs(tiny_directory, images):
+    half = df.load(tiny_directory, device="cpu", dtype="float16", batch_size=8)
     result = Tokens(steps=2, batch=4).run(half, images, PROMPTS)
     assert result.steps.tolist() == [2, 2, 2] and result.losses.isfinite().all()
 
 
-def test_arguments_are_checked(model, images, tmp_path):
+def test_arguments_are_checked(model, images, tiny_sdxl_directory):
     for options in ({"tokens": 0}, {"weight_decay": -1.0}, {"steps": 0}):
         with pytest.raises(UsageError, match="attack"):
             Tokens(**options)
@@ -187,6 +170,6 @@ def test_arguments_are_checked(model, images, tmp_path):
         Tokens(steps=1).run(model, images, PROMPTS[:2])
     with pytest.raises(UsageError, match=r"tokens must be 1\.\.75"):
         Tokens(steps=1, tokens=76).run(model, images, PROMPTS)
-    xl = df.load(save_tiny_sdxl(tmp_path), device="cpu", batch_size=8)
+    xl = df.load(tiny_sdxl_directory, device="cpu", batch_size=8)
     with pytest.raises(UsageError, match="SDXL"):
         Tokens(steps=1).run(xl, images, PROMPTS)

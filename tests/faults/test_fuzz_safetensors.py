@@ -16,7 +16,6 @@ import dori_fast as df
 from dori_fast.errors import IntegrityError
 from dori_fast.models.files.tensor_file import read_tensors
 from tests.faults.test_fuzz_readers import EXAMPLES, fuzzed
-from tests.tiny_model import save_tiny_sd
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 ENTRY = '"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
@@ -45,16 +44,11 @@ HOSTILE = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: Any) -> Path:
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny") / "model")
-
-
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_weights_are_refused_in_little_memory(
-    model: Path, tmp_path: Path, kind: str
+    tiny_directory: Path, tmp_path: Path, kind: str
 ) -> None:
-    directory = shutil.copytree(model, tmp_path / "model")
+    directory = shutil.copytree(tiny_directory, tmp_path / "model")
     (directory / UNET).write_bytes(HOSTILE[kind])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(IntegrityError, match="cannot be read") as info:
@@ -64,8 +58,8 @@ def test_hostile_weights_are_refused_in_little_memory(
     assert grown < 200_000, f"{grown} KiB more"
 
 
-def test_one_doubled_name_in_a_sound_file_is_refused(model: Path, tmp_path: Path) -> None:
-    directory = shutil.copytree(model, tmp_path / "model")
+def test_one_doubled_name_in_a_sound_file_is_refused(tiny_directory: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(tiny_directory, tmp_path / "model")
     data = (directory / UNET).read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = data[8 : 8 + size].decode().strip()

@@ -6,11 +6,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-import dori_fast as df
 from tests.runs.scanning import scanned
-from tests.tiny_model import save_tiny_sd
 
 HOSTILE = [
     '=cmd|"/c calc"!A0',
@@ -25,11 +21,6 @@ HOSTILE = [
     "////",
     "[/b] [/model/2013/x.jpg]",
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: Any) -> Any:
-    return df.load(save_tiny_sd(tmp_path_factory.mktemp("tiny") / "model"), batch_size=8)
 
 
 def test_text_comes_back_exactly_and_names_no_file(model: Any, tmp_path: Path) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 
-import dori_fast as df
 from dori_fast import report
 from dori_fast.cli import main
 from dori_fast.runs.store import durable
 from tests.report.pages.test_page import Reader
 from tests.runs.inputs import NASTY
 from tests.runs.scanning import Spelling, scanned
-from tests.tiny_model import save_tiny_sd
 
 
 def command(monkeypatch: Any, out: Path) -> int:
@@ -33,10 +31,9 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def test_a_report_that_fails_can_be_drawn_again(
-    tmp_path: Path, monkeypatch: Any, capsys: Any
+    model: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     out = tmp_path / "run"
-    model = df.load(save_tiny_sd(tmp_path / "model"), batch_size=8)
     scanned(model, NASTY, out, detector=Spelling())
     before = contents(out)
 

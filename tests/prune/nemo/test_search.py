@@ -10,16 +10,15 @@ from benchmarks.peers.nemo import PeerSearch
 from dori_fast.errors import UsageError
 from dori_fast.prune import NeMo, NeuronStatistics
 from dori_fast.prune.nemo.candidates import Ladder
-from tests.tiny_model import save_tiny_sd
 
 CLEAN = [f"picture {i} of the {i % 7} houses" for i in range(40)]
 PROMPTS = ["a cup of coffee", "the cat in the hat on the mat", "ZZ 999 !"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tiny_directory):
     # large values make the text count in a network of random weights
-    model = df.load(save_tiny_sd(tmp_path_factory.mktemp("tiny")), device="cpu", batch_size=32)
+    model = df.load(tiny_directory, device="cpu", batch_size=32)
     for name in model.layers:
         model.unet.get_submodule(name).to_v.weight.data *= 1000
     return model

@@ -9,18 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import dori_fast as df
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models.probes import value_magnitudes
 from dori_fast.prune import NeuronStatistics
-from tests.tiny_model import save_tiny_sd
 
 PUBLISHED = Path(__file__).parent / "data" / "statistics_additional_laion_prompts_v1_4.pt"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return df.load(save_tiny_sd(tmp_path_factory.mktemp("tiny")), device="cpu", batch_size=8)
 
 
 def many_prompts(n):
@@ -40,14 +33,13 @@ def test_one_pass_equals_two_in_float64(model):
         torch.testing.assert_close(found.std[name], rows.std(0), rtol=1e-6, atol=0)
 
 
-def test_ten_thousand_prompts_need_no_more_memory_than_two_thousand(tmp_path):
+def test_ten_thousand_prompts_need_no_more_memory_than_two_thousand(tiny_directory):
     # in a process of its own: a peak that earlier tests left behind would hide any growth
-    directory = save_tiny_sd(tmp_path / "tiny")
     code = f"""
 import resource
 import dori_fast as df
 from tests.prune.nemo.test_statistics import many_prompts
-model = df.load({str(directory)!r}, device="cpu", batch_size=8)
+model = df.load({str(tiny_directory)!r}, device="cpu", batch_size=8)
 for n in (2_000, 10_000):
     df.prune.NeuronStatistics.collect(model, many_prompts(n), model.layers[:1])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
