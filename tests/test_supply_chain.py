@@ -56,9 +56,7 @@ def test_what_is_not_pinned_is_found() -> None:
     planted: list[dict[str, str]] = [
         {"uses": "actions/checkout@v4"},
         {"run": "pip install numpy"},
-        {
-            "run": "pip install --require-hashes --extra-index-url http://a -r requirements/ci.txt"
-        },
+        {"run": "pip install --require-hashes --extra-index-url http://a -r requirements/ci.txt"},
         {"run": "pip install --require-hashes -r requirements/none.txt"},
     ]
     for step in planted:

@@ -58,13 +58,13 @@ def test_it_is_the_plain_loop(tiny_directory, images, batch, kind):
     """With 2, 2 and a fraction of a problem in one evaluation of 8 samples."""
     model = df.load(tiny_directory, device="cpu", dtype="float64", batch_size=8)
     model.schedule.prediction_type = kind
-    result = Dori(steps=5, batch=batch).run(model, images, PROMPTS, ids=IDS)
+    result = Dori(steps=3, batch=batch).run(model, images, PROMPTS, ids=IDS)
     for p in range(3):
-        expected, losses = plain_attack(model, images[p], PROMPTS[p], IDS[p], steps=5, batch=batch)
+        expected, losses = plain_attack(model, images[p], PROMPTS[p], IDS[p], steps=3, batch=batch)
         torch.testing.assert_close(result.embeddings[p], expected, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(result.losses[:, p], losses, rtol=1e-8, atol=1e-8)
-    assert result.steps.tolist() == [5, 5, 5]
-    assert result.evaluations.tolist() == [5 * batch] * 3
+    assert result.steps.tolist() == [3, 3, 3]
+    assert result.evaluations.tolist() == [3 * batch] * 3
 
 
 @pytest.mark.parametrize("cap", [1.0, 5.0])

@@ -58,8 +58,15 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
-@pytest.mark.parametrize("restart_after", [None, 4])
+@pytest.mark.parametrize(
+    ("ema", "restart_after"),
+    [
+        (None, 4),
+        (0.9, None),
+        pytest.param(None, None, marks=pytest.mark.nightly),
+        pytest.param(0.9, 4, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_killed_run_resumed_is_the_uninterrupted_run(model, tmp_path, ema, restart_after):
     pool = Pool(("prompt", "gaussian", "retained"), per_step=4, restart_after=restart_after)
     method, path = tuning(steps=7, ema=ema, pool=pool), tmp_path / "run.safetensors"

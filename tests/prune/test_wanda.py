@@ -127,9 +127,9 @@ def test_masks_per_prompt_are_those_of_the_released_procedure(model):
 
 
 def test_a_memorized_prompt_of_the_demo_model():
-    model = df.load("demo", device="cpu", dtype="float64")
+    model = df.load("demo", device="cpu", dtype="float64", batch_size=4)
     prompt = df.demo.pairs("memorized")[0][0]
-    options = {"sparsity": 0.02, "steps": 4, "total_steps": 50, "seeds": 1}
+    options = {"sparsity": 0.02, "steps": 3, "total_steps": 50, "seeds": 1}
     mask = df.prune.Wanda(**options).localize(model, [prompt])
     assert_same(mask, 0, released_mask(model, [prompt], **options))
 
