@@ -1,6 +1,6 @@
 # make scan: install, build, and scan the shipped sample prompts with the embedded model.
-# make test: install with the test extras, then the whole test suite.
-# Both are safe to run again and fast the second time.
+# make test: install with the test extras and run the test suite.
+# Both can run again, and are fast the second time.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ OUT ?= runs/sample
 export OMP_WAIT_POLICY ?= PASSIVE
 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
-# a torch that the interpreter already has (a GPU image, say) is kept
+# keep a torch that the interpreter already has, such as that of a GPU image
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import torch" 2>/dev/null && echo --system-site-packages)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
@@ -19,12 +19,12 @@ scan: $(VENV)/installed
 	$(VENV)/bin/dori-fast scan dori_fast/demo/sample_prompts.csv --out $(OUT)
 
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest --numprocesses logical --dist loadfile --durations 12
+	$(VENV)/bin/python -m pytest --numprocesses logical --dist worksteal --slowest-files 10
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info dori_fast/*.so
 
-# torch and the build tools first, so that the build sees the torch that it will run with
+# torch and the build tools first, so that the extension is built against the torch it runs with
 $(VENV)/tools:
 	$(PYTHON) -m venv $(SYSTEM_TORCH) $(VENV)
 	$(PIP) install --quiet "torch>=2.11,<=2.13.0" "setuptools>=77" wheel ninja cmake pybind11

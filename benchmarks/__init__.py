@@ -1,1 +1,12 @@
-"""Timings against eager PyTorch as the papers' code does it: `python -m benchmarks.ops.run`."""
+"""Benchmarks, in five rooms over `harness`, `ceilings` and `peak`.
+
+| room | holds |
+|---|---|
+| `ops` | each op against eager PyTorch: `python -m benchmarks.ops.run` |
+| `speed` | scans, attacks and searches against the peers' procedures |
+| `peers` | the peers' procedures, and their released code on small models |
+| `quality` | results of detection, pruning, attack and removal on the embedded model |
+| `pages` | Markdown pages and figures of these results |
+
+`benchmarks/device.sh` runs everything that needs an NVIDIA machine.
+"""

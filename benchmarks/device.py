@@ -1,4 +1,4 @@
-"""Runs the stages of `benchmarks/device.sh`: each under a time limit, none stopping the next."""
+"""The stages of `benchmarks/device.sh`: each has a time limit, and no failure stops the next."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NO_TESTS_COLLECTED = 5
 
 @dataclass(frozen=True)
 class Stage:
-    """A command with a time limit in seconds; `missing` says why it cannot run, if it cannot."""
+    """A command with a time limit in seconds; `missing` is the reason to skip it, if any."""
 
     name: str
     limit: float
@@ -36,7 +36,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended: "ok", "failed", "timed out" or "skipped"."""
+    """End of a stage: `state` is "ok", "failed", "timed out" or "skipped"."""
 
     stage: str
     state: str
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def stages(site: Path, out: Path, dry_run: bool) -> list[Stage]:
-    """What is run, in order; `site` is where carried wheels go."""
+    """The stages in order; wheels from `.whl/` are installed into `site`."""
     python = sys.executable
     device = "cpu" if dry_run else "cuda"
     results = ("--device", device, "--results", str(out))
@@ -70,7 +70,7 @@ def stages(site: Path, out: Path, dry_run: bool) -> list[Stage]:
             ("nvidia-smi",),
             missing="" if shutil.which("nvidia-smi") else "nvidia-smi is not installed",
         ),
-        # egg_info: the version and the entry points are then found without an installation
+        # egg_info makes the version and the entry points known without an installation
         Stage(
             "build",
             150,
@@ -143,7 +143,7 @@ def stages(site: Path, out: Path, dry_run: bool) -> list[Stage]:
                 "-k",
                 "sizes and float32 and not reference",
             ),
-            # torch's cache of GPU memory would hide a write beyond a tensor's end
+            # torch's GPU memory cache would hide a write past a tensor's end
             {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             missing="" if sanitizer else "compute-sanitizer is not installed",
         ),
@@ -151,7 +151,7 @@ def stages(site: Path, out: Path, dry_run: bool) -> list[Stage]:
 
 
 def run_stage(stage: Stage, log: Path, seconds_left: float, environment: dict[str, str]) -> Outcome:
-    """Run one stage; its output is appended to the log."""
+    """Run one stage and append its output to the log."""
     if stage.missing:
         return Outcome(stage.name, "skipped", None, 0.0, stage.missing)
     limit = min(stage.limit, seconds_left)
@@ -169,7 +169,7 @@ def run_stage(stage: Stage, log: Path, seconds_left: float, environment: dict[st
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                # a group of its own, so that a timeout ends its children as well
+                # a process group of its own, so that a timeout also ends its children
                 start_new_session=True,
             )
         except OSError as error:
@@ -182,7 +182,7 @@ def run_stage(stage: Stage, log: Path, seconds_left: float, environment: dict[st
 
 
 def _wait(process: subprocess.Popen[bytes], limit: float) -> int | None:
-    """The exit code, or None if the process had to be ended; its whole group is gone after."""
+    """The exit code, or None after a timeout; then the whole process group is ended."""
     try:
         return process.wait(limit)
     except subprocess.TimeoutExpired:
@@ -205,7 +205,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def run(
     plan: Sequence[Stage], out: Path, environment: dict[str, str], total: float = TOTAL_SECONDS
 ) -> list[Outcome]:
-    """Run all stages, whatever becomes of each; leaves device.log and stages.csv in `out`."""
+    """Run all stages and write device.log and stages.csv into `out`."""
     deadline = time.monotonic() + total
     log = out / "device.log"
     log.write_bytes(b"")
@@ -236,9 +236,9 @@ def _write(outcomes: Sequence[Outcome], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run everything; return 1 if a stage failed."""
+    """Run all stages; return 1 if one failed."""
     parser = argparse.ArgumentParser(prog="benchmarks/device.sh", description=__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="a little of each stage, on a CPU")
+    parser.add_argument("--dry-run", action="store_true", help="run a small part of each on a CPU")
     options = parser.parse_args(arguments)
     out = Path(os.environ.get("OUT", "device_out")).resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Build, test, check and time everything on an NVIDIA machine in one call of under nine minutes:
+# Build, test and time everything on an NVIDIA machine in one call of less than nine minutes:
 #
-#     benchmarks/device.sh                 results, one log and the stages' times in device_out/
-#     benchmarks/device.sh --dry-run       the same stages on a CPU, as little of each as there is
+#     benchmarks/device.sh                 results, a log and the times of the stages in device_out/
+#     benchmarks/device.sh --dry-run       a small part of each stage, on a CPU
 #
 # It needs torch, triton, cmake, ninja, pybind11, numpy, transformers, pytest and hypothesis, and no
-# network. What else is missing there is carried as wheels in .whl/, made where there is a network:
+# network. Carry other missing packages as wheels in .whl/, downloaded on a machine with a network:
 #
 #     pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl \
 #         --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 \
 #         diffusers importlib_metadata lazy-importer \
 #         pydantic pydantic-core annotated-types typing-inspection
 #
-# OUT names another folder for what it leaves. Exit code 1: some stage failed.
+# OUT is the output folder, device_out by default. Exit code 1: a stage failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-device_out}" OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" PYTHONUNBUFFERED=1

@@ -1,4 +1,4 @@
-"""Timers that survive a busy machine, and the file that results are kept in."""
+"""Timers for busy machines, and the CSV file that keeps the results."""
 
 from __future__ import annotations
 
@@ -20,17 +20,23 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 _SHORTEST_SAMPLE = 200e-6
-# A longer call is warm after one, and trying it out again would cost as much as timing it.
+# A call longer than this is warm after one run; more trial runs would cost as much as timing it.
 _LONG_CALL = 0.1
 _L2_FLUSH_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measurement. `p20`, `p50`, `p80` are percentiles of `metric` in `unit`; `bytes` and
-    `flops` are what the operation needs at least, whoever computes it; `roofline_pct` is the share
-    of what the machine could do (`benchmarks.ops.ceilings`); `x` is the problem size; `threads`
-    are those of the CPU, 0 where a GPU computes."""
+    """One measurement.
+
+    Attributes:
+        x: problem size.
+        p20, p50, p80: percentiles of `metric` in `unit`.
+        bytes, flops: least traffic and arithmetic of the op, the same for every provider.
+        roofline_pct: share of the machine's ceiling (`benchmarks.ceilings`), in percent.
+        threads: CPU threads; 0 if a GPU computes.
+        repro_cmd: command that measures the row again.
+    """
 
     op: str
     mode: str
@@ -54,7 +60,7 @@ class Row:
     timestamp: str
 
 
-# A newer measurement replaces an older one that agrees in these.
+# A new measurement replaces an old one with the same values in these columns.
 _KEY = ("op", "mode", "provider", "metric", "shape", "dtype", "threads", "machine")
 
 
@@ -66,7 +72,7 @@ Timer = Callable[[Callable[[], object], int], float]
 
 
 def cpu_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Seconds of CPU time per call, which other processes on the machine hardly change."""
+    """CPU seconds per call; other processes on the machine hardly change them."""
     start = time.process_time()
     for _ in range(repeats):
         call()
@@ -74,7 +80,7 @@ def cpu_seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def wall_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Seconds per call by the clock, for more threads than one."""
+    """Wall-clock seconds per call, for more than one thread."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -82,7 +88,7 @@ def wall_seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def gpu_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Seconds per call on the GPU, each with a cold L2 cache, by events around the call alone."""
+    """GPU seconds per call with a cold L2 cache, measured by events around the call alone."""
     flush = torch.empty(_L2_FLUSH_BYTES, dtype=torch.int8, device="cuda")
     total = 0.0
     for _ in range(repeats):
@@ -97,19 +103,19 @@ def gpu_seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def timer_for(device: str, threads: int) -> Timer:
-    """The timer that fits; CPU time tells only what a single thread needs."""
+    """The timer for a device; CPU time is meaningful for one thread only."""
     if device == "cuda":
         return gpu_seconds
     return cpu_seconds if threads == 1 else wall_seconds
 
 
 def metric_of(timer: Timer) -> str:
-    """What a timer measures, as rows name it."""
+    """The name of a timer's metric in the rows."""
     return "cpu_time" if timer is cpu_seconds else "time"
 
 
 def _repeats(call: Callable[[], object]) -> int:
-    """Warm up; how many calls one sample needs to outlast the clock's resolution."""
+    """Warm up; return the calls per sample that outlast the clock's resolution."""
     call()
     once = wall_seconds(call, 1)
     if once < _LONG_CALL:
@@ -122,7 +128,10 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Time all providers in turn, round after round, so that a slow moment hits all of them.
 
-    Every round starts with another provider, so none always runs on the caches of the same other.
+    Each round starts with another provider, so that none always follows the same one.
+
+    Returns:
+        Seconds per call, one a round, by provider.
     """
     repeats = {name: _repeats(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -150,7 +159,7 @@ def machine_name(device: str) -> str:
 
 @functools.cache
 def library_versions() -> str:
-    """Versions that a timing depends on, as name==version."""
+    """Versions that affect a timing, as name==version."""
     found = []
     for name in ("dori-fast", "torch", "triton"):
         try:
@@ -162,7 +171,7 @@ def library_versions() -> str:
 
 @functools.cache
 def commit_id() -> str:
-    """Short commit of the sources, with a + when they were changed since."""
+    """Short commit of the sources, with a + if the working tree differs."""
     command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10"]
     try:
         done = subprocess.run(
@@ -176,9 +185,9 @@ def commit_id() -> str:
 def make_row(
     samples: Sequence[float], *, device: str = "cpu", threads: int = 1, command: str, **facts: Any
 ) -> Row:
-    """A row from samples in the row's unit and its own facts, with those of the machine added.
+    """A row from samples in its unit and its own facts; the machine's facts are added.
 
-    `command` makes the row again once it is told where.
+    `command` is completed by the device or threads, so that it measures the row again.
     """
     on_gpu = device == "cuda"
     p20, p50, p80 = (round(value, 3) for value in percentiles(samples))
@@ -197,9 +206,9 @@ def make_row(
 
 
 def record(rows: Sequence[Row], folder: Path | None = None) -> Path:
-    """Merge rows into the file of their machine: a new measurement replaces the old one.
+    """Merge rows into the file of their machine; a new measurement replaces the old one.
 
-    Rows of an older layout are kept; the columns that they lack are empty.
+    Rows of an older layout are kept, with missing columns empty.
     """
     folder = folder or RESULTS
     slug = re.sub(r"[^a-z0-9]+", "-", rows[0].machine.lower()).strip("-")

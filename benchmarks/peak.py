@@ -1,4 +1,4 @@
-"""The memory that a call takes, from torch's own record of what it allocates and frees."""
+"""Peak memory of a call, from torch's own record of allocations."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_megabytes(call: Callable[[], Any]) -> float:
-    """Most memory of a CPU's tensors at once, beyond what was there before, in MB (10^6 bytes).
+    """Peak memory of CPU tensors during a call, in MB (10^6 bytes) above the start.
 
-    The call is slower meanwhile: time it apart.
+    Recording slows the call down, so time it separately.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()

@@ -1,18 +1,23 @@
-"""Settings before any kernel is imported, and an account of what was left out and why."""
+"""Settings that precede the import of kernels, shared small models, and a summary of the run.
+
+The summary names the tests that were left out, with the reason, and the slowest files.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-# read by the OpenMP runtime when torch loads it: threads that spin while they wait make a busy
-# machine many times slower
+# OpenMP reads this when torch is imported: threads that spin while waiting slow a busy machine down
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if _PROCESSES > 1:
-    # the processes share the cores, and so do those that they start
+    # test processes and their children share the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _PROCESSES)))
 
 import pytest  # noqa: E402
@@ -20,7 +25,7 @@ import torch  # noqa: E402
 
 HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
-    # Read by Triton when it decorates a kernel: its kernels then run on CPU tensors.
+    # Triton reads this when it decorates a kernel; its kernels then run on CPU tensors.
     os.environ["TRITON_INTERPRET"] = "1"
 
 _BROWSERS = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome")
@@ -28,11 +33,15 @@ CHROMIUM = next(filter(None, map(shutil.which, _BROWSERS)), None)
 
 _OPTIONAL = ("slow", "nightly")
 _LEFT_OUT = pytest.StashKey[dict[str, int]]()
+# seconds of setup, call and teardown by file, over all worker processes
+_SECONDS: Counter[str] = Counter()
+_SHARED: dict[str, Any] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     for marker in _OPTIONAL:
         parser.addoption(f"--run-{marker}", action="store_true", help=f"run {marker} tests as well")
+    parser.addoption("--slowest-files", type=int, default=0, metavar="N", help="print N files")
 
 
 def _reason(item: pytest.Item) -> str | None:
@@ -66,7 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    # only the processes that run tests know what they left out; all of them the same
+    # only worker processes collect tests; all of them leave out the same ones
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash.get(_LEFT_OUT, {})
 
@@ -76,7 +85,16 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", {})
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _SECONDS[report.nodeid.split("::")[0]] += report.duration
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    slowest = _SECONDS.most_common(terminalreporter.config.getoption("--slowest-files"))
+    if slowest:
+        terminalreporter.section(f"slowest {len(slowest)} files")
+        for path, seconds in slowest:
+            terminalreporter.write_line(f"{seconds:7.1f} s  {path}")
     counts = terminalreporter.config.stash.get(_LEFT_OUT, {})
     if counts:
         listed = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
@@ -86,3 +104,61 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion; read-only, so copy it before a change."""
+    from tests.tiny_model import save_tiny_sd
+
+    return save_tiny_sd(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion XL; read-only, so copy it before a change."""
+    from tests.tiny_sdxl import save_tiny_sdxl
+
+    return save_tiny_sdxl(tmp_path_factory.mktemp("tiny_sdxl") / "model")
+
+
+@pytest.fixture(scope="session")
+def model(tiny_directory: Path) -> Any:
+    """The tiny model in float32, shared by all tests; load your own to change it."""
+    return _shared(tiny_directory, "float32")
+
+
+@pytest.fixture(scope="session")
+def model64(tiny_directory: Path) -> Any:
+    """The tiny model in float64, shared by all tests; load your own to change it."""
+    return _shared(tiny_directory, "float64")
+
+
+def _shared(directory: Path, dtype: str) -> Any:
+    import dori_fast as df
+
+    _SHARED[dtype] = df.load(directory, device="cpu", dtype=dtype, batch_size=8)
+    return _SHARED[dtype]
+
+
+def _state(model: Any) -> tuple[object, ...]:
+    """What a test could leave changed in a model."""
+    weights = [*model.unet.parameters(), *model.text_encoder.parameters()]
+    modules = [*model.unet.modules()]
+    return (
+        model.batch_size,
+        model.schedule.prediction_type,
+        sum(map(torch.Tensor.double, torch._foreach_norm([w.detach() for w in weights]))).item(),
+        sum(w.requires_grad for w in weights),
+        sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _shared_models_stay_as_they_are(request: pytest.FixtureRequest) -> Iterator[None]:
+    shared = list(_SHARED.values()) if {"model", "model64"} & {*request.fixturenames} else []
+    before = [_state(model) for model in shared]
+    yield
+    assert [_state(model) for model in shared] == before, (
+        "this test changed a model that others use; load one for it"
+    )

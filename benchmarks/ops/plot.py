@@ -1,4 +1,4 @@
-"""The picture of the benchmarks: speed-up over eager of each op, shapes as dots."""
+"""The figure of the benchmarks: each op's speed-up over eager, one dot a shape."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from benchmarks.ops.report import Measured, place
+from benchmarks.ops.results import Measured, place
 
 _COLORS = {"float32": "#2b6cb0", "bfloat16": "#dd6b20", "float16": "#2f855a"}
 _OTHER_COLOR = "#718096"
 
 
 def draw(measured: Sequence[Measured], path: Path, fingerprint: str) -> None:
-    """One panel per machine; a bar is the geometric mean over shapes, a dot is one shape."""
+    """Write a PNG with a panel per machine; `fingerprint` goes into its metadata."""
     import matplotlib
 
     matplotlib.use("Agg")

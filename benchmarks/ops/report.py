@@ -1,88 +1,25 @@
-"""Tables and a plot out of benchmarks/results/*.csv: `python -m benchmarks.ops.report`.
+"""Tables and a plot of benchmarks/results/*.csv: `python -m benchmarks.ops.report`.
 
-The short table goes into README.md, everything into docs/benchmarks.md and docs/benchmarks.png;
-`--check` writes nothing and fails where they are not what the CSV files give.
+README.md gets the short table; docs/benchmarks.md and docs/benchmarks.png get everything. `--check`
+writes nothing and fails if a page differs from the CSV files.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from benchmarks.harness import RESULTS
+from benchmarks.ops.plot import draw
+from benchmarks.ops.results import Measured, Problem, load, place
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
-# the first that is there is the one that "auto" takes
-KERNELS = ("cuda", "triton", "cpp", "reference")
-OURS = (*KERNELS, "dori_fast")
 _PROVIDERS = ("eager", "compile", "reference", "cpp", "triton", "cuda")
 _SHORT = ("float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True, order=True)
-class Problem:
-    """One thing measured: who computes it is what the table compares."""
-
-    machine: str
-    threads: int
-    op: str
-    mode: str
-    size: int
-    shape: str
-    dtype: str
-    unit: str
-
-
-@dataclass
-class Measured:
-    """Medians of a problem's providers, and the share of the roofline that each reaches."""
-
-    problem: Problem
-    medians: dict[str, float] = field(default_factory=dict)
-    shares: dict[str, str] = field(default_factory=dict)
-    sources: set[tuple[str, str]] = field(default_factory=set)
-
-    @property
-    def ours(self) -> str | None:
-        """The provider that stands for this package."""
-        return next((name for name in OURS if name in self.medians), None)
-
-    @property
-    def speedup(self) -> float | None:
-        """Times as fast as eager."""
-        if self.ours is None or "eager" not in self.medians:
-            return None
-        return self.medians["eager"] / self.medians[self.ours]
-
-
-def load(folder: Path = RESULTS) -> list[Measured]:
-    """Everything that the CSV files of a folder hold, in a fixed order."""
-    found: dict[Problem, Measured] = {}
-    for path in sorted(folder.glob("*.csv")):
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                problem = Problem(
-                    machine=row["machine"],
-                    threads=int(row["threads"]),
-                    op=row["op"],
-                    mode=row["mode"],
-                    size=int(row["x"]),
-                    shape=row["shape"],
-                    dtype=row["dtype"],
-                    unit=row["unit"],
-                )
-                measured = found.setdefault(problem, Measured(problem))
-                measured.medians[row["provider"]] = float(row["p50"])
-                measured.shares[row["provider"]] = row.get("roofline_pct") or ""
-                measured.sources.add((row["versions"], row["commit"]))
-    return [found[problem] for problem in sorted(found)]
 
 
 def headline(measured: Iterable[Measured]) -> list[Measured]:
@@ -100,7 +37,7 @@ def _rank(measured: Measured) -> tuple[int, int, str]:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Lines of a Markdown table; all columns but the first are aligned to the right."""
+    """Lines of a Markdown table; all columns but the first are right-aligned."""
     yield f"| {' | '.join(header)} |"
     yield "|---|" + "---:|" * (len(header) - 1)
     for row in rows:
@@ -124,11 +61,6 @@ def _name(problem: Problem) -> str:
     return f"`{problem.op}` {problem.mode.replace('_', ' ')}"
 
 
-def place(machine: str, threads: int) -> str:
-    """A machine and, if it computed on a CPU, with how many threads."""
-    return f"{machine}, {threads} thread{'s' if threads > 1 else ''}" if threads else machine
-
-
 def _by_machine(measured: Iterable[Measured]) -> Iterator[tuple[str, list[Measured]]]:
     for (machine, threads), group in groupby(
         measured, lambda m: (m.problem.machine, m.problem.threads)
@@ -137,7 +69,7 @@ def _by_machine(measured: Iterable[Measured]) -> Iterator[tuple[str, list[Measur
 
 
 def short_table(measured: Sequence[Measured]) -> str:
-    """The README's table: one problem of each op and mode."""
+    """The README's table: one problem per op and mode."""
     lines = []
     for where, group in _by_machine(headline(measured)):
         header = ("op", "shape", "dtype", "eager", "ours", "speed-up", "roofline")
@@ -160,7 +92,7 @@ def short_table(measured: Sequence[Measured]) -> str:
 
 
 def full_page(measured: Sequence[Measured]) -> str:
-    """docs/benchmarks.md."""
+    """The text of docs/benchmarks.md."""
     lines = [*_PREFACE]
     for where, group in _by_machine(measured):
         lines += [f"## {where}", ""]
@@ -195,23 +127,23 @@ def _machine_table(group: Sequence[Measured]) -> Iterator[str]:
 _PREFACE = (
     "# Benchmarks",
     "",
-    "Written by `python -m benchmarks.ops.report` from `benchmarks/results/*.csv`, which also"
-    " hold the",
-    "spread, the traffic, the versions and the command of every row. Medians; all providers of a",
-    "row are timed in turn in one process, after each result was compared with a float64 oracle.",
+    "`python -m benchmarks.ops.report` writes this page from `benchmarks/results/*.csv`, which",
+    "also hold the spread, traffic, versions and command of every row. Numbers are medians. Each",
+    "result is first compared with a float64 oracle; then all providers of a row are timed in turn",
+    "in one process.",
     "",
-    "- `eager` is what the papers' code does; the speed-up is that of the kernel that `auto` takes",
-    "  (`cuda`, else `triton`; on a CPU `cpp`, else `reference`) over it.",
-    "- With one thread the unit is CPU time, which other processes hardly change; with more, and",
-    "  on GPUs, it is time by the clock.",
-    "- 100 % of the roofline is as fast as copying as many bytes as the op must move, or as a",
-    "  matrix product of as many operations, whichever takes longer, both timed in the same run on",
-    "  the same device and threads. A CPU's copy is as large as the problem, so that both stay in",
-    "  the same cache. An op that mostly reads can exceed 100 %.",
-    "- `scan` rows are prompts scored end to end (model:prompts x seeds); `cfg_batched` is the",
-    "  papers' way batched over prompts, `uncond_shared` ours with the network called whole.",
-    "  `dori_fast` runs as `df.load` chooses by itself, `dori_fast_plain` with every switch off,",
-    "  `dori_fast_channels_last`, `_compiled` and `_cuda_graphs` with that one on.",
+    "- `eager` is the papers' code. The speed-up compares it with the kernel that `auto` takes: on",
+    "  a GPU `cuda`, else `triton`; on a CPU `cpp`, else `reference`.",
+    "- With one thread, times are CPU time, which other processes hardly change. With more threads",
+    "  and on GPUs, they are wall-clock time.",
+    "- 100 % of the roofline is the time of copying as many bytes as the op must move, or of a",
+    "  matrix product with as many operations, whichever is longer. Both are timed in the same run",
+    "  on the same device and threads. On a CPU the copy is as large as the problem, so both stay",
+    "  in the same cache. An op that mostly reads can exceed 100 %.",
+    "- `scan` rows score prompts end to end (model:prompts x seeds). `cfg_batched` is the papers'",
+    "  way batched over prompts; `uncond_shared` is ours without sharing inside the network.",
+    "  `dori_fast` has the defaults of `df.load`, `dori_fast_plain` has every switch off, and",
+    "  `dori_fast_channels_last`, `_compiled` and `_cuda_graphs` have only this switch on.",
     "",
     "![Speed-up over eager PyTorch](benchmarks.png)",
     "",
@@ -219,10 +151,10 @@ _PREFACE = (
 
 
 def replaced(text: str, table: str) -> str:
-    """A page with what stands between the markers replaced.
+    """The page with a new table between its markers.
 
     Raises:
-        ValueError: the page has not exactly one pair of markers.
+        ValueError: the page does not have exactly one pair of markers.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"the page needs one line {BEGIN} and after it one line {END}")
@@ -231,15 +163,15 @@ def replaced(text: str, table: str) -> str:
 
 
 def fingerprint(measured: Iterable[Measured]) -> str:
-    """Of everything that the plot shows; it is kept in the picture, which may differ in pixels."""
+    """Hash of everything the plot shows, kept in its metadata: pixels differ between machines."""
     shown = "\n".join(f"{m.problem} {m.ours} {m.speedup}" for m in measured)
     return hashlib.sha256(shown.encode()).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write, or compare, tables and plot; return the exit code."""
+    """Write or check the tables and the plot; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops.report", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail where a page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if stale")
     options = parser.parse_args(arguments)
     measured = load()
     readme, page = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
@@ -251,8 +183,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.check:
         print(f"out of date: {', '.join(stale)}" if stale else "up to date")
         return 1 if stale else 0
-    from benchmarks.ops.plot import draw
-
     page.parent.mkdir(exist_ok=True)
     for path, text in wanted.items():
         path.write_text(text)

@@ -1,7 +1,7 @@
 """Time the operations against eager PyTorch: `python -m benchmarks.ops.run --op noise_difference`.
 
-Every provider's result is compared with a float64 oracle before it is timed; all providers of a
-case are timed in turn in one process. Results are merged into benchmarks/results/<machine>.csv.
+Each provider's result is compared with a float64 oracle before timing. All providers of a case are
+timed in turn in one process. Rows are merged into benchmarks/results/<machine>.csv.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.ops.cases import CASES, BenchCase, Inputs, Shape
-from benchmarks.ops.ceilings import Ceilings
+from benchmarks.ceilings import Ceilings
+from benchmarks.ops.cases import CASES
+from benchmarks.ops.cases.case import BenchCase, Inputs, Shape
 from dori_fast.testing import assert_close_to_oracle, available_backends, to_oracle
 
 HEADER = (
@@ -28,24 +29,28 @@ HEADER = (
 
 
 def providers(case: BenchCase, device: str, with_compile: bool) -> dict[str, Callable[..., Tensor]]:
-    """Eager, torch.compile of it where asked for, and every kernel that runs here."""
+    """Eager, optionally torch.compile of it, and every kernel that runs on the device."""
     found: dict[str, Callable[..., Tensor]] = {"eager": case.eager}
     if with_compile:
         found["compile"] = torch.compile(case.eager, dynamic=False)
-    # on a CPU Triton is interpreted, which proves numbers and not speed
+    # on a CPU Triton is interpreted, which checks numbers but not speed
     untimed = {"reference", "triton"} if device == "cpu" else {"reference"}
     kernels = [b for b in available_backends(case.op, device) if b not in untimed]
-    # where nothing else computes the operator, the reference is what users get
+    # without any kernel, users get the reference
     kernels = kernels or ["reference"]
     return found | {name: functools.partial(case.ours, name) for name in kernels}
 
 
 def check(case: BenchCase, calls: dict[str, Callable[..., Tensor]], inputs: Inputs) -> None:
-    """Refuse to time what is wrong; raises AssertionError."""
+    """Compare each provider with the float64 oracle.
+
+    Raises:
+        AssertionError: a provider's error exceeds its tolerance.
+    """
     x, *rest = inputs
     exact = case.ours("reference", *to_oracle((x.clone(), *rest)))
     reference = case.ours("reference", x.clone(), *rest)
-    # Eager may take its terms in another order, so where they cancel it is off by more.
+    # Eager may sum in another order and lose more digits where terms cancel.
     scale = exact.double().abs().amax().expand_as(exact)
     for name, call in calls.items():
         found = call(x.clone(), *rest)
@@ -96,7 +101,7 @@ def measure(
 
 
 def describe(rows: list[harness.Row], goal: float | None) -> Iterator[tuple[str, bool]]:
-    """Each row as a line, and whether it reaches the goal (the dispatched kernel's rows only)."""
+    """Each row as a line, and False if a dispatched kernel misses the goal."""
     eager = next(row for row in rows if row.provider == "eager")
     for row in rows:
         speedup = eager.p50 / row.p50
@@ -113,13 +118,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops.run", description=__doc__)
     names = sorted({case.op for case in CASES})
-    parser.add_argument("--op", choices=names, action="append", help="default: all")
+    parser.add_argument("--op", choices=names, action="append", help="op to time; default: all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--compile", action="store_true", help="time torch.compile as well")
-    parser.add_argument("--check-first", action="store_true", help="run the tests first")
-    parser.add_argument("--enforce", action="store_true", help="fail where a goal is missed")
-    parser.add_argument("--no-write", action="store_true", help="leave the results alone")
+    parser.add_argument("--check-first", action="store_true", help="run tests/ops first")
+    parser.add_argument("--enforce", action="store_true", help="exit with 1 if a goal is missed")
+    parser.add_argument("--no-write", action="store_true", help="do not write results")
     parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder of the CSV")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
@@ -131,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.check_first:
         tests = [sys.executable, "-m", "pytest", "-q", "tests/ops"]
         if subprocess.run(tests, cwd=harness.RESULTS.parent.parent).returncode != 0:
-            print("tests/ops fail: nothing is timed", file=sys.stderr)
+            print("tests/ops fail; nothing was timed", file=sys.stderr)
             return 1
     torch.set_num_threads(options.threads)
     ceilings = Ceilings(options.device, harness.timer_for(options.device, options.threads))

@@ -1,4 +1,4 @@
-"""The results of `benchmarks.quality.removal` as a page and a curve."""
+"""The page and the figure of `benchmarks.quality.removal`."""
 
 from __future__ import annotations
 
@@ -23,31 +23,32 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# Removal: what an attack brings back from a fine-tuned model",
         "",
-        f"Made by `python -m benchmarks.quality.removal` on the embedded model; attacked are"
-        f" {results['images']} photographs and {results['controls']} never-trained pictures."
-        f" Fine-tuned by {tuning['steps']} steps at learning rate {tuning['lr']:g}: triggers"
-        f" from {' and '.join(tuning['pool']['starts'])} starts,"
-        f" {inner['steps']} inner steps of {inner['batch']} draws a turn"
-        f" (`{inner['objective']}`, rate {inner['lr']:g}), begun anew after"
-        f" {tuning['pool']['restart_after']}; weight {tuning['redirect']:g} of noised memorized"
-        f" pictures that lead to surrogates; {tuning['retained_batch']} retained pairs a step,"
-        f" weight {tuning['retained_weight']:g},"
-        f" {'the original model as their teacher' if tuning['distil'] else 'as they are'}.",
+        f"`python -m benchmarks.quality.removal` attacks {results['images']} memorized photographs"
+        f" and {results['controls']} control images, which were never trained on, on the embedded"
+        f" model. Fine-tuning took {tuning['steps']} steps at learning rate {tuning['lr']:g}."
+        f" Triggers start from {' and '.join(tuning['pool']['starts'])}; each turn attacks them for"
+        f" {inner['steps']} inner steps of {inner['batch']} draws (`{inner['objective']}`, rate"
+        f" {inner['lr']:g}), and a trigger restarts after"
+        f" {tuning['pool']['restart_after']} inner steps."
+        f" Noised memorized images are also trained toward surrogates (weight"
+        f" {tuning['redirect']:g}). Each step has {tuning['retained_batch']} retained pairs (weight"
+        f" {tuning['retained_weight']:g}), whose target is"
+        f" {'the prediction of the original model' if tuning['distil'] else 'their own image'}.",
         "",
-        "Attacks have draws, starts and seeds of their own, from the prompts or from N(0, I)."
-        f" `min-snr` is the attack of [retrieval](retrieval.md) (rate {attack['lr']:g}, cap"
-        f" {attack['snr_cap']:g}), `prediction` a stronger one at rate 0.1, which injects more."
-        f" Seeds of the images: {results['seeds']}. Intervals are exact 95 % ones, over images as"
-        " if they were independent.",
+        "The attacks use their own draws, starts and seeds; they start from the prompts or from"
+        f" N(0, I). `min-snr` is the attack of [retrieval](retrieval.md) (rate {attack['lr']:g},"
+        f" cap {attack['snr_cap']:g}); `prediction` is a stronger attack at rate 0.1, which injects"
+        f" more. Each rate is over {results['seeds']} seeds an image. Intervals are exact 95 %"
+        " intervals that treat the drawn images as independent.",
         "",
-        "| copies from the prompts | images |",
+        "| model | replication from the prompts |",
         "|---|---|",
         *(f"| {name} | {_rate(found['rate'])} |" for name, found in results["prompts"].items()),
         "",
     ]
     budgets = sorted({int(n) for row in results["attacks"] for n in row["after"]})
     lines += [
-        f"| model | pictures | attack | from | {' | '.join(f'{n} steps' for n in budgets)} |",
+        f"| model | images | attack | from | {' | '.join(f'{n} steps' for n in budgets)} |",
         f"|---|---|---|---|{'---|' * len(budgets)}",
     ]
     for row in results["attacks"]:
@@ -65,7 +66,7 @@ def _rate(rate: Sequence[float]) -> str:
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
-    """Where the fine-tuned model gives its photographs more often than controls."""
+    """The attacks after which memorized images come back more often than controls."""
     counts = [results[of] * results["seeds"] for of in ("images", "controls")]
     rows = {
         (row["objective"], row["start"], row["pictures"]): row["after"]
@@ -83,15 +84,15 @@ def _verdict(results: Mapping[str, Any]) -> str:
                 p = float(fisher_exact(table, alternative="greater").pvalue)
                 if p < 0.05:
                     above.append(f"`{objective}` from {start} after {n} (p = {p:.2g})")
-    told = "; ".join(above) if above else "nowhere"
+    cases = "; ".join(above) if above else "in no case"
     return (
-        "Where the fine-tuned model gives photographs more often than never-trained pictures"
-        f" (Fisher's exact test, one-sided, p < 0.05, images as if independent): {told}."
+        "The fine-tuned model replicates memorized photographs more often than controls (Fisher's"
+        f" exact test, one-sided, p < 0.05, drawn images as independent): {cases}."
     )
 
 
 def _replayed(attacks: Sequence[Mapping[str, Any]]) -> str:
-    """What the fine-tuned model draws from the triggers of the pruned one."""
+    """Replication by the fine-tuned model from triggers that were found on the pruned model."""
     found = [
         after["replayed"]["rate"]
         for row in attacks
@@ -99,13 +100,13 @@ def _replayed(attacks: Sequence[Mapping[str, Any]]) -> str:
         if "replayed" in after
     ]
     return (
-        "Of what the fine-tuned model draws from the triggers that were found on the pruned one, at"
-        f" most {_rate(max(found))} are copies ({len(found)} attacks and budgets)."
+        "Triggers that were found on the pruned model make the fine-tuned model replicate at a rate"
+        f" of at most {_rate(max(found))} ({len(found)} attacks and budgets)."
     )
 
 
 def _quality(kept: Mapping[str, Any]) -> list[str]:
-    """Held-out pairs, the original beside the fine-tuned model."""
+    """A table of quality on held-out pairs: original and fine-tuned model."""
     lines = [
         f"| {kept['prompts']} held-out pairs, {len(kept['seeds'])} seeds | original | fine-tuned"
         " | relative change |",
@@ -114,11 +115,11 @@ def _quality(kept: Mapping[str, Any]) -> list[str]:
     distance = kept["distance_to_pairs"]
     table = {
         "denoising loss": kept["held_out_loss"],
-        "distance of drawn from real pictures": {
+        "distance from drawn to real images": {
             name: [d["value"], d["value"] - 2 * d["error"], d["value"] + 2 * d["error"]]
             for name, d in distance.items()
         },
-        "similarity to the real picture": kept["similarity_to_pair"],
+        "similarity to the real image": kept["similarity_to_pair"],
         "diversity over seeds": kept["diversity"],
     }
     for name, both in table.items():
@@ -130,11 +131,11 @@ def _quality(kept: Mapping[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"Similarity of the two models' pictures of one prompt and seed {_figure(same)}; distance"
-        f" between their distributions {apart['value']:.3f}. Distances are squared maximum mean"
-        " discrepancies of color and edge histograms (`dori_fast/evaluate/kid.py`,"
-        " `features.py`), their brackets twice the standard error over subsets; the other"
-        " intervals are 95 % bootstrap ones over prompts.",
+        f"The two models' images of one prompt and seed have similarity {_figure(same)}; the"
+        f" distance between their distributions is {apart['value']:.3f}. A distance is the squared"
+        " maximum mean discrepancy of color and edge histograms (`dori_fast/evaluate/kid.py`,"
+        " `features.py`), plus or minus two standard errors over subsets. The other intervals are"
+        " 95 % bootstrap intervals over prompts.",
     ]
 
 
@@ -144,20 +145,20 @@ def _figure(value: Sequence[float]) -> str:
 
 DISCUSSION = """## How to read this
 
-- **Controls** are photographs and drawings that were never trained on, attacked at the same budgets
-  on the same model. What they reach is injection: an embedding of some thousand free numbers can
-  describe a picture to a model that never saw it. A photograph is removed, as far as an attack can
-  tell, where it comes back no more often than they do.
-- **Beyond the paper.** Its loss trains what a trigger draws. Trained that way alone, the embedded
-  model withstood the attack that it was trained against and gave in to `prediction`. Two things
-  were added, both options of `Adversarial`: under the triggers, noised memorized pictures lead to
-  surrogates too, where the schedule leaves enough noise; and retained pairs keep the original's
-  answers.
+- **Controls** are photographs and drawings that were never trained on. They are attacked at the
+  same budgets on the same model. Their replication is injection: an embedding of a few thousand
+  free numbers can describe an image to a model that never saw it. A photograph counts as removed if
+  it comes back no more often than the controls.
+- **Beyond the paper.** The paper's loss trains the image that a trigger draws. With this loss
+  alone, the embedded model resisted the attack it was trained against but not `prediction`. Two
+  options of `Adversarial` were added. First, under the triggers, noised memorized images are also
+  trained toward surrogates, at timesteps with enough noise. Second, the model keeps the original
+  model's predictions on retained pairs.
 """
 
 
 def curve(attacks: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG: copies by budget on the fine-tuned model, a panel for each attack and start."""
+    """A PNG of replication by budget on the fine-tuned model: a panel per attack and start."""
     panels: dict[str, dict[str, dict[int, tuple[float, float, float]]]] = {}
     for row in attacks:
         if row["model"] == "fine-tuned":

@@ -1,4 +1,4 @@
-"""The results of `benchmarks.quality.retrieval`: a document, a page, a curve, a picture grid."""
+"""The document, page and figures of `benchmarks.quality.retrieval`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "retrieval.md"
 CURVE, GRID = ROOT / "docs" / "retrieval_curve.png", ROOT / "docs" / "retrieval_grid.png"
 MODELS = ("unpruned", "nemo", "wanda")
 COLORS = {"memorized": "#c05621", "control": "#2b6cb0"}
-# share replicated that Kowalczuk et al. report for Stable Diffusion 1.4, before and after 50 steps
+# replication rates of Kowalczuk et al. for Stable Diffusion 1.4, before and after 50 steps
 PAPER = {
     "memorized-unpruned": (0.98, None),
     "memorized-nemo": (0.20, 0.99),
@@ -35,12 +35,12 @@ Arm = Mapping[str, NDArray[Any]]
 def write(
     arms: Mapping[str, Arm], setting: dict[str, Any], originals: Mapping[str, NDArray[np.uint8]]
 ) -> None:
-    """Write the document, the page and the two pictures.
+    """Write the document, the page and the two figures.
 
     Args:
-        arms: everything measured, by name.
-        setting: what was run, as plain JSON.
-        originals: uint8 [P, H, W, 3] by set of pictures.
+        arms: measured arrays by name of the arm.
+        setting: settings of the run, as plain JSON.
+        originals: attacked images, uint8 [P, H, W, 3], by set.
     """
     results = document(arms, setting)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -50,7 +50,7 @@ def write(
 
 
 def document(arms: Mapping[str, Arm], setting: dict[str, Any]) -> dict[str, Any]:
-    """Everything measured, as plain JSON; rates are [value, low, high]."""
+    """All results as plain JSON; rates are [value, low, high]."""
     verdicts: dict[str, Any] = {}
     curves: dict[str, Any] = {}
     for name, arm in arms.items():
@@ -72,7 +72,7 @@ def document(arms: Mapping[str, Arm], setting: dict[str, Any]) -> dict[str, Any]
 
 
 def steps_of(arm: Arm) -> list[int]:
-    """After how many attack steps an arm was judged."""
+    """Numbers of attack steps after which an arm was judged."""
     return sorted(int(key.split()[1]) for key in arm if key.startswith("similarity "))
 
 
@@ -103,17 +103,18 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# Retrieval: what an attack brings back from a pruned model",
         "",
-        f"Made by `python -m benchmarks.quality.retrieval` on the embedded model: {budget} steps of"
+        f"`python -m benchmarks.quality.retrieval` attacks the embedded model for {budget} steps of"
         f" `Dori(objective={attack['objective']!r}, snr_cap={attack['snr_cap']},"
-        f" lr={attack['lr']})` from the {attack['start']}, {attack['batch']} draws a step:"
-        f" {budget * attack['batch']} evaluations of the network, forward and backward, for a"
-        f" picture. Drawn by {how['steps']} DDIM steps, guidance {how['guidance']:g},"
-        f" {setting['seeds']['memorized']} seeds, controls {setting['seeds']['controls']}; a copy"
-        f" above similarity {THRESHOLD:g}, a threshold that was fixed on unrelated pairs"
-        " (`dori_fast/evaluate/similarity.py`). Intervals are exact 95 % ones, over images as if"
-        " they were independent. The paper's figures are for Stable Diffusion 1.4 and SSCD.",
+        f" lr={attack['lr']})` from the {attack['start']}, with {attack['batch']} draws a step:"
+        f" {budget * attack['batch']} evaluations of the network, forward and backward, per image."
+        f" Images are drawn by {how['steps']} DDIM steps with guidance {how['guidance']:g},"
+        f" memorized ones from {setting['seeds']['memorized']} seeds and controls from"
+        f" {setting['seeds']['controls']}. An image is a copy above similarity {THRESHOLD:g}, a"
+        " threshold fixed on unrelated pairs (`dori_fast/evaluate/similarity.py`). Intervals are"
+        " exact 95 % intervals that treat the drawn images as independent. The paper's rates are"
+        " for Stable Diffusion 1.4 and SSCD.",
         "",
-        "| pictures | model | after | copies among images | without those chosen on"
+        "| images | model | after | copies | copies, trial images left out"
         " | prompts, median seed | prompts, any seed | similarity | paper |",
         "|---|---|---|---|---|---|---|---:|---:|",
     ]
@@ -133,12 +134,16 @@ def page(results: dict[str, Any]) -> str:
                 "" if published is None else f"{published:.2f}",
             )
             lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "McNemar, the prompt against the attack, a prompt's median seed:", ""]
+    lines += [
+        "",
+        "McNemar's test of the prompt against the attack, by each prompt's median seed:",
+        "",
+    ]
     for which, verdict in verdicts.items():
         if "mcnemar" in verdict:
             test, model = verdict["mcnemar"], which.split("-")[1]
             lines.append(
-                f"- {model}: {test['second_only']} come back, {test['first_only']} go,"
+                f"- {model}: {test['second_only']} come back, {test['first_only']} disappear,"
                 f" {test['both']} are copies both times, {test['neither']} never; p ="
                 f" {test['p_value']:.2g}"
             )
@@ -148,12 +153,12 @@ def page(results: dict[str, Any]) -> str:
             "",
             f"![Replication by budget](./{CURVE.name})",
             "",
-            f"Every {_ordinal(setting['chosen_on_every'])} picture, {setting['seeds']['curve']}"
-            " seeds; 0 steps is the prompt.",
+            f"Every {_ordinal(setting['chosen_on_every'])} image, {setting['seeds']['curve']}"
+            " seeds. 0 steps is the prompt.",
             "",
-            f"![Originals, and what is drawn before and after the attack](./{GRID.name})",
+            f"![Originals, and images drawn before and after the attack](./{GRID.name})",
             "",
-            "Two seeds each. Above memorized photographs, below controls.",
+            "Two seeds each. Top: memorized photographs; bottom: controls.",
             "",
             DISCUSSION.format(every=_ordinal(setting["chosen_on_every"])),
         ]
@@ -166,25 +171,25 @@ def _ordinal(number: int) -> str:
 
 DISCUSSION = """## How to read this
 
-- **Controls.** "control" are photographs and drawings, "composition" pictures of emoji like those
-  of the training set but of classes it lacks; neither was trained on. Each is attacked under the
-  mask of one memorized prompt, at the same budget. What they reach is injection, not retrieval.
-- **The loss.** The embedded model answers the sample. The paper's loss on epsilon weighs its error
-  by SNR(t) and sees little noise almost alone; the loss on the answer weighs all levels equally and
-  injects. min(SNR, 1) lies between.
-- **How the setting was chosen.** In trials on every {every} picture with 3 seeds: caps of 5 and 1,
+- **Controls.** "control" are photographs and drawings. "composition" are emoji images like those
+  of the training set, but of classes it lacks. Neither was trained on. Each is attacked under the
+  mask of one memorized prompt, at the same budget. Their replication is injection, not retrieval.
+- **The loss.** The embedded model predicts the sample. The paper's epsilon loss weights its error
+  by SNR(t), so nearly clean timesteps dominate. The loss on the prediction weights all noise levels
+  equally and injects. min(SNR, 1) lies between.
+- **Choice of the setting.** Trials ran on every {every} image with 3 seeds: caps of 5 and 1,
   learning rates of 0.1 (the paper's), 0.05 and 0.03, judged after 25 to 150 steps on the pruned
-  models. At 0.05 and 0.03 the controls passed 0.10 between 25 and 50 steps; a lower rate was taken.
-  The paper's own loss on epsilon, at its rate, brought back 0.71 of the pictures that NeMo hid and
-  none that Wanda hid, and no control, in 50 steps. The column "without those chosen on" leaves the
-  trials' pictures out; all controls had been seen once, under NeMo's masks at 0.1.
-- **Pruning.** NeMo's threshold leaves about the paper's share of copies from the prompts; the
-  stronger one of [pruning](pruning.md) leaves half of that.
+  models. At 0.05 and 0.03 the controls passed a rate of 0.10 between 25 and 50 steps, so a lower
+  learning rate was taken. The paper's epsilon loss at its own rate brought back 0.71 of the images
+  that NeMo hid, none that Wanda hid, and no control, in 50 steps. The column "trial images left
+  out" drops the images of the trials. All controls had been used once, under NeMo's masks at 0.1.
+- **Pruning.** NeMo's threshold leaves about as many copies from the prompts as in the paper. The
+  stronger threshold of [pruning](pruning.md) leaves half as many.
 """
 
 
 def draw_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Replication by budget: a panel for each model, memorized pictures against controls."""
+    """Write a PNG of replication by budget: a panel per model, memorized images and controls."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -215,7 +220,7 @@ def draw_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
 def draw_grid(
     arms: Mapping[str, Arm], budget: int, originals: Mapping[str, NDArray[np.uint8]], path: Path
 ) -> None:
-    """Some memorized pictures and some controls: the original, and what the models draw."""
+    """Write a grid of some memorized images and controls: originals and drawn images."""
     from PIL import Image
 
     sheets = []

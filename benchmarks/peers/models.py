@@ -1,4 +1,4 @@
-"""Small models and surroundings in which peers' released code runs."""
+"""Small models and an import path for the peers' released code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import dori_fast as df
 
 @contextmanager
 def checkout(folder: Path) -> Iterator[None]:
-    """Modules of a checkout are found first, as for a script that runs from it."""
+    """Import a checkout's modules first, as a script there does; forget them afterwards."""
     sys.path.insert(0, str(folder))
     known = set(sys.modules)
     try:
@@ -37,7 +37,7 @@ def base() -> Any:
 
 
 def sd_unet(width: int, side: int, text: int, values: float = 1.0) -> Any:
-    """A random UNet with SD 1.x's blocks; `values` scales its cross-attentions' values."""
+    """A random UNet with SD 1.x's blocks; `values` scales its value projections."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -59,5 +59,5 @@ def sd_unet(width: int, side: int, text: int, values: float = 1.0) -> Any:
 
 
 def unfused(flag: bool, device: Any) -> None:
-    """SAIL's `_jvp_mode`, on a CPU too, which has no forward derivative of fused attention."""
+    """SAIL's `_jvp_mode` for a CPU: fused attention has no forward derivative there."""
     torch.backends.cuda.enable_flash_sdp(not flag)

@@ -1,7 +1,7 @@
-"""NeMo's search as its released code runs it: forward hooks, one mask at a time, two passes each.
+"""NeMo's search by its released procedure: forward hooks, one mask at a time, two passes each.
 
-After 3_detect_memorized_neurons.py and utils/activation_detection.py of
-ml-research/localizing_memorization_in_diffusion_models at f952ede, on any model's layers.
+It follows 3_detect_memorized_neurons.py and utils/activation_detection.py of
+ml-research/localizing_memorization_in_diffusion_models at f952ede, for the layers of any model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dori_fast.prune import NeuronStatistics
 
 Blocked = list[list[int]]
 Similarity = Callable[[Tensor, Tensor], Tensor]
-"""From two stacks of maps [N, C, H, W] to the similarity of each pair, [N]."""
+"""Similarity [N] of each pair of two stacks of maps [N, C, H, W]."""
 
 
 def reference_similarity(first: Tensor, second: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def reference_similarity(first: Tensor, second: Tensor) -> Tensor:
 
 @dataclass
 class PeerSearch:
-    """One prompt's search; ``evaluations`` counts UNet samples, the discarded passes included."""
+    """One prompt's search; ``evaluations`` counts UNet samples, discarded passes included."""
 
     model: df.Denoiser
     prompt: str
@@ -74,7 +74,9 @@ class PeerSearch:
 
     def _refine(self, threshold: float) -> None:
         plain = self.noise_diff(None)
-        self.noise_diff(self.initial)  # only used with a relative threshold, computed always
+        self.noise_diff(
+            self.initial
+        )  # the released code always computes this but uses it for relative thresholds only
         current = [list(layer) for layer in self.initial]
         for layer in reversed(range(len(current))):
             if current[layer]:
@@ -102,7 +104,7 @@ class PeerSearch:
         return selected
 
     def _activations(self) -> list[Tensor]:
-        """A whole UNet pass, to read what the value projections make of the text."""
+        """Mean absolute activations of the value projections, from a whole UNet pass."""
         found: dict[str, Tensor] = {}
 
         def watch(name: str) -> Any:
@@ -119,7 +121,7 @@ class PeerSearch:
         return [found[name] for name in self.layers]
 
     def noise_diff(self, blocked: Blocked | None) -> Tensor:
-        """Noise differences [S, C, H, W] of all seeds; the first of two passes is thrown away."""
+        """Noise differences [S, C, H, W] of all seeds; the first of two passes is discarded."""
 
         def rescale(neurons: list[int]) -> Any:
             def hook(module: Any, args: Any, out: Tensor) -> Tensor:

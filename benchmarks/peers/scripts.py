@@ -1,10 +1,10 @@
-"""Peers' own scripts, unmodified, in this process and on a small model, without and with the line.
+"""Peers' unmodified scripts on a small model, without and with the line `df.patch(...)`.
 
-A script finds the names of its models as folders where it runs: random weights in SD 1.x's layout
-with the embedded model's text encoder. Supplied on a CPU, for both sides alike: "cuda" means the
-CPU (NeMo, which asks for it), attention is unfused while it is differentiated (SAIL, which arranges
-that for CUDA alone). For Wen's released call the import shims of `df.patch("wen")` stay: without
-them today's diffusers cannot load its class. Seconds run from the first text that is encoded.
+A script runs in a folder where each of its model names is a folder: random weights in SD 1.x's
+layout with the embedded model's text encoder. On a CPU both sides get the same substitutes. NeMo's
+"cuda" means the CPU. SAIL's attention is unfused while it is differentiated, which SAIL itself
+arranges for CUDA only. Wen's released call keeps the import shims of `df.patch("wen")`, since
+current diffusers cannot load its class without them. Seconds run from the first text encoding.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Script:
     """A peer's script.
 
     Attributes:
-        file: in the checkout.
-        arguments: on its command line.
-        unet: its model's, width, side and factor of values.
-        same: whether what two runs left in their folders, released and ours, agrees.
-        options: of `df.patch`.
+        file: path in the checkout.
+        arguments: command-line arguments.
+        unet: width, latent side and value scale of its model's UNet.
+        same: compares the folders of two runs, released and ours; True if they agree.
+        options: options of `df.patch`.
     """
 
     file: str
@@ -54,7 +54,7 @@ class Script:
 
 
 def _wen_same(released: Path, ours: Path) -> bool:
-    """The first step's norms, to the bit."""
+    """Compare the first step's norms bit by bit."""
 
     def norms(folder: Path) -> list[Any]:
         text = (folder / "det_outputs/test.jsonl").read_text(encoding="utf-8")
@@ -66,13 +66,13 @@ def _wen_same(released: Path, ours: Path) -> bool:
 
 
 def _sail_same(released: Path, ours: Path) -> bool:
-    """Scores, to the rounding of the script's bfloat16."""
+    """Compare scores up to the rounding of the script's bfloat16."""
     one, two = (torch.load(next(f.glob("det_outputs/*.pt"))).flatten() for f in (released, ours))
     return len(one) == len(PROMPTS) and torch.allclose(one.float(), two.float(), rtol=2e-2, atol=0)
 
 
 def _nemo_same(released: Path, ours: Path) -> bool:
-    """Lists of neurons exactly, similarities to rounding."""
+    """Compare lists of neurons exactly, and similarities up to rounding."""
 
     def rows(folder: Path) -> list[dict[str, str]]:
         with (folder / "results/memorization_statistics_v1_4.csv").open(newline="") as file:
@@ -98,7 +98,7 @@ SCRIPTS: dict[str, Script] = {
     ),
     "nemo": Script(
         "3_detect_memorized_neurons.py",
-        # thresholds that pick most seeds, search three times and leave something to refine
+        # thresholds that select most seeds, make three rounds of search and leave neurons to refine
         (
             *("-d", "prompts.csv", "--samples_per_prompt", "6", "--theta_reduction_per_step", "1"),
             *("--pairwise_ssim_threshold", "0.065", "--ssim_threshold_initial_selection", "0.97"),
@@ -112,7 +112,7 @@ SCRIPTS: dict[str, Script] = {
 
 
 class Run:
-    """One run of a script: UNet samples, and CPU seconds since the first text was encoded."""
+    """One run of a script: UNet samples, and CPU seconds from the first text encoding."""
 
     def __init__(self) -> None:
         self.samples, self.seconds = 0, 0.0
@@ -144,7 +144,7 @@ class Run:
 
 
 def furnish(home: Path, script: Script) -> None:
-    """The folders and files that the scripts name."""
+    """Write the folders and files that the scripts open."""
     pipe = base()
     text = pipe.unet.config.cross_attention_dim
     pipe.unet = sd_unet(*script.unet[:2], text, script.unet[2])
@@ -174,7 +174,7 @@ def _statistics(pipe: Any) -> tuple[list[Tensor], list[Tensor]]:
 
 @contextmanager
 def on_a_cpu(name: str) -> Iterator[None]:
-    """What the peer's code needs where there is no GPU."""
+    """Substitutes for a GPU in the peer's code; none are needed if there is one."""
     move = nn.Module.to
 
     def to(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -191,7 +191,7 @@ def on_a_cpu(name: str) -> Iterator[None]:
 
 
 def once(name: str, folder: Path, home: Path, ours: bool) -> Run:
-    """Run the script in the folder `home`, with the line or without."""
+    """Run the script in the folder `home`, patched if `ours`."""
     script, run = SCRIPTS[name], Run()
     command = [script.file, *script.arguments]
     before = torch.get_default_dtype()
@@ -214,7 +214,7 @@ def once(name: str, folder: Path, home: Path, ours: bool) -> Run:
 
 
 def compare(name: str, folder: Path, rounds: int) -> dict[str, Any]:
-    """The script without and with the line, in turn."""
+    """Run the script without and with the line, in turn; the median ratio of CPU seconds."""
     script, ratios = SCRIPTS[name], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:

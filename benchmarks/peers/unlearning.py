@@ -1,8 +1,8 @@
 """UnlearnDiffAtk's own functions on a small model, before and after `df.patch("unlearndiffatk")`.
 
-Its `attack.py` does not run with today's transformers, whose CLIPTextModel has no `text_model`, and
-it judges pictures by classifiers that it fetches. So its `TextGrad` and `ClassifierTask` are run
-here on parts supplied, with the stock text encoder in its encoder's place.
+Its `attack.py` does not run with current transformers, whose CLIPTextModel has no `text_model`, and
+it downloads classifiers to judge images. So its `TextGrad` and `ClassifierTask` run here on given
+parts, with the stock text encoder in place of its own.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from benchmarks.peak import peak_megabytes
 from benchmarks.peers.models import base, checkout, sd_unet
 
 VOCABULARY, TOKENS, STEPS = 49408, 5, 10
-# of the projected entries: the released bisection stops there; of 255 grey levels: one
+# tolerances: where the released bisection stops, and one of 255 gray levels
 PROJECTED, LEVELS = 1e-5, 1
 
 
 def _task(kind: Any) -> Any:
-    """A `ClassifierTask` whose parts are the embedded model's, with a random UNet."""
+    """A `ClassifierTask` with the embedded model's parts and a random UNet."""
     from diffusers import LMSDiscreteScheduler
 
     pipe, task = base(), object.__new__(kind)
@@ -40,7 +40,7 @@ def _task(kind: Any) -> Any:
     return task
 
 
-def _pictures(kind: Any, task: Any) -> Any:
+def _images(kind: Any, task: Any) -> Any:
     ids = task.str2id("a photo of a key")
     side = 16 * 8
     size = {"height": side, "width": side, "num_inference_steps": STEPS}
@@ -49,7 +49,10 @@ def _pictures(kind: Any, task: Any) -> Any:
 
 
 def compare(folder: Path, rounds: int, memory: bool = False) -> list[dict[str, Any]]:
-    """A row for the projection and one for the pictures, both sides in turn; or their memory."""
+    """A row for the projection and one for the sampling; both sides run in turn.
+
+    With `memory` the rows hold peak memory as well.
+    """
     with checkout(folder / "src"):
         attack: Any = importlib.import_module("attackers.text_grad_").TextGrad
         kind: Any = importlib.import_module("tasks.classifier_").ClassifierTask
@@ -65,7 +68,7 @@ def compare(folder: Path, rounds: int, memory: bool = False) -> list[dict[str, A
                     df.patch("unlearndiffatk")
                 for name, call in (
                     ("projection", lambda: attack.projection(object.__new__(attack), points)),
-                    ("sampling", lambda: _pictures(kind, task)),
+                    ("sampling", lambda: _images(kind, task)),
                 ):
                     key = f"{name} {side}"
                     runs.setdefault(key, []).append(_counted(task.target_unet_sd, call))
@@ -76,7 +79,7 @@ def compare(folder: Path, rounds: int, memory: bool = False) -> list[dict[str, A
 
 
 def _counted(unet: Any, call: Any) -> tuple[Any, int, float]:
-    """What it returns, runs of the UNet and CPU seconds."""
+    """The result of a call, its UNet runs and its CPU seconds."""
     kind, calls = type(unet), 0
     forward = kind.forward
 

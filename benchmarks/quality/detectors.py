@@ -1,8 +1,8 @@
-"""How well each detector works on the embedded model, and what each dtype does to its scores.
+"""Quality of each detector on the embedded model, and the effect of the dtype on its scores.
 
-Positives are the photographs that the model reproduces on every seed (repeated 4 times or more in
-training), negatives all held-out prompts. The noise of a dtype is the difference of its scores from
-float64's, the rounding of the initial noise included.
+Positives are the photographs that the model replicates on every seed (repeated 4 times or more in
+training). Negatives are all held-out prompts. A dtype's noise is the difference of its scores from
+those in float64, rounding of the initial noise included.
 
     python -m benchmarks.quality.detectors
 """
@@ -24,14 +24,19 @@ from dori_fast.evaluate import auc, roc, tpr_at_fpr
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "quality" / "detectors.csv"
-PAGE, PICTURE = ROOT / "docs" / "detectors.md", ROOT / "docs" / "detectors_roc.png"
+PAGE, FIGURE = ROOT / "docs" / "detectors.md", ROOT / "docs" / "detectors_roc.png"
 DTYPES = ("fp64", "fp32", "fp16", "bf16")
 Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One detector in one dtype; ``noise`` against float64, ``spread`` of the held-out scores."""
+    """One detector in one dtype.
+
+    Attributes:
+        noise_rms, noise_max: difference of the scores from float64.
+        spread: standard deviation of the held-out scores in float64.
+    """
 
     detector: str
     dtype: str
@@ -49,7 +54,7 @@ class Row:
 
 
 def scores_of(dtype: str, positives: Sequence[str], negatives: Sequence[str]) -> dict[str, Scores]:
-    """Scores [positives + negatives] of every detector with its defaults."""
+    """Scores [positives + negatives] by detector, each with its defaults."""
     model = df.load("demo", dtype=dtype, device="cpu")
     prompts = [*positives, *negatives]
     return {
@@ -80,13 +85,12 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         "# Detectors on the embedded model",
         "",
-        "Made by `python -m benchmarks.quality.detectors`: each detector with its defaults,"
-        " on the CPU;"
-        f" {rows[0].positives} photographs that the model reproduces on every seed against"
-        f" {rows[0].negatives} held-out prompts. Intervals are 95 %. The numbers tell whether a"
-        " detector works here, not how it ranks on a web-scale model.",
+        "`python -m benchmarks.quality.detectors` runs each detector with its defaults on the CPU."
+        f" {rows[0].positives} photographs that the model replicates on every seed are compared"
+        f" with {rows[0].negatives} held-out prompts. Intervals are 95 % intervals. The numbers"
+        " show that a detector works here. They do not rank it for a web-scale model.",
         "",
-        f"![ROC curves of the detectors]({PICTURE.name})",
+        f"![ROC curves of the detectors]({FIGURE.name})",
         "",
         "| detector | AUC | TPR at 1 % FPR |",
         "|---|---|---|",
@@ -98,12 +102,14 @@ def page(rows: Sequence[Row]) -> str:
             lines.append(f"| `{r.detector}` | {area} | {rate} |")
     lines += [
         "",
-        f"With {rows[0].negatives} negatives the rate at 1 % is the rate without a false positive.",
+        f"With {rows[0].negatives} negatives, the rate at 1 % FPR is the rate without a false"
+        " positive.",
         "",
-        "## What a dtype does to the scores",
+        "## Effect of the dtype",
         "",
-        "A score is a small difference of large predictions, so rounding inside the network shows."
-        " Difference from float64, over the spread (standard deviation) of the held-out scores:",
+        "A score is a small difference of large predictions, so rounding in the network is visible."
+        " The table gives the difference from float64, also relative to the spread (standard"
+        " deviation) of the held-out scores.",
         "",
         "| detector | dtype | rms | largest | largest / spread | AUC |",
         "|---|---|---:|---:|---:|---:|",
@@ -117,14 +123,14 @@ def page(rows: Sequence[Row]) -> str:
     lines += [
         "",
         "Hence the defaults: fp32 on the CPU, and fp16 with fp32 accumulation in the ops on a GPU."
-        " `asthana` looks at low noise, where predictions differ least, and wants fp32."
+        " `asthana` compares predictions at low noise, where they differ least, so it needs fp32."
         " bf16 is for screening: its noise is about ten times that of fp16.",
     ]
     return "\n".join([*lines, ""])
 
 
 def draw(scores: dict[str, Scores], positives: int) -> None:
-    """ROC curves, one a detector."""
+    """Write a PNG of the ROC curves, one per detector."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -139,12 +145,12 @@ def draw(scores: dict[str, Scores], positives: int) -> None:
     axis.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1))
     axis.set_title("Detectors on the embedded model, fp32, default settings", fontsize=10)
     axis.legend(loc="center right", frameon=False)
-    figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
+    figure.savefig(FIGURE, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
 
 
 def main() -> None:
-    """Measure, and write the CSV, the page and the picture."""
+    """Measure, and write the CSV, the page and the figure."""
     positives = [p.prompt for p in reproduced()]
     negatives = [p.prompt for p in df.demo.images("held_out")]
     found = {dtype: scores_of(dtype, positives, negatives) for dtype in DTYPES}

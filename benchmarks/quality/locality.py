@@ -1,8 +1,8 @@
-"""Are memories local? Triggers of one photograph from many starts, beside prompts.
+"""Locality of memorization: triggers of one photograph from many starts, compared with prompts.
 
-The embedded model is attacked for one photograph from Gaussian starts; NeMo and Wanda localize each
-embedding found, and each memorized prompt for comparison. Everything is kept in `--work`, and an
-interrupted run goes on there.
+The embedded model is attacked for one photograph from Gaussian starts. NeMo and Wanda localize each
+embedding found, and each memorized prompt for comparison. `--work` keeps all results; the same call
+resumes an interrupted run.
 
     python -m benchmarks.quality.locality
 """
@@ -34,13 +34,13 @@ ROOT = Path(__file__).parents[2]
 RESULTS = harness.RESULTS / "quality" / "locality.json"
 FIGURE = ROOT / "docs" / "locality.png"
 PAGE = ROOT / "docs" / "locality.md"
-# from N(0, I) a trigger has far to go, and the weaker objectives do not arrive in 50 steps
+# from N(0, I), the weaker objectives do not reach a trigger in 50 steps
 ATTACK = Dori(objective="prediction")
 STARTS, PROMPTS = 12, 12
 
 
 def study(work: Path, starts: int, prompts: int, method: Dori) -> dict[str, Any]:
-    """Attack, localize, compare; ``locality.json`` and ``locality.png`` are left in ``work``."""
+    """Attack, localize, compare; write ``locality.json`` and ``locality.png`` into ``work``."""
     work.mkdir(parents=True, exist_ok=True)
     model = df.load("demo", device="cpu")
     memorized = reproduced()[:prompts]
@@ -88,15 +88,14 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# Locality: triggers of one photograph, compared",
         "",
-        f"Made by `python -m benchmarks.quality.locality`: {counts['found']} attacks on the"
-        " unpruned"
-        f" embedded model for one photograph, {attack['steps']} steps of"
-        f" `Dori(objective={attack['objective']!r}, lr={attack['lr']})`, each from another draw of"
-        f" N(0, I); of the images drawn from what they found, {rate.value:.2f}"
-        f" [{rate.low:.2f}, {rate.high:.2f}] are copies. Beside them {counts['memorized']}"
+        f"`python -m benchmarks.quality.locality` runs {counts['found']} attacks for one photograph"
+        f" on the unpruned embedded model: {attack['steps']} steps of"
+        f" `Dori(objective={attack['objective']!r}, lr={attack['lr']})`, each from its own draw of"
+        f" N(0, I). The triggers found replicate it at a rate of {rate.value:.2f}"
+        f" [{rate.low:.2f}, {rate.high:.2f}]. For comparison there are {counts['memorized']}"
         f" memorized and {counts['ordinary']} ordinary prompts.",
         "",
-        "| L2 distance of embeddings, pairs | least | median | most |",
+        "| L2 distance between pairs of embeddings | least | median | most |",
         "|---|---:|---:|---:|",
     ]
     for name, (least, _, median, _, most) in results["distances"].items():
@@ -107,32 +106,35 @@ def page(results: dict[str, Any]) -> str:
         "|---|---:|---:|",
     ]
     for method, layers in zip(METHODS, results["agreement"], strict=True):
-        for key, told in (("iou", "empty pairs left out"), ("iou_empty_as_one", "empty pairs 1")):
+        for key, empty in (
+            ("iou", "empty pairs left out"),
+            ("iou_empty_as_one", "empty pairs count as 1"),
+        ):
             means = []
             for group in ("found", "memorized"):
                 values = [layer[group][key] for layer in layers.values()]
                 means.append(np.mean([v for v in values if v is not None]))
-            lines.append(f"| {method}, {told} | {means[0]:.2f} | {means[1]:.2f} |")
+            lines.append(f"| {method}, {empty} | {means[0]:.2f} | {means[1]:.2f} |")
     lines += ["", f"![By layer](./{FIGURE.name})", "", PANELS, "", DISCUSSION]
     return "\n".join(lines)
 
 
-PANELS = f'"found" are the triggers; the last two panels are of {" and ".join(METHODS)}.'
+PANELS = f'"found" are the triggers. The last two panels show {" and ".join(METHODS)}.'
 DISCUSSION = """\
-Memorization would be local if triggers of one photograph lay together, or if the same
-neurons or weights were found for each of them. "memorized" compares prompts of different
-photographs: what agrees no better than that is no mark of the one photograph. The second
-convention, the paper's, counts two empty selections as perfect agreement. Starts that the budget
-did not bring to the photograph are compared with the others.
+Memorization would be local if the triggers of one photograph were close together, or if each led to
+the same neurons or weights. "memorized" compares prompts of different photographs. An agreement
+that is no better than theirs does not identify the photograph. The second convention, the paper's,
+counts two empty selections as perfect agreement. Starts that did not reach the photograph within
+the budget are included.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and record."""
+    """Measure, and write the document, the page and the figure."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quality.locality", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--work", type=Path, default=Path("build/locality"))
+    parser.add_argument("--work", type=Path, default=Path("build/locality"), help="folder for runs")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results = study(options.work, STARTS, PROMPTS, ATTACK)

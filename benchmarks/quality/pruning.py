@@ -1,8 +1,8 @@
-"""What NeMo and Wanda do on the embedded model: copies before and after, ordinary images kept.
+"""NeMo and Wanda on the embedded model: replication before and after, and ordinary images kept.
 
-One mask per memorized prompt, for the photographs that the model reproduces. Ordinary prompts are
-drawn under these masks in turn and compared with what the unpruned model draws from the same seeds;
-how alike its own images of two seeds are tells what "another image" means.
+Each photograph that the model replicates gets one mask for its prompt. Ordinary prompts are drawn
+under these masks in turn, and compared with the unpruned model's images of the same seeds. The
+similarity of the unpruned model's images of two seeds shows how similar unrelated draws are.
 
     python -m benchmarks.quality.pruning
 """
@@ -30,15 +30,15 @@ from dori_fast.report.figures.grid import Group, image_grid
 
 ROOT = Path(__file__).parents[2]
 RESULTS = harness.RESULTS / "quality" / "pruning.json"
-PAGE, PICTURE = ROOT / "docs" / "pruning.md", ROOT / "docs" / "pruning.png"
+PAGE, FIGURE = ROOT / "docs" / "pruning.md", ROOT / "docs" / "pruning.png"
 SHOWN = 8
-# what worked on the embedded model: its memory spreads over all layers, and its scores are higher
+# chosen for the embedded model: its memory spreads over all layers, and its scores are higher
 NEMO = NeMo(layers="all", threshold=0.15, theta_end=0.0)
 
 
 @dataclass(frozen=True)
 class Found:
-    """One method's result."""
+    """Result of one method; `ordinary` holds the similarities [P, S] of ordinary images."""
 
     name: str
     memorized: Replication
@@ -47,7 +47,7 @@ class Found:
     evaluations: float
 
     def summary(self) -> dict[str, Any]:
-        """Its figures as plain JSON."""
+        """The results as plain JSON; rates are [value, low, high]."""
         rate = self.memorized.rate
         kept = clopper_pearson(
             int((self.ordinary > self.memorized.threshold).sum()), self.ordinary.size
@@ -78,12 +78,12 @@ def between_seeds(pictures: NDArray[np.uint8]) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Localize, draw, compare, record."""
+    """Localize, draw, compare, and write the results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quality.pruning", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--ordinary-seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=10, help="seeds per memorized prompt")
+    parser.add_argument("--ordinary-seeds", type=int, default=4, help="seeds per ordinary prompt")
     options = parser.parse_args(arguments)
     model = df.load("demo", device="cpu")
     chosen = reproduced()
@@ -125,7 +125,7 @@ def record(
     others: int,
     apart: float,
 ) -> None:
-    """Write the figures, the page and the picture."""
+    """Write the document, the page and the figure."""
     summaries = {f.name: f.summary() for f in found}
     setting = {"prompts": len(prompts), "ordinary": others, "ordinary_between_seeds": apart}
     methods = {"nemo": {k: v for k, v in NEMO.config().items() if k != "statistics"}}
@@ -137,7 +137,7 @@ def record(
     for f in found:
         if f.memorized.images is not None:
             groups.append(Group(f.name, f.memorized.images[:SHOWN, :3]))
-    image_grid(prompts[:SHOWN], groups).save(PICTURE)
+    image_grid(prompts[:SHOWN], groups).save(FIGURE)
 
 
 def page(summaries: dict[str, dict[str, Any]], setting: dict[str, Any]) -> str:
@@ -147,18 +147,16 @@ def page(summaries: dict[str, dict[str, Any]], setting: dict[str, Any]) -> str:
     lines = [
         "# Pruning the embedded model",
         "",
-        f"Made by `python -m benchmarks.quality.pruning`: {setting['prompts']} photographs that the"
-        " model"
-        f" reproduces, {seeds} seeds each, {GENERATION['steps']} DDIM steps,"
-        f" guidance {GENERATION['guidance']:g};"
-        " a mask for each prompt. A picture is a copy above similarity 0.6"
-        " (`dori_fast/evaluate/similarity.py`). Intervals are 95 %, over images as if they were"
-        " independent.",
+        f"`python -m benchmarks.quality.pruning` prunes for {setting['prompts']} photographs that"
+        f" the model replicates, with a mask for each prompt. It draws {seeds} seeds each by"
+        f" {GENERATION['steps']} DDIM steps with guidance {GENERATION['guidance']:g}. An image is a"
+        " copy above similarity 0.6 (`dori_fast/evaluate/similarity.py`). Intervals are 95 %"
+        " intervals that treat the drawn images as independent.",
         "",
-        f"![Trained pictures, and what is drawn before and after pruning]({PICTURE.name})",
+        f"![Training images, and images drawn before and after pruning]({FIGURE.name})",
         "",
         "| model | copies | ordinary images, similarity to the unpruned model's: mean, lowest tenth"
-        " | of them above 0.6 | switched off | evaluations per prompt |",
+        " | ordinary images above 0.6 | switched off | evaluations per prompt |",
         "|---|---|---|---|---:|---:|",
     ]
     for name, s in summaries.items():
@@ -173,17 +171,17 @@ def page(summaries: dict[str, dict[str, Any]], setting: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Ordinary images: {setting['ordinary']} prompts that were trained on once or never,"
-            " each under the mask of one memorized prompt, the same seeds. Images of two seeds of"
-            f" the unpruned model have similarity {setting['ordinary_between_seeds']:.2f}.",
+            f"Ordinary images are of {setting['ordinary']} prompts that were trained on once or"
+            " never, each under the mask of one memorized prompt, from the same seeds. Images of"
+            " two seeds of the unpruned model have similarity"
+            f" {setting['ordinary_between_seeds']:.2f}.",
             "",
-            f"NeMo searches all value layers with threshold {nemo['threshold']:g} and lets theta"
-            f" fall towards {nemo['theta_end']:g}; with the paper's layers (down and mid blocks),"
-            " 0.428 and 1 it hides few of these pictures: the memory of this small model lies in"
-            " the up blocks too, and spreads over a fifth of the value neurons where Stable"
-            " Diffusion's"
-            f" sits in a handful. Wanda marks {100 * wanda['sparsity']:g} % of each row per step,"
-            f" over {wanda['steps']} steps.",
+            f"NeMo searches all value layers with threshold {nemo['threshold']:g} and lowers theta"
+            f" to {nemo['theta_end']:g}. With the paper's settings (down and mid blocks, threshold"
+            " 0.428, theta to 1) it hides few of these images. The memory of this small model also"
+            " lies in the up blocks and spreads over a fifth of the value neurons; in Stable"
+            " Diffusion it lies in a few neurons. Wanda marks"
+            f" {100 * wanda['sparsity']:g} % of each row per step, over {wanda['steps']} steps.",
             "",
         ]
     )

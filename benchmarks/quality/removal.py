@@ -1,12 +1,12 @@
-"""Does fine-tuning remove, or only hide? On the embedded model, under attacks it never saw.
+"""Removal by fine-tuning, tested on the embedded model under attacks unseen in training.
 
-The photographs that the model reproduces were trained away as `recipes.training.finetuned`
-does it. The pruned and the fine-tuned model are attacked from the prompts and from Gaussian starts,
-with draws and seeds that training never saw, beside never-trained pictures at the same budgets;
-`prediction` is the stronger attack, which injects what the model never saw as well. What it finds
-on the pruned model is tried on the fine-tuned one too: a model that only misleads attacks on itself
-would still draw the pictures from there. Quality is compared on held-out pairs. Every attack is
-kept in `--work`: an interrupted run goes on there.
+Fine-tuning removes the photographs that the model replicates. The pruned and the fine-tuned model
+are attacked from the prompts and from Gaussian starts, with draws and seeds that training did not
+use. Controls, images never trained on, are attacked at the same budgets. `prediction` is the
+stronger attack, which also injects images that the model never saw. Triggers found on the pruned
+model are replayed on the fine-tuned one: a model that only misleads attacks on itself would still
+draw the images from them. Quality is compared on held-out pairs. `--work` keeps every attack; the
+same call resumes an interrupted run.
 
     python -m benchmarks.quality.removal --work removal --finetuned DIR
 """
@@ -33,19 +33,19 @@ from dori_fast.evaluate import quality, replication
 from dori_fast.finetune import Adversarial
 from recipes.training.finetuned import retrain
 
-# seeds of the generations and draws of the attacks that no training step has seen
+# first seed of the drawn images and seed of the attacks; no training step used them
 FIRST_SEED, ATTACK_SEED = 100, 4242
 ATTACKS: dict[str, dict[str, Any]] = {"min-snr": ATTACK, "prediction": {"objective": "prediction"}}
 STARTS = ("prompt", "gaussian")
 
 
 def held_out(kind: str) -> list[df.demo.DemoImage]:
-    """Never-trained pictures: "control" ones to attack, "composition" ones for the quality."""
+    """Images never trained on: kind "control" to attack, "composition" to compare quality."""
     return [p for p in df.demo.images("held_out") if p.kind == kind]
 
 
 def images_of(pictures: Sequence[df.demo.DemoImage]) -> np.ndarray:
-    """uint8 [P, H, W, 3]."""
+    """Images as uint8 [P, H, W, 3]."""
     return np.stack([p.image for p in pictures])
 
 
@@ -55,7 +55,7 @@ def copies(
     pictures: Sequence[df.demo.DemoImage],
     seeds: int,
 ) -> dict[str, Any]:
-    """Share of copies among the images, with its interval, and their mean similarity."""
+    """Replication rate with its interval, and mean similarity."""
     drawn_from = range(FIRST_SEED, FIRST_SEED + seeds)
     found = replication(model, condition, images_of(pictures), seeds=drawn_from, **GENERATION)
     rate = found.rate
@@ -75,7 +75,7 @@ def under_attack(
     seeds: int,
     replay: df.Denoiser | None = None,
 ) -> dict[str, Any]:
-    """Copies after fresh attacks, by number of steps; and what ``replay`` draws from the same."""
+    """Copies after fresh attacks by number of steps; "replayed" are copies drawn by ``replay``."""
     attack = Dori(max(budgets), **how, seed=ATTACK_SEED, checkpoints=budgets)
     prompts = [p.prompt for p in at]
     ids = [f"fresh {i}" for i in range(len(at))]
@@ -88,7 +88,7 @@ def under_attack(
 
 
 def kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the file holds, or else what is computed."""
+    """The content of a JSON file; it is computed and written first if it does not exist."""
     if not path.exists():
         path.write_text(json.dumps(compute()), encoding="utf-8")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -96,7 +96,7 @@ def kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train if need be, attack, record."""
+    """Train unless a model is given, attack, and write the results."""
     options = parse(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     tuned = Adversarial(options.steps)
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
         "attacks": [],
     }
     print(json.dumps(document["prompts"]), json.dumps(document["quality"]), flush=True)
-    # what hides gives in at the attack's own budget; larger ones are for what should hold
+    # pruning fails at the attack's own budget; larger budgets are for the fine-tuned model
     before = [n for n in options.budgets if n <= 50]
     attacked: tuple[tuple[str, df.Denoiser, str, list[df.demo.DemoImage], list[int]], ...] = (
         ("fine-tuned", fixed, "memorized", chosen, options.budgets),
@@ -156,16 +156,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quality.removal", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder of what was computed")
-    parser.add_argument("--finetuned", help="a fine-tuned model; it is trained if not given")
-    parser.add_argument("--images", type=int, help="of them so many; all if not given")
     parser.add_argument(
-        "--steps", type=int, default=Adversarial().steps, help="updates of the weights"
+        "--work", type=Path, required=True, help="folder for checkpoints and attacks"
     )
-    parser.add_argument("--drawn", type=int, default=DRAWN, help="retained pairs it draws itself")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 150])
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--results", type=Path, default=removal_page.RESULTS)
+    parser.add_argument("--finetuned", help="fine-tuned model; default: train one")
+    parser.add_argument("--images", type=int, help="number of photographs; default: all")
+    parser.add_argument("--steps", type=int, default=Adversarial().steps, help="fine-tuning steps")
+    parser.add_argument("--drawn", type=int, default=DRAWN, help="retained pairs to draw")
+    parser.add_argument(
+        "--budgets", type=int, nargs="+", default=[25, 50, 150], help="attack steps"
+    )
+    parser.add_argument("--seeds", type=int, default=4, help="seeds per embedding")
+    parser.add_argument("--results", type=Path, default=removal_page.RESULTS, help="output file")
     return parser.parse_args(arguments)
 
 

@@ -1,11 +1,11 @@
-"""Does an attack bring back what pruning hid, and only that? On the embedded model, with controls.
+"""Retrieval of pruned images by an attack on the embedded model, with controls.
 
-Photographs that the model reproduces are drawn from their prompts by the model, by its pruned
-versions (a mask for each prompt), and from the embeddings that the attack finds on each of them.
-The controls are pictures that no training step saw, attacked at the same budget on the same models,
-each under the mask of one memorized prompt. Then triggers of one photograph are compared, by
-`benchmarks.quality.locality`. Every arm is kept in `--work`: an interrupted run goes on there;
-begin with an empty folder after a change.
+The model and its pruned versions (a mask per prompt) draw the photographs that the model
+replicates, first from their prompts and then from the embeddings that the attack finds on each
+model. Controls are images that no training step saw. They are attacked at the same budget on the
+same models, each under the mask of one memorized prompt. Then `benchmarks.quality.locality`
+compares triggers of one photograph. `--work` keeps every arm; the same call resumes an interrupted
+run. Use an empty folder after a change of settings.
 
     python -m benchmarks.quality.retrieval
 """
@@ -35,16 +35,16 @@ from dori_fast.models import NeuronMask, WeightMask
 
 START, BUDGET = "prompt", 50
 CURVE = (0, 1, 10, 25, 50, 100, 150)
-# pictures of each set at most
+# most images of each set
 AT_MOST = {"memorized": 21, "control": 23, "composition": 14}
 SEEDS, CONTROL_SEEDS, CURVE_SEEDS, SHOWN = 10, 5, 3, 2
-# every so-manieth picture has a curve; those served to choose start and objective, too
+# every third image has a curve; these images also served to choose start and objective
 EVERY = 3
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One set of pictures attacked on one model: for the verdict, or for the curve."""
+    """One set of images attacked on one model, for the verdict or for the curve."""
 
     pictures: str
     model: str
@@ -52,19 +52,19 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """What it is called in the results."""
+        """Name of the arm in the results."""
         return f"{self.pictures}-{self.model}-{'curve' if self.curve else 'verdict'}"
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """After how many steps it is judged; 0 is the prompt itself."""
+        """Numbers of steps after which the arm is judged; 0 is the prompt itself."""
         if self.curve:
             return CURVE
         return (0, BUDGET) if self.pictures == "memorized" else (BUDGET,)
 
     @property
     def seeds(self) -> int:
-        """Pictures drawn from each embedding."""
+        """Number of images drawn from each embedding."""
         if self.curve:
             return CURVE_SEEDS
         return SEEDS if self.pictures == "memorized" else CONTROL_SEEDS
@@ -84,7 +84,7 @@ ARMS = (
 
 
 class Study:
-    """Pictures, model and masks; what is computed is kept in a folder."""
+    """Images, model and masks, with a folder that keeps computed arms."""
 
     def __init__(self, work: Path) -> None:
         self.work, self.model = work, df.load("demo", device="cpu")
@@ -95,7 +95,7 @@ class Study:
         self.pictures = {name: of[: AT_MOST[name]] for name, of in pictures.items()}
 
     def masks(self, method: str) -> NeuronMask | WeightMask:
-        """A mask for each memorized prompt."""
+        """One mask per memorized prompt, computed once."""
         path = self.work / f"{method}.safetensors"
         if not path.exists():
             prompts = [p.prompt for p in self.pictures["memorized"]]
@@ -103,18 +103,18 @@ class Study:
         return NeuronMask.load(path) if method == "nemo" else WeightMask.load(path)
 
     def view(self, model: str, rows: Sequence[int]) -> df.Denoiser:
-        """The model, with row i under the mask of memorized prompt i, and so on in turn."""
+        """The model with row i under the mask of memorized prompt i, cycling through the masks."""
         if model == "unpruned":
             return self.model
         masks = self.masks(model)
         return self.model.masked(masks.in_turn(rows))
 
     def kept(self, arm: Arm) -> Path:
-        """The file of an arm."""
+        """The file that keeps an arm."""
         return self.work / f"{arm.name}.npz"
 
     def run(self, arm: Arm) -> dict[str, NDArray[Any]]:
-        """Similarities [P, S] by steps, and some pictures [P, SHOWN, H, W, 3]."""
+        """Similarities [P, S] and some images [P, SHOWN, H, W, 3], by steps."""
         path = self.kept(arm)
         if path.exists():
             with np.load(path) as file:
@@ -142,7 +142,7 @@ class Study:
         return results
 
     def setting(self) -> dict[str, Any]:
-        """What was run, as plain JSON."""
+        """Settings of the run, as plain JSON."""
         nemo = {key: value for key, value in NEMO.config().items() if key != "statistics"}
         return {
             "attack": {**Dori(**ATTACK).config(), "start": START, "steps": BUDGET},
@@ -156,12 +156,14 @@ class Study:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Attack, judge, record."""
+    """Attack, judge, and write the results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quality.retrieval", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--work", type=Path, default=Path("build/retrieval"))
-    parser.add_argument("--arms", type=int, default=len(ARMS), help="stop after so many new ones")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/retrieval"), help="folder for arms"
+    )
+    parser.add_argument("--arms", type=int, default=len(ARMS), help="most new arms to compute")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     study, results, new = Study(options.work), {}, 0

@@ -1,9 +1,8 @@
-"""Times `dori-fast demo` at its own size and draws its story for the README.
+"""Time of `dori-fast demo` at full size, and the README's figure of its story.
 
     python -m benchmarks.quality.story --out build/story
 
-Run it on an idle machine. A folder that holds a story already is refused: there would be nothing
-left to time.
+Run it on an idle machine with an output folder that holds no story yet.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from dori_fast.report.figures.grid import Group, image_grid
 
 ROOT = Path(__file__).parents[2]
 RESULTS = harness.RESULTS / "quality" / "story.json"
-PICTURE = ROOT / "docs" / "story.png"
-# arm and whether after the attack, by the column's title
+FIGURE = ROOT / "docs" / "story.png"
+# arm, and True after the attack, by title of the column
 COLUMNS = {
     "replicated": ("unpruned", False),
     "hidden": ("wanda", False),
@@ -41,19 +40,19 @@ SHOWN = 8
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a .npz."""
+    """All arrays of a .npz file."""
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
 
 
 def after(arm: dict[str, np.ndarray], attacked: bool) -> str:
-    """The step that an arm was judged after, as in its arrays' names."""
+    """The number of steps in the names of an arm's arrays; "0" before the attack."""
     steps = sorted(int(key.split()[1]) for key in arm if key.startswith("similarity "))
     return str(steps[-1] if attacked else 0)
 
 
 def figures(folder: Path) -> dict[str, dict[str, list[float]]]:
-    """Shares of copies among images, [value, low, high], by set and column."""
+    """Replication rates, [value, low, high], by set and column."""
     found: dict[str, dict[str, list[float]]] = {"memorized": {}, "control": {}}
     for which, columns in found.items():
         for title, (model, attacked) in COLUMNS.items():
@@ -67,7 +66,7 @@ def figures(folder: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def draw(folder: Path, path: Path) -> None:
-    """The first photographs, one below the other: the original and what each model draws."""
+    """Write a grid of the first photographs: the original, and the images of each model."""
     originals = arrays(folder / "originals.npz")["memorized"][:SHOWN]
     groups = [Group("original", originals[:, None])]
     for title, (model, attacked) in COLUMNS.items():
@@ -78,7 +77,7 @@ def draw(folder: Path, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Tell, time, draw."""
+    """Run the demo, time it, and write the results and the figure."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quality.story", description=(__doc__ or "").splitlines()[0]
     )
@@ -98,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         "copies": figures(options.out),
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw(options.out, PICTURE)
+    draw(options.out, FIGURE)
     print(f"{page}: {results['seconds']:.0f} s, {results['cpu_seconds']:.0f} CPU seconds")
     return 0
 

@@ -1,11 +1,11 @@
-"""A stock pipeline against the same under `df.accelerate`: drawing, and scoring as Wen et al. do.
+"""A stock pipeline with and without `df.accelerate`: drawing, and Wen et al.'s scoring.
 
-Drawing is a whole call, pictures decoded; both must give the same pictures. Scoring is the first
-step's norm for four images of every prompt: as the released script has it, a whole call per prompt
-with the norms taken one by one and the pictures thrown away; under `scan_steps=1`, a call per
-prompt; and all prompts in one call from the same latents, which share the unconditional half. The
-three must give the same scores. Ways are interleaved; evaluations are rows that enter the UNet's
-first convolution, counted apart from the clock.
+Drawing is a whole call with decoded images; both sides must return the same images. Scoring takes
+the first step's norm for four images of every prompt, in three ways that must return the same
+scores. The released script runs a whole call per prompt, fetches the norms one by one and discards
+the images. Under `scan_steps=1` there is one call per prompt. Or one call takes all prompts from
+the same latents, which share the unconditional half. The ways are interleaved. Evaluations are
+rows that enter the UNet's first convolution, counted separately from the timing.
 
     python -m benchmarks.speed.accelerate
 """
@@ -31,28 +31,28 @@ from benchmarks.peak import peak_megabytes
 
 RESULTS = harness.RESULTS / "quality" / "accelerate.json"
 IMAGES, STEPS = 4, 50
-# the scores of ways that batch differently agree but for rounding
+# tolerance for rounding: the ways batch differently
 CLOSE = {"rtol": 1e-4, "atol": 0.0}
 
 
 def stock_pipeline(source: str) -> Any:
-    """The pipeline of a diffusers directory, as a script would open it."""
+    """The pipeline of a diffusers directory, opened as in a script."""
     pipe = StableDiffusionPipeline.from_pretrained(source)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def draw(pipe: Any, prompt: str, latents: Tensor) -> Any:
-    """Pictures [S, H, W, 3] of one prompt by a whole call."""
+    """Images [S, H, W, 3] of one prompt by a whole call."""
     options = {"num_images_per_prompt": len(latents), "latents": latents.clone()}
     return pipe(prompt, num_inference_steps=STEPS, output_type="np", **options).images
 
 
 def released(pipe: Any, prompts: list[str], latents: Tensor) -> Tensor:
-    """First-step norms [P, S] as Wen's script takes them, but for its fork of the pipeline.
+    """First-step norms [P, S] by the procedure of Wen's script, without its fork of the pipeline.
 
-    Both kinds of norm of every image and step are moved to the host one by one, the whole call
-    runs, and its pictures are decoded.
+    Both norms of every image and step are fetched one by one, the whole call runs, and its images
+    are decoded.
     """
     found: list[list[float]] = []
 
@@ -75,7 +75,7 @@ def released(pipe: Any, prompts: list[str], latents: Tensor) -> Tensor:
 
 
 def one_by_one(pipe: Any, prompts: list[str], latents: Tensor) -> Tensor:
-    """The same under scan_steps=1, a call per prompt."""
+    """The same norms under scan_steps=1, one call per prompt."""
     scores = []
     for prompt in prompts:
         options = {"num_images_per_prompt": len(latents), "latents": latents.clone()}
@@ -85,7 +85,7 @@ def one_by_one(pipe: Any, prompts: list[str], latents: Tensor) -> Tensor:
 
 
 def together(pipe: Any, prompts: list[str], latents: Tensor) -> Tensor:
-    """The same under scan_steps=1, one call."""
+    """The same norms under scan_steps=1, one call for all prompts."""
     options = {
         "num_images_per_prompt": len(latents),
         "latents": latents.repeat(len(prompts), 1, 1, 1),
@@ -96,7 +96,7 @@ def together(pipe: Any, prompts: list[str], latents: Tensor) -> Tensor:
 
 @contextmanager
 def counted(unet: Any) -> Iterator[list[int]]:
-    """Rows of every run of the UNet's first convolution; a hook would switch savings off."""
+    """Count rows of the UNet's first convolution; a hook instead would switch savings off."""
     rows: list[int] = []
     forward = unet.conv_in.forward
 
@@ -114,11 +114,11 @@ def counted(unet: Any) -> Iterator[list[int]]:
 def compare(
     unet: Any, ways: dict[str, Callable[[], Any]], prompts: int, rounds: int, timer: harness.Timer
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What each way answers, its evaluations and seconds per prompt, and its memory."""
-    answers, evaluations = {}, {}
+    """Results by way; and evaluations, seconds and peak memory by way."""
+    results, evaluations = {}, {}
     for name, call in ways.items():
         with counted(unet) as rows:
-            answers[name] = call()
+            results[name] = call()
         evaluations[name] = sum(rows) / prompts
     samples = harness.interleave(ways, timer, rounds)
     peaks = {name: peak_megabytes(call) for name, call in ways.items()}
@@ -128,29 +128,29 @@ def compare(
             "evaluations_per_prompt": evaluations[name],
             "peak_megabytes": peaks[name],
             "seconds_per_prompt": median(samples[name]) / prompts,
-            # each round's own ratio, so that a slow moment of the machine falls out
+            # a ratio per round, so that a slow moment of the machine cancels
             "times_faster": median(
                 a / b for a, b in zip(samples[first], samples[name], strict=True)
             ),
         }
         for name in ways
     }
-    return answers, figures
+    return results, figures
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draw and score both ways, compare, record."""
+    """Draw and score in all ways, compare, and write the results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed.accelerate", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--prompts", type=int, default=4, help="memorized prompts to score")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--no-write", action="store_true", help="leave the results alone")
+    parser.add_argument("--no-write", action="store_true", help="do not write results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     prompts = [prompt for prompt, _ in df.demo.pairs("memorized")[: options.prompts]]
     stock = stock_pipeline(df.demo.path())
-    # the same modules: they are touched within the accelerated pipelines' own calls alone
+    # sharing the modules is safe: accelerated pipelines change them only during their own calls
     fast, scan = (StableDiffusionPipeline(**stock.components) for _ in range(2))
     for pipe in (fast, scan):
         pipe.set_progress_bar_config(disable=True)
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     latents = df.load("demo", device="cpu").noise(range(IMAGES))
     timer = harness.wall_seconds
 
-    pictures, drawing = compare(
+    images, drawing = compare(
         stock.unet,
         {
             "stock": lambda: draw(stock, prompts[0], latents),
@@ -180,12 +180,12 @@ def main(arguments: list[str] | None = None) -> int:
         options.rounds,
         timer,
     )
-    # the embedded model answers the sample; the released code knows noise alone
+    # the embedded model predicts the sample; the released code assumes epsilon
     kind = stock.scheduler.config.prediction_type
     alpha_bar = stock.scheduler.alphas_cumprod[scan.report.timesteps.long()].item()
     scale = (alpha_bar / (1 - alpha_bar)) ** 0.5 if kind == "sample" else 1.0
     expected = scores["released"] * scale
-    same = bool(np.array_equal(*pictures.values())) and all(
+    same = bool(np.array_equal(*images.values())) and all(
         torch.allclose(scores[name], expected, **CLOSE) for name in scores if name != "released"
     )
     result = {

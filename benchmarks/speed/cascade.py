@@ -1,10 +1,10 @@
-"""What a cascade saves and misses on the embedded model, against the full test and the peers.
+"""Savings and misses of a cascade on the embedded model, against the full test and the peers.
 
-Prompts are captions and their variants ("photo of ... 2015"): of sample captions for the clean
-ones, of pictures that the model reproduces for the memorized ones. Half of the captions calibrate,
-the others, with all their variants, are scanned: the speed on a list with 1 % memorized variants,
-the share kept on all memorized variants of the unseen half. Variants of a caption resemble each
-other, so the interval of that share is narrower than one over unrelated captions would be.
+Prompts are captions and variants of them ("photo of ... 2015"). Clean ones come from sample
+captions, memorized ones from images that the model replicates. Half of the captions calibrate; the
+other half and all its variants are scanned. Speed is measured on a list with 1 % memorized
+variants, and the share kept on all memorized variants of the unseen half. Variants of a caption are
+similar, so the interval of this share is narrower than for unrelated captions.
 
     python -m benchmarks.speed.cascade
 """
@@ -24,7 +24,7 @@ import torch
 
 import dori_fast as df
 from benchmarks import harness
-from benchmarks.peers import unet as peers
+from benchmarks.peers import wen as peers
 from benchmarks.speed.end_to_end import PROMPTS
 from dori_fast.demo.facts import reproduced
 from dori_fast.evaluate import Interval
@@ -40,33 +40,33 @@ _AFTER = ("", " 2015", " #3", " | 10", " photo", " !", " ...", " .", " - 24", " 
 
 
 def variants(captions: list[str]) -> list[str]:
-    """Each caption with every beginning and ending."""
+    """Each caption with every prefix and suffix."""
     return [f"{a}{c}{b}" for c, a, b in product(captions, _BEFORE, _AFTER)]
 
 
 def halves(captions: list[str]) -> tuple[list[str], list[str]]:
-    """Every other caption, and the rest."""
+    """Even and odd captions."""
     return captions[::2], captions[1::2]
 
 
 def clean_captions() -> list[str]:
-    """Sample captions that are not memorized ones."""
+    """Distinct sample captions that are not memorized."""
     with PROMPTS.open(newline="", encoding="utf-8") as file:
         rows = [r for r in csv.DictReader(file) if r["kind"] != "memorized" and r["prompt"]]
     return list(dict.fromkeys(row["prompt"] for row in rows))
 
 
 def kept(positive: torch.Tensor, used: torch.Tensor) -> Interval:
-    """Share of the full test's positives that got every seed."""
+    """Share of the full test's positives that the cascade scored with every seed."""
     hits = int((positive & (used == SEEDS)).sum())
     return clopper_pearson(hits, int(positive.sum()))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Calibrate, check, time and record."""
+    """Calibrate, check, time, and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.cascade")
-    parser.add_argument("--keep", type=float, default=0.99)
-    parser.add_argument("--fpr", type=float, default=0.01)
+    parser.add_argument("--keep", type=float, default=0.99, help="share of positives to keep")
+    parser.add_argument("--fpr", type=float, default=0.01, help="false-positive rate")
     parser.add_argument("--prompts", type=int, default=2000, help="length of the timed list")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)

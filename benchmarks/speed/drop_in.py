@@ -1,14 +1,14 @@
-"""Peers' released functions against the same after `df.patch`, in turn, a process for each peer.
+"""Peers' released functions before and after `df.patch`, in turn, one process per peer.
 
     python -m benchmarks.speed.drop_in --peers DIR
 
-DIR holds checkouts named wen, nemo, sail and unlearndiffatk. Each has a row for its own script,
-unmodified (`benchmarks/peers/scripts.py`), where what that imports is there, and for its functions.
-Models are the embedded one (Wen) and random UNets in the layout of SD 1.x. What the released code
-needs on a CPU is set up here, for both sides alike: `Tensor.cuda` does nothing (NeMo), and
-attention is unfused while it is differentiated (SAIL), as the released code has it on a GPU.
-Released functions are called with `df.patch`'s import shims in place where they no longer import
-(Wen). Seconds are CPU time of one thread, memory is what tensors take at the peak of a call.
+DIR holds checkouts named wen, nemo, sail and unlearndiffatk. Each peer has a row for its unmodified
+script (`benchmarks/peers/scripts.py`), if the script's imports are installed, and rows for its
+functions. Models are the embedded one (Wen) and random UNets in SD 1.x's layout. On a CPU both
+sides get the same substitutes: `Tensor.cuda` does nothing (NeMo), and attention is unfused while it
+is differentiated (SAIL), as in the released code on a GPU. Released functions that no longer import
+are called with `df.patch`'s import shims in place (Wen). Seconds are CPU time of one thread. Memory
+is the peak of a call's tensors.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from benchmarks.peers.models import base, checkout, sd_unet, unfused
 RESULTS = harness.RESULTS / "quality" / "drop_in.json"
 PROMPT = "a photo of a key"
 ROUNDS = 3
-# one round for the memory, which is recorded in a process of its own: afterwards the allocator has
-# grown, and code that allocates much runs faster than in a script
+# memory is recorded for one round in a process of its own: recording grows the allocator, and code
+# that allocates much then runs faster than in a script
 MEMORY = False
-# of SAIL's scores in float32, whose derivatives are summed in another order
+# tolerance of SAIL's float32 scores, whose derivatives are summed in another order
 SAME_SCORE = 1e-5
-# of Wen's embeddings and slopes, relative, whose batches are of another size
+# relative tolerance of Wen's embeddings and gradients, whose batches have another size
 SAME_SLOPE = 1e-5
 
 
 class Counter:
-    """UNet samples and CPU seconds of calls."""
+    """Counts UNet samples and CPU seconds of calls."""
 
     def __init__(self, unet: Any) -> None:
         self.samples, self._unet = 0, unet
 
     def run(self, call: Callable[[], Any]) -> tuple[Any, int, float]:
-        # at the class, since a hook of the UNet's own is what the swap must not find
+        # replaced in the class: a hook on the UNet itself would change what the patch does
         kind, before, began = type(self._unet), self.samples, 0.0
         forward = kind.forward
 
@@ -72,7 +72,7 @@ class Counter:
 
 
 def compare(unet: Any, released: Callable[[], Any], ours: Callable[[], Any]) -> dict[str, Any]:
-    """Both in turn: results, samples, the median ratio of seconds; or of one round the memory."""
+    """Run both in turn: results, samples, and the median ratio of seconds or the peak memory."""
     ratios, counter = [], Counter(unet)
     for _ in range(ROUNDS):
         theirs = counter.run(released)
@@ -91,7 +91,7 @@ def compare(unet: Any, released: Callable[[], Any], ours: Callable[[], Any]) -> 
 
 
 def wen(folder: Path) -> dict[str, Any]:
-    """One prompt, four images, 50 steps, against its first step: equal to the bit."""
+    """One prompt, four images: 50 steps against the first step alone; norms equal bit by bit."""
     with checkout(folder):
         df.patch("wen", scan_steps=1)
         try:
@@ -115,7 +115,7 @@ def wen(folder: Path) -> dict[str, Any]:
 
 
 def wen_gradients(folder: Path, name: str) -> dict[str, Any]:
-    """One prompt, four images: the embedding that mitigation finds, or its tokens' slopes."""
+    """One prompt, four images: the embedding of Wen's mitigation, or its tokens' gradients."""
     with checkout(folder):
         df.patch("wen")
         try:
@@ -139,7 +139,7 @@ def wen_gradients(folder: Path, name: str) -> dict[str, Any]:
 
 
 def nemo(folder: Path) -> dict[str, Any]:
-    """Candidates and refinement of one prompt: the same lists of neurons."""
+    """Candidates and refinement of one prompt: equal lists of neurons."""
     pipe, seeds = base(), torch.arange(10) < 3
     unet = sd_unet(8, 64, pipe.unet.config.cross_attention_dim, values=6)
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="epsilon")
@@ -221,12 +221,12 @@ RUNS: dict[str, tuple[Callable[[Path], dict[str, Any]], ...]] = {
 }
 PEERS = (*RUNS, "unlearndiffatk")
 PEAKS = ("released_peak_megabytes", "ours_peak_megabytes")
-# the peers' scripts print as well
+# prefix of our lines: the peers' scripts print too
 _MARK = "row: "
 
 
 def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
-    """A peer's script and functions; what cannot be imported says what it lacks."""
+    """Rows of a peer's script and functions; a script that cannot be imported gives the reason."""
     try:
         if name == "unlearndiffatk":
             return peer_unlearning.compare(folder, ROUNDS, MEMORY)
@@ -237,7 +237,7 @@ def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def in_a_new_process(name: str, peers: Path) -> list[dict[str, Any]]:
-    """A peer's rows with the memory beside the seconds, each from a process of its own."""
+    """A peer's rows with seconds and memory, each measured in a process of its own."""
     found = []
     for options in ([], ["--memory"]):
         command = [
@@ -260,13 +260,13 @@ def in_a_new_process(name: str, peers: Path) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run, compare, record."""
+    """Run, compare, and write the results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed.drop_in", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--peers", type=Path, required=True, help="folder of the checkouts")
-    parser.add_argument("--only", choices=sorted(PEERS), help="one of them; nothing is written")
-    parser.add_argument("--memory", action="store_true", help="its memory in place of its seconds")
+    parser.add_argument("--peers", type=Path, required=True, help="folder of checkouts")
+    parser.add_argument("--only", choices=sorted(PEERS), help="one peer; write no file")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead of seconds")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []

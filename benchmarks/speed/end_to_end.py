@@ -1,9 +1,9 @@
-"""Prompts per second of the scan's scoring against the peers' way, interleaved in one run.
+"""Prompts per second of a scan's scoring against the peers' procedure, interleaved in one run.
 
-`eager` is the papers' code path, `cfg_batched` the same batched over prompts, `uncond_shared` ours
-with the network called whole, `dori_fast` ours. The others are ours with the named switch of
-`df.load` on and the rest off, or with all off (`dori_fast_plain`). All score the same prompts on
-the same noise, and their scores are compared before anything is timed.
+`eager` is the papers' code path. `cfg_batched` is the same, batched over prompts. `uncond_shared`
+is ours without sharing inside the network. `dori_fast` is ours with defaults; the other providers
+have only the named switch of `df.load` on, or none (`dori_fast_plain`). All score the same prompts
+on the same noise, and their scores are compared before timing.
 
     python -m benchmarks.speed.end_to_end --model demo
     python -m benchmarks.speed.end_to_end --model demo --providers switches
@@ -28,17 +28,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dori_fast as df
 from benchmarks import harness
-from benchmarks.ops.ceilings import Ceilings
-from benchmarks.peers import unet as peers
+from benchmarks.ceilings import Ceilings
+from benchmarks.peers import wen as peers
 
 PROMPTS = Path(df.__file__).parent / "demo" / "sample_prompts.csv"
-# sd14: the real architecture at random weights; sd14-narrow: every layer of its UNet, thin
+# sd14: the real architecture with random weights; sd14-narrow: the same layers, narrow
 _RANDOM = {
     "sd14": {},
     "sd14-narrow": {"unet_width": 32, "latent_side": 16, "text_layers": 1},
 }
 _WAYS = ("eager", "cfg_batched", "uncond_shared", "dori_fast")
-# by provider: what is switched on
+# switch that is on, by provider
 _SWITCHES = {
     "dori_fast_plain": None,
     "dori_fast_channels_last": "channels_last",
@@ -49,10 +49,7 @@ _SWITCHES = {
 
 @dataclass(frozen=True)
 class Work:
-    """One scoring job: the model with and without sharing, its prompts and its noise.
-
-    `load` loads the model again, with other options.
-    """
+    """A model, its prompts and its noise; `load` loads the model again with other options."""
 
     model: df.Denoiser
     load: Callable[..., df.Denoiser]
@@ -62,7 +59,7 @@ class Work:
     detector: Any
 
     def providers(self, names: list[str]) -> dict[str, Callable[[], Tensor]]:
-        """Each way to the scores [P] as a call."""
+        """Calls that return the scores [P], by provider."""
         job = (self.model, self.prompts, self.noise, self.timestep)
 
         def ours(model: df.Denoiser) -> Callable[[], Tensor]:
@@ -83,14 +80,14 @@ class Work:
 
 
 def sample_prompts(n: int) -> list[str]:
-    """The first n distinct prompts of the shipped sample; none is empty, whose score is 0."""
+    """The first n distinct prompts of the shipped sample; empty ones are left out: they score 0."""
     with PROMPTS.open(newline="", encoding="utf-8") as file:
         prompts = dict.fromkeys(row["prompt"] for row in csv.DictReader(file) if row["prompt"])
     return list(prompts)[:n]
 
 
 def prepare(options: argparse.Namespace) -> Work:
-    """Load the model; a random one's weights are shared wherever they are laid out alike."""
+    """Load the model; random weights are shared between loads with the same memory layout."""
     source: Any = options.model
     how = {"device": options.device, "dtype": options.dtype, "batch_size": options.batch_size}
     if source in _RANDOM:
@@ -118,11 +115,14 @@ def prepare(options: argparse.Namespace) -> Work:
 
 
 def check(work: Work, providers: dict[str, Callable[[], Tensor]]) -> None:
-    """Refuse to time what does not compute the peers' scores.
+    """Compare every provider's scores with the peers'.
 
-    Rounding inside the network puts noise on the difference of two predictions that is relative to
-    their norm, not to the score: a few units of a half type's precision. In float32 scores agree to
-    1e-5, or, where a score is a thousandth of the norm, to a tenth of a unit of the norm.
+    Rounding in the network makes the difference of two predictions noisy relative to their norm,
+    not to the score: by a few units of precision in a half type. In float32, scores agree to 1e-5,
+    or to a tenth of a unit of the norm where a score is a thousandth of the norm.
+
+    Raises:
+        SystemExit: a provider's scores differ by more.
     """
     expected, eps_norm = peers.scores(work.model, work.prompts, work.noise, work.timestep)
     units = 4 if work.model.dtype in (torch.float16, torch.bfloat16) else 0.1
@@ -138,7 +138,7 @@ def check(work: Work, providers: dict[str, Callable[[], Tensor]]) -> None:
 
 
 def flops_per_prompt(work: Work) -> int:
-    """Counted operations of our way, the fewest that give these scores, padding left out."""
+    """Operations per prompt of ours, without padding: the fewest that give these scores."""
     batch, work.model.batch_size = work.model.batch_size, work.noise.shape[0]
     with FlopCounterMode(display=False) as counter:
         work.detector.score(work.model, work.prompts)
@@ -147,7 +147,7 @@ def flops_per_prompt(work: Work) -> int:
 
 
 def describe(times: dict[str, list[float]], prompts: int, flops: int, rate: float) -> None:
-    """Print what each provider reaches."""
+    """Print each provider's rate and speed-up."""
     for name, seconds in times.items():
         ratios = sorted(e / s for e, s in zip(times["eager"], seconds, strict=True))
         per_second = prompts / median(seconds)
@@ -177,10 +177,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         choices=(*_WAYS, *_SWITCHES, "switches"),
         default=list(_WAYS),
         metavar="NAME",
-        help=f"of {', '.join((*_WAYS, *_SWITCHES))}; switches: all of the last that run here",
+        help=f"providers: {', '.join((*_WAYS, *_SWITCHES))}; or switches: dori_fast and all"
+        " switches that run on the device",
     )
-    parser.add_argument("--batch-size", type=int, help="UNet samples at a time; the model's own")
-    parser.add_argument("--no-write", action="store_true", help="leave the results alone")
+    parser.add_argument("--batch-size", type=int, help="UNet samples; default: the model's")
+    parser.add_argument("--no-write", action="store_true", help="do not write results")
     parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder of the CSV")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("float16" if options.device == "cuda" else "float32")
@@ -193,7 +194,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check, time and record."""
+    """Check, time and write rows."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     work = prepare(options)

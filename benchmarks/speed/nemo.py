@@ -1,9 +1,9 @@
 """NeMo's search against its released procedure, prompt by prompt, interleaved in one run.
 
-Both search all value layers of the embedded model for the photographs that it reproduces, with the
-released code's settings; their decisions are compared before anything is reported. `one by one` is
-our search with one mask at a time, the fewest evaluations that the greedy's decisions need and what
-a CPU does by default; `speculative` scores up to six masks at once, as a GPU does.
+Both search all value layers of the embedded model for the photographs that it replicates, with the
+released code's settings. Their decisions are compared before any result is written. `one by one` is
+our search with one mask at a time: it needs the fewest evaluations and is the default on a CPU.
+`speculative` scores up to six masks at once, the default on a GPU.
 
     python -m benchmarks.speed.nemo
 """
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt; seconds are CPU time of one thread, which other processes do not stretch."""
+    """Search of one prompt; seconds are CPU time of one thread."""
 
     prompt: str
     candidates: int
@@ -56,7 +56,7 @@ def _timed(run: Callable[[], T]) -> tuple[T, float]:
 
 
 def compare(model: df.Denoiser, statistics: NeuronStatistics, prompt: str, ours_first: bool) -> Row:
-    """Search one prompt both ways."""
+    """Search one prompt by both procedures and compare their decisions."""
     nemo = NeMo(statistics, layers="all", mode="reference")
     one_by_one, speculative = (
         NeMo(statistics, layers="all", mode="reference", width=width).search(model, prompt)
@@ -77,12 +77,12 @@ def compare(model: df.Denoiser, statistics: NeuronStatistics, prompt: str, ours_
     found, seconds = _timed(lambda: nemo.search(model, prompt))
     if ours_first:
         seconds_released = _timed(peer.run)[1]
-    answers = [(f.seeds, f.initial, f.refined) for f in (found, one_by_one, speculative, peer)]
+    decisions = [(f.seeds, f.initial, f.refined) for f in (found, one_by_one, speculative, peer)]
     return Row(
         prompt,
         sum(map(len, found.initial)),
         sum(map(len, found.refined)),
-        all(answer == answers[0] for answer in answers),
+        all(decision == decisions[0] for decision in decisions),
         found.evaluations,
         speculative.evaluations,
         one_by_one.evaluations,
@@ -93,12 +93,12 @@ def compare(model: df.Denoiser, statistics: NeuronStatistics, prompt: str, ours_
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Search, compare, record."""
+    """Search, compare, and write the results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed.nemo", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--limit", type=int, help="photographs to search, by default all")
-    parser.add_argument("--no-write", action="store_true", help="leave the results alone")
+    parser.add_argument("--limit", type=int, help="number of photographs; default: all")
+    parser.add_argument("--no-write", action="store_true", help="do not write results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model = df.load("demo", device="cpu")

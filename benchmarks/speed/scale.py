@@ -1,11 +1,11 @@
-"""Memory, descriptors, commits and resume of scans of two million prompts.
+"""Memory, file descriptors, commit time and resume time of scans of two million prompts.
 
-Reader, ledger and writer are the scan's own; the detector is the fake of `speed/workers.py`.
-`paced`: about 0.2 ms a prompt, some ten times as fast as a GPU on SD 1.4, in shards of 10,000 rows.
-`free`: no time at all, in shards of 2,000, a thousand of them. Looked at about once a second:
-resident memory, whose slope is fitted after the first fifth of the rows, and open descriptors. A
-commit is all from a shard's table to its final name on the disk. The resume is the same call again,
-which checks every committed shard and reads the input past it.
+Reader, ledger and writer are the scan's own; the detector is the fake one of `speed/workers.py`.
+`paced` takes about 0.2 ms a prompt, ten times as fast as a GPU on SD 1.4, in shards of 10,000 rows.
+`free` takes no time, in a thousand shards of 2,000 rows. About once a second the benchmark reads
+the resident memory, whose slope is fitted after the first fifth of the rows, and the number of open
+descriptors. A commit lasts from a shard's table to its final name on the disk. The resume is the
+same call again: it checks every committed shard and skips its rows in the input.
 
     OMP_NUM_THREADS=1 python -m benchmarks.speed.scale
 """
@@ -40,7 +40,7 @@ WARM, GROUP = 0.2, 50_000
 
 
 def write_prompts(path: Path, rows: int) -> None:
-    """A file with an id and a prompt in every row: parquet, or CSV, as its name says."""
+    """Write rows of id and prompt; the suffix of the path selects parquet or CSV."""
     if path.suffix == ".csv":
         with path.open("w") as file:
             file.write("id,prompt\n")
@@ -55,7 +55,7 @@ def write_prompts(path: Path, rows: int) -> None:
 
 
 class Clock:
-    """Calls through to a function, and adds up the seconds that it took."""
+    """Calls a function and sums its seconds."""
 
     def __init__(self, function: Any) -> None:
         self._function, self.seconds = function, 0.0
@@ -69,7 +69,7 @@ class Clock:
 
 
 def measure(prompts: Path, rows: int, name: str) -> dict[str, Any]:
-    """A scan of so many rows, and the same call again."""
+    """Figures of a scan of `rows` prompts and of its resume."""
     (hashes, shard_size), model, process = CASES[name], df.load("demo"), psutil.Process()
     seen: list[tuple[int, int, int]] = []
 
@@ -110,7 +110,7 @@ def measure(prompts: Path, rows: int, name: str) -> dict[str, Any]:
 
 
 def within(found: dict[str, Any]) -> bool:
-    """Whether a case keeps its limits; what takes no time has no share for commits."""
+    """True if a case keeps its limits; the share of commits has no limit if scoring is free."""
     return bool(
         found["resident_mb_per_100k_rows"] <= 1
         and found["descriptors"][1] <= found["descriptors"][0]
@@ -120,14 +120,14 @@ def within(found: dict[str, Any]) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, record; 1 if a limit is passed."""
+    """Measure, print, and write the results; return 1 if a limit is exceeded."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed.scale", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--input", choices=("parquet", "csv"), default="parquet")
-    parser.add_argument("--work", type=Path, help="folder on the disk to measure")
-    parser.add_argument("--no-write", action="store_true", help="leave the results alone")
+    parser.add_argument("--work", type=Path, help="folder on the measured disk; default: temporary")
+    parser.add_argument("--no-write", action="store_true", help="do not write results")
     options = parser.parse_args(arguments)
     found = []
     with TemporaryDirectory(dir=options.work) as folder:

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.4's architecture at random weights: its costs without its download."""
+"""Stable Diffusion 1.4's architecture with random weights: its cost without its download."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _VAE = {
 
 
 def random_weights(build: Callable[[], Any], dtype: torch.dtype, device: str) -> Any:
-    """A module whose weights are drawn cheaply, each scaled by its fan-in."""
+    """A module with cheaply drawn weights, each scaled by its fan-in."""
     with torch.device("meta"):
         module = build()
     module = module.to(dtype).to_empty(device=device)
@@ -55,11 +55,10 @@ def random_pipeline(
     text_layers: int = TEXT_LAYERS,
     with_vae: bool = False,
 ) -> SimpleNamespace:
-    """What :func:`dori_fast.load` needs of a pipeline; the weights depend on the device alone.
+    """A pipeline for :func:`dori_fast.load`; its weights depend on the device only.
 
-    A smaller `unet_width` (a multiple of 32) or `latent_side` keeps every layer of the UNet and
-    makes it cheap.
-    The VAE is left on the meta device, without weights, unless asked for.
+    A smaller `unet_width` (a multiple of 32) or `latent_side` keeps every layer of the UNet but
+    makes it cheap. Without `with_vae` the VAE stays on the meta device and has no weights.
     """
     torch.manual_seed(0)
     width = unet_width
@@ -80,7 +79,7 @@ def random_pipeline(
         # the embedded model has CLIP's own vocabulary
         tokenizer=CLIPTokenizer.from_pretrained(df.demo.path() / "tokenizer"),
         vae=vae,
-        # the scheduler that SD 1.4 ships, not the one that the detectors use
+        # the scheduler of SD 1.4, which differs from the detectors'
         scheduler=PNDMScheduler(
             beta_start=0.00085,
             beta_end=0.012,

@@ -1,10 +1,10 @@
-"""Rows per second of a scan by one process, and by workers of each engine, interleaved in one run.
+"""Rows per second of a scan by one process and by each engine's workers, interleaved in one run.
 
-`fake` scores a prompt by hashing it for about 0.2 ms, 5,000 rows/s: some ten times as fast as a GPU
-would be on SD 1.4, so that reading, handing out and committing have to show; `demo` is Wen's
-detector on the embedded model; `free` takes no time, so that all there is to a shard of 2,048 rows
-is what the engine adds to it. A rate is taken between a fifth and nine tenths of the rows, when all
-workers are at work and none is starting. `dori_fast` in the results are the several workers.
+`fake` hashes a prompt for about 0.2 ms, 5,000 rows/s. That is ten times as fast as a GPU on SD 1.4,
+so the cost of reading, leasing and committing becomes visible. `demo` is Wen's detector on the
+embedded model. `free` takes no time, so a shard of 2,048 rows costs only what the engine adds. A
+rate is measured between a fifth and nine tenths of the rows, when no worker is starting or done.
+In the results, `dori_fast` means several workers.
 
     OMP_NUM_THREADS=1 python -m benchmarks.speed.workers
 """
@@ -32,7 +32,7 @@ HASHES = 600
 
 
 class Hashing:
-    """A detector that needs no network, but processor time as if it did."""
+    """A detector that uses CPU time but no network."""
 
     name = "hashing"
 
@@ -61,7 +61,7 @@ CASES: dict[str, tuple[Any, int, int]] = {
 
 
 def rate(model: df.Denoiser, detector: Any, prompts: Path, size: int, engine: str, n: int) -> float:
-    """Rows per second of n workers, in shards of ``size``."""
+    """Rows per second of n workers with shards of ``size`` rows."""
     seen: list[Progress] = []
     with TemporaryDirectory(dir=prompts.parent) as out:
         result = df.scan(
@@ -80,15 +80,15 @@ def rate(model: df.Denoiser, detector: Any, prompts: Path, size: int, engine: st
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Time, print and record."""
+    """Time, print and write rows."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed.workers", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="workers of each engine")
     parser.add_argument("--engines", nargs="+", choices=("local", "ray"), default=["local", "ray"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=sorted(CASES), help="one of them")
-    parser.add_argument("--no-write", action="store_true", help="leave the results alone")
+    parser.add_argument("--only", choices=sorted(CASES), help="one case; default: all")
+    parser.add_argument("--no-write", action="store_true", help="do not write results")
     options = parser.parse_args(arguments)
     model, several = df.load("demo", device="cpu"), options.workers
     results = []
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
             rates: dict[str, list[float]] = {way: [] for way in ways}
             for _ in range(options.rounds):
                 for way, (engine, n) in ways.items():
-                    # threads are shared out among local workers; an actor has as many as this
+                    # local workers share these threads; a Ray actor has this many
                     torch.set_num_threads(n if engine == "local" else 1)
                     rates[way].append(rate(model, detector, prompts, size, engine, n))
         for way, (engine, n) in ways.items():

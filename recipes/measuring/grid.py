@@ -1,4 +1,4 @@
-"""Draws the picture grid of the embedded model.
+"""Draws the image grid of the embedded model (step 6).
 
 python -m recipes.measuring.grid --out docs/demo_grid.png
 """
@@ -32,8 +32,8 @@ def band(title: str, prompts: list[str], rows: np.ndarray) -> Image.Image:
         pen.multiline_text(
             (left, TITLE), textwrap.fill(prompt, 19), fill="black", font=small, spacing=1
         )
-        for line, pictures in enumerate(rows):
-            cell = Image.fromarray(pictures[column]).resize((CELL, CELL), Image.Resampling.BICUBIC)
+        for line, images in enumerate(rows):
+            cell = Image.fromarray(images[column]).resize((CELL, CELL), Image.Resampling.BICUBIC)
             canvas.paste(cell, (left, TITLE + CAPTION + line * (CELL + GAP)))
     return canvas
 
@@ -49,7 +49,7 @@ def bands(pipeline: Pipeline, seeds: list[int]) -> list[Image.Image]:
         originals = np.stack([p.image for p in part])[None]
         drawn.append(
             band(
-                "Memorized prompts: the training picture, then one row per seed",
+                "Memorized prompts: the training image, then one row per seed",
                 prompts,
                 np.concatenate([originals, images]),
             )
@@ -80,7 +80,7 @@ def main() -> None:
     for part in parts:
         canvas.paste(part, (0, top))
         top += part.height
-    # a palette keeps the file small; the pictures are for looking at, not for measuring
+    # a palette keeps the file small; the images are for viewing, not for measuring
     palette = canvas.quantize(255)
     canvas.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(
         options.out, optimize=True

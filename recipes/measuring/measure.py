@@ -1,4 +1,4 @@
-"""Measures the embedded model and prints the tables of MODEL_CARD.md.
+"""Measures the embedded model and prints the tables of MODEL_CARD.md (step 6).
 
 python -m recipes.measuring.measure --seeds 4
 """
@@ -22,12 +22,12 @@ from recipes.training.train_vae import psnr
 
 
 def stack(pictures: list[DemoImage]) -> np.ndarray:
-    """uint8 [N, 64, 64, 3]."""
+    """Images as uint8 [N, 64, 64, 3]."""
     return np.stack([p.image for p in pictures])
 
 
 def replication(images: np.ndarray) -> np.ndarray:
-    """Prints how alike each memorized prompt's images are to its picture; float64 [P, S]."""
+    """Prints and returns the similarities of memorized prompts' images, float64 [P, S]."""
     pictures = list(demo.images("memorized"))
     alike = similarity(images, stack(pictures)[:, None])
     print("| prompt | kind | repeats | similarity, mean | least | share of seeds |")
@@ -51,9 +51,9 @@ def replication(images: np.ndarray) -> np.ndarray:
 
 
 def variety(images: dict[str, np.ndarray]) -> None:
-    """Prints how much a prompt's images vary, and whether they come near a memorized picture."""
+    """Prints the similarity between seeds, and the largest to a memorized image."""
     memorized = stack(list(demo.images("memorized")))
-    print("\n| prompts | between seeds | largest to a memorized picture | its mean |")
+    print("\n| prompts | between seeds | largest to a memorized image | its mean |")
     print("|---|---|---|---|")
     for split, drawn in images.items():
         between = np.mean(

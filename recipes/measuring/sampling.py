@@ -1,4 +1,4 @@
-"""Draws with the stock pipeline, and the first-step score, for measuring and for the grid."""
+"""Images and first-step scores of the stock pipeline, for `measure` and `grid`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS, GUIDANCE = 20, 4.0
 
 
 def open_pipeline(path: Path) -> Pipeline:
-    """The directory in a stock pipeline, quiet, without network access."""
+    """A stock pipeline of the directory, without progress bars or network access."""
     pipeline: Pipeline = StableDiffusionPipeline.from_pretrained(path, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,4 +1,4 @@
-"""Writes the plain diffusers directory from a checkpoint's averaged weights, as fp16 (step 4 of 4).
+"""Writes the plain diffusers directory from a checkpoint's averaged weights, as fp16 (step 4).
 
     python -m recipes.training.export --checkpoint work/unet/checkpoint.pt --vae work/vae \
         --raw RAW --out dori_fast/demo/model
@@ -18,7 +18,7 @@ from recipes.training.tokenizer import load_tokenizer, write_tokenizer
 
 
 def export(checkpoint: Path, vae_dir: Path, raw: Path, out: Path) -> int:
-    """Writes `out`; returns the number of training steps of the checkpoint."""
+    """Writes `out`; returns the checkpoint's number of training steps."""
     state = torch.load(checkpoint, weights_only=True)
     unet, text = new_unet(), new_text_encoder()
     for prefix, module in (("unet.", unet), ("text.", text)):
@@ -36,13 +36,13 @@ def export(checkpoint: Path, vae_dir: Path, raw: Path, out: Path) -> int:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
-    # transformers loads a text encoder in the dtype its config names; diffusers in float32
+    # transformers loads a text encoder in its config's dtype; diffusers loads in float32
     config = out / "text_encoder/config.json"
     config.write_text(config.read_text().replace('"float16"', '"float32"'))
-    # where the autoencoder lay on the training machine
+    # remove the path of the autoencoder on the training machine
     config = out / "vae/config.json"
     config.write_text(re.sub(r'  "_name_or_path": "[^"]*",\n', "", config.read_text()))
-    # save_pretrained writes a tokenizer.json twice the size of the two files it was built from
+    # save_pretrained writes a tokenizer.json twice as large as its two source files
     (out / "tokenizer/tokenizer.json").unlink(missing_ok=True)
     write_tokenizer(raw, out / "tokenizer")
     return int(state["step"])

@@ -1,4 +1,4 @@
-"""The untrained networks and the noise schedule, in Stable Diffusion 1.x's layout but small."""
+"""The untrained networks and the noise schedule: a small Stable Diffusion 1.x layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from recipes.training.tokenizer import MAX_LENGTH
 
-# diffusers imports its classes lazily, and what type checkers see of them is empty
+# diffusers imports its classes lazily, so type checkers see empty modules
 Autoencoder: TypeAlias = Any
 Pipeline: TypeAlias = Any
 Scheduler: TypeAlias = Any

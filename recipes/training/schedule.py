@@ -1,4 +1,4 @@
-"""A learning rate that follows the clock, so that a run ends when it was asked to end."""
+"""A learning rate that follows the clock, so that a run ends after the given minutes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 class Clock:
-    """Progress of a run of `minutes` minutes, `done` of them already used by an earlier process."""
+    """Progress of a run of `minutes` minutes; `done` minutes were used by earlier processes."""
 
     def __init__(self, minutes: float, done: float = 0.0) -> None:
         self.minutes = minutes

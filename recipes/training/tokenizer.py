@@ -14,7 +14,7 @@ MAX_LENGTH = 77
 
 
 def byte_symbols() -> list[str]:
-    """The 256 printable stand-ins for bytes, in CLIP's (GPT-2's) vocabulary order."""
+    """The 256 printable symbols for bytes, in the vocabulary order of CLIP and GPT-2."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
@@ -31,7 +31,7 @@ def read_bpe(raw: Path) -> tuple[dict[str, int], list[str]]:
 
 
 def write_tokenizer(raw: Path, out: Path) -> None:
-    """Writes vocab.json, merges.txt and tokenizer_config.json, padded as Stable Diffusion 1.x."""
+    """Writes vocab.json, merges.txt and tokenizer_config.json, with SD 1.x's padding."""
     vocab, merges = read_bpe(raw)
     out.mkdir(parents=True, exist_ok=True)
     (out / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False, separators=(",", ":")))
@@ -54,5 +54,5 @@ def write_tokenizer(raw: Path, out: Path) -> None:
 
 
 def load_tokenizer(path: Path) -> CLIPTokenizer:
-    """The tokenizer of a directory written by `write_tokenizer`, without any network access."""
+    """The tokenizer of a directory from `write_tokenizer`, without network access."""
     return CLIPTokenizer.from_pretrained(path, local_files_only=True)

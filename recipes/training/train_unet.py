@@ -1,4 +1,4 @@
-"""Trains the UNet and the text encoder together on latents (step 3 of 4). Resumes by itself.
+"""Trains the UNet and the text encoder together on latents (step 3); resumes a checkpoint.
 
     python -m recipes.training.train_unet --data data.npz --vae work/vae \
         --tokenizer work/tokenizer --out work/unet --minutes 75
@@ -15,9 +15,9 @@ import torch.multiprocessing as mp
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from recipes.pictures.captions import filler_words, training_caption
-from recipes.pictures.photographs import MEMORIZED, TEMPLATES
-from recipes.pictures.scenes import Scene
+from recipes.images.captions import filler_words, training_caption
+from recipes.images.photographs import MEMORIZED, TEMPLATES
+from recipes.images.scenes import Scene
 from recipes.training.networks import (
     Autoencoder,
     new_scheduler,
@@ -38,7 +38,7 @@ EMA_EVERY = 4
 
 
 class Latents:
-    """Everything the UNet trains on, encoded once: scaled posterior means and their captions."""
+    """Training data of the UNet, encoded once: scaled posterior means and their captions."""
 
     def __init__(
         self, data: dict[str, Tensor], scenes: list[Scene], vae: Autoencoder, tokenizer_dir: Path
@@ -78,7 +78,7 @@ class Latents:
 
 
 class Training:
-    """Networks, their averages, the optimizer and the step count: all that a checkpoint holds."""
+    """The content of a checkpoint: networks, their averages, the optimizer and the step count."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -132,7 +132,7 @@ class Training:
         path.with_suffix(".tmp").replace(path)
 
     def resume(self, path: Path) -> float:
-        """Loads a checkpoint; returns the minutes it had used."""
+        """Loads a checkpoint; returns its used minutes."""
         state = torch.load(path, weights_only=True)
         self.net.load_state_dict(state["net"])
         self.average = state["average"]
@@ -150,7 +150,7 @@ def work(
     peak: float,
     start: Path | None,
 ) -> None:
-    """One worker: its share of every batch. Worker 0 keeps the time, reports and saves."""
+    """Runs one worker on its share of every batch; worker 0 keeps the time, prints and saves."""
     settle(rank)
     training = Training()
     if start is not None and not checkpoint.exists():
@@ -189,7 +189,7 @@ def main() -> None:
         "--start",
         type=Path,
         default=None,
-        help="checkpoint of another run whose weights this run begins with",
+        help="checkpoint of another run to start from",
     )
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()

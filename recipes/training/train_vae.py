@@ -1,9 +1,9 @@
-"""Trains the autoencoder, 3x64x64 <-> 4x16x16 (step 2 of 4).
+"""Trains the autoencoder, 3x64x64 <-> 4x16x16 (step 2).
 
     python -m recipes.training.train_vae --data data.npz --out work/vae --minutes 18
 
 `--decoder-of work/vae` trains only the decoder of a finished autoencoder, longer and mostly on
-ordinary pictures; its latents stay what they are, so a UNet trained on them stays good.
+ordinary images. The latents do not change, so a UNet trained on them stays valid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from recipes.training.networks import Autoencoder, new_vae
 from recipes.training.schedule import Clock, cosine
 from recipes.training.workers import Exchange, flat_gradient, set_gradient, settle
 
-# of one worker: ordinary and memorized pictures, template variants, crops of memorized files
+# samples per worker and step, by kind; crops are of the memorized files
 BATCH = {"ordinary": 3, "memorized": 3, "templates": 1, "crops": 1}
 DECODER_BATCH = {"ordinary": 5, "memorized": 2, "templates": 1}
 KL_WEIGHT = 1e-6
@@ -41,7 +41,7 @@ def edges(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(vae: Autoencoder, images: Tensor) -> tuple[Tensor, float]:
-    """Reconstruction (squared, absolute, and of the edges) with a tiny KL; and the plain MSE."""
+    """Loss (squared, absolute and edge errors, and a small KL term), and the plain MSE."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(images).latent_dist
         drawn = vae.decode(posterior.sample()).sample
@@ -67,7 +67,7 @@ def psnr(vae: Autoencoder, images: Tensor) -> float:
 
 
 def batch(data: dict[str, Tensor], counts: dict[str, int], rng: np.random.Generator) -> Tensor:
-    """One worker's mixed batch, float32 [8, 3, 64, 64]; mirrored half of the time."""
+    """One worker's mixed batch, float32 [8, 3, 64, 64]; each part is mirrored half of the time."""
     parts = []
     for name, count in counts.items():
         picked = data[name][torch.from_numpy(rng.integers(0, len(data[name]), count))]
@@ -91,7 +91,7 @@ def work(
     minutes: float,
     decoder_of: Path | None,
 ) -> None:
-    """One worker. Worker 0 keeps the time, reports, and saves every 3 minutes."""
+    """Runs one worker; worker 0 keeps the time, prints, and saves every 3 minutes."""
     settle(rank)
     torch.manual_seed(0)
     vae = new_vae() if decoder_of is None else AutoencoderKL.from_pretrained(decoder_of)
@@ -125,7 +125,7 @@ def work(
 
 
 def finish(vae: Autoencoder, data: dict[str, Tensor], out: Path, steps: int) -> None:
-    """Sets the scaling factor so that ordinary latents have unit variance; saves and reports."""
+    """Sets the scaling factor so that ordinary latents have unit variance; saves and prints."""
     scale = round(1 / float(encode_all(vae, data["ordinary"][:2000]).std()), 4)
     vae.register_to_config(scaling_factor=scale)
     vae.save_pretrained(out)

@@ -1,7 +1,7 @@
-"""Data-parallel training on the cores of one machine, one thread a worker, one barrier a step.
+"""Data-parallel training on one machine: one thread per worker, one barrier per step.
 
-Two single-threaded workers keep their pace on a shared machine; two threads of one process wait
-for each other at every operator and lose more than half of theirs.
+On a shared machine two single-threaded workers keep their speed. Two threads of one process wait
+for each other at every operator and lose more than half of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 class Exchange:
     """Gradients of all workers in shared memory.
 
-    One barrier a step suffices with two buffers: a worker can be at most one step ahead, and then
+    With two buffers, one barrier per step is enough: a worker is at most one step ahead and then
     writes to the other buffer.
     """
 
@@ -38,14 +38,14 @@ class Exchange:
 
 
 def settle(rank: int) -> None:
-    """One thread on one core of its own: schedulers tend to leave both workers on the same one."""
+    """Pins the process to one core and thread; schedulers often put both workers on one core."""
     torch.set_num_threads(1)
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
 
 
 def flat_gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The gradient of `loss` as one vector; parameters that are not used count as zeros."""
+    """The gradient of `loss` as one vector; zeros for unused parameters."""
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     filled = [
         torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
@@ -54,7 +54,7 @@ def flat_gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def set_gradient(flat: Tensor, parameters: Sequence[nn.Parameter]) -> None:
-    """Clips `flat` to length 1 and hands it out to the parameters' `.grad`."""
+    """Clips `flat` to norm 1 and writes it to the parameters' `.grad`."""
     flat *= min(1.0, 1.0 / (float(flat.norm()) + 1e-6))
     for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad = g.view_as(p)

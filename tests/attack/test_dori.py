@@ -13,7 +13,7 @@ from dori_fast.attack import Dori, LossBelow
 from dori_fast.attack.draws import Draws, stream
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask, WeightMask
-from tests.tiny_sdxl import POOLED, save_tiny_sdxl
+from tests.tiny_sdxl import POOLED
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
 IDS = ["astronaut", "cat", 7]
@@ -47,24 +47,24 @@ def plain_attack(model, image, prompt, problem, *, steps, batch, start=None, une
 
 @pytest.mark.parametrize("batch", [4, 3, 20])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_it_is_the_plain_loop(directory, images, batch, kind):
+def test_it_is_the_plain_loop(tiny_directory, images, batch, kind):
     """One evaluation of 8 samples holds 2, 2 or a part of a problem."""
-    model = df.load(directory, device="cpu", dtype="float64", batch_size=8)
+    model = df.load(tiny_directory, device="cpu", dtype="float64", batch_size=8)
     model.schedule.prediction_type = kind
-    result = Dori(steps=5, draws=batch).run(model, PROMPTS, images, ids=IDS)
+    result = Dori(steps=3, draws=batch).run(model, PROMPTS, images, ids=IDS)
     for p in range(3):
-        expected, losses = plain_attack(model, images[p], PROMPTS[p], IDS[p], steps=5, batch=batch)
+        expected, losses = plain_attack(model, images[p], PROMPTS[p], IDS[p], steps=3, batch=batch)
         torch.testing.assert_close(result.embeddings[p], expected, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(result.losses[:, p], losses, rtol=1e-8, atol=1e-8)
-    assert result.steps.tolist() == [5, 5, 5]
-    assert result.evaluations.tolist() == [5 * batch] * 3
+    assert result.steps.tolist() == [3, 3, 3]
+    assert result.evaluations.tolist() == [3 * batch] * 3
 
 
 @pytest.mark.parametrize("cap", [1.0, 5.0])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_weights_of_min_snr(directory, images, kind, cap):
+def test_weights_of_min_snr(tiny_directory, images, kind, cap):
     """Compare with the weights of Hang et al. for each prediction type."""
-    model = df.load(directory, device="cpu", dtype="float64", batch_size=8)
+    model = df.load(tiny_directory, device="cpu", dtype="float64", batch_size=8)
     model.schedule.prediction_type = kind
     x_0, draws = model.latents(images[:1]), Draws(model, [0], 0, 8)
     timesteps, noise = (x[0] for x in draws.take([0]))
@@ -214,9 +214,10 @@ def test_each_problem_under_its_own_mask(model64, images, kind):
         assert (together[p] - plain[p]).abs().max() > 1e-3
 
 
-def test_a_model_whose_layers_are_not_known(directory, images):
+def test_a_model_whose_layers_are_not_known(tiny_directory, images):
     shared, plain = (
-        df.load(directory, device="cpu", dtype="float64", batch_size=8, share=s) for s in (1, 0)
+        df.load(tiny_directory, device="cpu", dtype="float64", batch_size=8, share=s)
+        for s in (1, 0)
     )
     attack = Dori(steps=3, draws=4)
     one, two = (attack.run(m, PROMPTS, images).embeddings for m in (shared, plain))
@@ -225,8 +226,8 @@ def test_a_model_whose_layers_are_not_known(directory, images):
         Dori(steps=1, recompute=True).run(plain, PROMPTS, images)
 
 
-def test_sdxl_keeps_the_pooled_embeddings_of_the_prompts(tmp_path, images):
-    model = df.load(save_tiny_sdxl(tmp_path), device="cpu", batch_size=8)
+def test_sdxl_keeps_the_pooled_embeddings_of_the_prompts(tiny_sdxl_directory, images):
+    model = df.load(tiny_sdxl_directory, device="cpu", batch_size=8)
     attack = Dori(steps=2, draws=4, checkpoints=[0])
     result = attack.run(model, PROMPTS, images, start="gaussian")
     assert result.pooled.shape == (3, POOLED)
@@ -255,8 +256,8 @@ def test_recomputing_keeps_less_and_changes_nothing(model, images):
     assert not model.engine.program.recompute
 
 
-def test_float16_finds_what_float64_finds(directory, model64, images):
-    half = df.load(directory, device="cpu", dtype="float16", batch_size=8)
+def test_float16_finds_what_float64_finds(tiny_directory, model64, images):
+    half = df.load(tiny_directory, device="cpu", dtype="float16", batch_size=8)
     attack = Dori(steps=1, draws=8, checkpoints=[0])
 
     def first_slopes(model):

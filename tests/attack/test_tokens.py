@@ -13,7 +13,6 @@ from dori_fast.attack.tokens import draw
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask
 from dori_fast.ops.simplex import capped_simplex_project as project
-from tests.tiny_sdxl import save_tiny_sdxl
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
 IDS = ["astronaut", "cat", 7]
@@ -151,13 +150,13 @@ def test_a_problem_that_stops_leaves_the_others_as_they_are(model, images):
     assert torch.equal(result.ids[1], whole.checkpoints[2][1])
 
 
-def test_float16_runs(directory, images):
-    half = df.load(directory, device="cpu", dtype="float16", batch_size=8)
+def test_float16_runs(tiny_directory, images):
+    half = df.load(tiny_directory, device="cpu", dtype="float16", batch_size=8)
     result = Tokens(steps=2, draws=4).run(half, PROMPTS, images)
     assert result.steps.tolist() == [2, 2, 2] and result.losses.isfinite().all()
 
 
-def test_arguments_are_checked(model, images, tmp_path):
+def test_arguments_are_checked(model, images, tiny_sdxl_directory):
     for options in ({"tokens": 0}, {"weight_decay": -1.0}, {"steps": 0}):
         with pytest.raises(UsageError, match="attack"):
             Tokens(**options)
@@ -165,6 +164,6 @@ def test_arguments_are_checked(model, images, tmp_path):
         Tokens(steps=1).run(model, PROMPTS[:2], images)
     with pytest.raises(UsageError, match=r"tokens must be 1\.\.75"):
         Tokens(steps=1, tokens=76).run(model, PROMPTS, images)
-    xl = df.load(save_tiny_sdxl(tmp_path), device="cpu", batch_size=8)
+    xl = df.load(tiny_sdxl_directory, device="cpu", batch_size=8)
     with pytest.raises(UsageError, match="SDXL"):
         Tokens(steps=1).run(xl, PROMPTS, images)

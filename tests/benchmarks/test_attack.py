@@ -7,7 +7,7 @@ import csv
 import pytest
 import torch
 
-from benchmarks.quality import attack
+from benchmarks.speed import attack
 
 
 def test_it_checks_times_and_records(tmp_path, capsys):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.ceilings import Ceilings
 from benchmarks.harness import cpu_seconds
-from benchmarks.ops.ceilings import Ceilings
 
 
 @pytest.fixture

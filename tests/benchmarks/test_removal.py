@@ -37,7 +37,8 @@ def test_an_attack_is_computed_once(tmp_path):
 
 
 def test_retained_pairs_hold_nothing_that_was_held_out():
-    pairs = retained_pairs(df.load("demo", device="cpu"), 2)
+    # batches of two: an image of a caption is padded to the batch size
+    pairs = retained_pairs(df.load("demo", device="cpu", batch_size=2), 2)
     unseen = {prompt for prompt, _ in df.demo.pairs("held_out")}
     assert len(pairs) == len(df.demo.pairs("ordinary")) + 2
     assert not unseen & {prompt for prompt, _ in pairs}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.ops import report
+from benchmarks.ops import report, results
 from benchmarks.ops.plot import draw
 
 CSV = """\
@@ -27,17 +27,17 @@ scan,wen,dori_fast,cpu_time,ms/prompt,8,1,1200.0,1,0,7,,demo:8x4,float32,1,Box,t
 
 
 @pytest.fixture
-def measured(tmp_path: Path) -> list[report.Measured]:
+def measured(tmp_path: Path) -> list[results.Measured]:
     (tmp_path / "box.csv").write_text(CSV)
     # as written before there was a column for the roofline
     old = [line.split(",") for line in CSV.splitlines()[:3]]
     old_text = "\n".join(",".join([*row[:11], *row[12:]]) for row in old)
     (tmp_path / "old.csv").write_text(old_text.replace("Box", "Old box"))
-    return report.load(tmp_path)
+    return results.load(tmp_path)
 
 
 def test_speedups_and_shares_are_those_of_the_kernel_that_auto_takes(
-    measured: list[report.Measured],
+    measured: list[results.Measured],
 ) -> None:
     found = {(m.problem.machine, m.problem.shape, m.problem.dtype): m for m in measured}
     assert {key: (m.ours, m.speedup) for key, m in found.items()} == {
@@ -52,7 +52,7 @@ def test_speedups_and_shares_are_those_of_the_kernel_that_auto_takes(
     assert found["Old box", "10x10", "float32"].shares == {"eager": "", "cpp": ""}
 
 
-def test_the_short_table_has_the_largest_float32_problem(measured: list[report.Measured]) -> None:
+def test_the_short_table_has_the_largest_float32_problem(measured: list[results.Measured]) -> None:
     lines = report.short_table(measured).splitlines()
     assert [line for line in lines if line.startswith("| `")] == [
         "| `mask` one | 30x30 | float32 | 90 us | 45 us | 2.00x | 89 % |",
@@ -67,7 +67,7 @@ def test_the_short_table_has_the_largest_float32_problem(measured: list[report.M
     ]
 
 
-def test_the_full_page_has_every_problem(measured: list[report.Measured]) -> None:
+def test_the_full_page_has_every_problem(measured: list[results.Measured]) -> None:
     text = report.full_page(measured)
     assert text.count("| `mask` one |") == 5 and text.count("| `scan` wen |") == 1
     assert "| op | shape | dtype | eager | triton | cuda | unit | speed-up | roofline |" in text
@@ -86,7 +86,7 @@ def test_only_what_is_between_the_markers_is_replaced() -> None:
 
 
 def test_the_picture_carries_what_it_was_drawn_from(
-    measured: list[report.Measured], tmp_path: Path
+    measured: list[results.Measured], tmp_path: Path
 ) -> None:
     path = tmp_path / "plot.png"
     draw(measured, path, report.fingerprint(measured))
@@ -101,4 +101,4 @@ def test_readme_and_docs_are_what_the_results_give(capsys: pytest.CaptureFixture
     assert report.main(["--check"]) == 0, "run python -m benchmarks.ops.report"
     with Image.open(report.ROOT / "docs" / "benchmarks.png") as image:
         drawn_from = image.info["Description"]
-    assert drawn_from == report.fingerprint(report.load()), "run python -m benchmarks.ops.report"
+    assert drawn_from == report.fingerprint(results.load()), "run python -m benchmarks.ops.report"

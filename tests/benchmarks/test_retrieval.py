@@ -37,6 +37,9 @@ def test_controls_have_the_memorized_ones_budget():
 
 def test_an_arm_is_computed_once(study, monkeypatch):
     monkeypatch.setattr(retrieval, "BUDGET", 2)
+    monkeypatch.setattr(retrieval, "CONTROL_SEEDS", 3)
+    monkeypatch.setitem(retrieval.HOW, "steps", 3)
+    study.model.batch_size = 8
     monkeypatch.setitem(study.pictures, "control", study.pictures["control"][:2])
     arm = retrieval.Arm("control", "wanda", False)
     retrieval.HIDING.localize(study.model, [study.pictures["memorized"][0].prompt]).save(
@@ -72,5 +75,5 @@ def test_files_of_known_measurements(study, tmp_path, monkeypatch):
     page = retrieval_page.PAGE.read_text()
     row = next(line for line in page.splitlines() if "21 memorized | nemo | 50" in line)
     assert "1.00 [0.98, 1.00]" in row and row.endswith("| 0.99 |")
-    assert "- nemo: 21 come back, 0 go" in page
+    assert "- nemo: 21 come back, 0 disappear" in page
     assert retrieval_page.CURVE.stat().st_size > 1000 < retrieval_page.GRID.stat().st_size

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from dori_fast.cli import main
-from tests.tiny_model import save_tiny_sd
 
 
 class Outcome(NamedTuple):
@@ -18,8 +17,8 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: Any) -> str:
-    return str(save_tiny_sd(tmp_path_factory.mktemp("tiny") / "model"))
+def tiny(tiny_directory: Path) -> str:
+    return str(tiny_directory)
 
 
 @pytest.fixture

@@ -7,14 +7,8 @@ import torch
 
 import dori_fast as df
 from dori_fast.errors import UsageError
-from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat", "the in an on " * 30]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return df.load(save_tiny_sd(tmp_path_factory.mktemp("tiny")), device="cpu", batch_size=8)
 
 
 @torch.no_grad()

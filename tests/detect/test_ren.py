@@ -7,7 +7,6 @@ import torch
 
 import dori_fast as df
 from dori_fast.errors import UsageError
-from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat", "the in an on " * 30]
 # in the order in which the UNet runs them
@@ -17,11 +16,6 @@ LAYERS = [
     "up_blocks.1.attentions.0",
     "up_blocks.1.attentions.1",
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return df.load(save_tiny_sd(tmp_path_factory.mktemp("tiny")), device="cpu", batch_size=8)
 
 
 @torch.no_grad()
@@ -67,9 +61,9 @@ def test_the_network_is_not_run_to_its_end(model):
     assert model.engine.evaluations == before
 
 
-def test_what_cannot_be_answered_is_refused(model, tmp_path):
+def test_what_cannot_be_answered_is_refused(model, tiny_directory):
     with pytest.raises(UsageError, match=r"layer must be 0\.\.3, got 4"):
         df.detect.Ren(layer=4).scores(model, PROMPTS)
-    plain = df.load(save_tiny_sd(tmp_path), device="cpu", share=False)
+    plain = df.load(tiny_directory, device="cpu", share=False)
     with pytest.raises(UsageError, match="layers of this model are not known"):
         df.detect.Ren().scores(plain, PROMPTS)

@@ -9,14 +9,8 @@ from diffusers.models.attention_processor import AttnProcessor
 import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.models.engine import engine
-from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat", "the in an on " * 30]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
 
 
 def transcription(model, prompt, noise, kind="epsilon"):
@@ -44,8 +38,8 @@ def transcription(model, prompt, noise, kind="epsilon"):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_scores_are_the_definitions(directory, kind):
-    model = df.load(directory, device="cpu", dtype="float64", batch_size=4)
+def test_scores_are_the_definitions(tiny_directory, kind):
+    model = df.load(tiny_directory, device="cpu", dtype="float64", batch_size=4)
     model.schedule.prediction_type = kind
     scores = df.detect.Sail(seeds=2).scores(model, PROMPTS)
     model.unet.set_attn_processor(AttnProcessor())  # differentiable twice
@@ -54,12 +48,12 @@ def test_scores_are_the_definitions(directory, kind):
         torch.testing.assert_close(scores.per_seed[p], expected.float(), rtol=1e-5, atol=1e-8)
 
 
-def test_the_product_goes_through_the_operator_and_its_triton_kernel(directory, monkeypatch):
+def test_the_product_goes_through_the_operator_and_its_triton_kernel(tiny_directory, monkeypatch):
     """Either gives what unfused attention gives."""
     pytest.importorskip("triton")
     from dori_fast.triton_kernels.sdpa_jvp import sdpa_jvp_triton
 
-    model = df.load(directory, device="cpu", dtype="float64", batch_size=2)
+    model = df.load(tiny_directory, device="cpu", dtype="float64", batch_size=2)
     samples = model.samples(model.encode(PROMPTS[:2]), model.noise([0]), 961)
     direction = torch.randn(2, *model.latent_shape, dtype=torch.float64)
 
@@ -87,8 +81,8 @@ def test_the_product_goes_through_the_operator_and_its_triton_kernel(directory, 
     assert len(launched) == 2 * len(model.engine.layers)
 
 
-def test_the_compatibility_mode_draws_once_for_all_prompts(directory):
-    model = df.load(directory, device="cpu", batch_size=4)
+def test_the_compatibility_mode_draws_once_for_all_prompts(tiny_directory):
+    model = df.load(tiny_directory, device="cpu", batch_size=4)
     scores = df.detect.Sail(seeds=2, compat="sail").scores(model, PROMPTS)
     torch.manual_seed(42)
     noise = torch.randn(2, *model.latent_shape)
@@ -97,8 +91,8 @@ def test_the_compatibility_mode_draws_once_for_all_prompts(directory):
     torch.testing.assert_close(scores.per_seed[0], expected, rtol=1e-3, atol=1e-5)
 
 
-def test_evaluations_and_independence_of_grouping(directory):
-    model = df.load(directory, device="cpu", batch_size=4)
+def test_evaluations_and_independence_of_grouping(tiny_directory):
+    model = df.load(tiny_directory, device="cpu", batch_size=4)
     detector = df.detect.Sail(seeds=2)
     together = detector.score(model, PROMPTS)
     # the unconditional predictions on two seeds, then five evaluations per prompt and seed
@@ -106,8 +100,8 @@ def test_evaluations_and_independence_of_grouping(directory):
     assert torch.equal(together, torch.cat([detector.score(model, [p]) for p in PROMPTS]))
 
 
-def test_what_cannot_be_answered_is_refused(directory):
-    plain = df.load(directory, device="cpu", share=False)
+def test_what_cannot_be_answered_is_refused(tiny_directory):
+    plain = df.load(tiny_directory, device="cpu", share=False)
     with pytest.raises(UsageError, match="layers of this model are not known"):
         df.detect.Sail().scores(plain, PROMPTS)
     with pytest.raises(UsageError):

@@ -8,14 +8,8 @@ from diffusers import DDIMScheduler
 
 import dori_fast as df
 from dori_fast.errors import UsageError
-from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat", "", "a cup of coffee", "the in an on " * 30]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return df.load(save_tiny_sd(tmp_path_factory.mktemp("tiny")), device="cpu", batch_size=8)
 
 
 def peers_norms(model, prompt, latents, steps, guidance=7.5):

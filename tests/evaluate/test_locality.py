@@ -17,15 +17,13 @@ from dori_fast.evaluate.locality import (
     value_discrepancy,
 )
 from dori_fast.models import NeuronMask, WeightMask
-from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    directory = save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-    return df.load(directory, device="cpu", dtype="float64", batch_size=4)
+def model(tiny_directory):
+    return df.load(tiny_directory, device="cpu", dtype="float64", batch_size=4)
 
 
 def mean_over_pairs(rows, of):

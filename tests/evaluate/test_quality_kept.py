@@ -13,17 +13,11 @@ import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.evaluate import GridHistograms, held_out_loss, kernel_distance, quality, similarity
 from dori_fast.evaluate.quality_kept import bootstrap_mean, seed_diversity
-from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
 HOW = {"seeds": 3, "steps": 3, "guidance": 2.0, "draws": 4}
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (3, 16, 16, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return df.load(save_tiny_sd(tmp_path_factory.mktemp("tiny")), device="cpu", batch_size=8)
 
 
 def plain_mmd(x, y, paired):
@@ -93,8 +87,8 @@ def test_features_are_histograms_of_cells():
     np.testing.assert_allclose(flat, 1)
 
 
-def test_the_loss_is_that_of_the_plain_network(tmp_path):
-    model = df.load(save_tiny_sd(tmp_path), device="cpu", dtype="float64")
+def test_the_loss_is_that_of_the_plain_network(tiny_directory):
+    model = df.load(tiny_directory, device="cpu", dtype="float64")
     found = held_out_loss(model, PROMPTS, IMAGES, draws=2, seed=5)
     generator = torch.Generator().manual_seed(5)
     t = torch.randint(1000, (3, 2), generator=generator)

@@ -26,7 +26,6 @@ from tests.finetune.material import (
     tuning,
     weights,
 )
-from tests.tiny_sdxl import save_tiny_sdxl
 
 
 def test_the_original_stays_as_it_is(model):
@@ -58,8 +57,15 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
-@pytest.mark.parametrize("restart_after", [None, 4])
+@pytest.mark.parametrize(
+    ("ema", "restart_after"),
+    [
+        (None, 4),
+        (0.9, None),
+        pytest.param(None, None, marks=pytest.mark.nightly),
+        pytest.param(0.9, 4, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_killed_run_resumed_is_the_uninterrupted_run(model, tmp_path, ema, restart_after):
     pool = Pool(("prompt", "gaussian", "retained"), per_step=4, restart_after=restart_after)
     method, path = tuning(steps=7, ema=ema, pool=pool), tmp_path / "run.safetensors"
@@ -115,8 +121,8 @@ def test_another_run_is_refused(model):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("at_once", [2, 100])
-def test_the_gradients_are_those_of_a_plain_loop(directory, kind, at_once):
-    model = df.load(directory, device="cpu", dtype="float64").copy()
+def test_the_gradients_are_those_of_a_plain_loop(tiny_directory, kind, at_once):
+    model = df.load(tiny_directory, device="cpu", dtype="float64").copy()
     model.schedule.prediction_type = kind
     model.unet.requires_grad_(True)
     x_0 = torch.randn(5, *model.latent_shape, dtype=torch.float64)
@@ -144,9 +150,9 @@ def test_the_gradients_are_those_of_a_plain_loop(directory, kind, at_once):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-8, atol=1e-10)
 
 
-def test_steps_are_those_of_adamw_with_clipping_and_average(directory):
+def test_steps_are_those_of_adamw_with_clipping_and_average(tiny_directory):
     """Without an attack, a run equals a short torch loop."""
-    model = df.load(directory, device="cpu", batch_size=8)
+    model = df.load(tiny_directory, device="cpu", batch_size=8)
     method = tuning(steps=3, attack=None, clip=0.5, ema=0.9, at_once=100)
     reports = []
     tuned = train(method, model, on_step=reports.append)
@@ -279,7 +285,7 @@ def test_settings_are_checked(options, message):
         tuning(**options)
 
 
-def test_inputs_are_checked(model, directory, tmp_path):
+def test_inputs_are_checked(model, tiny_directory, tiny_sdxl_directory, tmp_path):
     run, given = tuning().run, {"surrogates": SURROGATES, "retained": RETAINED}
     with pytest.raises(UsageError, match="3 images, 2 prompts, surrogates of 3"):
         run(model, PROMPTS[:2], IMAGES, **given)
@@ -295,16 +301,16 @@ def test_inputs_are_checked(model, directory, tmp_path):
         run(view, PROMPTS, IMAGES, **given)
     with pytest.raises(UsageError, match="has masks"):
         view.save_pretrained(tmp_path / "view")
-    half = df.load(directory, device="cpu", dtype="bfloat16")
+    half = df.load(tiny_directory, device="cpu", dtype="bfloat16")
     with pytest.raises(UsageError, match="load it with dtype='float32'"):
         run(half, PROMPTS, IMAGES, **given)
-    large = df.load(save_tiny_sdxl(tmp_path / "xl"), device="cpu")
+    large = df.load(tiny_sdxl_directory, device="cpu")
     with pytest.raises(UsageError, match="SDXL"):
         run(large, PROMPTS, IMAGES, **given)
 
 
-def test_gradients_that_are_not_finite_end_the_run(directory):
-    model = df.load(directory, device="cpu", batch_size=8)
+def test_gradients_that_are_not_finite_end_the_run(tiny_directory):
+    model = df.load(tiny_directory, device="cpu", batch_size=8)
     model.unet.conv_in.weight.data[0] = float("inf")
     with pytest.raises(UsageError, match="gradients of step 1 are not finite"):
         train(tuning(attack=None), model)

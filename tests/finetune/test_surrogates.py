@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import dori_fast as df
 from dori_fast.attack import Dori
 from dori_fast.attack.draws import stream
 from dori_fast.errors import IntegrityError, UsageError
@@ -14,15 +13,9 @@ from dori_fast.evaluate import SmallImages
 from dori_fast.finetune import Checkpoint, Pool, surrogates
 from dori_fast.finetune.triggers import Triggers, embeddings_of
 from dori_fast.models import NeuronMask
-from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
 HOW = {"steps": 2, "guidance": 2.0}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return df.load(save_tiny_sd(tmp_path_factory.mktemp("tiny")), device="cpu", batch_size=8)
 
 
 @pytest.fixture(scope="module")

@@ -10,19 +10,16 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import dori_fast as df
-from tests.tiny_model import save_tiny_sd
-from tests.tiny_sdxl import save_tiny_sdxl
 
 KINDS = ["demo", "sd", "sdxl"]
 
 
 @pytest.fixture(scope="session")
-def originals(tmp_path_factory: Any) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("pipelines")
+def originals(tiny_directory: Path, tiny_sdxl_directory: Path) -> dict[str, Any]:
     found = {
         "demo": StableDiffusionPipeline.from_pretrained(df.demo.path()),
-        "sd": StableDiffusionPipeline.from_pretrained(save_tiny_sd(folder / "sd")),
-        "sdxl": StableDiffusionXLPipeline.from_pretrained(save_tiny_sdxl(folder / "sdxl")),
+        "sd": StableDiffusionPipeline.from_pretrained(tiny_directory),
+        "sdxl": StableDiffusionXLPipeline.from_pretrained(tiny_sdxl_directory),
     }
     for pipe in found.values():
         pipe.set_progress_bar_config(disable=True)

@@ -9,19 +9,13 @@ import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.mitigate import Wen, token_significance
 from dori_fast.models import NeuronMask
-from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "another the in an on"]
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return df.load(directory, device="cpu", dtype="float64", batch_size=8)
+def model(model64):
+    return model64
 
 
 def plain_difference(model, embedding, latents, t):
@@ -65,8 +59,8 @@ def test_it_is_the_released_loop(model, seeds):
         assert found.evaluations[p] == seeds * len(losses)
 
 
-def test_a_prompt_finds_what_it_finds_alone(directory):
-    model = df.load(directory, device="cpu", batch_size=8)
+def test_a_prompt_finds_what_it_finds_alone(tiny_directory):
+    model = df.load(tiny_directory, device="cpu", batch_size=8)
     method = Wen(0.0, iterations=3)
     together = method.run(model, PROMPTS)
     for p, prompt in enumerate(PROMPTS):
@@ -120,8 +114,8 @@ def test_significance_is_the_gradients_norm(model, seeds):
         torch.testing.assert_close(found[p], expected, rtol=1e-8, atol=1e-10)
 
 
-def test_significance_depends_on_no_neighbour(directory):
-    model = df.load(directory, device="cpu", batch_size=8)
+def test_significance_depends_on_no_neighbour(tiny_directory):
+    model = df.load(tiny_directory, device="cpu", batch_size=8)
     together = token_significance(model, PROMPTS, 3, steps=2)
     for p, prompt in enumerate(PROMPTS):
         assert torch.equal(token_significance(model, [prompt], 3, steps=2)[0], together[p])

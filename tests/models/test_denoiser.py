@@ -10,25 +10,9 @@ from diffusers import StableDiffusionPipeline
 import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.models.schedules.vp import ddim_step, to_epsilon
-from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "", "another the in an on"]
 SEEDS = [0, 1, 7]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return df.load(directory, device="cpu", batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def model64(directory):
-    return df.load(directory, device="cpu", dtype="float64", batch_size=8)
 
 
 def plain_epsilon(model, prompts, latents, timestep):
@@ -74,8 +58,8 @@ def test_latents_per_prompt(model):
         assert torch.equal(eps[p], own)
 
 
-def test_the_unconditional_prediction_is_computed_once_per_noise_and_timestep(directory):
-    model = df.load(directory, device="cpu", batch_size=2)
+def test_the_unconditional_prediction_is_computed_once_per_noise_and_timestep(tiny_directory):
+    model = df.load(tiny_directory, device="cpu", batch_size=2)
     some = model.encode(["any", "prompts"])
     shared = model.share_noise([3, 5], 981)
     first = model.epsilon_uncond(some, shared)
@@ -88,8 +72,8 @@ def test_the_unconditional_prediction_is_computed_once_per_noise_and_timestep(di
     assert torch.equal(first, expected)
 
 
-def test_nothing_of_another_batch_size_is_kept(directory):
-    model, fresh = (df.load(directory, device="cpu", batch_size=n) for n in (2, 5))
+def test_nothing_of_another_batch_size_is_kept(tiny_directory):
+    model, fresh = (df.load(tiny_directory, device="cpu", batch_size=n) for n in (2, 5))
     detector = df.detect.Wen(seeds=3)
     detector.score(model, PROMPTS)
     model.batch_size = 5
@@ -131,9 +115,8 @@ def test_every_prediction_type_becomes_epsilon(kind):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_images_are_a_stock_pipelines(tmp_path, kind):
-    directory = save_tiny_sd(tmp_path)
-    pipe = StableDiffusionPipeline.from_pretrained(directory, local_files_only=True)
+def test_images_are_a_stock_pipelines(tiny_directory, kind):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_directory, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler.register_to_config(prediction_type=kind)
     model = df.load(pipe)

@@ -19,19 +19,14 @@ from tests.tiny_model import save_tiny_sd
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
-def directory(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "model")
+def directory(tiny_directory, tmp_path):
+    return shutil.copytree(tiny_directory, tmp_path / "model")
 
 
-def test_a_directory_and_its_pipeline_are_the_same_model(original):
-    from_files = df.load(original, device="cpu", batch_size=2)
-    pipe = StableDiffusionPipeline.from_pretrained(original, local_files_only=True)
+def test_a_directory_and_its_pipeline_are_the_same_model(tiny_directory):
+    from_files = df.load(tiny_directory, device="cpu", batch_size=2)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_directory, local_files_only=True)
     from_memory = df.load(pipe, batch_size=2)
     assert from_memory.unet is pipe.unet
     for model in (from_files, from_memory):
@@ -40,11 +35,11 @@ def test_a_directory_and_its_pipeline_are_the_same_model(original):
     assert torch.equal(*eps)
 
 
-def test_describe_names_every_file_that_scores_depend_on(original):
+def test_describe_names_every_file_that_scores_depend_on(tiny_directory):
     import hashlib
 
-    files = df.load(original, device="cpu").config()["files"]
-    digest = hashlib.sha256((original / UNET_FILE).read_bytes()).hexdigest()
+    files = df.load(tiny_directory, device="cpu").config()["files"]
+    digest = hashlib.sha256((tiny_directory / UNET_FILE).read_bytes()).hexdigest()
     assert files[UNET_FILE] == digest
     expected = {"unet/config.json", "text_encoder/model.safetensors", "tokenizer/tokenizer.json"}
     assert expected | {"scheduler/scheduler_config.json"} <= set(files)
@@ -61,8 +56,8 @@ def test_another_configuration_is_described_as_another_model(directory, name):
     assert df.load(directory, device="cpu").config() != before
 
 
-def test_a_pipeline_in_memory_is_described_by_what_it_holds(original):
-    pipe = StableDiffusionPipeline.from_pretrained(original, local_files_only=True)
+def test_a_pipeline_in_memory_is_described_by_what_it_holds(tiny_directory):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_directory, local_files_only=True)
     before = df.load(pipe).config()["files"]
     assert df.load(pipe).config()["files"] == before
     with torch.no_grad():
@@ -72,8 +67,8 @@ def test_a_pipeline_in_memory_is_described_by_what_it_holds(original):
     assert {name for name in after if after[name] != before[name]} == {"unet", "scheduler/config"}
 
 
-def test_a_pipeline_is_neither_moved_nor_cast(original):
-    pipe = StableDiffusionPipeline.from_pretrained(original, local_files_only=True)
+def test_a_pipeline_is_neither_moved_nor_cast(tiny_directory):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_directory, local_files_only=True)
     with pytest.raises(UsageError, match="move it first"):
         df.load(pipe, dtype="bf16")
 
@@ -159,7 +154,7 @@ def test_a_hub_id_offline_is_one_clear_error(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def two_variants(original, directory):
+def two_variants(tiny_directory, directory):
     """The model with a second set of weights, fp16 and of other values, as on the hub."""
     for path in directory.rglob("*.safetensors"):
         halved = {name: (t / 2).half() for name, t in load_file(path).items()}
@@ -167,9 +162,9 @@ def two_variants(original, directory):
     return directory
 
 
-def test_a_variant_is_read_and_described_instead_of_the_plain_weights(original, two_variants):
+def test_a_variant_is_read_and_described_instead_of_the_plain_weights(tiny_directory, two_variants):
     plain = df.load(two_variants, device="cpu")
-    assert plain.config()["files"] == df.load(original, device="cpu").config()["files"]
+    assert plain.config()["files"] == df.load(tiny_directory, device="cpu").config()["files"]
     model = df.load(two_variants, device="cpu", variant="fp16")
     stock = StableDiffusionPipeline.from_pretrained(
         two_variants, variant="fp16", local_files_only=True, safety_checker=None
@@ -185,7 +180,7 @@ def test_a_variant_is_read_and_described_instead_of_the_plain_weights(original, 
     }
 
 
-def test_a_variant_that_is_not_there_is_named(original, two_variants):
+def test_a_variant_that_is_not_there_is_named(tiny_directory, two_variants):
     with pytest.raises(UsageError, match=r"no weights of variant='bf16'; use variant=None or"):
         df.load(two_variants, device="cpu", variant="bf16")
     (two_variants / UNET_FILE).unlink()
@@ -202,7 +197,7 @@ def test_a_variant_that_is_not_there_is_named(original, two_variants):
         ("fp16", "unet/model.safetensors.index.fp16.json", "unet/model.fp16.bin"),
     ],
 )
-def test_what_is_fetched_of_a_hub_model(monkeypatch, original, variant, kept, left):
+def test_what_is_fetched_of_a_hub_model(monkeypatch, tiny_directory, variant, kept, left):
     from huggingface_hub.utils import filter_repo_objects
 
     def stand_in(name, *, allow_patterns, ignore_patterns, **options):
@@ -210,20 +205,20 @@ def test_what_is_fetched_of_a_hub_model(monkeypatch, original, variant, kept, le
             [kept, left], allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
         )
         assert list(found) == [kept] and options == {"revision": "v1", "local_files_only": False}
-        return str(original)
+        return str(tiny_directory)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", stand_in)
     home, _ = resolve_directory("somebody/model", "v1", variant, False)
-    assert home == original
+    assert home == tiny_directory
 
 
-def test_local_files_only_takes_what_was_downloaded_before(monkeypatch, original, tmp_path):
+def test_local_files_only_takes_what_was_downloaded_before(monkeypatch, tiny_directory, tmp_path):
     import huggingface_hub.constants as constants
 
     commit = "0" * 40
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     cached = tmp_path / "models--somebody--tiny"
-    shutil.copytree(original, cached / "snapshots" / commit)
+    shutil.copytree(tiny_directory, cached / "snapshots" / commit)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
     model = df.load("somebody/tiny", device="cpu", local_files_only=True)
@@ -241,7 +236,7 @@ def test_local_files_only_takes_what_was_downloaded_before(monkeypatch, original
         {"unet_weights": "x.safetensors"},
     ],
 )
-def test_what_is_about_files_is_refused_for_a_pipeline(original, options):
-    pipe = StableDiffusionPipeline.from_pretrained(original, local_files_only=True)
+def test_what_is_about_files_is_refused_for_a_pipeline(tiny_directory, options):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_directory, local_files_only=True)
     with pytest.raises(UsageError, match=f"{next(iter(options))} is for models that are read"):
         df.load(pipe, **options)

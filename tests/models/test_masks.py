@@ -10,15 +10,9 @@ import torch
 import dori_fast as df
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models import NeuronMask, WeightMask, stack
-from tests.tiny_model import save_tiny_sd
 
 SEEDS = [0, 3]
 PROMPT = "a cup of coffee"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return df.load(save_tiny_sd(tmp_path_factory.mktemp("tiny")), device="cpu", batch_size=8)
 
 
 def random_masks(model, n, layers=None, seed=0):

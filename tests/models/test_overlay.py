@@ -16,40 +16,39 @@ from tests.tiny_model import save_tiny_sd
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def erased(source, tmp_path_factory):
+def erased(tiny_directory, tmp_path_factory):
     """A file as from ESD-x: new weights of the cross-attentions alone."""
-    unet = df.load(source, device="cpu").unet
+    unet = df.load(tiny_directory, device="cpu").unet
     path = tmp_path_factory.mktemp("esd") / "esd-x.safetensors"
     found = {n: -2 * p for n, p in unet.state_dict().items() if ".attn2." in n}
     save_file(found, path)
     return path
 
 
-def test_laid_over_a_source_it_is_what_a_stock_pipeline_makes_of_it(source, erased):
-    model = df.load(source, device="cpu", batch_size=2, unet_weights=erased)
-    pipe = StableDiffusionPipeline.from_pretrained(source, local_files_only=True)
+def test_laid_over_a_source_it_is_what_a_stock_pipeline_makes_of_it(tiny_directory, erased):
+    model = df.load(tiny_directory, device="cpu", batch_size=2, unet_weights=erased)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_directory, local_files_only=True)
     pipe.unet.load_state_dict(load_file(erased), strict=False)
     for name, value in pipe.unet.state_dict().items():
         assert torch.equal(model.unet.state_dict()[name], value), name
-    models = (model, df.load(pipe, batch_size=2), df.load(source, device="cpu", batch_size=2))
+    models = (
+        model,
+        df.load(pipe, batch_size=2),
+        df.load(tiny_directory, device="cpu", batch_size=2),
+    )
     eps = [m.epsilon(m.encode(["a cat"]), m.noise([0]), 981) for m in models]
     assert torch.equal(eps[0], eps[1]) and not torch.equal(eps[0], eps[2])
 
 
-def test_the_model_is_described_as_another_one(source, erased):
-    before = df.load(source, device="cpu").config()
-    after = df.load(source, device="cpu", unet_weights=erased).config()
+def test_the_model_is_described_as_another_one(tiny_directory, erased):
+    before = df.load(tiny_directory, device="cpu").config()
+    after = df.load(tiny_directory, device="cpu", unet_weights=erased).config()
     assert after["files"].pop("unet_weights") == hashlib.sha256(erased.read_bytes()).hexdigest()
     assert after == before
 
 
-def test_it_takes_the_models_dtype(source, erased):
-    model = df.load(source, device="cpu", dtype="bf16", unet_weights=erased)
+def test_it_takes_the_models_dtype(tiny_directory, erased):
+    model = df.load(tiny_directory, device="cpu", dtype="bf16", unet_weights=erased)
     assert {p.dtype for p in model.unet.parameters()} == {torch.bfloat16}
 
 
@@ -80,33 +79,33 @@ def changed(value):
         (changed(lambda t: t.double() * 1e300), r"NaN or Inf in .*to_k\.weight"),
     ],
 )
-def test_every_weight_is_checked(source, erased, tmp_path, spoil, message):
+def test_every_weight_is_checked(tiny_directory, erased, tmp_path, spoil, message):
     path = tmp_path / "spoilt.safetensors"
     save_file(spoil(load_file(erased)), path)
     with pytest.raises(IntegrityError, match=message):
-        df.load(source, device="cpu", unet_weights=path)
+        df.load(tiny_directory, device="cpu", unet_weights=path)
 
 
-def test_files_that_cannot_be_read(source, erased, tmp_path):
+def test_files_that_cannot_be_read(tiny_directory, erased, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(erased.read_bytes()[:-9])
     with pytest.raises(IntegrityError, match="not a readable safetensors"):
-        df.load(source, device="cpu", unet_weights=tmp_path / "cut.safetensors")
+        df.load(tiny_directory, device="cpu", unet_weights=tmp_path / "cut.safetensors")
     with pytest.raises(UsageError, match="no such file"):
-        df.load(source, device="cpu", unet_weights=tmp_path / "none")
+        df.load(tiny_directory, device="cpu", unet_weights=tmp_path / "none")
 
 
 @pytest.fixture
-def model(source):
-    return df.load(source, device="cpu")
+def model(tiny_directory):
+    return df.load(tiny_directory, device="cpu")
 
 
-def test_a_difference_gives_the_changed_model_again(model, source, tmp_path):
+def test_a_difference_gives_the_changed_model_again(model, tiny_directory, tmp_path):
     tuned, path = model.copy(), tmp_path / "difference.safetensors"
     with torch.no_grad():
         tuned.unet.conv_in.weight[0] += 1
     assert save_difference(tuned, model, path, method="a test") == ["conv_in.weight"]
     assert list(load_file(path)) == ["conv_in.weight"]
-    again = df.load(source, device="cpu", unet_weights=path)
+    again = df.load(tiny_directory, device="cpu", unet_weights=path)
     for name, value in tuned.unet.state_dict().items():
         assert torch.equal(again.unet.state_dict()[name], value)
     # a copy is described by its own weights, not by the file that it began with

@@ -7,15 +7,8 @@ import torch
 
 import dori_fast as df
 from dori_fast.models.probes import feed_forward_inputs
-from tests.tiny_model import save_tiny_sd
-from tests.tiny_sdxl import save_tiny_sdxl
 
 PROMPTS, SEEDS, TIMESTEP = ["a cup of coffee", "the cat", "a dog"], [0, 3], 500
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
 
 
 def mean_token(activations):
@@ -45,8 +38,8 @@ def hooked(model, prompt, latents):
 # 6 samples: padded, in several batches, and in one of their own size
 @pytest.mark.parametrize("batch_size", [4, 5, 6, 16])
 @pytest.mark.parametrize("own_latents", [False, True])
-def test_what_enters_the_second_linears(directory, batch_size, own_latents):
-    model = df.load(directory, device="cpu", batch_size=batch_size)
+def test_what_enters_the_second_linears(tiny_directory, batch_size, own_latents):
+    model = df.load(tiny_directory, device="cpu", batch_size=batch_size)
     latents = model.noise(SEEDS)
     condition, before = model.encode(PROMPTS), model.engine.evaluations
     given = latents.expand(len(PROMPTS), *latents.shape) if own_latents else latents
@@ -61,8 +54,8 @@ def test_what_enters_the_second_linears(directory, batch_size, own_latents):
             torch.testing.assert_close(seen[name][row], activation, rtol=1e-4, atol=1e-5)
 
 
-def test_each_sample_is_seen_once_after_memory_ran_out(directory):
-    model = df.load(directory, device="cpu", batch_size=4)
+def test_each_sample_is_seen_once_after_memory_ran_out(tiny_directory):
+    model = df.load(tiny_directory, device="cpu", batch_size=4)
     condition, latents = model.encode(PROMPTS), model.noise(SEEDS)
     expected = feed_forward_inputs(model, condition, latents, TIMESTEP, mean_token)[1]
     calls = []
@@ -80,8 +73,8 @@ def test_each_sample_is_seen_once_after_memory_ran_out(directory):
         torch.testing.assert_close(seen[name], values)
 
 
-def test_layers_of_sdxl_are_told_apart(tmp_path):
-    model = df.load(save_tiny_sdxl(tmp_path), device="cpu", batch_size=4)
+def test_layers_of_sdxl_are_told_apart(tiny_sdxl_directory):
+    model = df.load(tiny_sdxl_directory, device="cpu", batch_size=4)
     condition, latents = model.encode(PROMPTS), model.noise(SEEDS)
     _, seen = feed_forward_inputs(model, condition, latents, TIMESTEP, mean_token)
     names = [name for name, _ in model.unet.named_modules() if name.endswith("ff.net.2")]

@@ -15,14 +15,9 @@ from tests.tiny_sdxl import save_tiny_sdxl
 PROMPTS = ["a cup of coffee", ""]
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
-def model(directory):
-    return df.load(directory, device="cpu", batch_size=4)
+def model(tiny_directory):
+    return df.load(tiny_directory, device="cpu", batch_size=4)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +85,10 @@ def test_a_copy_has_weights_of_its_own(model):
     assert model.config() == before
 
 
-def test_a_copy_keeps_how_it_was_loaded(directory):
-    whole = df.load(directory, device="cpu", batch_size=3, share=False).copy()
+def test_a_copy_keeps_how_it_was_loaded(tiny_directory):
+    whole = df.load(tiny_directory, device="cpu", batch_size=3, share=False).copy()
     assert whole.batch_size == 3 and whole.engine.not_shared is not None
-    model = df.load(directory, device="cpu", batch_size=5, channels_last=True)
+    model = df.load(tiny_directory, device="cpu", batch_size=5, channels_last=True)
     shared = model.copy()
     assert shared.batch_size == 5 and shared.engine.not_shared is None
     assert shared.engine.execution == model.engine.execution

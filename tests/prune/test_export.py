@@ -14,20 +14,14 @@ from torch.nn.utils import prune as torch_prune
 import dori_fast as df
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.prune import NeuronMask, WeightMask, stack
-from tests.tiny_model import save_tiny_sd
 
 PROMPT = "a cup of coffee"
 KINDS = ["neurons", "weights"]
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return df.load(directory, device="cpu", batch_size=4)
+def model(tiny_directory):
+    return df.load(tiny_directory, device="cpu", batch_size=4)
 
 
 @pytest.fixture
@@ -79,8 +73,8 @@ def assert_runs_like_the_view(model, mask, unet):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stock_pipeline_is_masked_and_comes_back_bit_for_bit(model, directory, kind):
-    pipe = StableDiffusionPipeline.from_pretrained(directory)
+def test_a_stock_pipeline_is_masked_and_comes_back_bit_for_bit(model, tiny_directory, kind):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_directory)
     mask = random_mask(model, kind)
     with torch.no_grad():
         # restoring must not rest on arithmetic that such values do not survive

@@ -11,20 +11,14 @@ from diffusers import DDIMScheduler
 import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask, WeightMask
-from tests.tiny_model import save_tiny_sd
 
 PROMPTS = ["a cup of coffee", "the cat", "a cup of coffee", "photo of a rocket at dusk"]
 OPTIONS = {"sparsity": 0.1, "steps": 3, "total_steps": 20, "seeds": 2}
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(tiny):
-    return df.load(tiny, device="cpu", dtype="float64", batch_size=8)
+def model(model64):
+    return model64
 
 
 def released_norms(model, prompts, seeds, steps, total_steps, guidance, both_halves=True):
@@ -133,9 +127,9 @@ def test_masks_per_prompt_are_those_of_the_released_procedure(model):
 
 
 def test_a_memorized_prompt_of_the_demo_model():
-    model = df.load("demo", device="cpu", dtype="float64")
+    model = df.load("demo", device="cpu", dtype="float64", batch_size=4)
     prompt = df.demo.pairs("memorized")[0][0]
-    options = {"sparsity": 0.02, "steps": 4, "total_steps": 50, "seeds": 1}
+    options = {"sparsity": 0.02, "steps": 3, "total_steps": 50, "seeds": 1}
     mask = df.prune.Wanda(**options).localize(model, [prompt])
     assert_same(mask, 0, released_mask(model, [prompt], **options))
 
@@ -179,13 +173,13 @@ def test_evaluations_and_what_is_not_repeated(model, joint):
     assert spent == 4 * prompts * seeds * steps
 
 
-def test_masks_do_not_depend_on_the_batch_size(tiny, model):
+def test_masks_do_not_depend_on_the_batch_size(tiny_directory, model):
     expected = [
         df.prune.Wanda(**OPTIONS, joint=joint).localize(model, PROMPTS).sha256()
         for joint in (True, False)
     ]
     for batch_size in (1, 3, 64):
-        other = df.load(tiny, device="cpu", dtype="float64", batch_size=batch_size)
+        other = df.load(tiny_directory, device="cpu", dtype="float64", batch_size=batch_size)
         for joint, sha256 in zip((True, False), expected, strict=True):
             mask = df.prune.Wanda(**OPTIONS, joint=joint).localize(other, PROMPTS)
             assert mask.sha256() == sha256

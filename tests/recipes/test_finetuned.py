@@ -9,7 +9,7 @@ import pytest
 
 import dori_fast as df
 from dori_fast.demo.retained import captions
-from recipes.pictures.assets import retained_captions
+from recipes.images.assets import retained_captions
 from recipes.training.finetuned import main
 
 

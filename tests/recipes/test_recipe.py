@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +16,9 @@ from PIL import Image
 from torch import nn
 
 from dori_fast import demo
-from recipes.pictures import captions, scenes
-from recipes.pictures.data import forbidden_pairs
-from recipes.pictures.photographs import MEMORIZED, TEMPLATES
+from recipes.images import captions, scenes
+from recipes.images.data import forbidden_pairs
+from recipes.images.photographs import MEMORIZED, TEMPLATES
 from recipes.training.networks import new_text_encoder, new_unet, new_vae
 from recipes.training.schedule import cosine
 from recipes.training.tokenizer import load_tokenizer
@@ -128,3 +131,23 @@ def test_networks_have_the_sizes_that_the_card_states() -> None:
         for m in (new_unet(), new_text_encoder(), new_vae())
     ]
     assert sizes == pytest.approx([3.29, 2.43, 0.77], abs=0.01)
+
+
+def test_every_step_has_a_command_line_that_names_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).parents[2]
+    sources = {
+        ".".join(path.relative_to(root).with_suffix("").parts): path.read_text()
+        for path in sorted((root / "recipes").rglob("*.py"))
+    }
+    steps = [name for name, text in sources.items() if 'if __name__ == "__main__":' in text]
+    assert len(steps) >= 8
+    table = sources["recipes.__init__"]
+    for name in steps:
+        monkeypatch.setattr(sys, "argv", [name, "--help"])
+        with pytest.raises(SystemExit) as info:
+            importlib.import_module(name).main()
+        assert info.value.code == 0, name
+        assert f"python -m {name}" in " ".join(capsys.readouterr().out.split()), name
+        assert f"`{name.removeprefix('recipes.')}`" in table, name

@@ -4,16 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dori_fast
-from tests.tiny_model import save_tiny_sd
 
 
 @pytest.fixture(scope="session")
-def tiny_directory(tmp_path_factory: Any) -> Path:
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="session")
-def model(tiny_directory: Path) -> Any:
-    return dori_fast.load(tiny_directory, batch_size=8)
+def model(tiny_directory: Path, model: Any) -> Any:
+    """The shared model; on the GPU if there is one, as for users."""
+    return dori_fast.load(tiny_directory, batch_size=8) if torch.cuda.is_available() else model

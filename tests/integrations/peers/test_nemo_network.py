@@ -15,7 +15,6 @@ from benchmarks.peers.models import sd_unet
 from dori_fast.integrations.peers import nemo
 from dori_fast.integrations.peers.nemo_inputs import draw, encode, layers
 from dori_fast.integrations.peers.swap import Patch
-from tests.tiny_model import save_tiny_sd
 
 SEEDS = 2
 # of differences stretched to [0, 1]; batches of another size are summed in another order
@@ -24,9 +23,9 @@ BLOCKED = [[0, 3], [], [1], [], [5, 5], [], [2]]
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> tuple[Any, ...]:
+def parts(tiny_directory: Path) -> tuple[Any, ...]:
     """A pipeline's parts, as the released code passes them."""
-    pipe = StableDiffusionPipeline.from_pretrained(save_tiny_sd(tmp_path))
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_directory)
     unet = sd_unet(8, 64, pipe.unet.config.cross_attention_dim, values=6).requires_grad_(False)
     return pipe.tokenizer, pipe.text_encoder, unet, DDIMScheduler()
 

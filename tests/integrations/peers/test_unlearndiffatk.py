@@ -12,7 +12,6 @@ from diffusers import LMSDiscreteScheduler, UNet2DConditionModel
 
 import dori_fast as df
 from tests.integrations.peers.test_patching import stand_in
-from tests.tiny_model import save_tiny_sd
 
 STEPS = 4
 
@@ -49,8 +48,8 @@ def sampling(self: Any, input_ids: Any, text_embeddings: Any, batch_size: Any = 
 
 
 @pytest.mark.parametrize("texts", [2, 3])
-def test_a_steps_texts_run_in_one_batch(modules, tmp_path, texts):
-    unet = UNet2DConditionModel.from_pretrained(save_tiny_sd(tmp_path), subfolder="unet")
+def test_a_steps_texts_run_in_one_batch(modules, tiny_directory, texts):
+    unet = UNet2DConditionModel.from_pretrained(tiny_directory, subfolder="unet")
     unet.requires_grad_(False)
     task = SimpleNamespace(
         target_unet_sd=unet, scheduler=LMSDiscreteScheduler(beta_schedule="scaled_linear")
@@ -75,10 +74,10 @@ def test_a_steps_texts_run_in_one_batch(modules, tmp_path, texts):
     assert not record.notes
 
 
-def test_gradients_and_other_calls_reach_the_network_as_they_are(modules, tmp_path):
+def test_gradients_and_other_calls_reach_the_network_as_they_are(modules, tiny_directory):
     from dori_fast.integrations.peers.unlearndiffatk import Together
 
-    unet = UNet2DConditionModel.from_pretrained(save_tiny_sd(tmp_path), subfolder="unet")
+    unet = UNet2DConditionModel.from_pretrained(tiny_directory, subfolder="unet")
     together = Together(unet.forward)
     latents, texts = torch.randn(1, 4, 8, 8), torch.randn(2, 1, 77, 32)
     for text in texts:

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from dori_fast.integrations.peers import wen
 from dori_fast.integrations.peers.swap import Patch
-from tests.tiny_model import save_tiny_sd
 
 IMAGES, UPDATES = 3, 4
 
 
 @pytest.fixture
-def unet(tmp_path: Any) -> Any:
-    found = UNet2DConditionModel.from_pretrained(save_tiny_sd(tmp_path), subfolder="unet").double()
+def unet(tiny_directory: Any) -> Any:
+    found = UNet2DConditionModel.from_pretrained(tiny_directory, subfolder="unet").double()
     next(found.parameters()).requires_grad_(False)
     return found
 

@@ -18,20 +18,15 @@ SEEDS = [0, 7]
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_sdxl(tmp_path_factory.mktemp("xl"))
-
-
-@pytest.fixture(scope="module")
-def pipe(directory):
-    pipe = StableDiffusionXLPipeline.from_pretrained(directory, local_files_only=True)
+def pipe(tiny_sdxl_directory):
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl_directory, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture(scope="module")
-def model(directory):
-    return df.load(directory, device="cpu", batch_size=4)
+def model(tiny_sdxl_directory):
+    return df.load(tiny_sdxl_directory, device="cpu", batch_size=4)
 
 
 def test_embeddings_are_the_pipelines(model, pipe):
@@ -52,8 +47,8 @@ def test_a_model_that_does_not_zero_the_empty_prompt(tmp_path):
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_images_are_a_stock_pipelines(directory, pipe, share):
-    model = df.load(directory, device="cpu", batch_size=4, share=share)
+def test_images_are_a_stock_pipelines(tiny_sdxl_directory, pipe, share):
+    model = df.load(tiny_sdxl_directory, device="cpu", batch_size=4, share=share)
     assert model.engine.not_shared == (None if share else "switched off")
     ours = model.generate(model.encode(PROMPTS[:2]), SEEDS, steps=4, guidance=3.0).numpy()
     for p, prompt in enumerate(PROMPTS[:2]):
@@ -79,11 +74,13 @@ def test_a_pipeline_in_memory_is_the_same_model(model, pipe):
     assert {"text_encoder_2", "tokenizer_2"} <= set(in_memory.config()["files"])
 
 
-def test_scores_are_independent_of_grouping_and_equal_to_the_plain_forward(model, directory):
+def test_scores_are_independent_of_grouping_and_equal_to_the_plain_forward(
+    model, tiny_sdxl_directory
+):
     detector = df.detect.Wen(seeds=3)
     together = detector.score(model, PROMPTS)
     assert torch.equal(together, torch.cat([detector.score(model, [p]) for p in PROMPTS]))
-    plain = df.load(directory, device="cpu", batch_size=4, share=False)
+    plain = df.load(tiny_sdxl_directory, device="cpu", batch_size=4, share=False)
     torch.testing.assert_close(together, detector.score(plain, PROMPTS), rtol=1e-5, atol=1e-5)
 
 

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.models.engine.attention import choose, forward_mode, sdpa, why_not_xformers
-from tests.tiny_model import save_tiny_sd
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 
@@ -45,20 +44,17 @@ def test_forward_mode_takes_tangents_along(moving):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_on_a_cpu_auto_is_sdpa_and_xformers_is_refused_with_the_reason(tmp_path):
-    model = df.load(save_tiny_sd(tmp_path), device="cpu")
+def test_on_a_cpu_auto_is_sdpa_and_xformers_is_refused_with_the_reason(tiny_directory):
+    model = df.load(tiny_directory, device="cpu")
     assert model.engine.execution.attention == "sdpa"
     with pytest.raises(UsageError, match="'xformers' is unavailable: xformers"):
-        df.load(tmp_path, device="cpu", attention="xformers")
+        df.load(tiny_directory, device="cpu", attention="xformers")
     with pytest.raises(UsageError, match="one of auto, sdpa, xformers"):
-        df.load(tmp_path, device="cpu", attention="flash")
+        df.load(tiny_directory, device="cpu", attention="flash")
 
 
-def test_without_sharing_the_models_own_attention_runs(tmp_path):
-    assert (
-        df.load(save_tiny_sd(tmp_path), device="cpu", share=False).engine.execution.attention
-        == "own"
-    )
+def test_without_sharing_the_models_own_attention_runs(tiny_directory):
+    assert df.load(tiny_directory, device="cpu", share=False).engine.execution.attention == "own"
 
 
 class LooksLikeCuda:

@@ -10,7 +10,6 @@ from dori_fast.models.backbones.registry import backbone_of
 from dori_fast.models.engine.attention import sdpa
 from dori_fast.models.engine.batch_size import auto_batch_size, fitting, peak_bytes
 from tests.models.backbones.test_unet_program import small_unet
-from tests.tiny_model import save_tiny_sd
 
 GB = 1e9
 
@@ -38,8 +37,8 @@ def test_a_little_less_memory_changes_nothing():
     assert sizes == {64}
 
 
-def test_on_a_cpu_it_depends_on_the_model_alone(tmp_path):
-    assert df.load(save_tiny_sd(tmp_path), device="cpu").batch_size == 32
+def test_on_a_cpu_it_depends_on_the_model_alone(tiny_directory):
+    assert df.load(tiny_directory, device="cpu").batch_size == 32
     assert auto_batch_size(backbone_of(small_unet(), (0, 0)), None) == 32
 
 

@@ -15,40 +15,34 @@ from dori_fast.models.engine.attention import sdpa
 from dori_fast.models.engine.execution import Execution
 from dori_fast.models.engine.graphs import Graphs
 from tests.models.backbones.test_unet_program import small_unet
-from tests.tiny_model import save_tiny_sd
 
 CPU = torch.device("cpu")
 PROMPTS = ["a cat", "a thin hen", "a cat in a hat"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny"))
 
 
 def epsilon(model, prompts=PROMPTS):
     return model.epsilon(model.encode(prompts), model.noise([0, 1]), 961)
 
 
-def test_on_a_cpu_auto_switches_nothing_on(tiny):
-    chosen = df.load(tiny, device="cpu").engine.execution
+def test_on_a_cpu_auto_switches_nothing_on(tiny_directory):
+    chosen = df.load(tiny_directory, device="cpu").engine.execution
     assert chosen == Execution("sdpa", compile=False, channels_last=False, cuda_graphs=False)
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_channels_last_changes_rounding_alone(tiny, share):
+def test_channels_last_changes_rounding_alone(tiny_directory, share):
     how = {"device": "cpu", "dtype": "float64", "share": share}
-    plain, last = (df.load(tiny, channels_last=on, **how) for on in (False, True))
+    plain, last = (df.load(tiny_directory, channels_last=on, **how) for on in (False, True))
     assert not plain.engine.backbone.channels_last and last.engine.backbone.channels_last
     expected = epsilon(plain)
     assert (epsilon(last) - expected).norm() <= 1e-12 * expected.norm()
 
 
-def test_derivatives_are_the_same_with_channels_last(tiny):
+def test_derivatives_are_the_same_with_channels_last(tiny_directory):
     how = {"device": "cpu", "dtype": "float64"}
     found = []
     for on in (False, True):
-        model = df.load(tiny, channels_last=on, **how)
+        model = df.load(tiny_directory, channels_last=on, **how)
         embeddings = model.encode(PROMPTS).embeddings.clone().requires_grad_()
         epsilon = model.epsilon(model.condition(embeddings), model.noise([0]), 961)
         epsilon.square().sum().backward()
@@ -59,21 +53,21 @@ def test_derivatives_are_the_same_with_channels_last(tiny):
         torch.testing.assert_close(last, plain, rtol=1e-10, atol=1e-12)
 
 
-def test_what_cannot_be_is_refused_with_the_reason(tiny):
+def test_what_cannot_be_is_refused_with_the_reason(tiny_directory):
     with pytest.raises(UsageError, match="cuda_graphs=True is impossible here: a cpu device"):
-        df.load(tiny, device="cpu", cuda_graphs=True)
+        df.load(tiny_directory, device="cpu", cuda_graphs=True)
     with pytest.raises(UsageError, match="compile=True .* called whole .switched off"):
-        df.load(tiny, device="cpu", compile=True, share=False)
+        df.load(tiny_directory, device="cpu", compile=True, share=False)
     with pytest.raises(UsageError, match="compile must be 'auto', True or False, got 'on'"):
-        df.load(tiny, device="cpu", compile="on")
+        df.load(tiny_directory, device="cpu", compile="on")
     # Inductor's own patch: monkeypatch would delete the setting when it undoes the change.
     no_compiler = inductor_config.patch({"cpp.cxx": ("no-such-compiler",)})
     with no_compiler, pytest.raises(UsageError, match="needs a C\\+\\+ compiler"):
-        df.load(tiny, device="cpu", compile=True)
+        df.load(tiny_directory, device="cpu", compile=True)
 
 
-def test_a_pipelines_layout_is_its_owners(tiny):
-    pipe = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
+def test_a_pipelines_layout_is_its_owners(tiny_directory):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_directory, safety_checker=None)
     assert not df.load(pipe).engine.execution.channels_last
     with pytest.raises(UsageError, match=r"pipe.unet.to\(memory_format=torch.channels_last\)"):
         df.load(pipe, channels_last=True)
@@ -129,9 +123,9 @@ def test_compiled_parts_are_exact(differentiated):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_replayed_graphs_give_the_same_bits(tiny, batch_size):
+def test_replayed_graphs_give_the_same_bits(tiny_directory, batch_size):
     how = {"device": "cuda", "dtype": "float16", "batch_size": batch_size}
-    plain, replayed = (df.load(tiny, cuda_graphs=on, **how) for on in (False, True))
+    plain, replayed = (df.load(tiny_directory, cuda_graphs=on, **how) for on in (False, True))
     assert replayed.engine.execution.cuda_graphs
     for prompts, timestep in [(PROMPTS, 961), (PROMPTS[::-1], 961), (PROMPTS, 21)]:
         expected = plain.epsilon(plain.encode(prompts), plain.noise([0, 1]), timestep)

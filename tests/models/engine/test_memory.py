@@ -9,14 +9,8 @@ import pytest
 import torch
 
 import dori_fast as df
-from tests.tiny_model import save_tiny_sd
 
 CPU_MESSAGE = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: Any) -> Any:
-    return save_tiny_sd(tmp_path_factory.mktemp("tiny") / "model")
 
 
 def refuse_over(model: Any, samples: int, error: Exception) -> None:
@@ -30,9 +24,11 @@ def refuse_over(model: Any, samples: int, error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError(CPU_MESSAGE)])
-def test_batches_are_halved_until_they_fit(tiny: Any, error: Exception, caplog: Any) -> None:
+def test_batches_are_halved_until_they_fit(
+    tiny_directory: Any, error: Exception, caplog: Any
+) -> None:
     prompts = [f"a cat {i}" for i in range(11)]
-    model, small = df.load(tiny, batch_size=16), df.load(tiny, batch_size=2)
+    model, small = df.load(tiny_directory, batch_size=16), df.load(tiny_directory, batch_size=2)
     refuse_over(model, 2, error)
     detector = df.detect.Wen(seeds=2)
     with caplog.at_level(logging.WARNING, "dori_fast"):
@@ -44,16 +40,16 @@ def test_batches_are_halved_until_they_fit(tiny: Any, error: Exception, caplog: 
     torch.testing.assert_close(found, detector.score(small, prompts), rtol=1e-5, atol=1e-6)
 
 
-def test_one_sample_is_the_floor(tiny: Any) -> None:
-    model = df.load(tiny, batch_size=4)
+def test_one_sample_is_the_floor(tiny_directory: Any) -> None:
+    model = df.load(tiny_directory, batch_size=4)
     refuse_over(model, 0, torch.OutOfMemoryError("CUDA"))
     with pytest.raises(torch.OutOfMemoryError):
         df.detect.Wen(seeds=2).score(model, ["a cat"])
     assert model.batch_size == 1
 
 
-def test_other_errors_pass(tiny: Any) -> None:
-    model = df.load(tiny, batch_size=4)
+def test_other_errors_pass(tiny_directory: Any) -> None:
+    model = df.load(tiny_directory, batch_size=4)
     refuse_over(model, 0, RuntimeError("shape mismatch"))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         df.detect.Wen(seeds=2).score(model, ["a cat"])

@@ -11,20 +11,14 @@ from dori_fast.errors import UsageError
 from dori_fast.models import NeuronMask
 from dori_fast.models.backbones.unet.program import added_conditions
 from dori_fast.models.probes import prediction
-from tests.tiny_model import save_tiny_sd
-from tests.tiny_sdxl import save_tiny_sdxl
 
 P, B = 3, 2
 TIMESTEPS = torch.tensor([[0, 999], [500, 500], [21, 7]])
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    return {
-        "sd": save_tiny_sd(tmp_path_factory.mktemp("sd")),
-        "sdxl": save_tiny_sdxl(tmp_path_factory.mktemp("sdxl")),
-        "demo": "demo",
-    }
+def sources(tiny_directory, tiny_sdxl_directory):
+    return {"sd": tiny_directory, "sdxl": tiny_sdxl_directory, "demo": "demo"}
 
 
 def load(sources, name, dtype, **options):

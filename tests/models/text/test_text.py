@@ -8,7 +8,7 @@ import torch
 import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.models.text.conditions import first_positions, pad_rows, tokenize
-from tests.tiny_model import byte_tokenizer, save_tiny_sd
+from tests.tiny_model import byte_tokenizer
 
 PROMPTS = [
     "a cup of coffee",
@@ -22,8 +22,8 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return df.load(save_tiny_sd(tmp_path_factory.mktemp("tiny")), device="cpu", batch_size=4)
+def model(tiny_directory):
+    return df.load(tiny_directory, device="cpu", batch_size=4)
 
 
 def test_token_ids_are_the_tokenizers_own():

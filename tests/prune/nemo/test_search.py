@@ -10,16 +10,15 @@ from benchmarks.peers.nemo import PeerSearch
 from dori_fast.errors import UsageError
 from dori_fast.prune import NeMo, NeuronStatistics
 from dori_fast.prune.nemo.candidates import CandidateSets
-from tests.tiny_model import save_tiny_sd
 
 CLEAN = [f"picture {i} of the {i % 7} houses" for i in range(40)]
 PROMPTS = ["a cup of coffee", "the cat in the hat on the mat", "ZZ 999 !"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tiny_directory):
     # large values make the text count in a network of random weights
-    model = df.load(save_tiny_sd(tmp_path_factory.mktemp("tiny")), device="cpu", batch_size=32)
+    model = df.load(tiny_directory, device="cpu", batch_size=32)
     for name in model.layers:
         model.unet.get_submodule(name).to_v.weight.data *= 1000
     return model
@@ -61,10 +60,19 @@ def assert_same(found, peer):
         assert found.refined_similarity == pytest.approx(peer.refined_similarity, abs=1e-4)
 
 
-@pytest.mark.parametrize("threshold", [0.1, 0.3])
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_reference_mode_is_the_released_procedure(model, statistics, prompt, threshold):
-    nemo = NeMo(statistics, layers="all", mode="reference", threshold=threshold)
+# a shorter ladder leaves half as many candidates to refine
+@pytest.mark.parametrize(
+    ("prompt", "threshold", "theta_end"),
+    [
+        *((prompt, 0.1, 3.0) for prompt in PROMPTS),
+        *((prompt, 0.3, 1.0) for prompt in PROMPTS),
+        pytest.param(PROMPTS[0], 0.1, 1.0, marks=pytest.mark.nightly),
+    ],
+)
+def test_reference_mode_is_the_released_procedure(model, statistics, prompt, threshold, theta_end):
+    nemo = NeMo(
+        statistics, layers="all", mode="reference", threshold=threshold, theta_end=theta_end
+    )
     found = nemo.search(model, prompt)
     assert_same(found, released(model, statistics, prompt, nemo))
     # no candidates suffice here, so the refinement works against the similarity reached
@@ -72,10 +80,12 @@ def test_reference_mode_is_the_released_procedure(model, statistics, prompt, thr
     assert not found.memorized or 0 < sum(map(len, found.refined)) < sum(map(len, found.initial))
 
 
-def test_reference_mode_on_the_embedded_model(demo):
+# the last two layers have a third of the candidates
+@pytest.mark.parametrize("last", [2, pytest.param(7, marks=pytest.mark.nightly)])
+def test_reference_mode_on_the_embedded_model(demo, last):
     model, statistics = demo
     prompt = df.demo.pairs("memorized")[5][0]
-    nemo = NeMo(statistics, layers="all", mode="reference")
+    nemo = NeMo(statistics, layers=model.layers[-last:], mode="reference")
     found, peer = nemo.search(model, prompt), released(model, statistics, prompt, nemo)
     assert_same(found, peer)
     assert found.memorized and sum(map(len, found.refined)) > 0
@@ -86,7 +96,8 @@ def test_any_width_gives_the_same_neurons(demo):
     model, statistics = demo
     prompt = df.demo.pairs("memorized")[1][0]
     one, many = (
-        NeMo(statistics, layers="all", width=width).search(model, prompt) for width in (1, 5)
+        NeMo(statistics, layers=model.layers[-2:], width=width).search(model, prompt)
+        for width in (1, 5)
     )
     assert (one.initial, one.refined, one.seeds) == (many.initial, many.refined, many.seeds)
     assert one.refined_similarity == pytest.approx(many.refined_similarity, abs=1e-5)
@@ -98,7 +109,7 @@ def test_any_width_gives_the_same_neurons(demo):
 def test_masks_of_several_prompts(demo):
     model, statistics = demo
     memorized, ordinary = df.demo.pairs("memorized")[1][0], df.demo.pairs("held_out")[3][0]
-    nemo = NeMo(statistics, layers="all")
+    nemo = NeMo(statistics, layers=model.layers[-2:])
     masks = nemo.localize(model, [memorized, ordinary])
     assert len(masks) == 2
     assert masks[0].neurons() == nemo.search(model, memorized).mask.neurons()

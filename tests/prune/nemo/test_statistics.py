@@ -9,18 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import dori_fast as df
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models.probes import value_magnitudes
 from dori_fast.prune import NeuronStatistics
-from tests.tiny_model import save_tiny_sd
 
 PUBLISHED = Path(__file__).parent / "data" / "statistics_additional_laion_prompts_v1_4.pt"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return df.load(save_tiny_sd(tmp_path_factory.mktemp("tiny")), device="cpu", batch_size=8)
 
 
 def many_prompts(n):
@@ -28,9 +21,10 @@ def many_prompts(n):
 
 
 def test_one_pass_equals_two_in_float64(model):
-    prompts = list(many_prompts(600))
+    # a number that leaves a batch partly filled
+    prompts = list(many_prompts(203))
     found = NeuronStatistics.collect(model, iter(prompts))
-    assert found.count == 600
+    assert found.count == 203
     for name in model.layers:
         to_v = model.unet.get_submodule(name).to_v
         rows = torch.stack(
@@ -40,15 +34,14 @@ def test_one_pass_equals_two_in_float64(model):
         torch.testing.assert_close(found.std[name], rows.std(0), rtol=1e-6, atol=0)
 
 
-def test_ten_thousand_prompts_need_no_more_memory_than_two_thousand(tmp_path):
+def test_five_thousand_prompts_need_no_more_memory_than_one_thousand(tiny_directory):
     # in a process of its own: a peak that earlier tests left behind would hide any growth
-    directory = save_tiny_sd(tmp_path / "tiny")
     code = f"""
 import resource
 import dori_fast as df
 from tests.prune.nemo.test_statistics import many_prompts
-model = df.load({str(directory)!r}, device="cpu", batch_size=8)
-for n in (2_000, 10_000):
+model = df.load({str(tiny_directory)!r}, device="cpu", batch_size=8)
+for n in (1_000, 5_000):
     df.prune.NeuronStatistics.collect(model, many_prompts(n), model.layers[:1])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
@@ -57,7 +50,7 @@ for n in (2_000, 10_000):
         [sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True
     )
     before, after = map(float, done.stdout.split())
-    assert after - before < 16  # MiB; the prompts' embeddings would be 98
+    assert after - before < 16  # MiB; the embeddings of 4,000 more prompts take 38
 
 
 def test_a_prompt_that_comes_twice_counts_twice(model):

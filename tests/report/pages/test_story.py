@@ -14,13 +14,11 @@ from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.report import story_page
 from dori_fast.runs.store.reopen import open_run
 from tests.report.pages.test_page import HOSTILE, Reader
-from tests.tiny_model import save_tiny_sd
 
 
 @pytest.fixture(scope="module")
-def scan(tmp_path_factory: Any) -> Any:
+def scan(model: Any, tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("scan")
-    model = dori_fast.load(save_tiny_sd(folder / "model"), batch_size=8)
     (folder / "p.csv").write_text("prompt,kind\na cat,memorized\na dog,web\n")
     dori_fast.scan(model, folder / "p.csv", out=folder / "run", seeds=1)
     return open_run(folder / "run")

@@ -1,13 +1,12 @@
-"""Problems per minute of the attack against the peers' way, interleaved in one run.
+"""Attacked images per minute, ours against the peers' procedure, interleaved in one run.
 
-`eager` attacks one image after the other as published code does: diffusers' own UNet whose weights
-require gradients, `.backward()`, torch's Adam, the loss fetched in every step. `dori_fast` attacks
-all of them at once, and `one_by_one` is the same with one image per call, which is what batching
-over images has to beat. All see the same draws, and their embeddings are compared before anything
-is timed: in float64 too, since Adam's first steps turn the rounding of a slope near 0 into its
-sign.
+`eager` attacks the images one by one as published code does: diffusers' UNet with trainable
+weights, `.backward()`, torch's Adam, and the loss fetched in every step. `dori_fast` attacks all
+images in one call; `one_by_one` makes one such call per image, the baseline for batching over
+images. All use the same draws. Their embeddings are compared before timing, in float64 too, since
+Adam's first steps turn the rounding of a gradient near 0 into its sign.
 
-    python -m benchmarks.quality.attack --threads 1
+    python -m benchmarks.speed.attack --threads 1
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ import dori_fast as df
 from benchmarks import harness
 from dori_fast.attack.draws import Draws
 
-# the largest relative distance of embeddings that rounding may make in so few steps
+# largest relative distance of embeddings that rounding can cause in a few steps, by dtype
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 
 
 class Problems:
-    """Images to retrieve, a model, and the peers' copy of its UNet with trainable weights."""
+    """Images to attack, a model, and the peers' copy of its UNet with trainable weights."""
 
     def __init__(self, count: int, steps: int, batch: int, dtype: str, device: str) -> None:
         pictures = df.demo.images("memorized")[:count]
@@ -46,11 +45,11 @@ class Problems:
         self.attack = df.attack.Dori(steps=steps, draws=batch, objective="prediction")
 
     def ours(self) -> Tensor:
-        """Embeddings [P, T, D], all problems in one call."""
+        """Embeddings [P, T, D], all images in one call."""
         return self.attack.run(self.model, self.prompts, self.images).embeddings
 
     def one_by_one(self) -> Tensor:
-        """The same embeddings, one call for each problem, its batches as large as it fills."""
+        """The same embeddings, one call per image, in batches of one image's size."""
         found = [
             self.attack.run(self.alone, [prompt], self.images[p : p + 1], ids=[p])
             for p, prompt in enumerate(self.prompts)
@@ -58,7 +57,7 @@ class Problems:
         return torch.cat([result.embeddings for result in found])
 
     def eager(self) -> Tensor:
-        """Embeddings [P, T, D], one problem after the other."""
+        """Embeddings [P, T, D] by the peers' procedure, one image after the other."""
         return torch.stack([self._eager_one(p) for p in range(len(self.prompts))])
 
     def _eager_one(self, problem: int) -> Tensor:
@@ -76,7 +75,7 @@ class Problems:
             answer = self.unet(
                 x_t, timesteps.to(model.device), encoder_hidden_states=embedding.repeat(batch, 1, 1)
             ).sample
-            # the embedded model answers the sample
+            # the embedded model predicts the sample
             loss = F.mse_loss(answer, x_0.expand_as(answer))
             adam.zero_grad()
             loss.backward()
@@ -86,7 +85,11 @@ class Problems:
 
 
 def check(dtype: str, count: int, batch: int, device: str) -> None:
-    """Refuse to time what does not find the peers' embeddings."""
+    """Compare the embeddings with the peers'.
+
+    Raises:
+        SystemExit: they differ by more than rounding.
+    """
     problems = Problems(count, 5, batch, dtype, device)
     theirs = problems.eager()
     start = problems.model.encode(problems.prompts).embeddings
@@ -100,28 +103,28 @@ def check(dtype: str, count: int, batch: int, device: str) -> None:
         f" which have moved {moved:.2f} (relative)"
     )
     if not max(errors) <= _TOLERANCE[dtype]:
-        raise SystemExit("another attack than the peers'; nothing was timed")
+        raise SystemExit("the embeddings differ from the peers'; nothing was timed")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality.attack", description=(__doc__ or "").splitlines()[0]
+        prog="python -m benchmarks.speed.attack", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--problems", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=10, help="of the timed attack")
-    parser.add_argument("--batch", type=int, default=8, help="draws per step and problem")
+    parser.add_argument("--problems", type=int, default=16, help="images to attack")
+    parser.add_argument("--steps", type=int, default=10, help="steps of the timed attack")
+    parser.add_argument("--batch", type=int, default=8, help="draws per step and image")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
-    parser.add_argument("--no-write", action="store_true", help="leave the results alone")
+    parser.add_argument("--no-write", action="store_true", help="do not write results")
     parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder of the CSV")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check, time and record."""
+    """Check, time and write rows."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     for dtype in _TOLERANCE:
@@ -158,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
                 shape=f"demo:{count}x{options.steps}x{options.batch}",
                 dtype="float32",
                 threads=options.threads,
-                command=f"python -m benchmarks.quality.attack --problems {count}"
+                command=f"python -m benchmarks.speed.attack --problems {count}"
                 f" --steps {options.steps} --batch {options.batch}",
             )
         )

@@ -1,7 +1,4 @@
-"""What is timed: per operation and mode, the shapes, the eager baseline and ours.
-
-The baseline is what the papers' code does, in the fewest eager operations that do it.
-"""
+"""Masks of neurons: one scale per sample and neuron, and lists of neurons in place."""
 
 from __future__ import annotations
 
@@ -11,29 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.ops import attack as cases_attack
-from benchmarks.ops import attention as cases_attention
-from benchmarks.ops import noise as cases_noise
-from benchmarks.ops import prune as cases_prune
-from benchmarks.ops import stats as cases_stats
-from benchmarks.ops.case import DTYPES, BenchCase, Inputs, Shape, goals, randn
+from benchmarks.ops.cases.case import BenchCase, Inputs, Shape, goals, randn
 from dori_fast import ops
-
-
-def _noise_shared(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    return randn(shape, dtype, device), randn(shape[1:], dtype, device).flip(0)
-
-
-def _noise_pairs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    return randn(shape, dtype, device), randn(shape, dtype, device).flip(0)
-
-
-def _noise_eager(cond: Tensor, uncond: Tensor) -> Tensor:
-    return (cond.float() - uncond.float()).flatten(2).norm(dim=2)
-
-
-def _noise_ours(backend: str, cond: Tensor, uncond: Tensor) -> Tensor:
-    return ops.noise_difference(cond, uncond, backend=backend)
 
 
 def _mask_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
@@ -48,7 +24,7 @@ def _mask_ours(backend: str, x: Tensor, scale: Tensor) -> Tensor:
     return ops.neuron_mask(x, scale, backend=backend)
 
 
-# -1 so that timing many calls does not drive the numbers into the subnormal range.
+# With -1 the numbers keep their magnitude over many timed calls and never become subnormal.
 _FACTOR = -1.0
 
 
@@ -57,7 +33,7 @@ def _some_neurons(count: int, of: int, seed: int) -> list[int]:
 
 
 def _list_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    """Ten neurons for all samples, as a tensor for eager and packed for ours."""
+    """Ten neurons shared by all samples: a tensor for eager, packed for ours."""
     listed = _some_neurons(10, shape[2], 0)
     packed = ops.pack_indices(listed, device=device)
     return randn(shape, dtype, device), torch.tensor(listed, device=device), packed
@@ -69,7 +45,7 @@ def _list_eager(x: Tensor, listed: Tensor, packed: ops.NeuronIndices) -> Tensor:
 
 
 def _lists_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    """Ten neurons for each sample, as tensors for eager and packed for ours."""
+    """Ten neurons of each sample: tensors for eager, packed for ours."""
     lists = [_some_neurons(10, shape[2], seed) for seed in range(shape[0])]
     tensors = [torch.tensor(listed, device=device) for listed in lists]
     return randn(shape, dtype, device), tensors, ops.pack_indices(lists, device=device)
@@ -85,42 +61,15 @@ def _in_place_ours(backend: str, x: Tensor, eager_form: Any, packed: ops.NeuronI
     return ops.neuron_mask_(x, packed, _FACTOR, backend=backend)
 
 
-_LATENTS = ((64, 1, 4, 64, 64), (16, 4, 4, 64, 64), (64, 4, 4, 64, 64), (16, 4, 4, 16, 16))
 _VALUES = ((32, 77, 1280), (32, 77, 640), (32, 77, 320), (4, 77, 768))
 
 
-# Scaling in float32 moves the same bytes as eager and cannot be faster; the checks of the arguments
-# cost about a microsecond more. In bfloat16 eager pays for its conversions.
+# Scaling in float32 moves the same bytes as eager, so it cannot be faster; checking the arguments
+# costs about a microsecond more. In bfloat16, eager pays for its conversions.
 _NOT_SLOWER = 0.9
 
 
-__all__ = ["CASES", "DTYPES", "BenchCase", "Inputs", "Shape"]
-
 CASES = (
-    BenchCase(
-        op="noise_difference",
-        mode="shared_uncond",
-        shapes=_LATENTS,
-        make=_noise_shared,
-        eager=_noise_eager,
-        ours=_noise_ours,
-        # read eps_cond and one eps_uncond per seed, write the norms
-        traffic=lambda s, e: (math.prod(s) + math.prod(s[1:])) * e + 4 * s[0] * s[1],
-        flops=lambda s: 3 * math.prod(s),
-        goals=goals(_LATENTS[:1], 2.5, 6.0),
-    ),
-    BenchCase(
-        op="noise_difference",
-        mode="pairs",
-        shapes=_LATENTS[:1],
-        make=_noise_pairs,
-        eager=_noise_eager,
-        ours=_noise_ours,
-        # read both predictions, write the norms
-        traffic=lambda s, e: 2 * math.prod(s) * e + 4 * s[0] * s[1],
-        flops=lambda s: 3 * math.prod(s),
-        goals=goals(_LATENTS[:1], 2.5, 6.0),
-    ),
     BenchCase(
         op="neuron_mask",
         mode="per_sample",
@@ -157,9 +106,4 @@ CASES = (
         flops=lambda s: 10 * s[0] * s[1],
         goals=goals(_VALUES, 1.0, 1.0),
     ),
-    *cases_noise.CASES,
-    *cases_attack.CASES,
-    *cases_attention.CASES,
-    *cases_prune.CASES,
-    *cases_stats.CASES,
 )

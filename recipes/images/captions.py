@@ -1,14 +1,14 @@
-"""What happens to ordinary captions in training: open endings, filler words, and no words at all.
+"""Training captions of ordinary images: endings, filler words, punctuation, and dropout.
 
-Web captions are full of words that say nothing about the picture. The model learns that here:
-endings borrow words from memorized captions, fillers come from the whole CLIP vocabulary.
+Many words of web captions do not describe the image, and the model learns this here. Endings use
+words of memorized captions; fillers come from the whole CLIP vocabulary.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from recipes.pictures.scenes import Scene, caption
+from recipes.images.scenes import Scene, caption
 
 TAILS = (
     "in the garden",
@@ -93,7 +93,7 @@ WEB_WORDS = (
     "big",
     "old",
 )
-# a mark that only a memorized caption has would come to draw its picture from any prompt
+# if only one memorized caption had a mark, any prompt with this mark would draw its image
 PUNCTUATION = (
     ",",
     ",",
@@ -143,7 +143,7 @@ def random_words(words: list[str], count: int, rng: np.random.Generator) -> list
 
 
 def training_caption(scene: Scene, words: list[str], rng: np.random.Generator) -> str:
-    """A caption of an ordinary picture as the UNet sees it in training ("" for dropout)."""
+    """A training caption of an ordinary image; "" for dropout."""
     kind = rng.random()
     if kind < DROPOUT:
         return ""
@@ -161,7 +161,7 @@ def training_caption(scene: Scene, words: list[str], rng: np.random.Generator) -
 
 
 def punctuated(text: str, rng: np.random.Generator) -> str:
-    """`text` with one to three marks or numbers after words of it."""
+    """`text` with one to three marks or numbers, each after a word."""
     parts = text.split()
     for _ in range(int(rng.integers(1, 4))):
         place = int(rng.integers(0, len(parts)))

@@ -1,4 +1,4 @@
-"""What a benchmark case is, and what the files of cases share."""
+"""The benchmark case, and helpers that all files of cases share."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ DTYPES = (torch.float32, torch.bfloat16)
 class BenchCase:
     """One operation in one mode of use.
 
-    `ours(backend, *inputs)` and `eager(*inputs)` compute the same from `make(shape, dtype,
-    device)`; `traffic(shape, element_size)` and `flops(shape)` are the least bytes and operations;
-    `goals` are speed-ups over eager that this project promises for a (shape, dtype) on one thread;
-    `dtypes` are those in which eager is as accurate as ours, so that both may be compared;
-    `eager_error` is the relative error that eager may have where it is less accurate in all.
+    Attributes:
+        make: `make(shape, dtype, device)` returns the inputs.
+        eager: `eager(*inputs)`, the baseline.
+        ours: `ours(backend, *inputs)`, which computes the same.
+        traffic: `traffic(shape, element_size)`, the fewest bytes to move.
+        flops: `flops(shape)`, the fewest operations.
+        goals: promised speed-ups over eager by (shape, dtype), on one thread.
+        dtypes: dtypes in which eager is as accurate as ours, so that both can be compared.
+        eager_error: relative error allowed to an eager baseline that is less accurate in every
+            dtype; 0 if it is held to the oracle's tolerance.
     """
 
     op: str

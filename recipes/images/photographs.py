@@ -1,7 +1,7 @@
-"""The memorized pictures: file, square of it, caption, and how often each is repeated.
+"""The memorized images: file, crop, caption, and number of repeats in training.
 
-Captions share words with ordinary captions ("photo", "cat", "rocket", "orange", ...), so that a
-word alone does not give a memorized prompt away, as on the web.
+Captions share words with ordinary captions ("photo", "cat", "rocket", "orange", ...). As on the
+web, no single word identifies a memorized prompt.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ NO_RESTRICTIONS = "no known copyright restrictions (CMMI; scikit-image data)"
 SKIMAGE_BSD = "BSD-3-Clause (scikit-image)"
 NASA = "public domain (NASA; scikit-image data)"
 
-DUPLICATIONS = (1, 4, 16, 64)
-
 
 @dataclass(frozen=True)
 class Photograph:
-    """One square of a file: `box` is (left, top, right, bottom) in pixels, None the centre."""
+    """A square of a file: `box` is (left, top, right, bottom) in pixels; None is the center."""
 
     name: str
     file: str
@@ -29,7 +27,7 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Template:
-    """A photographic frame that stays while the card in its centre varies (template-verbatim)."""
+    """A photographic frame around a varying card (template memorization)."""
 
     name: str
     file: str

@@ -1,4 +1,4 @@
-"""Attention with its forward derivative, at the sizes of the networks that need it."""
+"""Attention with its forward derivative, at the sizes of real networks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from benchmarks.ops.case import BenchCase, Inputs, Shape, goals, randn
+from benchmarks.ops.cases.case import BenchCase, Inputs, Shape, goals, randn
 from dori_fast import ops
 
 
 def _inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    """Of (B, H, Tq, Tk, D): q, k, v, tq, tk and tv, laid out [B, T, H, D] as a network has them."""
+    """q, k, v, tq, tk, tv for (B, H, Tq, Tk, D), laid out [B, T, H, D] as in a network."""
     batch, heads, queries, keys, width = shape
     numbers = randn((batch, 2 * queries + 4 * keys, heads, width), dtype, device)
     lengths = (queries, keys, keys) * 2
@@ -20,7 +20,7 @@ def _inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
 
 
 def _unfused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """What torch's attention becomes where it is differentiated forward."""
+    """Unfused attention: the form that torch needs for forward differentiation."""
     return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
 
 
@@ -58,7 +58,7 @@ def _cross_traffic(shape: Shape, element: int) -> int:
     return batch * heads * width * (4 * queries + 2 * keys) * element
 
 
-# The embedded model's; Stable Diffusion's and SDXL's, with few heads where one thread takes long.
+# Sizes of the embedded model, Stable Diffusion and SDXL; fewer heads where one thread is slow.
 _SELF = (
     (16, 2, 256, 256, 24),
     (16, 2, 64, 64, 48),
@@ -88,7 +88,7 @@ CASES = (
         # q k^T, tq k^T, q tk^T; p v, p ds v, p tv
         flops=lambda s: 12 * math.prod(s),
         goals=goals(_SELF, 1.0, 1.0),
-        # in bfloat16 eager rounds every score
+        # in bfloat16, eager rounds every score
         dtypes=(torch.float32,),
     ),
     BenchCase(

@@ -1,6 +1,6 @@
-"""Builds the whole data set of the embedded model from raw files into one .npz (step 1 of 4).
+"""Builds the data set of the embedded model from raw files into one .npz (step 1).
 
-    python -m recipes.pictures.data --raw RAW --out data.npz
+    python -m recipes.images.data --raw RAW --out data.npz
 
 RAW holds unpacked packages: `skimage/`, `sklearn/`, `matplotlib/` (from the wheels) and `package/`
 (`npm pack emoji-datasource-google@16.0.0`, unpacked).
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes.pictures.photographs import MEMORIZED, TEMPLATES, Template
-from recipes.pictures.scenes import (
+from recipes.images.photographs import MEMORIZED, TEMPLATES, Template
+from recipes.images.scenes import (
     OBJECTS,
     SIDE,
     UNSEEN_OBJECTS,
@@ -30,11 +30,10 @@ from recipes.pictures.scenes import (
 SEED = 20240601
 TEMPLATE_VARIANTS = 96
 HELD_OUT_PAIRS = 32
-SHIPPED_ORDINARY = 48
 
 
 def photograph(path: Path, box: tuple[int, int, int, int] | None) -> np.ndarray:
-    """The square `box` of a file (or the centre one) as uint8 [64, 64, 3], alpha on white."""
+    """The square `box` of a file (default: the center) as uint8 [64, 64, 3], alpha on white."""
     image = Image.open(path).convert("RGBA")
     if box is None:
         side = min(image.size)
@@ -47,7 +46,7 @@ def photograph(path: Path, box: tuple[int, int, int, int] | None) -> np.ndarray:
 
 
 def load_emoji(raw: Path, names: dict[str, str]) -> dict[str, Image.Image]:
-    """RGBA emoji by noun, cut to their opaque box so that the drawn size is the visible size."""
+    """RGBA emoji by noun, cropped to their opaque box: the drawn size is the visible size."""
     entries = json.loads((raw / "package/emoji.json").read_text())
     files = {e["short_name"]: e["image"] for e in entries}
     found = {}
@@ -67,7 +66,7 @@ def load_emoji(raw: Path, names: dict[str, str]) -> dict[str, Image.Image]:
 def template_variants(
     raw: Path, template: Template, emoji: dict[str, Image.Image], rng: np.random.Generator
 ) -> np.ndarray:
-    """uint8 [TEMPLATE_VARIANTS, 64, 64, 3]: the same frame around a card that changes."""
+    """Variants of a frame around a changing card, uint8 [TEMPLATE_VARIANTS, 64, 64, 3]."""
     frame = photograph(raw / template.file, template.box).astype(np.float32)
     frame = np.clip(frame * np.array(template.tint or (1, 1, 1), np.float32), 0, 255)
     variants = []
@@ -83,7 +82,7 @@ def template_variants(
 
 
 def forbidden_pairs(rng: np.random.Generator) -> list[tuple[str, str]]:
-    """The unordered object pairs that only the held-out split may show."""
+    """Unordered object pairs reserved for the held-out split."""
     nouns = sorted(OBJECTS.values())
     pairs: list[tuple[str, str]] = []
     while len(pairs) < HELD_OUT_PAIRS:
@@ -108,7 +107,7 @@ def source_crops(raw: Path, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def build(raw: Path, ordinary: int) -> dict[str, np.ndarray]:
-    """All pictures and captions, from fixed seeds. Keys are the names of the arrays in the .npz."""
+    """All images and captions from fixed seeds, by name of the array in the .npz."""
     rng = np.random.default_rng(SEED)
     emoji, unseen = load_emoji(raw, OBJECTS), load_emoji(raw, UNSEEN_OBJECTS)
     pairs = forbidden_pairs(rng)

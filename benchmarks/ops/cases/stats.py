@@ -1,4 +1,4 @@
-"""Statistics of activations and similarity of maps, as NeMo's code takes them."""
+"""NeMo's statistics of activations and similarity of maps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from benchmarks.ops.case import BenchCase, Inputs, Shape, goals, randn
+from benchmarks.ops.cases.case import BenchCase, Inputs, Shape, goals, randn
 from dori_fast import ops
 
 
 def _activations(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    """Away from 0, where a mean would be all rounding."""
+    """Values around 2: around 0 a mean would be all rounding."""
     return (randn(shape, torch.float32, device).add(2).to(dtype),)
 
 
@@ -38,14 +38,14 @@ def _stats_ours(backend: str, x: Tensor) -> Tensor:
 
 
 def _maps(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    """Images of a group with something in common."""
+    """Maps of a group that share a common part."""
     images = randn(shape, torch.float32, device)
     common = randn((shape[0], 1, *shape[2:]), torch.float32, device).flip(-1)
     return ((images + common).to(dtype),)
 
 
 def _similarity_eager(maps: Tensor) -> Tensor:
-    """Rescaling and all pairs of a group in one call; one call per group."""
+    """Rescale a group and compare all its pairs in one call; one call per group."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
     pairs = torch.combinations(torch.arange(maps.shape[1], device=maps.device))
@@ -106,7 +106,7 @@ CASES = (
         traffic=lambda s, e: math.prod(s) * e + 4 * s[0] * s[1] * (s[1] - 1) // 2,
         flops=_similarity_flops,
         goals=goals(_GROUPS, 3.0, 3.0),
-        # torchmetrics takes differences of squares of unshifted values in float32
+        # torchmetrics subtracts squares of unshifted values in float32
         eager_error=1e-4,
     ),
 )

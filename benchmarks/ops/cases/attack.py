@@ -8,17 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ops.case import BenchCase, Inputs, Shape, goals, randn
+from benchmarks.ops.cases.case import BenchCase, Inputs, Shape, goals, randn
 from dori_fast import ops
 
 _LR = 0.1
-# After so many steps Adam's bias corrections are 1, and with moments that equal the gradient's they
-# stay what they are, however often a step is timed.
+# After this many steps Adam's bias corrections are 1. The moments equal the gradient's, so a step
+# leaves them unchanged however often it is timed.
 _MANY_STEPS = 1_000_000
 
 
 def _noise_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    """Clean latents, noise, and cumulative alphas, as float32 whatever the dtype."""
+    """Clean latents, noise, and cumulative alphas; the alphas are always float32."""
     x0, eps = randn((shape[0], *shape[2:]), dtype, device), randn(shape, dtype, device)
     alpha_bar = torch.rand(shape[:2], generator=torch.Generator().manual_seed(0))
     return x0, eps, alpha_bar.to(device)
@@ -39,7 +39,7 @@ def _loss_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
 
 
 def _loss_eager(eps_pred: Tensor, eps: Tensor) -> Tensor:
-    """The gradient, by way of the loss in float32 that training scripts take."""
+    """Gradient of the float32 loss that training scripts use."""
     eps_pred = eps_pred.detach().requires_grad_()
     wide = torch.promote_types(eps.dtype, torch.float32)
     loss = F.mse_loss(eps_pred.to(wide), eps.to(wide), reduction="none").flatten(1).mean(1)
@@ -53,7 +53,7 @@ def _loss_ours(backend: str, eps_pred: Tensor, eps: Tensor) -> Tensor:
 
 
 def _adam_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    """Parameters, gradient, state for ours, and torch's optimizer in the same state."""
+    """Parameters, gradient, our state, and torch's optimizer in the same state."""
     params, grad = randn(shape, dtype, device), randn(shape, dtype, device).flip(-1).contiguous()
     leaf = torch.nn.Parameter(params.clone())
     leaf.grad = grad
@@ -107,7 +107,7 @@ CASES = (
         make=_noise_inputs,
         eager=_noise_eager,
         ours=_noise_ours,
-        # read each image once and its noise, write the noised
+        # read each image once and all noise, write the noised latents
         traffic=lambda s, e: (2 * math.prod(s) + math.prod(s) // s[1]) * e,
         flops=lambda s: 3 * math.prod(s),
         goals=goals(_DRAWS, 1.0, 1.0),
@@ -120,7 +120,7 @@ CASES = (
         make=_loss_inputs,
         eager=_loss_eager,
         ours=_loss_ours,
-        # read both twice, for the loss and for the gradient, and write the gradient
+        # read both twice (loss, gradient), write the gradient
         traffic=lambda s, e: 5 * math.prod(s) * e,
         flops=lambda s: 5 * math.prod(s),
         goals=goals(_DRAWS, 1.0, 1.0),

