@@ -16,13 +16,13 @@ from dori_fast.runs.settings import (
     SEEDS,
     STEPS,
     Settings,
-    batch_size_of,
     checked,
     chosen_detector,
-    limited,
+    prepared,
 )
 from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
 from dori_fast.runs.sources.read_ahead import read_ahead
+from dori_fast.runs.sources.rows import limited
 from dori_fast.runs.store.durable import write_text_durably
 from dori_fast.runs.store.record import differences, library_versions, model_identity
 
@@ -62,7 +62,7 @@ def calibrate(
     """
     settings = checked("calibrate", seeds=seeds, steps=steps, batch_size=batch_size, limit=limit)
     chosen = chosen_detector(detector, settings)
-    with batch_size_of(model, settings):
+    with prepared(model, settings):
         clean = _scores(model, chosen, prompts, column, settings)
         memorized = _scores(model, chosen, suspicious or [], column, settings)
     if not clean.per_seed:
@@ -132,7 +132,9 @@ def _scores(
 ) -> _Scored:
     with (
         prompts_on_disk(prompts) as path,
-        read_ahead(limited(open_prompts(path, column), settings)) as chunks,
+        read_ahead(
+            limited(open_prompts(path, column), settings.shard_size, settings.limit)
+        ) as chunks,
     ):
         found = _Scored(input_sha256(path), 0, 0, {})
         for chunk in chunks:

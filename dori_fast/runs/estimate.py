@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,13 +19,12 @@ from dori_fast.runs.scoring.score import score_rows
 from dori_fast.runs.settings import (
     SEEDS,
     STEPS,
-    batch_size_of,
     checked,
     chosen_detector,
-    limited,
+    prepared,
 )
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
-from dori_fast.runs.sources.rows import Rows
+from dori_fast.runs.sources.rows import Rows, limited
 from dori_fast.runs.sources.where import Selection
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Estimate:
 
 
 def estimate(
-    model: Denoiser,
+    model: Denoiser | Callable[[], Denoiser],
     prompts: str | Path | Iterable[object],
     *,
     detector: str | Detector = "wen",
@@ -87,11 +87,13 @@ def estimate(
         shard_size=shard_size,
     )
     chosen = chosen_detector(detector, settings)
-    with prompts_on_disk(prompts) as path, batch_size_of(model, settings):
+    with ExitStack() as opened:
+        path = opened.enter_context(prompts_on_disk(prompts))
         reader = open_prompts(path, column, Selection.of(where, keep))
+        model = opened.enter_context(prepared(model, settings))
         began, first = perf_counter(), None
         rows = scorable = 0
-        for chunk in limited(reader, settings):
+        for chunk in limited(reader, settings.shard_size, settings.limit):
             first = first or chunk
             rows += len(chunk)
             scorable += sum(prompt is not None for prompt in chunk.prompts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -23,16 +24,15 @@ from dori_fast.runs.settings import (
     STEPS,
     EngineName,
     Settings,
-    batch_size_of,
     checked,
     chosen_detector,
-    limited,
+    prepared,
     refuse_inside,
 )
 from dori_fast.runs.signals import Interrupts, interruptible
 from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
 from dori_fast.runs.sources.read_ahead import read_ahead
-from dori_fast.runs.sources.rows import Reader
+from dori_fast.runs.sources.rows import Reader, limited
 from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.directory import Resume, RunDirectory
 from dori_fast.runs.store.job import Job
@@ -56,7 +56,7 @@ _log = logging.getLogger("dori_fast.runs")
 
 
 def scan(
-    model: Denoiser,
+    model: Denoiser | Callable[[], Denoiser],
     prompts: str | Path | Iterable[object],
     *,
     out: str | Path,
@@ -88,7 +88,8 @@ def scan(
     UTF-8, over 1 MB, malformed, non-finite score) are quarantined with the reason.
 
     Args:
-        model: from :func:`dori_fast.load`.
+        model: from :func:`dori_fast.load`; or a function that loads it, which is called after the
+            input has been opened.
         prompts: file, folder, pattern or ``hf:NAME``, see
             :func:`dori_fast.runs.sources.open.open_prompts`, or an iterable of str.
         out: run directory; created if missing.
@@ -151,13 +152,12 @@ def scan(
     )
     chosen = chosen_detector(detector, settings)
     refuse_inside(out, prompts)
-    with (
-        interruptible() as interrupts,
-        prompts_on_disk(prompts) as path,
-        batch_size_of(model, settings),
-    ):
+    with ExitStack() as opened:
+        interrupts = opened.enter_context(interruptible())
+        path = opened.enter_context(prompts_on_disk(prompts))
         selection = Selection.of(where, keep)
         reader = open_prompts(path, column, selection)
+        model = opened.enter_context(prepared(model, settings))
         described = model.config()
         decision = _decision(calibration, fpr, chosen.config(), described)
         if cascade is not None:
@@ -202,7 +202,7 @@ def _finish(
     on_progress: Callable[[Progress], None] | None,
 ) -> ScanResult:
     """Score what is not committed yet, then complete the record and seal the run."""
-    with read_ahead(limited(reader, settings)) as chunks:
+    with read_ahead(limited(reader, settings.shard_size, settings.limit)) as chunks:
         ledger = Ledger(run, chunks)
         began, earlier = perf_counter(), run.record.seconds
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dori_fast.errors import UsageError
 from dori_fast.runs.sources.files import SUFFIXES, input_files
 from dori_fast.runs.sources.hub import HUB
-from dori_fast.runs.sources.rows import Reader, Rows
 from dori_fast.runs.store import shard_names
 from dori_fast.runs.store.directory import Resume
 
@@ -102,28 +99,13 @@ def chosen_detector(detector: str | Detector, settings: Settings) -> Detector:
 
 
 @contextmanager
-def batch_size_of(model: Denoiser, settings: Settings) -> Iterator[None]:
-    """Set the model's samples per evaluation within the context."""
-    before = model.batch_size
+def prepared(model: Denoiser | Callable[[], Denoiser], settings: Settings) -> Iterator[Denoiser]:
+    """The model, loaded if it is a loader, with the settings' batch size within the context."""
+    loaded = model() if callable(model) else model
+    before = loaded.batch_size
     if settings.batch_size != "auto":
-        model.batch_size = settings.batch_size
+        loaded.batch_size = settings.batch_size
     try:
-        yield
+        yield loaded
     finally:
-        model.batch_size = before
-
-
-def limited(reader: Reader, settings: Settings) -> Iterator[Rows]:
-    """The chunks of the first ``limit`` rows; ``fraction`` is the share of these rows."""
-    limit = math.inf if settings.limit is None else settings.limit
-    whole = math.ceil(limit / settings.shard_size) if limit != math.inf else None
-    for rows in islice(reader.chunks(settings.shard_size), whole):
-        keep = int(min(len(rows), limit - rows.first))
-        fraction = max(rows.fraction, (rows.first + keep) / limit) if limit else 1.0
-        yield Rows(
-            first=rows.first,
-            prompts=rows.prompts[:keep],
-            errors=rows.errors[:keep],
-            extra=rows.extra.slice(0, keep),
-            fraction=fraction,
-        )
+        loaded.batch_size = before

@@ -43,7 +43,7 @@ def _warm(model: Path, work: Path) -> Iterator[Experiment]:
     prompts[17] = "caf\udce9"
     text = "id;Caption\n" + "".join(f"{i};{prompt}\n" for i, prompt in enumerate(prompts))
     (work / "p.csv").write_text(text, errors="surrogateescape")
-    command = [sys.executable, "-m", "tests.faults.warm_parent"]
+    command = [sys.executable, "-m", "tests.faults.lab.warm_parent"]
     with subprocess.Popen(
         [*command, str(model), str(work / "p.csv"), str(work)],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Fuzzing guided by coverage, as long as a test may take; `tests/faults/fuzz.py` runs longer."""
+"""Fuzzing guided by coverage, for a test's time; `tests/faults/lab/fuzz.py` runs longer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TARGETS = [
 @pytest.mark.parametrize("target", TARGETS)
 def test_any_bytes_are_read_or_refused(target: str, runs: int, tmp_path: Path) -> None:
     options = [f"-runs={runs}", "-seed=1", "-rss_limit_mb=4096", f"-artifact_prefix={tmp_path}/"]
-    command = [sys.executable, "-m", "tests.faults.fuzz", target, *options]
+    command = [sys.executable, "-m", "tests.faults.lab.fuzz", target, *options]
     # the order of sets decides which input covers new code, and so which one is tried next
     env = {**os.environ, "PYTHONHASHSEED": "0"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=580)

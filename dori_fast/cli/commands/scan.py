@@ -97,26 +97,22 @@ def scan(
     with reported(debug), Status() as status:
         from dori_fast.runs.estimate import estimate
         from dori_fast.runs.scan import scan as run_scan
-        from dori_fast.runs.sources.open import open_prompts
-        from dori_fast.runs.sources.where import Selection
 
-        # before the model is loaded, which may take a minute: reject a wrong path
-        selected: dict[str, Any] = {"where": where or [], "keep": listed(keep)}
-        open_prompts(prompts, column, Selection.of(**selected))
-        loaded = source.load()
         work: dict[str, Any] = {
             **vars(scoring),
             "column": column,
-            **selected,
+            "where": where or [],
+            "keep": listed(keep),
             "limit": limit,
             "shard_size": shard_size,
         }
         if dry_run:
-            found = estimate(loaded, prompts, **work)
+            found = estimate(source.load, prompts, **work)
             print_result(json.dumps(asdict(found)) if as_json else _estimate_text(found))
             return
         result = run_scan(
-            loaded,
+            # called once the input is open: a wrong path is refused before a minute of loading
+            source.load,
             prompts,
             out=out,
             **work,

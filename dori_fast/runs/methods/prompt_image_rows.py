@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from dori_fast.errors import UsageError
 from dori_fast.models.files.hashes import tensors_sha256
 from dori_fast.runs.methods.image_files import open_images
-from dori_fast.runs.settings import checked, limited
+from dori_fast.runs.settings import checked
 from dori_fast.runs.sources.open import input_sha256, open_prompts
+from dori_fast.runs.sources.rows import limited
 
 _AT_ONCE = 64
 
@@ -75,7 +76,7 @@ def read_prompt_images(
     prompts: list[str] = []
     found_images: list[NDArray[np.uint8]] = []
     refused: list[dict[str, Any]] = []
-    for part in limited(reader, settings):
+    for part in limited(reader, settings.shard_size, settings.limit):
         for place, prompt in enumerate(part.prompts):
             found = part.errors[place] if prompt is None else image_of(part, place)
             if prompt is None or found is None or isinstance(found, str):

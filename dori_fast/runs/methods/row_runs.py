@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dori_fast.runs.progress import Progress
-from dori_fast.runs.settings import checked, limited
+from dori_fast.runs.settings import checked
 from dori_fast.runs.signals import interruptible
 from dori_fast.runs.sources.open import input_sha256
-from dori_fast.runs.sources.rows import Reader, Rows
+from dori_fast.runs.sources.rows import Reader, Rows, limited
 from dori_fast.runs.store.directory import Resume, RunDirectory
 from dori_fast.runs.store.record import (
     Counts,
@@ -115,7 +115,7 @@ def run_rows(
     with interruptible() as interrupts, RunDirectory(out, record, schema, resume) as run:
         record.state = "interrupted"
         try:
-            for index, rows in enumerate(limited(reader, settings)):
+            for index, rows in enumerate(limited(reader, settings.shard_size, settings.limit)):
                 interrupts.check()
                 footer = run.committed.get(index)
                 if footer is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -203,3 +205,28 @@ def missing_column(path: Path, missing: str, names: Sequence[str], note: str = "
     """The refusal of a file in which :func:`find_column` finds nothing."""
     shown = ", ".join(repr(name) for name in names[:20]) or "none at all"
     return UsageError(f"{path}: {missing} among {shown}{note}; name it with --column")
+
+
+def limited(reader: Reader, size: int, limit: int | None) -> Iterator[Rows]:
+    """Yield a reader's rows in chunks, up to a limit.
+
+    Args:
+        reader: reader to take rows from.
+        size: rows per chunk.
+        limit: number of rows to read; default: all.
+
+    Yields:
+        Consecutive rows; ``fraction`` is the share of the first ``limit`` rows.
+    """
+    most = math.inf if limit is None else limit
+    whole = math.ceil(most / size) if most != math.inf else None
+    for rows in islice(reader.chunks(size), whole):
+        keep = int(min(len(rows), most - rows.first))
+        fraction = max(rows.fraction, (rows.first + keep) / most) if most else 1.0
+        yield Rows(
+            first=rows.first,
+            prompts=rows.prompts[:keep],
+            errors=rows.errors[:keep],
+            extra=rows.extra.slice(0, keep),
+            fraction=fraction,
+        )

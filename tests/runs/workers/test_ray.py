@@ -16,7 +16,7 @@ import torch
 
 from dori_fast.errors import UsageError
 from dori_fast.runs.result import ScanResult
-from tests.faults.invariants import violations
+from tests.faults.lab.invariants import violations
 from tests.runs.faulty import OPTIONS, Faulty
 from tests.runs.scanning import scanned
 

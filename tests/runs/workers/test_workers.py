@@ -26,7 +26,7 @@ from dori_fast.runs.workers.ledger import Ledger
 from dori_fast.runs.workers.processes import Processes, ProcessSlot
 from dori_fast.runs.workers.supervisor import Supervisor
 from dori_fast.runs.workers.worker import _portable
-from tests.faults.invariants import violations
+from tests.faults.lab.invariants import violations
 from tests.runs.faulty import OPTIONS, Faulty
 from tests.runs.scanning import scanned
 

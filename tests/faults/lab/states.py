@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dori_fast.runs.store import shard
-from tests.faults.lab import SCORING, Lab, Result
+from tests.faults.lab.lab import SCORING, Lab, Result
 
 CPU_MESSAGE = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dori_fast.runs.store import durable, shard
-from tests.faults.lab import SHARD, Lab
+from tests.faults.lab.lab import SHARD, Lab
 
 POINTS = ("before write", "half written", "before sync", "before rename", "after rename")
 

@@ -1,6 +1,6 @@
 """Fuzzing guided by coverage, if atheris is installed: inputs are mutated byte by byte.
 
-    python -m tests.faults.fuzz csv -runs=100000      libFuzzer's options; a folder is a corpus
+    python -m tests.faults.lab.fuzz csv -runs=100000      libFuzzer's options; a folder is a corpus
 
 A reader that neither reads nor rejects an input crashes; libFuzzer keeps that input in a file.
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dori_fast.runs.store import shard
-from tests.faults.lab import Lab
+from tests.faults.lab.lab import Lab
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _READ_ONLY, _REMOUNT, _BIND = 1, 32, 4096

@@ -26,7 +26,7 @@ import dori_fast.runs.scan  # what the children would otherwise import one by on
 from dori_fast import detect, models
 from dori_fast.cli import main
 from dori_fast.runs.store import durable, shard
-from tests.faults.invariants import held_locks, violations
+from tests.faults.lab.invariants import held_locks, violations
 from tests.runs.scanning import Spelling
 
 STARTING, SCORING, COMMITTING, BETWEEN = range(4)

@@ -13,8 +13,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from tests.faults import disks, kills, states
-from tests.faults.lab import Lab
+from tests.faults.lab import disks, kills, states
+from tests.faults.lab.lab import Lab
 
 EXPERIMENTS = {
     name: function
