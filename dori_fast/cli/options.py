@@ -54,7 +54,8 @@ def command(renamed: Mapping[str, str] | None = None) -> Callable[[Command], Com
             for new, old in renamed.items():
                 value = values.pop(old)
                 if value is not None:
-                    print_warning(f"--{old} is the old name of --{new}; use --{new}")
+                    option, now = (f"--{name.replace('_', '-')}" for name in (old, new))
+                    print_warning(f"{option} is now {now}; the old name goes with the next version")
                     values[new] = value
             for name, group in groups.items():
                 values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})

@@ -38,7 +38,7 @@ def test_controls_have_the_memorized_ones_budget():
 def test_an_arm_is_computed_once(study, monkeypatch):
     monkeypatch.setattr(retrieval, "BUDGET", 2)
     monkeypatch.setattr(retrieval, "CONTROL_SEEDS", 3)
-    monkeypatch.setitem(retrieval.HOW, "steps", 3)
+    monkeypatch.setitem(retrieval.GENERATION, "steps", 3)
     study.model.batch_size = 8
     monkeypatch.setitem(study.pictures, "control", study.pictures["control"][:2])
     arm = retrieval.Arm("control", "wanda", False)

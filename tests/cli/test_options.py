@@ -112,7 +112,7 @@ def called(monkeypatch: Any, capsys: Any) -> Any:
 def test_an_old_name_sets_the_new_option_and_warns(called: Any) -> None:
     run, seen = called
     assert run("--pictures", "2", "--model", "x").err == (
-        "warning: --pictures is the old name of --images; use --images\n"
+        "warning: --pictures is now --images; the old name goes with the next version\n"
     )
     assert run("--images", "3").err == run().err == ""
     assert seen == [(2, "x"), (3, "demo"), (4, "demo")]

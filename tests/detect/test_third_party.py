@@ -54,7 +54,7 @@ def test_it_is_as_short_as_promised():
 def test_it_is_listed(installed):
     done = dori_fast("ls", "detectors", "--json", beside=installed)
     assert done.returncode == 0, done.stderr
-    listed = {row["detector"]: row["what"] for row in json.loads(done.stdout)}
+    listed = {row["detector"]: row["description"] for row in json.loads(done.stdout)}
     assert (
         listed["loudest"] == "The largest noise difference of any seed, at a timestep of one's own."
     )

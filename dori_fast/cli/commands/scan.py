@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dori_fast.runs.scoring.decision import Decision
 
 
-@command()
+@command(renamed={"num_jobs": "num_shards", "job_id": "shard_id"})
 def scan(
     prompts: Annotated[
         Path,
@@ -75,8 +75,6 @@ def scan(
         int, typer.Option(help="Number of jobs that share the run, such as a Slurm array's.")
     ] = 1,
     job_id: Annotated[int, typer.Option(help="Number of this job, from 0.")] = 0,
-    num_shards: Annotated[int | None, typer.Option(hidden=True)] = None,
-    shard_id: Annotated[int | None, typer.Option(hidden=True)] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Estimate of time and memory by a probe, without a run."),
@@ -124,8 +122,8 @@ def scan(
             workers=workers,
             watchdog=watchdog,
             engine=engine,
-            num_jobs=_renamed(status, "num-shards", "num-jobs", num_shards, num_jobs),
-            job_id=_renamed(status, "shard-id", "job-id", shard_id, job_id),
+            num_jobs=num_jobs,
+            job_id=job_id,
             on_progress=status.progress,
         )
         if result.merkle_root:
@@ -136,14 +134,6 @@ def scan(
         print_result(_as_json(result, top) if as_json else _as_table(result, top))
         if result.state == "over_budget":
             raise typer.Exit(OVER_BUDGET)
-
-
-def _renamed(status: Status, old: str, new: str, given: int | None, value: int) -> int:
-    """The value of an option under its old name, which prints a warning, or under its new one."""
-    if given is None:
-        return value
-    status.say(f"warning: --{old} is now --{new}; the old name goes with the next version")
-    return given
 
 
 def _estimate_text(found: Estimate) -> str:
