@@ -37,6 +37,8 @@ CASES: dict[str, list[str | None]] = {
     "width in [64, 1024]": ["b", "d"],
     "width == 9007199254740993": ["e"],
     "width < 64.5": ["b"],
+    "width < 512": ["b"],
+    "width <= 512": ["a", "b", "c", None],
     "width in [64.0, 1023.5]": ["b"],
     "similarity < 99999999999999999999": ["a", "b", "d", None],
     "similarity != 0.1": ["b", "d", "e", None],
