@@ -26,7 +26,10 @@ def bench(
         str | None, typer.Option(help="Model, for scan: demo, sd14 or a diffusers directory.")
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Number of timings per implementation.", min=2)
+        int | None,
+        typer.Option(
+            help="Number of timings per implementation; default: 60 for ops, 9 for scan.", min=2
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(help="Number of torch threads.", min=1)] = 1,
     device: Annotated[

@@ -115,7 +115,7 @@ def finetune(
     """Train memorized images out of a copy of the model.
 
     Every step attacks the model: it finds triggers, embeddings that retrieve the images. Then it
-    trains prompts and triggers to lead to surrogates, harmless images that the model draws once
+    trains prompts and triggers to lead to surrogates, other images that the model draws once
     under the masks. Writes model/, a diffusers directory, and losses of every step to
     scalars.jsonl. The same command continues an interrupted run.
     """

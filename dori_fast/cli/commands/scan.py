@@ -57,7 +57,7 @@ def scan(
         Path | None, typer.Option(help="Calibration file of dori-fast calibrate, to flag rows.")
     ] = None,
     fpr: Annotated[
-        float, typer.Option(help="Share of clean prompts that may be flagged, with --calibration.")
+        float, typer.Option(help="False-positive rate: share of clean prompts that may be flagged.")
     ] = 0.01,
     cascade: Annotated[
         float | None,
