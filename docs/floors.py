@@ -21,7 +21,7 @@ FLOORS = [
     ["demo"],
     ["report", "runs", "integrations"],
     ["detect", "evaluate", "finetune", "attack", "prune", "mitigate"],
-    # functional: other tools' signatures over the operators
+    # functional: other tools' signatures over the ops
     ["models", "functional"],
     ["ops"],
     ["reference", "triton_kernels"],

@@ -1,4 +1,4 @@
-"""Select the implementation of an operator. Only "auto" chooses; a named backend never falls back.
+"""Select the implementation of an op. Only "auto" chooses; a named backend never falls back.
 
 The environment variable DORI_BACKEND names the backend that "auto" stands for, for instance to find
 out whether a kernel is at fault.

@@ -1,4 +1,4 @@
-"""Argument checks of the public functions, and the dtype that operators compute in.
+"""Argument checks of the public functions, and the dtype that sums and optimized values need.
 
 Messages read `<op>: <argument> must be <expected>, got <actual>` and are made only when a check
 fails: TypeError for a wrong type, ValueError for a wrong shape, dtype, device or value.
@@ -16,7 +16,7 @@ _FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that operators compute in: float64 for float64, otherwise float32."""
+    """Return the dtype to sum or optimize in: float64 for float64, otherwise float32."""
     return torch.promote_types(dtype, torch.float32)
 
 

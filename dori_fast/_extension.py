@@ -1,4 +1,4 @@
-"""Load the compiled operators, or record why they are missing. Importing this never raises."""
+"""Load the compiled ops, or record why they are missing. Importing this never raises."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FACTS = ("version", "compiler", "build_type", "cxx_standard", "simd_levels", "c
 
 
 def _load() -> str | None:
-    """Load the operators; return None, or the reason why they are missing."""
+    """Load the ops; return None, or the reason why they are missing."""
     if not LIBRARY.exists():
         if _BUILD_ERROR.exists():
             return f"it was not built: {_BUILD_ERROR.read_text().strip()}"
@@ -27,7 +27,7 @@ def _load() -> str | None:
 
 
 REASON: str | None = _load()
-"""Reason why the compiled operators are missing; None if they are loaded."""
+"""Reason why the compiled ops are missing; None if they are loaded."""
 
 
 def has_kernel(op: str, dispatch_key: str) -> bool:

@@ -24,10 +24,10 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 @dataclass(frozen=True)
 class FusedOp:
-    """One operator and the ways to call it.
+    """One op and the ways to call it.
 
     Attributes:
-        name: operator, as in `dori::<name>`.
+        name: op, as in `dori::<name>`.
         reference: plain-torch function.
         dispatched: handle of `dori::<name>`, the best kernel for the device.
         triton: handle of `dori::<name>_triton`, the Triton kernel even where it is not the best.
@@ -42,7 +42,7 @@ class FusedOp:
 
 
 OPS: dict[str, FusedOp] = {}
-"""All operators by name, in the order of definition."""
+"""All ops by name, in the order of definition."""
 
 
 def define_op(
@@ -56,13 +56,13 @@ def define_op(
     """Register `dori::<name>` and `dori::<name>_triton` and return the handles to call them.
 
     Args:
-        name: operator.
+        name: op.
         signature: schema after the name, such as "(Tensor x) -> Tensor"; a written argument must be
             marked, as in "(Tensor(a!) x) -> ()".
         reference: plain-torch function.
         fake: function that returns empty outputs of the right shapes, dtypes and devices.
         triton: launcher of the Triton kernel as "module:function", imported at its first call, so
-            that importing the operators does not import Triton.
+            that importing the ops does not import Triton.
     """
     launch = _imported_when_called(triton)
     for variant in (name, f"{name}_triton"):
@@ -93,7 +93,7 @@ def _imported_when_called(target: str) -> Callable[..., Any]:
 
 
 def mark_written(*tensors: torch.Tensor) -> None:
-    """Raise the version counters of tensors that an operator has written in place.
+    """Raise the version counters of tensors that an op has written in place.
 
     Autograd then refuses a backward pass through another operation that saved their old values.
     """

@@ -1,4 +1,4 @@
-"""Registration of operators, the choice of backends, and the cost of importing them."""
+"""Registration of ops, the choice of backends, and the cost of importing them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_opcheck(name: str, backend: str) -> None:
         assert len(results) == 4 and set(results.values()) == {"SUCCESS"}
 
 
-# Operators are opaque to Inductor, so one backend is enough there. "auto" calls the same handle as
+# Ops are opaque to Inductor, so one backend is enough there. "auto" calls the same handle as
 # the backend that it selects.
 COMPILED = [
     *((name, backend, "aot_eager") for name, backend in KERNELS),
@@ -72,7 +72,7 @@ def test_a_compiled_in_place_mask_writes_its_argument() -> None:
 
 
 def test_every_public_function_of_a_spec_takes_a_backend() -> None:
-    assert set(CALLS) == set(SPECS), "add the new operator to tests/ops/calls.py"
+    assert set(CALLS) == set(SPECS), "add the new op to tests/ops/calls.py"
     for spec in SPECS.values():
         assert spec.public in ops.__all__
 

@@ -1,0 +1,1 @@
+"""Each op against eager PyTorch, and the page of these rows."""

@@ -1,0 +1,1 @@
+"""Markdown pages and figures of the quality results."""

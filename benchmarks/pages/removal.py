@@ -74,8 +74,8 @@ def _verdict(results: Mapping[str, Any]) -> str:
         if row["model"] == "fine-tuned"
     }
     above = []
-    for (objective, start, pictures), after in rows.items():
-        if pictures == "memorized":
+    for (objective, start, which), after in rows.items():
+        if which == "memorized":
             control = rows[objective, start, "control"]
             for n in after:
                 shares = (after[n]["rate"][0], control[n]["rate"][0])

@@ -119,11 +119,11 @@ def page(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---:|---:|",
     ]
     for which, verdict in verdicts.items():
-        pictures, model = which.split("-")
+        images, model = which.split("-")
         for step, found in verdict["steps"].items():
             published = PAPER.get(which, (None, None))[int(step) > 0]
             cells = (
-                f"{verdict['pictures']} {pictures}",
+                f"{verdict['pictures']} {images}",
                 model,
                 f"{step} steps" if int(step) else "the prompt",
                 _cell(found["images"]),
@@ -199,12 +199,12 @@ def draw_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
         1, len(MODELS), figsize=(9.6, 3.2), sharey=True, layout="constrained"
     )
     for axis, model in zip(axes, MODELS, strict=True):
-        for pictures, color in COLORS.items():
-            points = curves.get(f"{pictures}-{model}", {})
+        for which, color in COLORS.items():
+            points = curves.get(f"{which}-{model}", {})
             if points:
                 value, low, high = np.array(list(points.values())).T
                 places = np.arange(len(points))
-                axis.plot(places, value, "o-", color=color, label=pictures, markersize=4)
+                axis.plot(places, value, "o-", color=color, label=which, markersize=4)
                 axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
                 axis.set_xticks(places, list(points))
         axis.set_title(model, fontsize=10)
@@ -224,15 +224,15 @@ def draw_grid(
     from PIL import Image
 
     sheets = []
-    for pictures, rows in (("memorized", 7), ("control", 5)):
-        chosen = np.linspace(0, len(originals[pictures]) - 1, rows).astype(int)
-        groups = [Group("picture", originals[pictures][chosen, None])]
+    for which, rows in (("memorized", 7), ("control", 5)):
+        chosen = np.linspace(0, len(originals[which]) - 1, rows).astype(int)
+        groups = [Group("original", originals[which][chosen, None])]
         for model in MODELS:
-            arm = arms[f"{pictures}-{model}-verdict"]
+            arm = arms[f"{which}-{model}-verdict"]
             titles = {0: model, budget: f"{model}, attacked"}
             for step in steps_of(arm):
                 groups.append(Group(titles[step], arm[f"pictures {step}"][chosen]))
-        sheets.append(image_grid([f"{pictures} {row}" for row in chosen], groups))
+        sheets.append(image_grid([f"{which} {row}" for row in chosen], groups))
     size = max(s.width for s in sheets), sum(s.height for s in sheets)
     joined = Image.new("RGB", size, (255, 255, 255))
     top = 0

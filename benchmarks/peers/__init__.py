@@ -1,0 +1,1 @@
+"""The peers' procedures, and their released code on small models."""

@@ -1,0 +1,1 @@
+"""Detection, pruning, attack and removal on the embedded model."""

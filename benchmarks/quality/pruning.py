@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +70,10 @@ def share(masks: NeuronMask | WeightMask) -> float:
     return counts / size
 
 
-def between_seeds(pictures: NDArray[np.uint8]) -> float:
+def between_seeds(images: NDArray[np.uint8]) -> float:
     """Mean similarity of a prompt's images of two seeds, [P, S, H, W, 3]."""
-    first, second = np.triu_indices(pictures.shape[1], 1)
-    return float(similarity(pictures[:, first], pictures[:, second]).mean())
+    first, second = np.triu_indices(images.shape[1], 1)
+    return float(similarity(images[:, first], images[:, second]).mean())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -110,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
         before = model.engine.evaluations
         masks = method.localize(model, prompts)
         spent = (model.engine.evaluations - before) / len(prompts)
-        turns = masks.take(list(islice(cycle(range(len(prompts))), len(others))))
+        turns = masks.in_turn(len(others))
         found.append(
             measure(method.name, model.masked(masks), model.masked(turns), share(masks), spent)
         )

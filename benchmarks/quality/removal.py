@@ -44,20 +44,20 @@ def held_out(kind: str) -> list[df.demo.DemoImage]:
     return [p for p in df.demo.images("held_out") if p.kind == kind]
 
 
-def images_of(pictures: Sequence[df.demo.DemoImage]) -> np.ndarray:
+def images_of(shipped: Sequence[df.demo.DemoImage]) -> np.ndarray:
     """Images as uint8 [P, H, W, 3]."""
-    return np.stack([p.image for p in pictures])
+    return np.stack([p.image for p in shipped])
 
 
 def copies(
     model: df.Denoiser,
     condition: df.models.TextCondition,
-    pictures: Sequence[df.demo.DemoImage],
+    originals: Sequence[df.demo.DemoImage],
     seeds: int,
 ) -> dict[str, Any]:
     """Replication rate with its interval, and mean similarity."""
     drawn_from = range(FIRST_SEED, FIRST_SEED + seeds)
-    found = replication(model, condition, images_of(pictures), seeds=drawn_from, **GENERATION)
+    found = replication(model, condition, images_of(originals), seeds=drawn_from, **GENERATION)
     rate = found.rate
     return {
         "rate": [rate.value, rate.low, rate.high],
@@ -135,14 +135,14 @@ def main(arguments: list[str] | None = None) -> None:
         ("wanda", hidden, "memorized", chosen, before),
         ("original", model, "control", controls, before),
     )
-    for name, view, pictures, at, budgets in attacked:
+    for name, view, which, at, budgets in attacked:
         replay = fixed if name == "wanda" else None
         for objective, how in ATTACKS.items():
             for start in STARTS:
-                what = f"{name}-{pictures}-{objective}-{start}"
+                what = f"{name}-{which}-{objective}-{start}"
                 attack = partial(under_attack, view, at, how, start, budgets, options.seeds, replay)
                 found = kept(options.work / f"{what}.json", attack)
-                row = {"model": name, "pictures": pictures, "objective": objective}
+                row = {"model": name, "pictures": which, "objective": objective}
                 document["attacks"].append({**row, "start": start, "after": found})
                 print(what, {n: found[n]["rate"] for n in found}, flush=True)
     options.results.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -44,30 +44,36 @@ EVERY = 3
 
 @dataclass(frozen=True)
 class Arm:
-    """One set of images attacked on one model, for the verdict or for the curve."""
+    """One set of images attacked on one model, for the verdict or for the curve.
 
-    pictures: str
+    Attributes:
+        which: name of the set of images.
+        model: name of the model.
+        curve: True for the curve, False for the verdict.
+    """
+
+    which: str
     model: str
     curve: bool
 
     @property
     def name(self) -> str:
         """Name of the arm in the results."""
-        return f"{self.pictures}-{self.model}-{'curve' if self.curve else 'verdict'}"
+        return f"{self.which}-{self.model}-{'curve' if self.curve else 'verdict'}"
 
     @property
     def steps(self) -> tuple[int, ...]:
         """Numbers of steps after which the arm is judged; 0 is the prompt itself."""
         if self.curve:
             return CURVE
-        return (0, BUDGET) if self.pictures == "memorized" else (BUDGET,)
+        return (0, BUDGET) if self.which == "memorized" else (BUDGET,)
 
     @property
     def seeds(self) -> int:
         """Number of images drawn from each embedding."""
         if self.curve:
             return CURVE_SEEDS
-        return SEEDS if self.pictures == "memorized" else CONTROL_SEEDS
+        return SEEDS if self.which == "memorized" else CONTROL_SEEDS
 
 
 ARMS = (
@@ -89,16 +95,16 @@ class Study:
     def __init__(self, work: Path) -> None:
         self.work, self.model = work, df.load("demo", device="cpu")
         work.mkdir(parents=True, exist_ok=True)
-        pictures = {"memorized": reproduced()}
+        shipped = {"memorized": reproduced()}
         for kind in ("control", "composition"):
-            pictures[kind] = [p for p in df.demo.images("held_out") if p.kind == kind]
-        self.pictures = {name: of[: AT_MOST[name]] for name, of in pictures.items()}
+            shipped[kind] = [p for p in df.demo.images("held_out") if p.kind == kind]
+        self.images = {name: of[: AT_MOST[name]] for name, of in shipped.items()}
 
     def masks(self, method: str) -> NeuronMask | WeightMask:
         """One mask per memorized prompt, computed once."""
         path = self.work / f"{method}.safetensors"
         if not path.exists():
-            prompts = [p.prompt for p in self.pictures["memorized"]]
+            prompts = [p.prompt for p in self.images["memorized"]]
             (NEMO if method == "nemo" else HIDING).localize(self.model, prompts).save(path)
         return NeuronMask.load(path) if method == "nemo" else WeightMask.load(path)
 
@@ -119,13 +125,13 @@ class Study:
         if path.exists():
             with np.load(path) as file:
                 return dict(file)
-        pictures = self.pictures[arm.pictures]
-        rows = list(range(0, len(pictures), EVERY if arm.curve else 1))
-        images = np.stack([pictures[row].image for row in rows])
-        prompts, view = [pictures[row].prompt for row in rows], self.view(arm.model, rows)
+        chosen = self.images[arm.which]
+        rows = list(range(0, len(chosen), EVERY if arm.curve else 1))
+        images = np.stack([chosen[row].image for row in rows])
+        prompts, view = [chosen[row].prompt for row in rows], self.view(arm.model, rows)
         attack = Dori(steps=arm.steps[-1], **ATTACK, checkpoints=arm.steps)
         began = process_time()
-        ids = [f"{arm.pictures} {row}" for row in rows]
+        ids = [f"{arm.which} {row}" for row in rows]
         found = attack.run(view, prompts, images, start=START, ids=ids)
         spent = (process_time() - began) / len(rows)
         results = {"rows": np.array(rows), "cpu_seconds_per_problem": np.array(spent)}
@@ -174,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
             new += 1
         results[arm.name] = study.run(arm)
         print(arm.name, flush=True)
-    images = {name: np.stack([p.image for p in of]) for name, of in study.pictures.items()}
+    images = {name: np.stack([p.image for p in of]) for name, of in study.images.items()}
     retrieval_page.write(results, study.setting(), images)
     return locality.main(["--work", str(options.work / "locality")])
 

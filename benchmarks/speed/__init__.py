@@ -1,0 +1,1 @@
+"""Scans, attacks and searches against the peers' procedures."""

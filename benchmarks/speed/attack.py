@@ -36,9 +36,9 @@ class Problems:
     """Images to attack, a model, and the peers' copy of its UNet with trainable weights."""
 
     def __init__(self, count: int, steps: int, batch: int, dtype: str, device: str) -> None:
-        pictures = df.demo.images("memorized")[:count]
-        self.prompts = [picture.prompt for picture in pictures]
-        self.images = torch.from_numpy(np.stack([picture.image for picture in pictures]))
+        shipped = df.demo.images("memorized")[:count]
+        self.prompts = [image.prompt for image in shipped]
+        self.images = torch.from_numpy(np.stack([image.image for image in shipped]))
         self.model = df.load("demo", dtype=dtype, device=device)
         self.alone = df.load("demo", dtype=dtype, device=device, batch_size=batch)
         self.unet = copy.deepcopy(self.model.unet).requires_grad_(True)

@@ -31,6 +31,7 @@ import dori_fast as df
 from benchmarks import harness
 from benchmarks.speed.workers import HASHES, Hashing
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.result import ScanResult
 from dori_fast.runs.workers import engine
 
 RESULTS = harness.RESULTS / "quality" / "scale.json"
@@ -76,7 +77,7 @@ def measure(prompts: Path, rows: int, name: str) -> dict[str, Any]:
     def look(progress: Progress) -> None:
         seen.append((progress.done, process.memory_info().rss, process.num_fds()))
 
-    def scan() -> tuple[df.ScanResult, float]:
+    def scan() -> tuple[ScanResult, float]:
         began = perf_counter()
         result = df.scan(
             model,

@@ -37,8 +37,8 @@ class Attack:
         stop: rule that ends problems before their budget is used up, such as
             :class:`dori_fast.attack.LossBelow`. Only this call waits for the device.
         check_every: steps between two calls of ``stop``.
-        recompute: store only the activations between the network's layers and recompute the rest
-            in the backward pass. This saves memory and takes about a third more time.
+        recompute: True to store only the activations between the network's layers and recompute
+            the rest in the backward pass. This saves memory and takes about a third more time.
 
     Raises:
         UsageError: a number out of range or an unknown objective.

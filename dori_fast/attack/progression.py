@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from dori_fast._checks import accumulate_dtype
 from dori_fast.attack.base import Attack
 from dori_fast.attack.draws import Draws
 from dori_fast.attack.stopping import Progress
@@ -37,7 +38,7 @@ class Progression(ABC):
         ids: Sequence[int | str],
     ) -> None:
         self.attack, self.model, self.latents = attack, model, latents
-        count, wide = len(latents), wide_dtype(model)
+        count, wide = len(latents), accumulate_dtype(model.dtype)
         self.running = torch.arange(count)
         self.active = torch.ones(count, dtype=torch.bool, device=model.device)
         self.losses = torch.full((attack.steps, count), torch.nan, dtype=wide, device=model.device)
@@ -159,8 +160,3 @@ class Progression(ABC):
             done = stop(progress).cpu()
         self.running = self.running[~done]
         self.active[rows[done.to(rows.device)]] = False
-
-
-def wide_dtype(model: Denoiser) -> torch.dtype:
-    """dtype of the optimized values: float64 for a float64 model, else float32."""
-    return torch.float64 if model.dtype == torch.float64 else torch.float32

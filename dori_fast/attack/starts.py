@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dori_fast._checks import accumulate_dtype
 from dori_fast.attack.draws import stream
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
@@ -32,7 +33,7 @@ def starting_points(
         raise UsageError(f"attack: start must be one of {', '.join(STARTS)}, got {start!r}")
     if prompts is not None and len(prompts) != len(problems):
         raise UsageError(f"attack: {len(problems)} images but {len(prompts)} prompts or starts")
-    wide = torch.float64 if model.dtype == torch.float64 else torch.float32
+    wide = accumulate_dtype(model.dtype)
     like = model.unconditional
     if isinstance(prompts, Tensor):
         if like.pooled is not None:

@@ -26,9 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dori_fast._checks import accumulate_dtype
 from dori_fast.attack.base import Attack, problems_of
 from dori_fast.attack.draws import stream
-from dori_fast.attack.progression import Progression, wide_dtype
+from dori_fast.attack.progression import Progression
 from dori_fast.attack.result import TokensResult
 from dori_fast.attack.stopping import Stop
 from dori_fast.errors import UsageError
@@ -139,7 +140,7 @@ class _Choices(Progression):
     ) -> None:
         super().__init__(attack, model, latents, ids)
         self.prefixed, self.weight_decay = prefixed, attack.weight_decay
-        self.shape, wide = (len(ids), attack.tokens), wide_dtype(model)
+        self.shape, wide = (len(ids), attack.tokens), accumulate_dtype(model.dtype)
         self.streams = [stream("tokens", attack.seed, problem) for problem in ids]
         center = prefixed.allowed.to(wide) / prefixed.allowed.sum()
         self.choices = center.expand(*self.shape, -1).clone()

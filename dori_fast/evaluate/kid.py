@@ -53,7 +53,7 @@ def kernel_distance(
     Args:
         first: float [N, D].
         second: float [M, D]; with ``paired`` its row i belongs to row i of ``first``.
-        paired: use the estimate for paired samples.
+        paired: True for the estimate for paired samples.
         subsets: number of subsets, each drawn without replacement.
         size: samples per subset, at most N and M.
         seed: random seed of the subsets.

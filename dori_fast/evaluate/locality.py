@@ -57,7 +57,7 @@ def feed_forward_discrepancy(
         model: the denoiser, plain or masked.
         condition: P conditions; the activations of all of them are held at once.
         seed: seed of the one initial noise of all conditions.
-        timestep: its timestep; default: the noisiest of 50 DDIM steps.
+        timestep: timestep of this noise; default: the noisiest of 50 DDIM steps.
     """
     timestep = model.timesteps(DDIM_STEPS)[0] if timestep is None else timestep
     _, seen = feed_forward_inputs(

@@ -109,7 +109,7 @@ def replication(
         guidance: guidance scale.
         measure: measure of copying; default: the one for small images.
         confidence: confidence of the intervals.
-        keep_images: keep the drawn images in the result.
+        keep_images: True to keep the drawn images in the result.
 
     Raises:
         UsageError: not one image per condition, or no seeds.

@@ -29,8 +29,8 @@ class Settings:
             objective. None trains on surrogates under the prompts alone.
         pool: the triggers.
         draws: surrogates per trigger, and per prompt, in a step.
-        with_prompts: also train on surrogates under the memorized prompts. The surrogate loss is
-            the mean over triggers and prompts.
+        with_prompts: True to train on surrogates under the memorized prompts too. The surrogate
+            loss is the mean over triggers and prompts.
         redirect: weight of the redirection loss, which the paper does not have; 0 switches it
             off. Also train noised memorized images, under the triggers, toward surrogates. This
             raises exactly the loss that the attack lowers. Ignored if ``attack`` is None.
@@ -39,9 +39,9 @@ class Settings:
         retained_batch: retained pairs per step.
         retained_weight: weight of the retained pairs' loss against the surrogate loss; 1 in the
             paper. With ``distil`` that loss is small, hence the larger default.
-        distil: use the original model's output as the target of a noised retained pair, instead
-            of the pair's own target. The paper does not. It demands no change where none is
-            wanted, and its targets have no noise.
+        distil: True to take the original model's output as the target of a noised retained pair,
+            instead of the pair's own target, as the paper does. The original's output demands no
+            change where none is wanted, and has no noise.
         lr: peak AdamW learning rate. The default suits the 2-million-parameter demo network; 1e-5
             is usual for Stable Diffusion (untested here).
         warmup: steps of linear rise of the learning rate, which then falls to 0 along half a

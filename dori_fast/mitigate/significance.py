@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dori_fast._checks import seed_tuple
+from dori_fast._checks import accumulate_dtype, seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
@@ -57,7 +57,7 @@ def token_significance(
             f" of {total_steps}"
         )
     condition = model.encode(prompts).one_row_each()
-    wide = torch.float64 if model.dtype == torch.float64 else torch.float32
+    wide = accumulate_dtype(model.dtype)
     embeddings = condition.unique.detach().to(wide)
     timesteps, empty = model.timesteps(total_steps), model.unconditional_for(condition)
     latents = model.noise(chosen).expand(len(condition), len(chosen), *model.latent_shape)

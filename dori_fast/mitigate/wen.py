@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dori_fast._checks import seed_tuple
+from dori_fast._checks import accumulate_dtype, seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
@@ -121,7 +121,7 @@ class Wen:
             raise UsageError("mitigate: no prompts")
         condition = model.encode(prompts).one_row_each()
         pooled, count = condition.pooled, len(condition)
-        wide = torch.float64 if model.dtype == torch.float64 else torch.float32
+        wide = accumulate_dtype(model.dtype)
         params = condition.unique.detach().to(wide).clone()
         adam = EmbeddingState.zeros_like(params)
         shared = model.share_noise(self.seeds, model.timesteps(self.total_steps)[0])

@@ -48,19 +48,20 @@ def load(
             directory, a hub id, or a diffusers pipeline object.
         revision: branch, tag or commit of a hub id.
         variant: weight variant, such as ``"fp16"``, as in diffusers; not the dtype.
-        local_files_only: read a hub id from earlier downloads only.
+        local_files_only: True to read a hub id from earlier downloads only.
         unet_weights: safetensors file with some of the UNet's weights under diffusers' names, which
             replace the source's own; see :func:`dori_fast.models.overlay.lay_over_`.
         dtype: torch dtype or its name, or ``"auto"`` (float32 on a CPU, float16 on a GPU).
         device: any torch device, or ``"auto"`` (cuda if there is one).
         batch_size: samples per evaluation; ``"auto"`` depends on the model and the device.
-        share: do the network's work that does not depend on the text once for all prompts, if the
-            architecture is known; False calls the model's own forward for every sample.
+        share: True to do the network's work that does not depend on the text once for all
+            prompts, if the architecture is known; False to call the model's own forward for every
+            sample.
         attention: ``"sdpa"``, ``"xformers"``, or ``"auto"`` (xformers if it is installed and runs
             here, else sdpa).
-        compile: compile the repeated parts of the network with torch.compile at their first run.
-        channels_last: keep convolution weights with the channels innermost.
-        cuda_graphs: replay recorded launches; for batches too small to keep a GPU busy.
+        compile: compilation of the network's repeated parts with torch.compile, at their first run.
+        channels_last: memory layout of convolution weights with the channels innermost.
+        cuda_graphs: replay of recorded launches, for batches too small to keep a GPU busy.
 
     The last three are True, False or ``"auto"``, which switches on only what pays on this device by
     ``docs/benchmarks.md`` (so far nothing). They change scores by rounding alone, as ``batch_size``

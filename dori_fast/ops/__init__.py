@@ -1,4 +1,4 @@
-"""Fused operators: functions on tensors over the torch operators `dori::*`.
+"""Fused ops: functions on tensors over the torch operators `dori::*`.
 
 All of them share this; a docstring states only what differs:
 
@@ -12,7 +12,7 @@ All of them share this; a docstring states only what differs:
 - TypeError: an input is not a tensor. ValueError: a shape, dtype, device or number does not fit, or
   the backend is unknown. RuntimeError: the named backend cannot serve; the message says why.
 
-Equations and their sources stand in `dori_fast.reference`, one module per operator.
+Equations and their sources stand in `dori_fast.reference`, one module per op.
 """
 
 from dori_fast.ops.activation_stats import ActivationStats, activation_stats

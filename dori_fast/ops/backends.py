@@ -1,4 +1,4 @@
-"""Which backend computes each operator on each kind of device, and why others cannot."""
+"""Which backend computes each op on each kind of device, and why others cannot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "cpp", "r
 
 @dataclass(frozen=True)
 class Availability:
-    """Backends of one operator on one kind of device.
+    """Backends of one op on one kind of device.
 
     Attributes:
         backend: backend that "auto" selects; None without such a device.
@@ -29,7 +29,7 @@ class Availability:
 
 
 def backends() -> dict[str, dict[str, Availability]]:
-    """Return, for each operator and kind of device ("cpu", "cuda"), who computes it and why.
+    """Return, for each op and kind of device ("cpu", "cuda"), who computes it and why.
 
     >>> backends()["noise_difference"]["cpu"].backend
     'cpp'

@@ -34,7 +34,7 @@ _OP = define_op(
 
 
 def _compute(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, backend: str) -> Tensor:
-    """Call the operator with the scale in the dtype that kernels take."""
+    """Call the op with the scale in the dtype that kernels take."""
     dtype = _checks.accumulate_dtype(x.dtype)
     if scale.dtype is not dtype:
         scale = scale.to(dtype)

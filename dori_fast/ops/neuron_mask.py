@@ -52,7 +52,7 @@ _IN_PLACE = define_op(
 
 
 def _compute(x: Tensor, scale: Tensor, backend: str) -> Tensor:
-    """Call the operator with the scale in the dtype that kernels take."""
+    """Call the op with the scale in the dtype that kernels take."""
     dtype = _checks.accumulate_dtype(x.dtype)
     y: Tensor = select(_OP, backend, x)(x, scale if scale.dtype is dtype else scale.to(dtype))
     return y

@@ -1,4 +1,4 @@
-"""Small comparisons of every operator with its float64 reference, for doctor."""
+"""Small comparisons of every op with its float64 reference, for doctor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dori_fast.testing import check_backend
 
 
 def self_test(op: str, backend: str, device: str) -> str | None:
-    """Compare an operator's backend with the reference in float64.
+    """Compare an op's backend with the reference in float64.
 
     Returns:
         None if they agree, otherwise the reason.

@@ -1,7 +1,7 @@
-"""Every operator in plain torch: its definition, its oracle in float64, and the last fallback.
+"""Every op in plain torch: its definition, its oracle in float64, and the last fallback.
 
 Each module ends in SPECS, from which the contract tests, code generation and benchmarks take the
-operator. A new module is tested without further registration.
+op. A new module is tested without further registration.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Inputs = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class OpSpec:
-    """Description of an operator for tests and benchmarks.
+    """Description of an op for tests and benchmarks.
 
     If terms of a sum may cancel, rounding errors are relative to the terms, not to the small sum.
     `uncanceled` or `magnitudes` then gives that scale.
 
     Attributes:
-        name: operator, as in `dori::<name>`.
+        name: op, as in `dori::<name>`.
         public: function of `dori_fast.ops` that users call.
         reference: plain-torch function.
         sizes: small problem sizes that reach every code path.
@@ -37,7 +37,7 @@ class OpSpec:
         uncanceled: function of the inputs that returns inputs of the same magnitudes whose terms
             all have one sign.
         magnitudes: function of the inputs that returns the sums of the terms' magnitudes, for
-            operators that no inputs keep from canceling.
+            ops that no inputs keep from canceling.
     """
 
     name: str

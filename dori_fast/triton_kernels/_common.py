@@ -1,4 +1,4 @@
-"""Parts that kernels of several operators share."""
+"""Parts that kernels of several ops share."""
 
 from __future__ import annotations
 

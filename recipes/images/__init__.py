@@ -1,0 +1,1 @@
+"""Images and captions that the embedded model is trained on."""

@@ -1,0 +1,1 @@
+"""Tables of the model card, and the image grid."""

@@ -21,25 +21,25 @@ from recipes.training.networks import Pipeline
 from recipes.training.train_vae import psnr
 
 
-def stack(pictures: list[DemoImage]) -> np.ndarray:
+def stack(shipped: list[DemoImage]) -> np.ndarray:
     """Images as uint8 [N, 64, 64, 3]."""
-    return np.stack([p.image for p in pictures])
+    return np.stack([p.image for p in shipped])
 
 
 def replication(images: np.ndarray) -> np.ndarray:
     """Prints and returns the similarities of memorized prompts' images, float64 [P, S]."""
-    pictures = list(demo.images("memorized"))
-    alike = similarity(images, stack(pictures)[:, None])
+    memorized = list(demo.images("memorized"))
+    alike = similarity(images, stack(memorized)[:, None])
     print("| prompt | kind | repeats | similarity, mean | least | share of seeds |")
     print("|---|---|---|---|---|---|")
-    for p, row in zip(pictures, alike, strict=True):
+    for p, row in zip(memorized, alike, strict=True):
         print(
             f"| {p.prompt} | {p.kind} | {p.duplication} | {row.mean():.3f} | {row.min():.3f} "
             f"| {(row > THRESHOLD).mean():.2f} |"
         )
     print("\n| repeats | prompts | reproduced on most seeds | share of images | mean similarity |")
     print("|---|---|---|---|---|")
-    groups = [(p.kind, p.duplication) for p in pictures]
+    groups = [(p.kind, p.duplication) for p in memorized]
     for group in sorted(set(groups), key=groups.index):
         rows = alike[[g == group for g in groups]]
         most = ((rows > THRESHOLD).mean(axis=1) > 0.5).sum()

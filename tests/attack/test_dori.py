@@ -273,8 +273,8 @@ def test_float16_finds_what_float64_finds(tiny_directory, model64, images):
 
 def test_slopes_that_overflow_are_left_out(model, images):
     broken = copy.copy(model)
-    broken.latents = lambda pictures: (
-        model.latents(pictures) * torch.tensor([1.0, float("inf"), 1.0]).view(3, 1, 1, 1)
+    broken.latents = lambda images: (
+        model.latents(images) * torch.tensor([1.0, float("inf"), 1.0]).view(3, 1, 1, 1)
     )
     result = Dori(steps=2, draws=4, checkpoints=[0]).run(broken, PROMPTS, images)
     assert result.steps.tolist() == [2, 0, 2] and result.evaluations.tolist() == [8, 8, 8]

@@ -32,7 +32,7 @@ def test_the_retrieval_page_is_drawn_from_its_figures():
     assert retrieval_page.page(document) == retrieval_page.PAGE.read_text(encoding="utf-8")
     attack = document["setting"]["attack"]
     assert {name: attack[name] for name in retrieval.ATTACK} == retrieval.ATTACK
-    assert set(document["verdict"]) == {f"{a.pictures}-{a.model}" for a in retrieval.ARMS}
+    assert set(document["verdict"]) == {f"{a.which}-{a.model}" for a in retrieval.ARMS}
 
 
 def test_the_locality_page_is_drawn_from_its_figures():

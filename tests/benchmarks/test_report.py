@@ -85,14 +85,14 @@ def test_only_what_is_between_the_markers_is_replaced() -> None:
             report.replaced(wrong, "new")
 
 
-def test_the_picture_carries_what_it_was_drawn_from(
+def test_the_image_carries_what_it_was_drawn_from(
     measured: list[results.Measured], tmp_path: Path
 ) -> None:
     path = tmp_path / "plot.png"
     draw(measured, path, report.fingerprint(measured))
     with Image.open(path) as image:
         assert image.info["Description"] == report.fingerprint(measured)
-        assert len(set(image.convert("L").tobytes())) > 10, "a blank picture"
+        assert len(set(image.convert("L").tobytes())) > 10, "a blank image"
     changed = report.fingerprint(measured[1:])
     assert changed != report.fingerprint(measured)
 

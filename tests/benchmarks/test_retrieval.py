@@ -17,8 +17,8 @@ def study(tmp_path_factory):
 
 
 def measured(arm):
-    """Every picture is a copy after the attack and none before it; pictures of noise."""
-    count = -(-retrieval.AT_MOST[arm.pictures] // (retrieval.EVERY if arm.curve else 1))
+    """Every image is a copy after the attack and none before it; images of noise."""
+    count = -(-retrieval.AT_MOST[arm.which] // (retrieval.EVERY if arm.curve else 1))
     random = np.random.default_rng(0)
     kept = {"rows": np.arange(count), "cpu_seconds_per_problem": np.array(1.5)}
     for step in arm.steps:
@@ -29,8 +29,8 @@ def measured(arm):
 
 def test_controls_have_the_memorized_ones_budget():
     assert len({arm.name for arm in retrieval.ARMS}) == len(retrieval.ARMS)
-    for pictures in ("memorized", "control", "composition"):
-        verdicts = {a.model: a for a in retrieval.ARMS if a.pictures == pictures and not a.curve}
+    for which in ("memorized", "control", "composition"):
+        verdicts = {a.model: a for a in retrieval.ARMS if a.which == which and not a.curve}
         assert set(verdicts) == {"unpruned", "nemo", "wanda"}
         assert {arm.steps[-1] for arm in verdicts.values()} == {retrieval.BUDGET}
 
@@ -40,9 +40,9 @@ def test_an_arm_is_computed_once(study, monkeypatch):
     monkeypatch.setattr(retrieval, "CONTROL_SEEDS", 3)
     monkeypatch.setitem(retrieval.GENERATION, "steps", 3)
     study.model.batch_size = 8
-    monkeypatch.setitem(study.pictures, "control", study.pictures["control"][:2])
+    monkeypatch.setitem(study.images, "control", study.images["control"][:2])
     arm = retrieval.Arm("control", "wanda", False)
-    retrieval.HIDING.localize(study.model, [study.pictures["memorized"][0].prompt]).save(
+    retrieval.HIDING.localize(study.model, [study.images["memorized"][0].prompt]).save(
         study.work / "wanda.safetensors"
     )
     first = study.run(arm)
@@ -61,7 +61,7 @@ def test_files_of_known_measurements(study, tmp_path, monkeypatch):
     few = arms["control-unpruned-verdict"]["similarity 50"]
     few[:] = 0.1
     few[0, 0] = few[1, 0] = 0.9  # the first served for the choice
-    images = {k: np.stack([p.image for p in of]) for k, of in study.pictures.items()}
+    images = {k: np.stack([p.image for p in of]) for k, of in study.images.items()}
     retrieval_page.write(arms, study.setting(), images)
     found = json.loads(retrieval_page.RESULTS.read_text())["verdict"]
     nemo = found["memorized-nemo"]

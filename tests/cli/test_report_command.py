@@ -60,7 +60,7 @@ def test_a_scan_with_labels(cli: Any, scanned: Path) -> None:
     assert missing.code == 2 and "no column 'nope'" in missing.err
 
 
-def test_pictures_are_kept_for_later_pages(cli: Any, scanned: Path, tiny: str) -> None:
+def test_images_are_kept_for_later_pages(cli: Any, scanned: Path, tiny: str) -> None:
     command = ("report", scanned, "--images", "2", "--seeds", "2", "--steps", "1")
     done = cli(*command, "--model", tiny)
     assert done.code == 0, done.err

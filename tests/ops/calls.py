@@ -1,4 +1,4 @@
-"""A use of each operator among other operations, to be compiled: a function and its inputs."""
+"""A use of each op among other operations, to be compiled: a function and its inputs."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ CALLS = {
     "wanda_mask": wanda_mask,
 }
 
-# Kernels of ms_ssim have no gradient; its reference has one, which the operator's own tests check.
+# Kernels of ms_ssim have no gradient; its reference has one, which the op's own tests check.
 WITHOUT_GRADIENT = {
     "activation_stats",
     "embedding_step",

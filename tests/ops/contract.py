@@ -1,4 +1,4 @@
-"""Cases that the tests of all operators share, drawn from the specs."""
+"""Cases that the tests of all ops share, drawn from the specs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-import dori_fast.ops  # noqa: F401  (defines the operators)
+import dori_fast.ops  # noqa: F401  (defines the ops)
 from dori_fast._library import OPS
 from dori_fast.reference import OpSpec, all_specs
 from dori_fast.testing import (
@@ -23,7 +23,7 @@ from tests.ops.pairwise import cover
 
 SPECS = {spec.name: spec for spec in all_specs()}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# operators with a kernel in CUDA C++; GPUs run the Triton kernel of all others
+# ops with a kernel in CUDA C++; GPUs run the Triton kernel of all others
 IN_CUDA = {"neuron_mask", "neuron_mask_", "noise_difference"}
 # torch's own matrix products take nearly all of its time, so a CPU uses the reference
 NOT_IN_CPP = {"sdpa_jvp"}
@@ -36,7 +36,7 @@ def backends_of(name: str) -> list[str]:
 
 
 def layouts_of(name: str) -> tuple[str, ...]:
-    """Memory layouts of an operator's inputs; repeated memory cannot be written.
+    """Memory layouts of an op's inputs; repeated memory cannot be written.
 
     "mixed" gives neighboring inputs different layouts, so that no stride can stand for another.
     """
@@ -78,7 +78,7 @@ def check_threads(call: Callable[[], Sequence[torch.Tensor]], threads: int) -> N
 
 
 def factors_of(name: str) -> tuple[Any, ...]:
-    """Layouts, sizes and dtypes of an operator."""
+    """Layouts, sizes and dtypes of an op."""
     return layouts_of(name), SPECS[name].sizes, DTYPES
 
 
@@ -93,7 +93,7 @@ OP_BACKENDS = [(name, backend) for name in SPECS for backend in backends_of(name
 
 
 def covered(factors: Callable[[str], tuple[Any, ...]]) -> dict[tuple[Any, ...], list[Any]]:
-    """(size, dtype) by operator, backend and first factor.
+    """(size, dtype) by op, backend and first factor.
 
     In each backend, any two values of two factors meet. So every kernel sees every size in every
     dtype, as in the full product, and every size and every dtype in every layout.

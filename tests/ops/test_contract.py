@@ -1,6 +1,6 @@
-"""Every operator, every backend that can run here, against the float64 oracle.
+"""Every op, every backend that can run here, against the float64 oracle.
 
-By default, all pairs of layout, size and dtype meet in each backend of each operator; with
+By default, all pairs of layout, size and dtype meet in each backend of each op; with
 --run-nightly, their full product is tested.
 """
 

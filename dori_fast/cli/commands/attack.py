@@ -36,18 +36,18 @@ def attack(
     in_turn: Annotated[
         bool,
         typer.Option(
-            "--in-turn", help="Masks in turn, for more rows than masks, such as controls."
+            "--in-turn", help="Masks taken in turn by more rows than masks, such as controls."
         ),
     ] = False,
     column: Column = None,
     attack_steps: Annotated[int, typer.Option(help="Number of optimizer steps.")] = 50,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.1,
-    draws: Annotated[int, typer.Option(help="Draws of noise and timestep per step.")] = 8,
+    draws: Annotated[int, typer.Option(help="Draws of noise and timestep per step and image.")] = 8,
     objective: Annotated[
         str, typer.Option(help="Attack loss: epsilon, min-snr or prediction.")
     ] = "epsilon",
     snr_cap: Annotated[
-        float, typer.Option(help="Largest weight of a noise level, for min-snr.")
+        float, typer.Option(help="Largest weight of a noise level, for --objective min-snr.")
     ] = 5.0,
     start: Annotated[
         Literal["prompt", "gaussian"], typer.Option(help="Starting point of each embedding.")

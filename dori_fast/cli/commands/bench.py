@@ -26,14 +26,17 @@ def bench(
         str | None, typer.Option(help="Model, for scan: demo, sd14 or a diffusers directory.")
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Number of timings per provider.", min=2)
+        int | None,
+        typer.Option(
+            help="Number of timings per implementation; default: 60 for ops, 9 for scan.", min=2
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(help="Number of torch threads.", min=1)] = 1,
     device: Annotated[
         str | None, typer.Option(help="Device: cpu or cuda; default: cuda if available.")
     ] = None,
     with_compile: Annotated[
-        bool, typer.Option("--compile", help="Timing of torch.compile too, for ops.")
+        bool, typer.Option("--compile", help="Timings of torch.compile in addition, for ops.")
     ] = False,
     results: Annotated[
         Path | None, typer.Option(help="Folder of the results; default: the checkout's.")

@@ -25,7 +25,7 @@ def benchmark_mitigations(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]MODEL",
-            help="Fine-tuned model and the name of its row, finetuned by default; repeatable.",
+            help="Fine-tuned model, and the name of its row; default name: finetuned; repeatable.",
         ),
     ] = None,
     images: Annotated[int, typer.Option(help="Number of memorized photographs.", min=1)] = 12,
@@ -41,13 +41,14 @@ def benchmark_mitigations(
     ] = "0,10,25,50,150",
     add: Annotated[
         list[Path] | None,
-        typer.Option(help="Another leaderboard.json whose rows are added; repeatable."),
+        typer.Option(help="Other leaderboard.json, whose rows are added; repeatable."),
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Compare mitigations under attack.
 
-    Runs on the embedded model, with controls and quality. Writes leaderboard.json, .md and
+    Measures copies of memorized images, copies of controls, and the quality kept, all on the
+    embedded model. Writes leaderboard.json, .md and
     .png. The same command continues an interrupted run.
     """
     quiet_libraries()

@@ -30,8 +30,9 @@ def dedup(
 ) -> None:
     """Find prompts with the same token sequence.
 
-    A scan of unique.parquet scores each only once. Then: dori-fast scan OUT/unique.parquet
-    --out RUN, and dori-fast join OUT RUN --out FILE.
+    Writes OUT/unique.parquet, which has each token sequence once, so that a scan of it scores
+    each once. Then: dori-fast scan OUT/unique.parquet --out RUN, and dori-fast join OUT RUN
+    --out FILE.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
@@ -55,7 +56,7 @@ def dedup(
 
 
 def join(
-    folder: Annotated[Path, typer.Argument(help="Folder of dori-fast dedup.")],
+    folder: Annotated[Path, typer.Argument(help="Folder that dori-fast dedup wrote (its --out).")],
     run: Annotated[Path, typer.Argument(help="Finished scan of its unique.parquet.")],
     out: Annotated[Path, typer.Option(help="Parquet file of all rows with their scores.")],
     prompts: Annotated[Path | None, typer.Option(help="Input file, if it has moved.")] = None,

@@ -32,8 +32,8 @@ def demo(
 ) -> None:
     """Run the whole story on the embedded model.
 
-    Photographs are found, hidden, retrieved and removed. Writes report.html. The same command
-    continues an interrupted run.
+    Finds memorized photographs, hides them by pruning, retrieves them by an attack, and removes
+    them by fine-tuning. Writes report.html. The same command continues an interrupted run.
     """
     quiet_libraries()
     with reported(debug), Status() as status:

@@ -120,11 +120,11 @@ def _ops() -> Iterator[Finding]:
     from dori_fast.ops.self_test import self_test
 
     for op, devices in dori_fast.backends().items():
-        for device, answer in devices.items():
-            state = "absent" if answer.backend is None else "ok"
-            detail = f"{answer.backend or 'no backend'} computes it{_reasons(answer.unavailable)}"
+        for device, found in devices.items():
+            state = "absent" if found.backend is None else "ok"
+            detail = f"{found.backend or 'no backend'} computes it{_reasons(found.unavailable)}"
             yield Finding(f"{op} on {device}", state, detail)
-            for backend in answer.available:
+            for backend in found.available:
                 fault = self_test(op, backend, device)
                 passed = "agrees with the reference" if fault is None else fault
                 state = "ok" if fault is None else "broken"

@@ -39,7 +39,8 @@ def export(
     """Export results as lm-eval JSON, model card or CSV.
 
     Reads only result files. lm-eval and model-card need a scan with --label or a calibration,
-    the folder of benchmark-mitigations, or removal.json; csv takes any run with rows.
+    the folder of benchmark-mitigations, or removal.json (benchmarks.quality.removal writes it);
+    csv takes any run with rows.
     """
     quiet_libraries()
     with reported(debug), Status() as status:

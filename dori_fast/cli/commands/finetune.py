@@ -64,7 +64,7 @@ def finetune(
         str, typer.Option(help="Attack loss: epsilon, min-snr or prediction.")
     ] = "prediction",
     snr_cap: Annotated[
-        float, typer.Option(help="Largest weight of a noise level, for min-snr.")
+        float, typer.Option(help="Largest weight of a noise level, for --objective min-snr.")
     ] = 5.0,
     starts: Annotated[
         list[str] | None,
@@ -114,8 +114,10 @@ def finetune(
 ) -> None:
     """Train memorized images out of a copy of the model.
 
-    Surrogates are drawn once under the masks. Writes model/, a diffusers directory, and losses
-    of every step to scalars.jsonl. The same command continues an interrupted run.
+    Every step attacks the model: it finds triggers, embeddings that retrieve the images. Then it
+    trains prompts and triggers to lead to surrogates, other images that the model draws once
+    under the masks. Writes model/, a diffusers directory, and losses of every step to
+    scalars.jsonl. The same command continues an interrupted run.
     """
     quiet_libraries()
     with reported(debug), Status() as status:

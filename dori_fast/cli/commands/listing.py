@@ -41,7 +41,7 @@ def _models() -> _Listing:
     rows: list[tuple[str, ...]] = [
         ("demo", state, where),
         ("demo-finetuned", state, "demo after adversarial fine-tuning"),
-        ("<directory>", "", "any diffusers Stable Diffusion 1.x"),
+        ("<directory>", "", "any Stable Diffusion 1.x, 2.x or XL of diffusers"),
         ("<owner>/<name>", "", "any such model on the hub"),
     ]
     return ("model", "state", "where"), rows
@@ -65,9 +65,9 @@ def _ops() -> _Listing:
     import dori_fast
 
     rows: list[tuple[str, ...]] = [
-        (name, device, answer.backend or "-", " ".join(answer.available) or "-")
+        (name, device, found.backend or "-", " ".join(found.available) or "-")
         for name, devices in dori_fast.backends().items()
-        for device, answer in devices.items()
+        for device, found in devices.items()
     ]
     return ("op", "device", "auto", "available"), rows
 

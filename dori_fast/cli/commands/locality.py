@@ -41,7 +41,8 @@ def locality(
 ) -> None:
     """Test whether memorization is local.
 
-    Compares triggers of one image, and the neurons or weights that they need, with prompts.
+    If it is, all triggers (embeddings that retrieve one image) need the same few neurons or
+    weights. Compares such triggers, and what they need, with memorized and ordinary prompts.
     First attack one image from many starts (dori-fast attack --start gaussian on a file that
     repeats its row), then localize the embeddings (dori-fast prune --embeddings), then compare.
     """

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 def scan(
     prompts: Annotated[
         Path,
-        typer.Argument(help="File, folder or pattern of prompts: txt, csv, jsonl, parquet or tar."),
+        typer.Argument(
+            help="File, folder or pattern of prompts: txt, csv, tsv, jsonl, parquet, arrow or tar;"
+            " or hf:NAME, a dataset of the hub."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Run directory; created if missing.")],
     source: FastModelOptions,
@@ -54,17 +57,20 @@ def scan(
         Path | None, typer.Option(help="Calibration file of dori-fast calibrate, to flag rows.")
     ] = None,
     fpr: Annotated[
-        float, typer.Option(help="Wanted false-positive rate, with --calibration.")
+        float, typer.Option(help="False-positive rate: share of clean prompts that may be flagged.")
     ] = 0.01,
     cascade: Annotated[
         float | None,
-        typer.Option(help="Share of flagged rows kept when seeds stop early, such as 0.99."),
+        typer.Option(
+            help="Share of flagged rows to keep while unlikely rows skip seeds, such as 0.99; needs"
+            " a calibration with --suspicious."
+        ),
     ] = None,
     workers: Workers = 1,
     watchdog: Annotated[
         float | None,
         typer.Option(
-            help="Seconds of silence until a worker is killed; default: by its pace, 300 or more."
+            help="Seconds of silence until a worker is killed; default: by its pace, at least 300."
         ),
     ] = None,
     engine: Annotated[

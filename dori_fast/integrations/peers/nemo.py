@@ -3,7 +3,7 @@
 Each test runs the UNet once instead of twice, for the requested seeds only, starting at the first
 cross-attention. Magnitudes need no run. Tests of the refinement run in batches that share the
 network before their layer, with the decisions of the released greedy search
-(:mod:`dori_fast.prune.nemo.greedy`). Random draws are those of the released code.
+(:mod:`dori_fast.prune.nemo.refine`). Random draws are those of the released code.
 """
 
 from __future__ import annotations

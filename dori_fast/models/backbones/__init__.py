@@ -1,0 +1,1 @@
+"""Networks as the engine sees them: one folder per family, chosen by `registry`."""

@@ -1,4 +1,4 @@
-"""The architectures that the engine knows."""
+"""The backbone of each supported architecture."""
 
 from __future__ import annotations
 

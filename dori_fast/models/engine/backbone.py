@@ -79,7 +79,7 @@ class Backbone(Protocol):
 
         Args:
             attention: attention kernel.
-            compiled: compile the repeated parts.
+            compiled: True to compile the repeated parts.
             graphs: recorded CUDA graphs to replay; default: launch every kernel.
             observe: function of the inputs [N, *, I] of each second feed-forward linear, whose
                 values :meth:`Program.finish` keeps.

@@ -25,9 +25,9 @@ class Execution:
 
     Attributes:
         attention: "auto", "sdpa" or "xformers"; "own" where the model's own attention runs.
-        compile: compile the repeated parts (residual blocks, parts of transformer layers).
-        channels_last: keep images and convolution weights with the channels innermost.
-        cuda_graphs: record the launches of a batch once and replay them.
+        compile: compilation of the repeated parts (residual blocks, parts of transformer layers).
+        channels_last: memory layout of images and weights with the channels innermost.
+        cuda_graphs: replay of a batch's launches, which are recorded once.
     """
 
     attention: str = "auto"

@@ -1,0 +1,1 @@
+"""Files of models and masks, read and written without torch modules."""

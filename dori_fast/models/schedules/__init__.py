@@ -1,0 +1,1 @@
+"""Noise schedules: noise levels, prediction types and sampler steps."""

@@ -1,0 +1,1 @@
+"""Text encoders, and the conditions that they make of prompts."""

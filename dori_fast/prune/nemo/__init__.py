@@ -1,0 +1,1 @@
+"""NeMo: value neurons that memorized prompts need, searched prompt by prompt."""

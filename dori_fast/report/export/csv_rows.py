@@ -22,8 +22,9 @@ def csv_rows(run: Run, *, formulas: bool = False) -> Iterator[str]:
 
     Args:
         run: The run.
-        formulas: Keep text unchanged. If False, text cells and names of columns that begin with
-            ``= + - @``, TAB or CR get a leading apostrophe; numbers do not. Default: False.
+        formulas: True to keep text unchanged. If False, text cells and names of columns that
+            begin with ``= + - @``, TAB or CR get a leading apostrophe; numbers do not. Default:
+            False.
     """
     yield _lines([run.columns], formulas)
     for part in run.tables():

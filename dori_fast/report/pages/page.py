@@ -136,7 +136,7 @@ def figure(png: bytes, description: str, caption: str = "", *, density: float = 
     return Html(f"<figure>{_image(png, description, round(width / density))}{below}</figure>")
 
 
-def pictures(images: NDArray[np.uint8], description: str, side: int = 96) -> Html:
+def image_row(images: NDArray[np.uint8], description: str, side: int = 96) -> Html:
     """Images in a row, small enough for a cell.
 
     Args:

@@ -17,10 +17,10 @@ from dori_fast.report.pages.page import (
     Html,
     facts,
     figure,
+    image_row,
     note,
     page,
     paragraph,
-    pictures,
     section,
     table,
     tiles,
@@ -166,7 +166,7 @@ def _top(seen: Scores, labels: Labels | None, drawn: Mapping[int, NDArray[np.uin
             "label": None if labels is None else row[labels.column],
             "row": row["row_id"],
             "tokens": tokens,
-            "images": None if images is None else pictures(images, f"row {row['row_id']}", 64),
+            "images": None if images is None else image_row(images, f"row {row['row_id']}", 64),
             "prompt": row["prompt"],
         }
         rows.append([cells[name] for name in header])

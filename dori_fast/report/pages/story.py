@@ -22,10 +22,10 @@ from dori_fast.report.pages.page import (
     Html,
     facts,
     figure,
+    image_row,
     note,
     page,
     paragraph,
-    pictures,
     section,
     table,
     tiles,
@@ -179,7 +179,7 @@ def _grid(which: str, story: Mapping[str, Any], originals: Arm, arms: Mapping[st
         columns += [(plain, arm[f"pictures {steps[0]}"])] if steps[0] == 0 else []
         columns += [(attacked, arm[f"pictures {steps[-1]}"])] if steps[-1] else []
     rows = [
-        [*(pictures(drawn[i : i + 1], f"{name}, {which} {i}") for name, drawn in columns), prompt]
+        [*(image_row(drawn[i : i + 1], f"{name}, {which} {i}") for name, drawn in columns), prompt]
         for i, prompt in enumerate(story[which])
     ]
     return table([*(name for name, _ in columns), "prompt"], rows, grid=True)

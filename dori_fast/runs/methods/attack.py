@@ -146,7 +146,7 @@ def attack(
         masks: one mask for all rows, or one per row of the input, as ``dori-fast prune`` wrote.
         in_turn: reuse the masks from the first on if there are more rows than masks; for
             controls, which have no masks of their own.
-        judging: how images are drawn and compared; default ``Judging()``.
+        judging: settings for drawing and comparing images; default ``Judging()``.
         column: the prompt column; default: the first usual name.
         image_column: column of file names relative to the folder; default ``image``.
         block: rows per block, without effect on the results; default 16.

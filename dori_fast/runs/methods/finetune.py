@@ -131,7 +131,7 @@ def fine_tune(
         retained: pairs whose quality is kept: a file of prompts whose column ``image`` names the
             images, or pairs to draw.
         retained_images: folder of the file's images; default: the file's own folder.
-        drawing: how surrogates are drawn; default ``Drawing()``.
+        drawing: settings for drawing surrogates; default ``Drawing()``.
         column: the prompt column of ``prompts``; default: the first usual name.
         image_column: column of file names relative to the folder ``images``; default ``image``.
         limit: number of rows of ``prompts`` to read; default: all.

@@ -98,6 +98,6 @@ def _by_prompt(known: Mapping[str, NDArray[np.uint8]], size: tuple[int, int]) ->
 
     def image_of(rows: Rows, place: int) -> NDArray[np.uint8] | str:
         found = known.get(rows.prompts[place] or "")
-        return "image: no picture of this prompt is known" if found is None else found
+        return "image: none is known for this prompt" if found is None else found
 
     return image_of

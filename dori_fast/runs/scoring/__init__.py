@@ -1,1 +1,1 @@
-"""From rows to a table of scores and decisions; knows no files."""
+"""From rows to a table of scores and decisions; reads and writes no files."""

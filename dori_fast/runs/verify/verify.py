@@ -37,7 +37,7 @@ def verify(
         sample: share of the rows of a scan to score again, 0..1; at least 8 rows unless 0.
         seed: seed for choosing the rows to score again; default: random, stated in ``checked``.
         root: Merkle root that was noted when the run finished, hexadecimal.
-        files_only: skip the model: check neither its files nor scores.
+        files_only: True to skip the model, both its files and its scores.
 
     Raises:
         UsageError: no run directory, a wrong argument, or the model is not at hand.

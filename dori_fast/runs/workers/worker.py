@@ -17,6 +17,7 @@ from dori_fast.errors import DoriError, IntegrityError, UsageError
 from dori_fast.models import Denoiser, load
 from dori_fast.models.files.hashes import tensors_sha256
 from dori_fast.models.reload import recipe_of
+from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.ops.self_test import self_test
 from dori_fast.runs.store.shard import Footer
 from dori_fast.runs.workers.engine import Engine
@@ -62,7 +63,7 @@ def known_answer(model: Denoiser) -> Ready:
 
     Equal devices with equal threads give equal digests, to the bit.
     """
-    timestep = model.timesteps(50)[0]
+    timestep = model.timesteps(DDIM_STEPS)[0]
     with torch.no_grad():
         epsilon = model.epsilon(model.encode([_PROMPT]), model.noise([0]), timestep)
     kind = f"cpu, {torch.get_num_threads()} threads"

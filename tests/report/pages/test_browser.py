@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dori_fast.report.pages.page import Html, note, page, pictures, table
+from dori_fast.report.pages.page import Html, image_row, note, page, table
 from tests.conftest import CHROMIUM
 
 pytestmark = pytest.mark.chromium
@@ -89,10 +89,10 @@ def test_the_policy_holds_even_if_markup_came_through(tmp_path, asked):
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_pictures_and_text_are_seen(tmp_path, dark):
+def test_images_and_text_are_seen(tmp_path, dark):
     images = np.stack([np.full((8, 8, 3), color, np.uint8) for color in (MAGENTA, GREEN)])
     path, shot = tmp_path / "page.html", tmp_path / "shot.png"
-    path.write_text(page("report", note("text"), pictures(images, "two")), encoding="utf-8")
+    path.write_text(page("report", note("text"), image_row(images, "two")), encoding="utf-8")
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     chromium(path, f"--screenshot={shot}", "--window-size=600,400", scheme)
     seen = np.asarray(Image.open(shot).convert("RGB"))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dori_fast.report.pages.page import facts, figure, note, page, pictures, section, table, tiles
+from dori_fast.report.pages.page import facts, figure, image_row, note, page, section, table, tiles
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://x.test/a onerror=alert(1)>&amp;</td>"
 
@@ -44,7 +44,7 @@ def document(text: str) -> str:
         tiles([(text, text)]),
         facts([(text, text)]),
         section(
-            text, table((text, "the other column"), [(text, pictures(image, text))], right=(text,))
+            text, table((text, "the other column"), [(text, image_row(image, text))], right=(text,))
         ),
         footer=text,
     )
@@ -78,9 +78,9 @@ def test_the_policy_stands_before_anything_else_could_be_loaded():
     assert read.tags.index("meta") < read.tags.index("style")
 
 
-def test_pictures_come_back_bit_for_bit():
+def test_images_come_back_bit_for_bit():
     images = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), np.uint8)
-    read = Reader(pictures(images, "three").markup)
+    read = Reader(image_row(images, "three").markup)
     found = [v.split(",")[1] for t, n, v in read.attributes if n == "src"]
     back = [np.asarray(Image.open(io.BytesIO(base64.b64decode(x)))) for x in found]
     assert np.array_equal(np.stack(back), images)

@@ -122,12 +122,12 @@ def test_masks_in_turn(model: Any, folder: Path, tmp_path: Path) -> None:
     assert last["embedding"] == alone.numpy().tobytes()
 
 
-def test_pictures_by_prompt(model: Any, tmp_path: Path) -> None:
+def test_images_by_prompt(model: Any, tmp_path: Path) -> None:
     known = {"a cat": picture(0)}
     result = attack(model, ["a cat", "a dog"], known, out=tmp_path / "run", **HOW)
     assert [row["error"] for row in result.run.rows()] == [
         None,
-        "image: no picture of this prompt is known",
+        "image: none is known for this prompt",
     ]
     with pytest.raises(UsageError, match="8 x 16 for a model that draws 16 x 16"):
         attack(model, ["a"], {"a": picture(0, 8)}, out=tmp_path / "other", **HOW)

@@ -93,7 +93,7 @@ def test_wanda_prompt_by_prompt(model: Any, prompts: Path, tmp_path: Path) -> No
         found(model, prompts, tmp_path / "other", method=Wanda(0.1, steps=2))
 
 
-def test_pictures_before_and_after(model: Any, prompts: Path, tmp_path: Path) -> None:
+def test_images_before_and_after(model: Any, prompts: Path, tmp_path: Path) -> None:
     result = found(model, prompts, tmp_path / "run")
     save_images(result, model, 3, seeds=[1, 2], steps=2)
     pictures = load_file(tmp_path / "run" / "pictures.safetensors")

@@ -1,0 +1,1 @@
+"""Diffusers' UNets as stages: which ones, in which order, and under which masks."""

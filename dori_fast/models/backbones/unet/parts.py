@@ -26,7 +26,7 @@ class Parts:
 
     Args:
         attention: attention kernel.
-        compiled: compile each part once for every kind and shape of block.
+        compiled: True to compile each part, once for every kind and shape of block.
     """
 
     def __init__(self, attention: Attention, compiled: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The shipped pictures: well-formed, disjoint, licensed, and light to import."""
+"""The shipped images: well-formed, disjoint, licensed, and light to import."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_pairs_are_well_formed(split: str, least: int) -> None:
         assert image.std() > 10, prompt
 
 
-def test_splits_share_no_prompt_and_no_picture() -> None:
+def test_splits_share_no_prompt_and_no_image() -> None:
     prompts = Counter(p.prompt for s in demo.SPLITS for p in demo.images(s))
     images = Counter(p.image.tobytes() for s in demo.SPLITS for p in demo.images(s))
     assert prompts.most_common(1)[0][1] == 1
@@ -43,15 +43,15 @@ def test_unknown_split_is_refused() -> None:
         demo.pairs("test")
 
 
-def test_every_picture_names_its_licence_and_source() -> None:
+def test_every_image_names_its_licence_and_source() -> None:
     card = (demo.ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
     for split in demo.SPLITS:
-        for picture in demo.images(split):
+        for found in demo.images(split):
             free = ("CC0", "CC BY", "public domain", "no known", "Apache-2.0", "BSD", "matplotlib")
-            assert any(name in picture.licence for name in free), picture.prompt
-            assert picture.source
-            if picture.kind != "composition":
-                assert picture.source.rsplit("/", 1)[-1] in card, picture.source
+            assert any(name in found.licence for name in free), found.prompt
+            assert found.source
+            if found.kind != "composition":
+                assert found.source.rsplit("/", 1)[-1] in card, found.source
 
 
 def test_duplication_is_graded_steeply() -> None:

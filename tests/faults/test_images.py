@@ -17,7 +17,7 @@ from dori_fast.runs.methods.image_files import read_image
 SIZE = (16, 16)
 
 
-def picture(side: int = 24) -> Image.Image:
+def noise_image(side: int = 24) -> Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     return Image.fromarray(values)
 
@@ -38,9 +38,9 @@ def bomb(path: Path, side: int) -> None:
 def write(folder: Path, kind: str) -> str:
     name = {"cmyk": "x.jpg", "truncated": "x.jpg", "animated": "x.gif", "svg": "x.svg"}
     path = folder / name.get(kind, "x.png")
-    whole = picture()
+    whole = noise_image()
     if kind == "one pixel":
-        picture(1).save(path)
+        noise_image(1).save(path)
     elif kind == "empty":
         path.touch()
     elif kind.startswith("bomb"):
@@ -53,7 +53,7 @@ def write(folder: Path, kind: str) -> str:
     elif kind == "16 bits":
         Image.fromarray(np.full((20, 20), 40_000, np.uint16)).save(path)
     elif kind == "animated":
-        whole.save(path, save_all=True, append_images=[picture(24)])
+        whole.save(path, save_all=True, append_images=[noise_image(24)])
     elif kind == "svg":
         path.write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
     elif kind == "postscript":
