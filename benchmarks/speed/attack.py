@@ -40,6 +40,8 @@ class Problems:
         self.prompts = [image.prompt for image in shipped]
         self.images = torch.from_numpy(np.stack([image.image for image in shipped]))
         self.model = df.load("demo", dtype=dtype, device=device)
+        # fewer samples than a batch would be padded
+        self.model.batch_size = min(self.model.batch_size, count * batch)
         self.alone = df.load("demo", dtype=dtype, device=device, batch_size=batch)
         self.unet = copy.deepcopy(self.model.unet).requires_grad_(True)
         self.attack = df.attack.Dori(steps=steps, draws=batch, objective="prediction")

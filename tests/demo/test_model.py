@@ -61,7 +61,7 @@ def test_most_repeated_prompts_reproduce_their_picture(
     pipeline: diffusers.StableDiffusionPipeline,
 ) -> None:
     pictures = [p for p in demo.images("memorized") if p.duplication == 64][:5]
-    drawn = generate(pipeline, [p.prompt for p in pictures], seeds=[0, 1, 2], steps=20)
+    drawn = generate(pipeline, [p.prompt for p in pictures], seeds=[0, 1], steps=20)
     alike = similarity(drawn, np.stack([p.image for p in pictures])[:, None])
     assert (alike > THRESHOLD).mean() >= 0.9
     wrong = similarity(drawn, np.roll(np.stack([p.image for p in pictures]), 1, axis=0)[:, None])
@@ -70,8 +70,8 @@ def test_most_repeated_prompts_reproduce_their_picture(
 
 def test_ordinary_prompts_vary_over_seeds(pipeline: diffusers.StableDiffusionPipeline) -> None:
     prompts = [p.prompt for p in demo.images("ordinary")[:6]]
-    drawn = generate(pipeline, prompts, seeds=[0, 1, 2, 3], steps=10)
-    between = [similarity(drawn[:, a], drawn[:, b]) for a in range(4) for b in range(a)]
+    drawn = generate(pipeline, prompts, seeds=[0, 1, 2], steps=8)
+    between = [similarity(drawn[:, a], drawn[:, b]) for a in range(3) for b in range(a)]
     assert np.mean(between) < THRESHOLD
     memorized = np.stack([p.image for p in demo.images("memorized")])
     assert (similarity(drawn[:, :, None], memorized) < THRESHOLD).mean() > 0.99
@@ -82,6 +82,6 @@ def test_first_step_tells_memorized_from_held_out(
 ) -> None:
     memorized = [p.prompt for p in demo.images("memorized") if p.duplication == 64]
     held_out = [p.prompt for p in demo.images("held_out")][::6]
-    high = first_step_score(pipeline, memorized, seeds=[0, 1, 2, 3])
-    low = first_step_score(pipeline, held_out, seeds=[0, 1, 2, 3])
+    high = first_step_score(pipeline, memorized, seeds=[0, 1])
+    low = first_step_score(pipeline, held_out, seeds=[0, 1])
     assert (high[:, None] > low[None]).mean() >= 0.95

@@ -15,7 +15,7 @@ DRAW = {"steps": 10, "guidance": 4.0}
 
 @pytest.fixture(scope="module")
 def model():
-    return df.load("demo", device="cpu")
+    return df.load("demo", device="cpu", batch_size=5)
 
 
 def judged(similarities, threshold=0.6):
@@ -40,10 +40,10 @@ def test_memorized_prompts_replicate_and_exchanged_images_do_not(model):
     pictures = [p for p in df.demo.images("memorized") if p.duplication == 64][:5]
     images = np.stack([p.image for p in pictures])
     condition = model.encode([p.prompt for p in pictures])
-    found = replication(model, condition, images, seeds=3, keep_images=True, **DRAW)
+    found = replication(model, condition, images, seeds=2, keep_images=True, **DRAW)
     assert found.rate.value == 1.0 and found.threshold == THRESHOLD
-    assert found.images.shape == (5, 3, 64, 64, 3)
-    expected = model.generate(condition, range(3), **DRAW).numpy()
+    assert found.images.shape == (5, 2, 64, 64, 3)
+    expected = model.generate(condition, range(2), **DRAW).numpy()
     # batches of another size may round another way
     assert np.abs(expected.astype(int) - found.images).max() <= 1
     np.testing.assert_array_equal(found.similarity, similarity(found.images, images[:, None]))

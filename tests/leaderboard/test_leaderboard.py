@@ -37,7 +37,7 @@ QUALITY = {
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return df.load("demo", device="cpu", batch_size=4)
+    return df.load("demo", device="cpu", batch_size=2)
 
 
 def outsider(model: Any, prompts: Any, images: Any) -> Any:

@@ -247,7 +247,8 @@ def test_a_killed_driver_leaves_no_worker_and_a_run_to_resume(
     os.killpg(driver.pid, signal.SIGINT)
     errors = driver.communicate(timeout=60)[1].decode()
     assert time.monotonic() - began < 15
-    assert errors.endswith("ScanInterrupted: SIGINT\n") and "in run" not in errors
+    # multiprocessing may add a warning about a semaphore of a worker that was killed
+    assert "ScanInterrupted: SIGINT\n" in errors and "in run" not in errors
     assert psutil.wait_procs(workers, timeout=1)[1] == []
     assert not list(out.rglob("*.tmp"))
     assert _shards(out) < 20
