@@ -26,7 +26,7 @@ WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def inputs(tiny: str, tmp_path: Path) -> list[str | Path]:
-    """The arguments of a run of 30 steps on three pictures, one of which is not there."""
+    """The arguments of a run of 18 steps on three pictures, one of which is not there."""
     rng = np.random.default_rng(0)
     for name in ("0.png", "1.png"):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / name)
@@ -39,7 +39,7 @@ def inputs(tiny: str, tmp_path: Path) -> list[str | Path]:
     NeuronMask({layer: mask}).save(tmp_path / "masks.safetensors")
     return ["finetune", "--prompts", tmp_path / "p.csv", "--images", tmp_path,
             "--retained", tmp_path / "kept.csv", "--masks", tmp_path / "masks.safetensors",
-            "--model", tiny, "--device", "cpu", "--steps", "30", "--inner-steps", "2",
+            "--model", tiny, "--device", "cpu", "--steps", "18", "--inner-steps", "2",
             "--starts", "prompt,gaussian", "--starts", "retained", "--retained-batch", "2",
             "--draw-steps", "2", "--surrogates", "2", "--checkpoint-every", "3"]  # fmt: skip
 
@@ -59,7 +59,7 @@ def ended_by(number: signal.Signals, arguments: list[str | Path], out: Path) -> 
 
 
 def test_ended_by_signals_it_gives_the_undisturbed_runs_weights(
-    inputs: list[str | Path], tmp_path: Path
+    cli: Any, inputs: list[str | Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     code, err = ended_by(signal.SIGTERM, inputs, out)
@@ -70,21 +70,19 @@ def test_ended_by_signals_it_gives_the_undisturbed_runs_weights(
     assert ended_by(signal.SIGKILL, inputs, out)[0] == -signal.SIGKILL
     assert not (out / "model").exists()
 
-    done = start(*inputs, "--out", out, "--json", "--resume", "must")
-    text, err = done.communicate(timeout=240)
-    assert done.returncode == 0, err
-    found = json.loads(text)
-    assert 0 < found["steps"] < 30 and found["last"]["step"] == 30
+    done = cli(*inputs, "--out", out, "--json", "--resume", "must")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert 0 < found["steps"] < 18 and found["last"]["step"] == 18
     assert (found["memorized"], found["retained"], found["quarantined"]) == (2, 1, 2)
-    whole = start(*inputs, "--out", tmp_path / "whole")
-    text, err = whole.communicate(timeout=240)
-    assert whole.returncode == 0, err
-    assert "30 steps in" in err and "2 rows quarantined" in err
-    assert "trigger loss" in text and "rows quarantined" in text
+    whole = cli(*inputs, "--out", tmp_path / "whole")
+    assert whole.code == 0, whole.err
+    assert "18 steps in" in whole.err and "2 rows quarantined" in whole.err
+    assert "trigger loss" in whole.out and "rows quarantined" in whole.out
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
     scalars = (out / "scalars.jsonl").read_text()
     assert scalars == (tmp_path / "whole" / "scalars.jsonl").read_text()
-    assert len(scalars.splitlines()) == 30
+    assert len(scalars.splitlines()) == 18
     assert not list(out.glob(".*.tmp*"))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import dori_fast as df
+from dori_fast.demo.facts import GENERATION
 from dori_fast.demo.story import BATCH, Settings, stages, tell
 from dori_fast.errors import IntegrityError
 
@@ -20,7 +21,8 @@ def model() -> Any:
     return df.load("demo", device="cpu", batch_size=8)
 
 
-def test_an_arm_is_computed_once(model, tmp_path):
+def test_an_arm_is_computed_once(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(GENERATION, "steps", 3)
     stages.begin(tmp_path, model, SMALL)
     stages.attack(tmp_path, model, SMALL, "fine-tuned", "control")
     path = tmp_path / "control-fine-tuned.npz"

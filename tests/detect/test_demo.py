@@ -20,7 +20,7 @@ def model():
 @pytest.fixture(scope="module")
 def prompts():
     memorized = [p.prompt for p in df.demo.images("memorized") if p.duplication >= OFTEN]
-    return memorized, [p.prompt for p in df.demo.images("held_out")]
+    return memorized, [p.prompt for p in df.demo.images("held_out")[::2]]
 
 
 def test_wens_score_tells_memorized_prompts_from_others(model, prompts):
@@ -29,7 +29,8 @@ def test_wens_score_tells_memorized_prompts_from_others(model, prompts):
 
 
 def test_scores_are_bitwise_independent_of_batches_order_and_threads(model, prompts):
-    mixed = [*prompts[0][:7], *prompts[1][:12], ""]
+    # 36 samples: two batches
+    mixed = [*prompts[0][:3], *prompts[1][:5], ""]
     detector = df.detect.Wen(seeds=4)
     together = detector.scores(model, mixed).per_seed
     assert torch.equal(together.flip(0), detector.scores(model, mixed[::-1]).per_seed)

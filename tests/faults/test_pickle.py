@@ -71,6 +71,7 @@ def test_scan_and_report_of_the_demo_unpickle_nothing_and_open_no_connection(
     prompts, out = tmp_path / "p.txt", str(tmp_path / "run")
     prompts.write_text("a cat\na dog\n")
     scan = ["scan", str(prompts), "--out", out, "--seeds", "1", "--device", "cpu"]
+    scan += ["--batch-size", "2"]
     done = python(GUARD + WATCHED.format(scan=scan, report=["report", out]))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "report.html").is_file()

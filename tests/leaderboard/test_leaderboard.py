@@ -16,6 +16,7 @@ import torch
 import dori_fast as df
 from dori_fast import leaderboard
 from dori_fast.cli import main
+from dori_fast.demo.facts import GENERATION
 from dori_fast.demo.story import BATCH
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import clopper_pearson
@@ -166,6 +167,7 @@ def test_bad_rows_of_others_are_refused(board, tmp_path, spoil, reason):
 
 
 def test_cells_are_computed_once(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(GENERATION, "steps", 8)
     chosen = {name: mitigations.get(name) for name in ("none", "wanda")}
     lines: list[str] = []
     board = run(tmp_path, chosen, settings=SMALL, model=model, say=lines.append)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import dori_fast as df
+from dori_fast.demo.facts import GENERATION
 from dori_fast.demo.retained import captions
 from recipes.images.assets import retained_captions
 from recipes.training.finetuned import main
@@ -18,7 +19,10 @@ def test_the_shipped_captions_are_the_recipes() -> None:
     assert captions() == retained_captions(unseen)
 
 
-def test_its_command_writes_a_model_that_the_story_loads(tmp_path: Path, capsys: Any) -> None:
+def test_its_command_writes_a_model_that_the_story_loads(
+    tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(GENERATION, "steps", 2)
     out = tmp_path / "model"
     small = ["--images", "1", "--steps", "1", "--drawn", "1"]
     main(["--work", str(tmp_path / "work"), "--out", str(out), *small])
