@@ -73,6 +73,14 @@ def _imports(name: str, text: str) -> tuple[frozenset[str], frozenset[tuple[str,
             if node.level or node.module is None:
                 raise ValueError(f"{name}: relative import in line {node.lineno}; write it in full")
             names |= {(node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Call) and node.args:
+            match node.func, node.args[0]:
+                # import_module and __import__ of a name that is written out
+                case (
+                    ast.Name("import_module" | "__import__") | ast.Attribute(attr="import_module"),
+                    ast.Constant(str(module)),
+                ):
+                    modules.add(module)
     return frozenset(modules), frozenset(names)
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,18 @@ def test_operators_are_compiled() -> None:
         assert ("cpu" in op.compiled_for) == (op.name not in NOT_IN_CPP)
         built_with_cuda = bool(_extension.build_facts()["cuda_version"])
         assert ("cuda" in op.compiled_for) == (built_with_cuda and op.name in IN_CUDA)
+
+
+def test_an_installed_package_has_every_file_that_a_checkout_has() -> None:
+    root = ROOT / "dori_fast"
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["dori_fast"]
+    carried = {
+        path for pattern in patterns for path in root.glob(re.sub(r"\*\*$", "**/*", pattern))
+    }
+    there = {path for path in root.rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    assert len(there) > 20
+    assert sorted(path for path in there - carried if path.is_file()) == []
 
 
 def test_versions_agree() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
@@ -44,7 +45,7 @@ def command(renamed: Mapping[str, str] | None = None) -> Callable[[Command], Com
                 else [parameter.replace(kind=kind, annotation=hints[name])]
             )
             if name in renamed:
-                hidden: Any = Annotated[hints[name] | None, typer.Option(hidden=True)]
+                hidden = _hidden(hints[name])
                 parameters.append(
                     inspect.Parameter(renamed[name], kind, default=None, annotation=hidden)
                 )
@@ -66,6 +67,14 @@ def command(renamed: Mapping[str, str] | None = None) -> Callable[[Command], Com
         return run
 
     return decorate
+
+
+def _hidden(hint: Any) -> Any:
+    """An option like that of a hint, with its bounds, but optional and absent from ``--help``."""
+    kind, option = get_args(hint)
+    option = copy(option)
+    option.hidden = True
+    return Annotated[kind | None, option]
 
 
 def _fields(group: Any) -> list[inspect.Parameter]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -92,7 +92,7 @@ def called(monkeypatch: Any, capsys: Any) -> Any:
     seen: list[tuple[int, str]] = []
 
     @command(renamed={"images": "pictures"})
-    def draw(source: ModelSource, images: int = 4) -> None:
+    def draw(source: ModelSource, images: Annotated[int, typer.Option(min=1)] = 4) -> None:
         """Draw images."""
         seen.append((images, source.model))
 
@@ -118,6 +118,13 @@ def test_an_old_name_sets_the_new_option_and_warns(called: Any) -> None:
     assert seen == [(2, "x"), (3, "demo"), (4, "demo")]
     text = run("--help").out
     assert "--images" in text and "--pictures" not in text
+
+
+@pytest.mark.parametrize("option", ["--images", "--pictures"])
+def test_an_old_name_has_the_bounds_of_the_new_option(called: Any, option: str) -> None:
+    run, seen = called
+    ended = run(option, "0")
+    assert ended.code == 2 and option in ended.err and not seen
 
 
 def test_help_needs_no_rich() -> None:
