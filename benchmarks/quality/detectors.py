@@ -9,6 +9,7 @@ those in float64, rounding of the initial noise included.
 
 from __future__ import annotations
 
+import argparse
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -149,8 +150,9 @@ def draw(scores: dict[str, Scores], positives: int) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure, and write the CSV, the page and the figure."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args(arguments)
     positives = [p.prompt for p in reproduced()]
     negatives = [p.prompt for p in df.demo.images("held_out")]
     found = {dtype: scores_of(dtype, positives, negatives) for dtype in DTYPES}
