@@ -29,7 +29,7 @@ from dori_fast.models.engine.state import Timestep
 from dori_fast.models.files.hashes import tensors_sha256, without_unet_weights
 from dori_fast.models.images import decode, encode
 from dori_fast.models.masks import Masks, NeuronMask, WeightMask
-from dori_fast.models.schedules.vp import Schedule, unit_noise
+from dori_fast.models.schedules.vp import DDIM_STEPS, Schedule, unit_noise
 from dori_fast.models.text.conditions import TextCondition
 from dori_fast.models.text.encoders import TextSide, TextSideXL
 
@@ -295,7 +295,7 @@ class Denoiser:
         condition: TextCondition,
         seeds: Sequence[int],
         *,
-        steps: int = 50,
+        steps: int = DDIM_STEPS,
         guidance: float = 7.5,
     ) -> Tensor:
         """Draw images: uint8 [P, S, H, W, 3] on the CPU, by DDIM with ``steps`` steps."""

@@ -17,6 +17,7 @@ from dori_fast.attack import Dori
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import CopySimilarity, SmallImages, replication
 from dori_fast.models import NeuronMask, WeightMask
+from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.runs.methods.image_files import ImageOfRow, open_images
 from dori_fast.runs.methods.prune import EMBEDDINGS, MASKS
 from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
@@ -54,7 +55,7 @@ class Judging:
     """
 
     seeds: int = 10
-    steps: int = 50
+    steps: int = DDIM_STEPS
     guidance: float = 7.5
     measure: CopySimilarity | None = None
 

@@ -18,6 +18,7 @@ from dori_fast.evaluate import CopySimilarity, SmallImages
 from dori_fast.finetune import Adversarial, Checkpoint, StepReport, Surrogates, surrogates
 from dori_fast.finetune.adversarial import check_model
 from dori_fast.models import NeuronMask, WeightMask
+from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.runs.methods.attack import masked_rows
 from dori_fast.runs.methods.cached_images import DrawnPairs, Pairs, cached_pairs, cached_surrogates
 from dori_fast.runs.methods.prompt_image_rows import PromptImageRows, read_prompt_images
@@ -57,7 +58,7 @@ class Drawing:
     """
 
     count: int = 4
-    steps: int = 50
+    steps: int = DDIM_STEPS
     guidance: float = 7.5
     measure: CopySimilarity | None = None
 
