@@ -220,6 +220,7 @@ def _finish(
             run.record.state = state
         except BaseException:
             run.record.state = "interrupted"
+            ledger.settle()
             # a library may turn a signal inside its callback into an error of its own
             interrupts.check()
             raise

@@ -10,7 +10,7 @@ from pathlib import Path
 from dori_fast.runs.sources.rows import Rows
 from dori_fast.runs.store.directory import RunDirectory
 from dori_fast.runs.store.record import Counts
-from dori_fast.runs.store.shard import Footer
+from dori_fast.runs.store.shard import Footer, read_footer
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,16 @@ class Ledger:
         self.scored += footer.rows
         self._count(footer)
         self._run.sign(self.fraction)
+
+    def settle(self) -> None:
+        """Count the shards anew, also one whose commit was not recorded before a signal came."""
+        self.counts = Counts()
+        for index in self.shards:
+            footer, path = self._run.committed.get(index), self._run.path(index)
+            if footer is None and path.exists():
+                footer = read_footer(path)
+            if footer is not None:
+                self._count(footer)
 
     def _count(self, footer: Footer) -> None:
         self.counts.rows += footer.rows
