@@ -32,6 +32,7 @@ _BROWSERS = ("chromium", "chromium-browser", "chromium-headless-shell", "google-
 CHROMIUM = next(filter(None, map(shutil.which, _BROWSERS)), None)
 
 _OPTIONAL = ("slow", "nightly")
+_LONG = ("tests/runs/workers/", "tests/faults/test_kill", "tests/faults/test_fuzz_guided")
 _LEFT_OUT = pytest.StashKey[dict[str, int]]()
 # seconds of setup, call and teardown by file, over all worker processes
 _SECONDS: Counter[str] = Counter()
@@ -69,6 +70,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             left_out.append(item)
             counts[reason] = counts.get(reason, 0) + 1
     config.stash[_LEFT_OUT] = counts
+    # the longest first: at the end no process waits for another that has just begun one of them
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
     if left_out:
         items[:] = [item for item in items if item not in set(left_out)]
         config.hook.pytest_deselected(items=left_out)
