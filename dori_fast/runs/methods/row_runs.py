@@ -121,14 +121,16 @@ def run_rows(
                 if footer is None:
                     footer = run.commit(index, _table(rows, compute, schema, columns))
                     done += len(rows)
-                record.counts.rows += footer.rows
-                record.counts.quarantined += footer.quarantined
-                record.counts.ok += footer.rows - footer.quarantined
+                record.counts.add(footer.rows, footer.quarantined)
                 shards.append(run.path(index))
                 if on_progress is not None:
                     seconds = perf_counter() - began
                     on_progress(_progress(record.counts, done, seconds, rows.fraction))
             record.state = "done"
+        except BaseException:
+            # also the shard whose commit was not recorded before a signal came
+            record.counts = run.counted(range(len(shards) + 1))
+            raise
         finally:
             record.seconds += perf_counter() - began
             if not done:

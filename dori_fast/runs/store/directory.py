@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
@@ -18,8 +19,8 @@ from dori_fast.runs.store.durable import TEMPORARY, sync_directory, write_text_d
 from dori_fast.runs.store.job import Job
 from dori_fast.runs.store.lock import RunLock
 from dori_fast.runs.store.manifest import MANIFEST, seal
-from dori_fast.runs.store.record import RunRecord, differences
-from dori_fast.runs.store.shard import Footer, as_stored, check_shard, commit_shard
+from dori_fast.runs.store.record import Counts, RunRecord, differences
+from dori_fast.runs.store.shard import Footer, as_stored, check_shard, commit_shard, read_footer
 
 Resume = Literal["auto", "never", "must"]
 
@@ -177,6 +178,20 @@ class RunDirectory(LockedDirectory):
         """Move an unusable shard to ``quarantine/``, so that it is computed again."""
         self.committed.pop(index, None)
         self._set_aside(self.path(index), reason)
+
+    def counted(self, indices: Iterable[int]) -> Counts:
+        """Rows of the committed ones of these shards, by outcome.
+
+        A shard counts as well if a signal came between its rename and its entry in ``committed``.
+        """
+        counts = Counts()
+        for index in indices:
+            footer, path = self.committed.get(index), self.path(index)
+            if footer is None and path.exists():
+                footer = read_footer(path)
+            if footer is not None:
+                counts.add(footer.rows, footer.quarantined)
+        return counts
 
     def seal(self) -> str:
         """Write the manifest of the finished run and return its Merkle root, in hexadecimal."""

@@ -35,6 +35,12 @@ class Counts(BaseModel):
     ok: int = 0
     quarantined: int = 0
 
+    def add(self, rows: int, quarantined: int) -> None:
+        """Count the rows of a shard."""
+        self.rows += rows
+        self.quarantined += quarantined
+        self.ok += rows - quarantined
+
 
 class _Identity(BaseModel):
     """Fields of an identity that a reader of the rows relies on."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from dori_fast.runs.sources.rows import Rows
 from dori_fast.runs.store.directory import RunDirectory
 from dori_fast.runs.store.record import Counts
-from dori_fast.runs.store.shard import Footer, read_footer
+from dori_fast.runs.store.shard import Footer
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Ledger:
                 self._run.discard(index, reason)
             elif footer is not None:
                 self.passed += len(rows)
-                self._count(footer)
+                self.counts.add(footer.rows, footer.quarantined)
                 continue
             self._open.add(index)
             return Lease(index, self._run.path(index), rows)
@@ -96,20 +96,9 @@ class Ledger:
         self._open.discard(lease.index)
         self._run.committed[lease.index] = footer
         self.scored += footer.rows
-        self._count(footer)
+        self.counts.add(footer.rows, footer.quarantined)
         self._run.sign(self.fraction)
 
     def settle(self) -> None:
         """Count the shards anew, also one whose commit was not recorded before a signal came."""
-        self.counts = Counts()
-        for index in self.shards:
-            footer, path = self._run.committed.get(index), self._run.path(index)
-            if footer is None and path.exists():
-                footer = read_footer(path)
-            if footer is not None:
-                self._count(footer)
-
-    def _count(self, footer: Footer) -> None:
-        self.counts.rows += footer.rows
-        self.counts.quarantined += footer.quarantined
-        self.counts.ok += footer.rows - footer.quarantined
+        self.counts = self._run.counted(self.shards)

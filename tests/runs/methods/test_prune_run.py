@@ -23,6 +23,8 @@ from dori_fast.runs.methods.prune import (
     statistics_of,
 )
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.store import directory
+from dori_fast.runs.store.shard import Footer, commit_shard
 from tests.runs.inputs import csv_text, write
 
 TOO_LONG = "x" * 1_000_001
@@ -61,6 +63,22 @@ def test_rows_masks_and_table_agree(model: Any, prompts: Path, tmp_path: Path) -
     read, masks = read_nemo_csv(io.StringIO(text), result.layers, widths)
     assert read == [p if p != TOO_LONG else "" for p in PROMPTS]
     assert masks.sha256() == saved.sha256()
+
+
+def test_a_row_committed_just_before_a_signal_is_counted(
+    model: Any, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit(path: Path, *arguments: Any) -> Footer:
+        footer = commit_shard(path, *arguments)
+        if footer.first_row == 2:
+            raise ScanInterrupted("SIGTERM")
+        return footer
+
+    monkeypatch.setattr(directory, "commit_shard", commit)
+    with pytest.raises(ScanInterrupted):
+        found(model, prompts, tmp_path / "run")
+    counts = json.loads((tmp_path / "run" / "run.json").read_text())["counts"]
+    assert counts == {"rows": 3, "ok": 2, "quarantined": 1}
 
 
 def test_an_interrupted_run_goes_on(model: Any, prompts: Path, tmp_path: Path) -> None:
