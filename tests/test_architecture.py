@@ -51,14 +51,14 @@ FOREIGN = {
 MODELS = {
     "files": set(),
     "schedules": set(),
-    "text": {"files"},
-    "images": {"schedules"},
+    "text": {"files", "frozen"},
+    "images": {"schedules", "frozen"},
     "masks": {"files"},
-    # it knows no architecture
-    "engine": {"masks", "text", "files"},
+    "engine": {"masks", "text", "files", "frozen"},  # knows no architecture
     # they know no files, no methods and no batches
     "backbones": {"engine", "masks", "text"},
-    # opens the networks that files describe
+    "components": {"files"},
+    "gate": {"components", "backbones", "schedules", "text", "images"},
     "modules": {"files", "text"},
     "denoiser": {"engine", "backbones", "masks", "text", "schedules", "images", "files"},
 }

@@ -51,8 +51,8 @@ class Denoiser:
         schedule: noise schedule, prediction type and the DDIM update.
         engine: runs the network, counts its evaluations and shares its work.
         recipe: arguments of :func:`dori_fast.load`, or None if files do not describe the model.
-        image_size: (H, W) of the images, in pixels.
-        latent_shape: (C, H, W) of one latent.
+        reading: sentences on what is read otherwise than the model's own pipeline would.
+        image_size, latent_shape: (H, W) of the images in pixels, and (C, H, W) of one latent.
     """
 
     def __init__(
@@ -70,13 +70,14 @@ class Denoiser:
         share: bool = True,
         execution: Execution | None = None,
         recipe: dict[str, Any] | None = None,
+        reading: tuple[str, ...] = (),
     ) -> None:
         backbone.require_text(text.width, text.has_pooled)
         self.unet, self._text = backbone.network, text
         self.image_size, self.latent_shape = backbone.image_size, backbone.latent_shape
         self.device, self.dtype = device, dtype
         self._load_vae, self._load_hashes = vae, hashes
-        self._origin, self.recipe = origin, recipe
+        self._origin, self.recipe, self.reading = origin, recipe, reading
         self.schedule = Schedule(scheduler_config)
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
         self._masks: Masks | None = None

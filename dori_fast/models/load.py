@@ -12,11 +12,13 @@ import torch
 
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.registry import backbone_of, latent_shape
+from dori_fast.models.components import Components
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.execution import Execution, Switch
 from dori_fast.models.files.directory import open_json, resolve_directory, unet_home
 from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha256
+from dori_fast.models.gate import Reading, require_denoiser
 from dori_fast.models.modules import open_text, open_unet, open_vae
 from dori_fast.models.overlay import lay_over_
 from dori_fast.models.text.encoders import TextSide, TextSideXL
@@ -45,7 +47,9 @@ def load(
 
     Args:
         source: ``"demo"``, ``"demo-finetuned"`` (the same, fine-tuned), a local diffusers
-            directory, a hub id, or a diffusers pipeline object.
+            directory, a hub id, or a diffusers pipeline in memory. A pipeline is evaluated without
+            dropout and without gradients to its weights, and otherwise left as it is, so that it
+            can be scored while it is trained.
         revision: branch, tag or commit of a hub id.
         variant: weight variant, such as ``"fp16"``, as in diffusers; not the dtype.
         local_files_only: True to read a hub id from earlier downloads only.
@@ -68,7 +72,8 @@ def load(
     does. ``model.engine.execution`` has the resolved values.
 
     Returns:
-        A :class:`Denoiser` in evaluation mode with frozen weights.
+        A :class:`Denoiser`. Its ``reading`` says what it reads otherwise than the model's own
+        pipeline does.
 
     Raises:
         UsageError: no such source, an unsupported kind of model, or a switch that cannot be on
@@ -78,7 +83,7 @@ def load(
     """
     execution = Execution(attention, compile, channels_last, cuda_graphs)
     how: dict[str, Any] = {"batch_size": batch_size, "share": share, "execution": execution}
-    if hasattr(source, "unet") and hasattr(source, "text_encoder"):
+    if not isinstance(source, str | os.PathLike):
         _refuse_for_pipelines(
             revision=revision,
             variant=variant,
@@ -88,9 +93,10 @@ def load(
         return _from_pipeline(source, dtype, device, **how)
     device = _resolve_device(device)
     dtype = _resolve_dtype(dtype, device)
-    name = str(source)
+    name = os.fspath(source)
     directory, revision = resolve_directory(name, revision, variant, local_files_only)
     home = unet_home(name, directory)
+    reading = require_denoiser(Components.of_directory(directory, home))
     unet = open_unet(home, dtype, device, variant)
     laid = {} if unet_weights is None else {"unet_weights": lay_over_(unet_weights, unet)}
     text = open_text(directory, dtype, device, variant)
@@ -115,6 +121,7 @@ def load(
             ),
             **laid,
         },
+        reading=reading.notes,
         recipe={
             "source": name,
             "revision": revision,
@@ -163,11 +170,11 @@ def _refuse_for_pipelines(**options: Any) -> None:
         )
 
 
-def _backbone(unet: Any, vae_config: Mapping[str, Any]) -> Backbone:
+def _backbone(unet: Any, vae_config: Mapping[str, Any], borrowed: bool = False) -> Backbone:
     """The engine's view of a UNet whose images are larger than its latents by the VAE's factor."""
     factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
     _, height, width = latent_shape(unet)
-    return backbone_of(unet, (height * factor, width * factor))
+    return backbone_of(unet, (height * factor, width * factor), borrowed)
 
 
 def _parts(text: TextSide | TextSideXL) -> dict[str, list[str]]:
@@ -211,8 +218,9 @@ def _from_pipeline(
     device: torch.device | str,
     **how: Any,
 ) -> Denoiser:
-    """A view of a pipeline's modules: frozen, but neither copied nor moved nor cast."""
-    has_dtype, has_device = pipe.unet.dtype, pipe.unet.device
+    """A view of a pipeline's modules, which are neither copied nor moved nor cast nor frozen."""
+    reading = require_denoiser(Components.of_pipeline(pipe))
+    has_dtype, has_device = _one_place(pipe, reading)
     to_device = has_device if device == "auto" else _resolve_device(device)
     to_dtype = has_dtype if dtype == "auto" else _resolve_dtype(dtype, to_device)
     if (to_dtype, to_device.type) != (has_dtype, has_device.type):
@@ -220,21 +228,15 @@ def _from_pipeline(
             f"load: the pipeline is {has_dtype} on {has_device}, requested {to_dtype} on"
             f" {to_device}; move it first with pipe.to(...)"
         )
-    backbone, wanted = _backbone(pipe.unet, pipe.vae.config), how["execution"].channels_last
+    backbone = _backbone(pipe.unet, pipe.vae.config, borrowed=True)
+    wanted = how["execution"].channels_last
     if wanted != "auto" and wanted != backbone.channels_last:
         layout = "channels_last" if wanted else "contiguous_format"
         raise UsageError(
             f"load: channels_last={wanted}, but the pipeline's weights are laid out"
             f" otherwise; change them first with pipe.unet.to(memory_format=torch.{layout})"
         )
-    text: TextSide | TextSideXL = TextSide(pipe.tokenizer, _frozen(pipe.text_encoder))
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        text = TextSideXL(
-            (pipe.tokenizer, pipe.tokenizer_2),
-            (_frozen(pipe.text_encoder), _frozen(pipe.text_encoder_2)),
-            bool(pipe.config.force_zeros_for_empty_prompt),
-        )
-    _frozen(pipe.unet)
+    text = _text_of(pipe, reading)
     return Denoiser(
         backbone=backbone,
         text=text,
@@ -244,12 +246,33 @@ def _from_pipeline(
         dtype=has_dtype,
         origin={"source": f"pipeline:{type(pipe).__name__}", "revision": None},
         hashes=lambda: _pipeline_hashes(pipe, text),
+        reading=reading.notes,
         **how,
     )
 
 
-def _frozen(module: Any) -> Any:
-    return module.eval().requires_grad_(False)
+def _one_place(pipe: Any, reading: Reading) -> tuple[torch.dtype, torch.device]:
+    """The dtype and device that the UNet and the text encoders have in common."""
+    names = ["unet", "text_encoder", *(["text_encoder_2"] if reading.xl else [])]
+    dtype, device = pipe.unet.dtype, pipe.unet.device
+    for name in names:
+        part = getattr(pipe, name)
+        if (part.dtype, part.device) != (dtype, device) or device.type == "meta":
+            raise UsageError(
+                f"load: the pipeline's {name} is {part.dtype} on {part.device}, its unet {dtype} on"
+                f" {device}; move and cast it whole with pipe.to(device, dtype), without offloading"
+            )
+    return dtype, device
+
+
+def _text_of(pipe: Any, reading: Reading) -> TextSide | TextSideXL:
+    if not reading.xl:
+        return TextSide(pipe.tokenizer, pipe.text_encoder)
+    return TextSideXL(
+        (pipe.tokenizer, pipe.tokenizer_2),
+        (pipe.text_encoder, pipe.text_encoder_2),
+        bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
+    )
 
 
 def _pipeline_hashes(pipe: Any, text: TextSide | TextSideXL) -> dict[str, str]:

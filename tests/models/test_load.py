@@ -120,7 +120,7 @@ def test_a_weight_of_the_wrong_shape(directory):
     ("overrides", "message"),
     [
         ({"in_channels": 9}, "not a text-to-image denoiser"),
-        ({"class_embed_type": "timestep"}, "with 'timestep' embeddings is not supported"),
+        ({"class_embed_type": "timestep"}, "takes class labels"),
         ({"cross_attention_dim": 48}, "do not belong together"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -19,6 +19,7 @@ from dori_fast.models.engine.execution import Execution
 from dori_fast.models.engine.forward_mode import FusedDerivatives
 from dori_fast.models.engine.graphs import Graphs
 from dori_fast.models.engine.state import State, TextPart, Timestep
+from dori_fast.models.frozen import frozen
 from dori_fast.models.masks import NeuronMask, WeightMask
 from dori_fast.models.text.conditions import pad_rows
 
@@ -121,9 +122,14 @@ class Engine:
             return
         before, program.recompute = program.recompute, on
         try:
-            yield
+            with self._evaluating():
+                yield
         finally:
             program.recompute = before
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        """The context of every evaluation, which leaves a borrowed network as it was."""
+        return frozen(self.backbone.network) if self.backbone.borrowed else nullcontext()
 
     @torch.no_grad()
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
@@ -229,7 +235,8 @@ class Engine:
         """
         while True:
             try:
-                return self._in_full_batches(compute, *indices)
+                with self._evaluating():
+                    return self._in_full_batches(compute, *indices)
             except RuntimeError as error:
                 if self.batch_size == 1 or not out_of_memory(error):
                     raise

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dori_fast.models.backbones.unet.parts import Parts
 from dori_fast.models.backbones.unet.program import Program, added_conditions
-from dori_fast.models.backbones.unet.recognize import refusal, require_denoiser, require_text
+from dori_fast.models.backbones.unet.recognize import refusal
+from dori_fast.models.backbones.unet.require import KIND, require_text, require_unet, text_width
 from dori_fast.models.engine.attention import Attention
 from dori_fast.models.engine.backbone import Observe
 from dori_fast.models.engine.graphs import Graphs
@@ -23,10 +24,10 @@ _TOKENS = 77
 class UNet:
     """A UNet as the engine sees it; see :class:`dori_fast.models.engine.backbone.Backbone`."""
 
-    def __init__(self, network: Any, image_size: tuple[int, int]) -> None:
+    def __init__(self, network: Any, image_size: tuple[int, int], borrowed: bool = False) -> None:
         """Raises UsageError if the UNet is not a text-to-image denoiser of a supported kind."""
-        require_denoiser(network)
-        self.network, self.image_size = network, image_size
+        require_unet(_kind(network), network.config)
+        self.network, self.image_size, self.borrowed = network, image_size, borrowed
 
     @property
     def device(self) -> torch.device:
@@ -62,14 +63,14 @@ class UNet:
 
     @property
     def text_width(self) -> int:
-        return int(self.network.config.cross_attention_dim)
+        return text_width(self.network.config)
 
     @property
     def not_shared(self) -> str | None:
         return refusal(self.network)
 
     def require_text(self, width: int, pooled: bool) -> None:
-        require_text(self.network, width, pooled)
+        require_text(self.network.config, width, pooled)
 
     def program(
         self,
@@ -106,4 +107,13 @@ class UNet:
         return latents, text, torch.zeros(samples, width, **options)
 
     def copy(self) -> UNet:
-        return UNet(copy.deepcopy(self.network), self.image_size)
+        network = copy.deepcopy(self.network).eval().requires_grad_(False)
+        return UNet(network, self.image_size)
+
+
+def _kind(network: Any) -> str:
+    """The class of a UNet; that of diffusers for a compiled or a derived one."""
+    from diffusers import UNet2DConditionModel
+
+    network = getattr(network, "_orig_mod", network)
+    return KIND if isinstance(network, UNet2DConditionModel) else type(network).__name__

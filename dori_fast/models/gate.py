@@ -1,0 +1,123 @@
+"""The gate that every model passes: supported, supported with a stated reading, or refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.require import require_pooled, require_text, require_unet
+from dori_fast.models.components import Components
+
+_SD, _XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+# they draw with the components of the stock pipelines, from another start or with more conditions
+_SHARE_COMPONENTS = {
+    f"{stem}{task}Pipeline": f"{stem}Pipeline"
+    for stem in ("StableDiffusion", "StableDiffusionXL")
+    for task in (
+        *("Img2Img", "Inpaint", "ControlNet", "ControlNetImg2Img", "ControlNetInpaint"),
+        *("ControlNetUnion", "ControlNetUnionImg2Img", "ControlNetUnionInpaint", "Adapter"),
+        *("PAG", "PAGImg2Img", "PAGInpaint", "ControlNetPAG", "ControlNetPAGImg2Img"),
+        "ControlNetPAGInpaint",
+    )
+} | {
+    "CycleDiffusionPipeline": _SD,
+    "LEditsPPPipelineStableDiffusion": _SD,
+    "LEditsPPPipelineStableDiffusionXL": _XL,
+    "LatentConsistencyModelImg2ImgPipeline": _SD,
+    "LatentConsistencyModelPipeline": _SD,
+    "SemanticStableDiffusionPipeline": _SD,
+    "StableDiffusionAttendAndExcitePipeline": _SD,
+    "StableDiffusionDiffEditPipeline": _SD,
+    "StableDiffusionInpaintPipelineLegacy": _SD,
+    "StableDiffusionModelEditingPipeline": _SD,
+    "StableDiffusionPanoramaPipeline": _SD,
+    "StableDiffusionParadigmsPipeline": _SD,
+    "StableDiffusionPipelineSafe": _SD,
+    "StableDiffusionPix2PixZeroPipeline": _SD,
+    "StableDiffusionSAGPipeline": _SD,
+}
+_NEEDED = {
+    _SD: ("unet", "scheduler", "tokenizer", "text_encoder"),
+    _XL: ("unet", "scheduler", "tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
+}
+_FAMILIES = {_SD: "SD 1.x and 2.x", _XL: "SDXL"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a supported model is read.
+
+    Attributes:
+        xl: whether it has SDXL's two text encoders.
+        notes: sentences on everything that is read otherwise than the model's own pipeline would.
+    """
+
+    xl: bool
+    notes: tuple[str, ...] = ()
+
+
+def require_denoiser(components: Components) -> Reading:
+    """Check that a model is a text-to-image denoiser of which a score has a meaning.
+
+    Everything that reads a model passes here: directories, hub ids, pipelines in memory, workers,
+    ``accelerate`` and ``patch``. Only names and configurations are read, no weights.
+
+    Raises:
+        UsageError: it is not; the message says what is there, what is expected, and what to do.
+    """
+    stock, notes = _stock_of(components)
+    _require_components(components, stock)
+    xl = stock == _XL
+    unet = components.configs["unet"]
+    require_unet(components.classes["unet"], unet)
+    encoders = [components.configs[n] for n in ("text_encoder", "text_encoder_2")[: 1 + xl]]
+    require_text(unet, sum(encoder.get("hidden_size", 512) for encoder in encoders), pooled=xl)
+    if xl:
+        require_pooled(unet, encoders[1], components.options)
+    for name, own in components.derived.items():
+        notes.append(
+            f"{name} is of the class {own}: its parts and its forward are used, not other methods"
+            f" that differ from those of {components.classes.get(name, stock)}"
+        )
+    return Reading(xl, tuple(notes))
+
+
+def _stock_of(components: Components) -> tuple[str, list[str]]:
+    """The stock pipeline as which a model is read, and a note if it has another one."""
+    kind = components.pipeline
+    if kind is None:
+        return (_XL if "text_encoder_2" in components.classes else _SD), []
+    if kind in _NEEDED:
+        return kind, []
+    if kind in _SHARE_COMPONENTS:
+        stock = _SHARE_COMPONENTS[kind]
+        return stock, [
+            f"read as {stock}, from noise and text alone: whatever else a {kind} takes (images,"
+            " masks, adapters, guidance) is not part of a score"
+        ]
+    parts = "a transformer" if "transformer" in components.classes else "another network"
+    raise UsageError(
+        f"load: {components.where}: a {kind} is not supported, since it draws with {parts} or in"
+        f" another way; use a {_SD} ({_FAMILIES[_SD]}) or a {_XL} ({_FAMILIES[_XL]})"
+    )
+
+
+def _require_components(components: Components, stock: str) -> None:
+    missing = [name for name in _NEEDED[stock] if name not in components.classes]
+    if not missing:
+        if stock == _SD and "text_encoder_2" in components.classes:
+            raise UsageError(
+                f"load: {components.where}: a {_SD} has one text encoder, and text_encoder_2 is"
+                f" there too; name the pipeline {_XL} if it is one"
+            )
+        return
+    if stock == _XL and "text_encoder" in missing and "text_encoder_2" not in missing:
+        raise UsageError(
+            f"load: {components.where}: SDXL's refiner, or a pipeline without its first text"
+            " encoder, is not supported, since it refines images and does not draw them from noise;"
+            " pass the base model"
+        )
+    raise UsageError(
+        f"load: {components.where} has no {' and no '.join(missing)}, without which no prompt can"
+        f" be scored; pass a complete {stock}"
+    )
