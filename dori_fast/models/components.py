@@ -83,23 +83,39 @@ class Components:
         kind: Any = DiffusionPipeline
         if not isinstance(pipe, kind):
             raise UsageError(f"load: {_not_a_pipeline(pipe)}")
-        parts: dict[str, Any] = {n: m for n, m in pipe.components.items() if m is not None}
-        modules = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
-        classes, derived = {}, {}
-        for name, part in {"pipeline": pipe, **modules}.items():
-            own, known = _qualified(type(part)), _library_class(type(part))
-            classes[name] = known or own
-            if known is not None and known != own:
-                derived[name] = own
-        options = {n: v for n, v in pipe.config.items() if n not in parts and n[0] != "_"}
+        options = {n: v for n, v in pipe.config.items() if n[0] != "_"}
+        return Components.of_modules(
+            f"{type(pipe).__name__} in memory", pipe.components, type(pipe), options
+        )
+
+    @staticmethod
+    def of_modules(
+        where: str,
+        modules: Mapping[str, Any],
+        pipeline: type | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Components:
+        """Components in memory, without those that are None.
+
+        Args:
+            where: what they are of, for messages.
+            modules: the components by diffusers' names.
+            pipeline: class of their pipeline, if there is one.
+            options: the pipeline's own options.
+        """
+        there = {n: getattr(m, "_orig_mod", m) for n, m in modules.items() if m is not None}
+        kinds = {name: type(module) for name, module in there.items()}
+        classes = {name: _known_name(kind) for name, kind in kinds.items()}
+        if pipeline is not None:
+            kinds["pipeline"] = pipeline
         return Components(
-            where=f"{type(pipe).__name__} in memory",
-            pipeline=classes.pop("pipeline"),
-            options=options,
+            where=where,
+            pipeline=None if pipeline is None else _known_name(pipeline),
+            options=options or {},
             classes=classes,
-            configs={name: _config_of(modules[name]) for name in _CONFIGS if name in modules},
-            derived=derived,
-            modules=modules,
+            configs={name: _config_of(there[name]) for name in _CONFIGS if name in there},
+            derived={n: _qualified(kind) for n, kind in kinds.items() if _is_derived(kind)},
+            modules=there,
         )
 
 
@@ -161,12 +177,14 @@ def _qualified(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _library_class(kind: type) -> str | None:
-    """The first class of diffusers or transformers that a class is, or is derived from."""
-    for base in kind.__mro__:
-        if base.__module__.startswith(_LIBRARIES):
-            return base.__name__
-    return None
+def _known_name(kind: type) -> str:
+    """The library class that a class is or is derived from; its own name if there is none."""
+    known = (base for base in kind.__mro__ if base.__module__.startswith(_LIBRARIES))
+    return _qualified(next(known, kind))
+
+
+def _is_derived(kind: type) -> bool:
+    return _known_name(kind) != _qualified(kind)
 
 
 def _not_a_pipeline(source: Any) -> str:

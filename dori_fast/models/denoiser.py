@@ -82,6 +82,10 @@ class Denoiser:
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
         self._masks: Masks | None = None
         self._shared: OrderedDict[tuple[Any, ...], SharedLatents] = OrderedDict()
+        self._empty: TextCondition | None = None
+        self._hashes: dict[str, str] | None = None
+        # between calls, the caller may train a network of its own
+        self._keeps = not backbone.borrowed
 
     @property
     def batch_size(self) -> int:
@@ -93,7 +97,7 @@ class Denoiser:
         self.engine.batch_size = value
         # results of another batch shape may differ in the last bits
         self._shared.clear()
-        self.__dict__.pop("unconditional", None)
+        self._empty = None
 
     @cached_property
     def vae(self) -> Any:
@@ -102,6 +106,8 @@ class Denoiser:
 
     def config(self) -> dict[str, Any]:
         """Everything that scores depend on, as JSON: source, commit, dtype, device, file sha256."""
+        if self._hashes is None or not self._keeps:
+            self._hashes = self._load_hashes()
         return {
             **self._origin,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -110,10 +116,6 @@ class Denoiser:
             "files": self._hashes,
             "masks": self._masks and self._masks.sha256(),
         }
-
-    @cached_property
-    def _hashes(self) -> dict[str, str]:
-        return self._load_hashes()
 
     @property
     def tokenizer(self) -> Any:
@@ -155,10 +157,12 @@ class Denoiser:
         pooled = None if pooled is None else pooled.to(self.device, self.dtype)
         return TextCondition.of(embeddings.to(self.device, self.dtype), pooled)
 
-    @cached_property
+    @property
     def unconditional(self) -> TextCondition:
         """The condition of the empty prompt, P = 1."""
-        return self._text.empty(self.batch_size)
+        if self._empty is None or not self._keeps:
+            self._empty = self._text.empty(self.batch_size)
+        return self._empty
 
     def unconditional_for(self, condition: TextCondition) -> TextCondition:
         """The empty prompt in place of each of P prompts, under the same masks."""
@@ -237,7 +241,7 @@ class Denoiser:
     def share_noise(self, seeds: Sequence[int], timestep: int) -> SharedLatents:
         """The initial noise of S seeds, shared by all prompts and kept for later calls."""
         key = (self.engine.generation, tuple(seeds), timestep)
-        if key not in self._shared:
+        if key not in self._shared or not self._keeps:
             self._shared[key] = self.share(self.noise(seeds), timestep)
         self._shared.move_to_end(key)
         if len(self._shared) > _SHARED_NOISES_KEPT:
@@ -326,9 +330,9 @@ class Denoiser:
         own.unet = network = own.engine.backbone.network
         own._shared, own._load_vae = OrderedDict(), lambda: self.vae
         own._origin = {**self._origin, "source": f"weights changed after {self._origin['source']}"}
-        own.__dict__.pop("_hashes", None)
+        own._hashes = None
         own._load_hashes = lambda: {
-            **without_unet_weights(self._hashes),
+            **without_unet_weights(self.config()["files"]),
             "unet": tensors_sha256(network.state_dict()),
         }
         return own

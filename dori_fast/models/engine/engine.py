@@ -129,7 +129,12 @@ class Engine:
 
     def _evaluating(self) -> AbstractContextManager[None]:
         """The context of every evaluation, which leaves a borrowed network as it was."""
-        return frozen(self.backbone.network) if self.backbone.borrowed else nullcontext()
+        if not self.backbone.borrowed:
+            return nullcontext()
+        if self._program is not None:
+            # the caller may have changed the weights since the last evaluation
+            self._program.weights_changed()
+        return frozen(self.backbone.network)
 
     @torch.no_grad()
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
