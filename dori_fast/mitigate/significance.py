@@ -43,7 +43,7 @@ def token_significance(
 
     Returns:
         [P, T] on the CPU, float32 (float64 for a float64 model): begin mark, tokens, end mark and
-        padding, as :func:`dori_fast.models.text.conditions.tokenize` places them.
+        padding, as :func:`dori_fast.models.text.tokens.PromptTokens` places them.
 
     Raises:
         UsageError: no prompts or seeds, or steps out of range.

@@ -19,7 +19,9 @@ from dori_fast.models.files.directory import open_json, resolve_directory, unet_
 from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha256
 from dori_fast.models.modules import open_text, open_unet, open_vae
 from dori_fast.models.overlay import lay_over_
+from dori_fast.models.text.assemble import require_fit, text_of_pipeline
 from dori_fast.models.text.encoders import TextSide, TextSideXL
+from dori_fast.models.text.hashes import text_hashes
 
 
 def load(
@@ -94,6 +96,7 @@ def load(
     unet = open_unet(home, dtype, device, variant)
     laid = {} if unet_weights is None else {"unet_weights": lay_over_(unet_weights, unet)}
     text = open_text(directory, dtype, device, variant)
+    require_fit(text, unet.config, dtype)
     if execution.on("channels_last", device):
         unet.to(memory_format=torch.channels_last)
     scheduler_config = open_json(directory, "scheduler/scheduler_config.json")
@@ -227,14 +230,10 @@ def _from_pipeline(
             f"load: channels_last={wanted}, but the pipeline's weights are laid out"
             f" otherwise; change them first with pipe.unet.to(memory_format=torch.{layout})"
         )
-    text: TextSide | TextSideXL = TextSide(pipe.tokenizer, _frozen(pipe.text_encoder))
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        text = TextSideXL(
-            (pipe.tokenizer, pipe.tokenizer_2),
-            (_frozen(pipe.text_encoder), _frozen(pipe.text_encoder_2)),
-            bool(pipe.config.force_zeros_for_empty_prompt),
-        )
-    _frozen(pipe.unet)
+    text = text_of_pipeline(pipe)
+    require_fit(text, pipe.unet.config, has_dtype)
+    for module in (*(tokens.encoder for tokens in text.each), pipe.unet):
+        _frozen(module)
     return Denoiser(
         backbone=backbone,
         text=text,
@@ -256,8 +255,7 @@ def _pipeline_hashes(pipe: Any, text: TextSide | TextSideXL) -> dict[str, str]:
     """Hashes of modules in memory, as :func:`file_hashes` has them for files."""
     parts = _parts(text)
     hashes = {name: tensors_sha256(getattr(pipe, name).state_dict()) for name in parts["networks"]}
-    for name in parts["tokenizers"]:
-        hashes[name] = text_sha256(getattr(pipe, name).backend_tokenizer.to_str())
+    hashes |= text_hashes(text)
     for name in ("unet", "scheduler"):
         config = dict(getattr(pipe, name).config)
         hashes[f"{name}/config"] = text_sha256(json.dumps(config, sort_keys=True, default=str))

@@ -10,7 +10,10 @@ import torch
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models.files.directory import open_json, require_weights
 from dori_fast.models.files.hashes import first_nonfinite
-from dori_fast.models.text.encoders import TextSide, TextSideXL
+from dori_fast.models.text.assemble import require_text_parts, text_side
+from dori_fast.models.text.encoders import PARTS, TextSide, TextSideXL
+from dori_fast.models.text.recognize import require_encoder_class, require_tokenizer_class
+from dori_fast.models.text.vocabulary import require_vocabulary_files, unbuilt_words
 
 
 def open_unet(
@@ -37,20 +40,28 @@ def open_unet(
 def open_text(
     directory: Path, dtype: torch.dtype, device: torch.device, variant: str | None
 ) -> TextSide | TextSideXL:
-    """Tokenizer and frozen text encoder, or SDXL's two of each; raises as :func:`open_unet`."""
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    """Tokenizer and frozen text encoder, or SDXL's two of each.
 
-    how: dict[str, Any] = {"dtype": dtype, "variant": variant}
-    encoder = _open_frozen(CLIPTextModel, directory, "text_encoder", device, **how)
-    tokenizer = _open_tokenizer(CLIPTokenizer, directory, "tokenizer")
-    if not (directory / "text_encoder_2").is_dir():
-        return TextSide(tokenizer, encoder)
-    second = _open_frozen(CLIPTextModelWithProjection, directory, "text_encoder_2", device, **how)
-    tokenizers = tokenizer, _open_tokenizer(CLIPTokenizer, directory, "tokenizer_2")
-    index = open_json(directory, "model_index.json")
-    return TextSideXL(
-        tokenizers, (encoder, second), bool(index.get("force_zeros_for_empty_prompt", True))
-    )
+    Raises:
+        UsageError: missing parts, other kinds of them, or parts that do not belong together.
+        IntegrityError: damaged weights or vocabulary files, or weights that are not finite.
+    """
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    index = _model_index(directory)
+    names = [name for pair in PARTS for name in pair]
+    present = [name for name in names if _has(directory, index, name)]
+    two = require_text_parts(present, bool(index.get("requires_aesthetics_score")), str(directory))
+    kinds = (CLIPTextModel, CLIPTextModelWithProjection)
+    tokenizers, encoders = [], []
+    for (tokenizer, encoder), kind in list(zip(PARTS, kinds, strict=True))[: 1 + two]:
+        _require_clip_encoder(directory, index, encoder)
+        tokenizers.append(_open_tokenizer(directory, index, tokenizer))
+        encoders.append(
+            _open_frozen(kind, directory, encoder, device, dtype=dtype, variant=variant)
+        )
+    zeros = index.get("force_zeros_for_empty_prompt", True)
+    return text_side(tokenizers, encoders, bool(zeros))
 
 
 def open_vae(directory: Path, dtype: torch.dtype, variant: str | None) -> Any:
@@ -81,8 +92,7 @@ def _open(kind: Any, directory: Path, part: str, *, variant: str | None, **optio
     try:
         module, found = kind.from_pretrained(folder, variant=variant, **options)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise IntegrityError(f"load: {folder} cannot be read: {reason}") from error
+        raise IntegrityError(f"load: {folder} cannot be read: {_first_line(error)}") from error
     if missing := sorted(found["missing_keys"]):
         # the libraries would fill them with random numbers
         raise IntegrityError(
@@ -92,10 +102,62 @@ def _open(kind: Any, directory: Path, part: str, *, variant: str | None, **optio
     return module
 
 
-def _open_tokenizer(kind: Any, directory: Path, part: str) -> Any:
-    folder = directory / part
-    if not folder.is_dir():
+def _model_index(directory: Path) -> dict[str, Any]:
+    """model_index.json, or {} where there is none."""
+    name = "model_index.json"
+    return open_json(directory, name) if (directory / name).is_file() else {}
+
+
+def _has(directory: Path, index: dict[str, Any], part: str) -> bool:
+    """Whether a model has a part; a pipeline leaves out those that its index lists as null."""
+    return (directory / part).is_dir() and _declared(index, part) != [None, None]
+
+
+def _declared(index: dict[str, Any], part: str) -> list[str | None] | None:
+    """Library and class of a part in model_index.json, or None if it does not name the part."""
+    found = index.get(part)
+    return list(found) if isinstance(found, list | tuple) and len(found) == 2 else None
+
+
+def _require_clip_encoder(directory: Path, index: dict[str, Any], part: str) -> None:
+    declared = _declared(index, part)
+    if declared is not None:
+        require_encoder_class(str(declared[1]), part)
+    kind = open_json(directory / part, "config.json").get("model_type", "clip_text_model")
+    if kind not in ("clip_text_model", "clip"):
         raise UsageError(
-            f"load: {directory} has no {part}/; expected a complete diffusers directory"
+            f"load: {directory / part} holds a text encoder of kind {kind!r}; CLIP's is supported"
+            " (SD 1.x, 2.x, XL)"
         )
-    return kind.from_pretrained(folder, local_files_only=True)
+
+
+def _open_tokenizer(directory: Path, index: dict[str, Any], part: str) -> Any:
+    from transformers import CLIPTokenizer
+
+    folder, declared = directory / part, _declared(index, part)
+    if declared is not None:
+        require_tokenizer_class(str(declared[1]), part)
+    config = require_vocabulary_files(folder)
+    kind = config.get("tokenizer_class")
+    if kind not in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
+        require_tokenizer_class(str(kind), part)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        # the tokenizers library raises bare Exceptions on damaged files
+        raise IntegrityError(
+            f"load: {folder} cannot be read: {_first_line(error)}; get the tokenizer's files again"
+        ) from error
+    unbuilt = unbuilt_words(tokenizer)
+    if unbuilt:
+        raise IntegrityError(
+            f"load: {folder}: no merge builds {len(unbuilt):,} words of the vocabulary, such as"
+            f" {unbuilt[-1]!r}, so merges.txt is cut or another model's; get the tokenizer's files"
+            " again"
+        )
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
