@@ -14,7 +14,7 @@ from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.text.conditions import TextCondition, pad_rows
 from dori_fast.models.text.encoders import TextSide
 from dori_fast.models.text.placeholders import vectors_by_placeholder
-from dori_fast.models.text.prompts import require_prompts
+from dori_fast.models.text.prompts import list_of_str
 from dori_fast.models.text.tokens import PromptTokens, TokenRows
 
 
@@ -37,7 +37,7 @@ class PrefixedPrompts:
             raise UsageError("prefix: tokens of SDXL's two text encoders are not supported")
         self._model, self._encoder = model, model.text_encoder
         tokens_of = PromptTokens(model.tokenizer, model.text_encoder)
-        rows = tokens_of.rows(require_prompts("prefix", prompts))
+        rows = tokens_of.rows(list_of_str("prefix", prompts))
         if not 1 <= tokens <= rows.context - 2:
             raise UsageError(f"prefix: tokens must be 1..{rows.context - 2}, got {tokens}")
         self._slots, self._rows = slice(1, 1 + tokens), _make_room(rows, tokens)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dori_fast.models.text.conditions import TextCondition, first_positions, pad_rows
-from dori_fast.models.text.prompts import require_prompts
+from dori_fast.models.text.prompts import list_of_str
 from dori_fast.models.text.tokens import PromptTokens, TokenRows
 
 PARTS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
@@ -43,14 +43,14 @@ class TextSide:
         Raises:
             UsageError: not a list of ``str``, or overlapping placeholders.
         """
-        tokens = self.each[0].rows(require_prompts("encode", prompts))
+        tokens = self.each[0].rows(list_of_str("encode", prompts))
         masked = _masks_padding(self.text_encoder)
         (unique,) = _in_batches(self.text_encoder, tokens, batch, masked, lambda out: (out[0],))
         return TextCondition(unique, tokens.index, tokens.n_tokens, tokens.truncated)
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """All token ids of each prompt, before truncation."""
-        return self.each[0].lists(require_prompts("token_ids", prompts))
+        return self.each[0].lists(list_of_str("token_ids", prompts))
 
     @staticmethod
     def hidden(encoder: Any, ids: Tensor, tokenizer: Any) -> Tensor:
@@ -121,7 +121,7 @@ class TextSideXL:
         Raises:
             UsageError: not a list of ``str``, or overlapping placeholders.
         """
-        prompts = require_prompts("encode", prompts)
+        prompts = list_of_str("encode", prompts)
         first, second = (tokens.rows(prompts) for tokens in self.each)
         # a prompt's row is its pair of token sequences
         pairs, index = torch.unique(
@@ -148,7 +148,7 @@ class TextSideXL:
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Both tokenizers' ids of each prompt with -1 between them, before truncation."""
-        prompts = require_prompts("token_ids", prompts)
+        prompts = list_of_str("token_ids", prompts)
         both = (tokens.lists(prompts) for tokens in self.each)
         return [[*first, -1, *second] for first, second in zip(*both, strict=True)]
 
