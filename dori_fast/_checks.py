@@ -83,10 +83,11 @@ def seed_tuple(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """
     if isinstance(seeds, Integral) and not isinstance(seeds, bool):
         return tuple(range(int(seeds)))
+    each: Any = seeds
     try:
-        if isinstance(seeds, bool | str | bytes | Mapping | Set):
+        if isinstance(each, bool | str | bytes | Mapping | Set):
             raise TypeError
-        return tuple(map(operator.index, seeds))
+        return tuple(map(operator.index, each))
     except TypeError:
         raise UsageError(f"seeds must be a whole number or a list of them, got {seeds!r}") from None
 

@@ -92,7 +92,11 @@ def _open(kind: Any, directory: Path, part: str, *, variant: str | None, **optio
     try:
         module, found = kind.from_pretrained(folder, variant=variant, **options)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise IntegrityError(f"load: {folder} cannot be read: {_first_line(error)}") from error
+        reason = _first_line(error)
+        if "ignore_mismatched_sizes" in reason:
+            # transformers names the weights in its log alone
+            reason = "its weights have other shapes than its config.json; get both again"
+        raise IntegrityError(f"load: {folder} cannot be read: {reason}") from error
     if missing := sorted(found["missing_keys"]):
         # the libraries would fill them with random numbers
         raise IntegrityError(

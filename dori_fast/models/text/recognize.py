@@ -76,11 +76,11 @@ def require_tokenizer(tokenizer: Any, encoder: Any, part: str) -> None:
     """
     # a subclass may hold words that no hash of the vocabulary covers
     require_tokenizer_class(type(tokenizer).__name__, part)
+    _require_context(tokenizer, encoder, part)
     _require_marks(tokenizer, part)
     _require_merges(tokenizer, part)
     _require_rows(tokenizer, encoder, part)
     _require_end(tokenizer, encoder, part)
-    _require_context(tokenizer, encoder, part)
 
 
 def require_one_context(first: int, second: int) -> None:
