@@ -17,14 +17,20 @@ def list_of_str(where: str, values: Any, name: str = "prompts") -> list[str]:
         name: name of the argument in the plural, for the error message.
 
     Raises:
-        UsageError: another type, or an element that is not a ``str``.
+        UsageError: another type, or an element that is not a ``str`` of whole characters.
     """
     refuse_other_iterables(where, values, name)
     listed = list(values)
+    one = name.removesuffix("s")
     for position, value in enumerate(listed):
         if not isinstance(value, str):
-            kind, one = type(value).__name__, name.removesuffix("s")
+            kind = type(value).__name__
             raise UsageError(f"{where}: {one} {position} must be a str, got {kind}")
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise UsageError(
+                f"{where}: {one} {position} holds half of a surrogate pair, which is no character;"
+                " decode its bytes as UTF-8"
+            )
     return listed
 
 

@@ -31,6 +31,12 @@ IMAGES = np.zeros((2, 16, 16, 3), np.uint8)
 TEXT = "ab"
 
 
+@pytest.fixture(scope="module")
+def model(tiny_directory):
+    # one of its own: the shared one must not keep noise that other tests count
+    return df.load(tiny_directory, device="cpu", batch_size=8)
+
+
 def takers(model):
     """Every public call that takes a list of prompts."""
     detectors = [Wen(1), Wen(1, compat="wen"), Ren(1), Ren(1, compat="ren"), Sail(1), NeMo(2)]
@@ -66,6 +72,7 @@ WRONG = {
     "1 must be a str, got float": ["a", float("nan")],
     "0 must be a str, got bytes": [b"a", b"b"],
     "0 must be a str, got list": [["a"], ["b"]],
+    "1 holds half of a surrogate pair": ["a", "b\ud800"],
 }
 
 
