@@ -6,11 +6,15 @@ fails: TypeError for a wrong type, ValueError for a wrong shape, dtype, device o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence, Set
+from numbers import Integral
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+
+from dori_fast.errors import UsageError
 
 _FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
@@ -72,8 +76,20 @@ def constant(op: str, argument: str, value: Tensor) -> None:
 
 
 def seed_tuple(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """The seeds 0..n-1 of a number n, or the given seeds."""
-    return tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+    """The seeds 0..n-1 of a number n, or the given seeds.
+
+    Raises:
+        UsageError: neither; a text would be a sequence of digits, and a float would be cut.
+    """
+    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
+        return tuple(range(int(seeds)))
+    each: Any = seeds
+    try:
+        if isinstance(each, bool | str | bytes | Mapping | Set):
+            raise TypeError
+        return tuple(map(operator.index, each))
+    except TypeError:
+        raise UsageError(f"seeds must be a whole number or a list of them, got {seeds!r}") from None
 
 
 def shape_of(value: Tensor) -> list[int]:

@@ -59,7 +59,7 @@ MODELS = {
     "backbones": {"engine", "masks", "text"},
     "components": {"files"},
     "gate": {"components", "backbones", "schedules", "text", "images"},
-    "modules": {"files", "text"},
+    "modules": {"files", "text", "gate"},
     "denoiser": {"engine", "backbones", "masks", "text", "schedules", "images", "files"},
 }
 ABOVE_THE_DENOISER = {"load", "save", "reload", "overlay", "probes", "in_place", "prefixed"}

@@ -13,6 +13,7 @@ from torch import Tensor
 from dori_fast.attack.stopping import Stop
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
+from dori_fast.models.text.prompts import refuse_other_iterables
 
 OBJECTIVES = ("epsilon", "min-snr", "prediction")
 
@@ -98,6 +99,8 @@ def problems_of(
     Raises:
         UsageError: no images, an image size other than the model's, or not one id per image.
     """
+    if ids is not None:
+        refuse_other_iterables("attack", ids, "ids")
     if len(images) == 0:
         raise UsageError("attack: no images")
     latents = model.latents(torch.as_tensor(images))

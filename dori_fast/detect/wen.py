@@ -93,7 +93,7 @@ class Wen(SeededDetector):
         if self.compat is None:
             return super().scores(model, prompts)
         condition = model.encode(prompts)
-        places = range(len(prompts)) if positions is None else positions
+        places = range(len(condition)) if positions is None else positions
         return self.collect(self._peer_norms(model, condition, places), condition)
 
     def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:

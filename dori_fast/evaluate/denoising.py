@@ -12,6 +12,7 @@ from torch import Tensor
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.probes import prediction
+from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import add_noise, diffusion_loss
 
 
@@ -42,6 +43,7 @@ def held_out_loss(
     Raises:
         UsageError: not one prompt per image, or no draws.
     """
+    prompts = list_of_str("held_out_loss", prompts)
     if len(images) != len(prompts) or len(prompts) == 0 or draws < 1:
         raise UsageError(
             f"held_out_loss: {len(images)} images, {len(prompts)} prompts, {draws} draws; needs"

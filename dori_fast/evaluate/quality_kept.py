@@ -26,6 +26,7 @@ from dori_fast.evaluate.kid import KernelDistance, kernel_distance
 from dori_fast.evaluate.rates import Interval
 from dori_fast.models import Denoiser
 from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.text.prompts import list_of_str
 
 PerPrompt = NDArray[np.float64]
 RESAMPLES = 2000
@@ -149,6 +150,7 @@ def quality(
     Raises:
         UsageError: not one image per prompt, no seeds, or fewer than two images in all.
     """
+    prompts = list_of_str("quality", prompts)
     originals = np.asarray(images)
     if len(originals) != len(prompts) or len(prompts) == 0:
         raise UsageError(

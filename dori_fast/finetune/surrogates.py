@@ -18,6 +18,7 @@ from torch import Tensor
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.text.prompts import list_of_str
 
 
 class CopyMeasure(Protocol):
@@ -89,6 +90,7 @@ def surrogates(
     Raises:
         UsageError: numbers do not fit, or all candidates of all prompts are copies.
     """
+    prompts = list_of_str("surrogates", prompts)
     originals = np.asarray(images)
     seeds = 2 * count if candidates is None else candidates
     if len(originals) != len(prompts) or len(prompts) == 0:

@@ -20,6 +20,7 @@ from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
 from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.text.prompts import list_of_str
 
 
 def token_significance(
@@ -43,12 +44,13 @@ def token_significance(
 
     Returns:
         [P, T] on the CPU, float32 (float64 for a float64 model): begin mark, tokens, end mark and
-        padding, as :func:`dori_fast.models.text.conditions.tokenize` places them.
+        padding, as :func:`dori_fast.models.text.tokens.PromptTokens` places them.
 
     Raises:
         UsageError: no prompts or seeds, or steps out of range.
     """
     chosen = seed_tuple(seeds)
+    prompts = list_of_str("significance", prompts)
     if len(prompts) == 0 or not chosen:
         raise UsageError("significance: needs 1 or more prompts and seeds")
     if not 1 <= steps <= total_steps <= 1000:

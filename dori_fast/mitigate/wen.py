@@ -26,6 +26,7 @@ from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
 from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import EmbeddingState, embedding_step
 
 _WEIGHT_DECAY = 0.01
@@ -117,6 +118,7 @@ class Wen:
         Raises:
             UsageError: no prompts, or as in :meth:`Denoiser.encode`.
         """
+        prompts = list_of_str("mitigate", prompts)
         if len(prompts) == 0:
             raise UsageError("mitigate: no prompts")
         condition = model.encode(prompts).one_row_each()

@@ -83,9 +83,14 @@ class Components:
         kind: Any = DiffusionPipeline
         if not isinstance(pipe, kind):
             raise UsageError(f"load: {_not_a_pipeline(pipe)}")
-        options = {n: v for n, v in pipe.config.items() if n[0] != "_"}
+        config = dict(pipe.config)
+        # (library, class) of each component, where it was registered
+        registered = [n for n, v in config.items() if isinstance(v, list | tuple) and len(v) == 2]
         return Components.of_modules(
-            f"{type(pipe).__name__} in memory", pipe.components, type(pipe), options
+            f"{type(pipe).__name__} in memory",
+            {name: getattr(pipe, name, None) for name in registered},
+            type(pipe),
+            {n: v for n, v in config.items() if n not in registered and n[0] != "_"},
         )
 
     @staticmethod

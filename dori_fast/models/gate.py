@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.require import require_pooled, require_text, require_unet
 from dori_fast.models.components import Components
+from dori_fast.models.text.encoders import PARTS
+from dori_fast.models.text.recognize import require_encoder, require_tokenizer_class
 
 _SD, _XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 # they draw with the components of the stock pipelines, from another start or with more conditions
@@ -49,10 +51,12 @@ class Reading:
 
     Attributes:
         xl: whether it has SDXL's two text encoders.
+        zero_for_empty: whether the empty prompt's embeddings are zeros, as in SDXL's base model.
         notes: sentences on everything that is read otherwise than the model's own pipeline would.
     """
 
     xl: bool
+    zero_for_empty: bool
     notes: tuple[str, ...] = ()
 
 
@@ -70,16 +74,21 @@ def require_denoiser(components: Components) -> Reading:
     xl = stock == _XL
     unet = components.configs["unet"]
     require_unet(components.classes["unet"], unet)
-    encoders = [components.configs[n] for n in ("text_encoder", "text_encoder_2")[: 1 + xl]]
+    encoders = [components.configs[encoder] for _, encoder in PARTS[: 1 + xl]]
+    for (tokenizer, part), config in zip(PARTS, encoders, strict=False):
+        require_encoder(components.classes[part], config, part)
+        own = components.derived.get(tokenizer, components.classes[tokenizer])
+        require_tokenizer_class(own, tokenizer)
     require_text(unet, sum(encoder.get("hidden_size", 512) for encoder in encoders), pooled=xl)
     if xl:
-        require_pooled(unet, encoders[1], components.options)
+        require_pooled(unet, encoders[1])
     for name, own in components.derived.items():
         notes.append(
             f"{name} is of the class {own}: its parts and its forward are used, not other methods"
             f" that differ from those of {components.classes.get(name, stock)}"
         )
-    return Reading(xl, tuple(notes))
+    zeros = components.options.get("force_zeros_for_empty_prompt", True)
+    return Reading(xl, xl and bool(zeros), tuple(notes))
 
 
 def _stock_of(components: Components) -> tuple[str, list[str]]:
@@ -103,21 +112,19 @@ def _stock_of(components: Components) -> tuple[str, list[str]]:
 
 
 def _require_components(components: Components, stock: str) -> None:
-    missing = [name for name in _NEEDED[stock] if name not in components.classes]
-    if not missing:
-        if stock == _SD and "text_encoder_2" in components.classes:
-            raise UsageError(
-                f"load: {components.where}: a {_SD} has one text encoder, and text_encoder_2 is"
-                f" there too; name the pipeline {_XL} if it is one"
-            )
-        return
-    if stock == _XL and "text_encoder" in missing and "text_encoder_2" not in missing:
+    where, there = components.where, components.classes
+    if components.options.get("requires_aesthetics_score"):
         raise UsageError(
-            f"load: {components.where}: SDXL's refiner, or a pipeline without its first text"
-            " encoder, is not supported, since it refines images and does not draw them from noise;"
-            " pass the base model"
+            f"load: {where} is SDXL's refiner (requires_aesthetics_score), which refines images of"
+            " another model and does not draw them from noise; load SDXL's base model"
         )
-    raise UsageError(
-        f"load: {components.where} has no {' and no '.join(missing)}, without which no prompt can"
-        f" be scored; pass a complete {stock}"
-    )
+    if missing := [name for name in _NEEDED[stock] if name not in there]:
+        raise UsageError(
+            f"load: {where} has no {' and no '.join(missing)}, without which no prompt can be"
+            f" scored; pass a complete {stock}"
+        )
+    if stock == _SD and "text_encoder_2" in there:
+        raise UsageError(
+            f"load: {where}: a {_SD} has one text encoder, and text_encoder_2 is there too; name"
+            f" the pipeline {_XL} if it is one"
+        )

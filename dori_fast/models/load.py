@@ -21,7 +21,9 @@ from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha2
 from dori_fast.models.gate import Reading, require_denoiser
 from dori_fast.models.modules import open_text, open_unet, open_vae
 from dori_fast.models.overlay import lay_over_
-from dori_fast.models.text.encoders import TextSide, TextSideXL
+from dori_fast.models.text.assemble import text_side
+from dori_fast.models.text.encoders import PARTS, TextSide, TextSideXL
+from dori_fast.models.text.hashes import text_hashes
 
 
 def load(
@@ -99,7 +101,7 @@ def load(
     reading = require_denoiser(Components.of_directory(directory, home))
     unet = open_unet(home, dtype, device, variant)
     laid = {} if unet_weights is None else {"unet_weights": lay_over_(unet_weights, unet)}
-    text = open_text(directory, dtype, device, variant)
+    text = open_text(directory, reading, dtype, device, variant)
     if execution.on("channels_last", device):
         unet.to(memory_format=torch.channels_last)
     scheduler_config = open_json(directory, "scheduler/scheduler_config.json")
@@ -236,7 +238,12 @@ def _from_pipeline(
             f"load: channels_last={wanted}, but the pipeline's weights are laid out"
             f" otherwise; change them first with pipe.unet.to(memory_format=torch.{layout})"
         )
-    text = _text_of(pipe, reading)
+    pairs = PARTS[: 1 + reading.xl]
+    text = text_side(
+        [getattr(pipe, tokenizer) for tokenizer, _ in pairs],
+        [getattr(pipe, encoder) for _, encoder in pairs],
+        reading.zero_for_empty,
+    )
     return Denoiser(
         backbone=backbone,
         text=text,
@@ -252,12 +259,14 @@ def _from_pipeline(
 
 
 def _one_place(pipe: Any, reading: Reading) -> tuple[torch.dtype, torch.device]:
-    """The dtype and device that the UNet and the text encoders have in common."""
-    names = ["unet", "text_encoder", *(["text_encoder_2"] if reading.xl else [])]
+    """The UNet's dtype and device, which must be those of the text embeddings."""
+    names = [encoder for _, encoder in PARTS[: 1 + reading.xl]]
     dtype, device = pipe.unet.dtype, pipe.unet.device
     for name in names:
         part = getattr(pipe, name)
-        if (part.dtype, part.device) != (dtype, device) or device.type == "meta":
+        # SDXL's embeddings have the dtype of the second encoder
+        fits = part.device == device and (name != names[-1] or part.dtype == dtype)
+        if not fits or device.type == "meta":
             raise UsageError(
                 f"load: the pipeline's {name} is {part.dtype} on {part.device}, its unet {dtype} on"
                 f" {device}; move and cast it whole with pipe.to(device, dtype), without offloading"
@@ -265,22 +274,11 @@ def _one_place(pipe: Any, reading: Reading) -> tuple[torch.dtype, torch.device]:
     return dtype, device
 
 
-def _text_of(pipe: Any, reading: Reading) -> TextSide | TextSideXL:
-    if not reading.xl:
-        return TextSide(pipe.tokenizer, pipe.text_encoder)
-    return TextSideXL(
-        (pipe.tokenizer, pipe.tokenizer_2),
-        (pipe.text_encoder, pipe.text_encoder_2),
-        bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
-    )
-
-
 def _pipeline_hashes(pipe: Any, text: TextSide | TextSideXL) -> dict[str, str]:
     """Hashes of modules in memory, as :func:`file_hashes` has them for files."""
     parts = _parts(text)
     hashes = {name: tensors_sha256(getattr(pipe, name).state_dict()) for name in parts["networks"]}
-    for name in parts["tokenizers"]:
-        hashes[name] = text_sha256(getattr(pipe, name).backend_tokenizer.to_str())
+    hashes |= text_hashes(text)
     for name in ("unet", "scheduler"):
         config = dict(getattr(pipe, name).config)
         hashes[f"{name}/config"] = text_sha256(json.dumps(config, sort_keys=True, default=str))

@@ -11,6 +11,7 @@ from dori_fast.errors import UsageError
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.engine.state import Timestep
 from dori_fast.models.text.conditions import TextCondition
+from dori_fast.models.text.prompts import list_of_str
 
 
 def token_attention(
@@ -124,7 +125,7 @@ def value_magnitudes(
         UsageError: no such layer, or an architecture whose layers are not known.
     """
     known = model.layers
-    chosen = known if layers is None else list(layers)
+    chosen = known if layers is None else list_of_str("value_magnitudes", layers, "layers")
     for name in chosen:
         if name not in known:
             raise UsageError(f"no cross-attention {name!r}; there are {', '.join(known)}")

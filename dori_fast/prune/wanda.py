@@ -43,6 +43,7 @@ from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition, WeightMask, stack
 from dori_fast.models.probes import feed_forward_inputs
 from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import activation_stats, wanda_mask
 
 Energies = dict[str, Tensor]
@@ -101,7 +102,7 @@ class Wanda:
         self.sparsity, self.steps, self.total_steps = sparsity, steps, total_steps
         self.seeds = seed_tuple(seeds)
         self.guidance, self.select_ratio, self.joint = guidance, select_ratio, joint
-        self.base = None if base is None else tuple(base)
+        self.base = None if base is None else tuple(list_of_str("wanda", base, "base prompts"))
         self.guided, self.both_halves = guidance != 1.0, both_halves and guidance != 1.0
         if not 0 <= sparsity <= 1 or not 0 <= select_ratio < 1:
             raise UsageError(
@@ -148,6 +149,8 @@ class Wanda:
             UsageError: no prompts, a masked model, unknown layers, layers with adapters, or a
                 sparsity too small to mark a weight of any layer.
         """
+        if not isinstance(prompts, TextCondition):
+            prompts = list_of_str("wanda", prompts)
         weights = self._weights(model)
         if not prompts:
             raise UsageError("wanda: no prompts")

@@ -20,6 +20,7 @@ outcomes are guessed ahead (``refine``), and equal masks are scored once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition, stack
 from dori_fast.models.probes import value_magnitudes
 from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import largest_per_map, ms_ssim
 from dori_fast.prune.nemo.candidates import THETA_END, Candidates, CandidateSets
 from dori_fast.prune.nemo.refine import refine_candidates
@@ -77,8 +79,19 @@ class NeMo:
     ) -> None:
         if mode not in ("paper", "reference"):
             raise UsageError(f"nemo: mode must be 'paper' or 'reference', got {mode!r}")
+        if isinstance(layers, str) and layers not in ("encoder", "all"):
+            raise UsageError(
+                "nemo: layers must be 'encoder', 'all' or a list of names of cross-attentions, got"
+                f" {layers!r}"
+            )
+        if not isinstance(layers, str):
+            layers = list_of_str("nemo", layers, "layers")
+            if not layers:
+                raise UsageError("nemo: layers must name at least one cross-attention")
         if width is not None and width < 1:
             raise UsageError(f"nemo: width must be at least 1, got {width}")
+        if math.isnan(threshold):
+            raise UsageError("nemo: threshold must be a number, got nan")
         self.mode, self.threshold = mode, float(threshold)
         self._given, self._taken = statistics, WeakKeyDictionary[Any, NeuronStatistics]()
         if not 0 <= theta_end < 5:
@@ -92,6 +105,8 @@ class NeMo:
             UsageError: no prompts, layers that the model or the statistics lack, or an
                 architecture with unknown layers.
         """
+        if not isinstance(prompts, TextCondition):
+            prompts = list_of_str("nemo", prompts)
         if not prompts:
             raise UsageError("nemo: no prompts")
         if isinstance(prompts, TextCondition):
@@ -143,8 +158,13 @@ class NeMo:
         """Find the neurons of one prompt or embedding (the result's ``prompt`` is then empty).
 
         Raises:
-            UsageError: the cases of :meth:`localize`.
+            UsageError: the cases of :meth:`localize`, or more than one prompt.
         """
+        if not isinstance(prompt, str) and (
+            not isinstance(prompt, TextCondition) or len(prompt) != 1
+        ):
+            kind = type(prompt).__name__
+            raise UsageError(f"nemo: search takes one str or one condition, got a {kind}")
         with _batches_of(model, self._at_once(model, _SEEDS) * _SEEDS):
             return self._search(model, prompt)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from dori_fast.attack import Dori
+from dori_fast.attack.starts import STARTS
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import CopySimilarity, SmallImages, replication
 from dori_fast.models import NeuronMask, WeightMask
@@ -159,6 +160,10 @@ def attack(
         UsageError: wrong arguments, or more rows than masks.
         IntegrityError, StorageError, ScanInterrupted: as in a scan.
     """
+    if not isinstance(method, Dori):
+        raise UsageError(f"attack: method must be a df.attack.Dori, got {method!r}")
+    if start not in STARTS:
+        raise UsageError(f"attack: start must be one of {', '.join(STARTS)}, got {start!r}")
     judging = judging or Judging()
     with prompts_on_disk(prompts) as path:
         reader = open_prompts(path, column)

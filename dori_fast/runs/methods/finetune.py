@@ -149,6 +149,8 @@ def fine_tune(
     """
     if checkpoint_every < 1:
         raise UsageError(f"finetune: checkpoint_every must be at least 1, got {checkpoint_every}")
+    if not isinstance(method, Adversarial):
+        raise UsageError(f"finetune: method must be a df.finetune.Adversarial, got {method!r}")
     check_model(model)
     began, say = perf_counter(), on_stage or (lambda text: None)
     size = model.image_size

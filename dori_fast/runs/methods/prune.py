@@ -114,6 +114,8 @@ def prune(
         UsageError: wrong arguments, no rows, or a model that the method does not support.
         IntegrityError, StorageError, ScanInterrupted: as in a scan.
     """
+    if not isinstance(method, NeMo | Wanda):
+        raise UsageError(f"prune: method must be a df.prune.NeMo or Wanda, got {method!r}")
     nemo = isinstance(method, NeMo)
     if isinstance(method, Wanda) and method.joint:
         raise UsageError("prune: a joint mask has no rows of its own; use Wanda(joint=False)")

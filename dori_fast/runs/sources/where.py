@@ -125,6 +125,9 @@ class Selection:
     @classmethod
     def of(cls, where: Sequence[str] = (), keep: Sequence[str] | None = None) -> Selection:
         """The selection in text form; UsageError if a condition has another form."""
+        for name, given in (("where", where), ("keep", keep)):
+            if isinstance(given, str):
+                raise UsageError(f"{name}: must be a list of str, got one str; use [{given!r}]")
         return cls(tuple(map(Condition.parse, where)), None if keep is None else tuple(keep))
 
     def __bool__(self) -> bool:

@@ -104,25 +104,17 @@ def _are_counts(sides: Any) -> bool:
     )
 
 
-def require_pooled(
-    config: Mapping[str, Any], encoder: Mapping[str, Any], options: Mapping[str, Any]
-) -> None:
+def require_pooled(config: Mapping[str, Any], encoder: Mapping[str, Any]) -> None:
     """Check that SDXL's pooled text and six numbers of sizes are what a UNet was made for.
 
     Args:
         config: the UNet's configuration.
         encoder: configuration of the second text encoder.
-        options: the pipeline's options.
 
     Raises:
         UsageError: they are not.
     """
     config = {**_defaults(), **config}
-    if options.get("requires_aesthetics_score"):
-        raise UsageError(
-            "load: a UNet with aesthetic scores (SDXL's refiner) refines images and does not draw"
-            " them from noise; pass the base model"
-        )
     takes = config["projection_class_embeddings_input_dim"]
     per_number = config["addition_time_embed_dim"]
     pooled = encoder.get("projection_dim", 512)
