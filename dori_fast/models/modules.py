@@ -13,7 +13,11 @@ from dori_fast.models.files.hashes import first_nonfinite
 from dori_fast.models.text.assemble import require_text_parts, text_side
 from dori_fast.models.text.encoders import PARTS, TextSide, TextSideXL
 from dori_fast.models.text.recognize import require_encoder_class, require_tokenizer_class
-from dori_fast.models.text.vocabulary import require_vocabulary_files, unbuilt_words
+from dori_fast.models.text.vocabulary import (
+    require_pad_token,
+    require_vocabulary_files,
+    unbuilt_words,
+)
 
 
 def open_unet(
@@ -142,6 +146,8 @@ def _open_tokenizer(directory: Path, index: dict[str, Any], part: str) -> Any:
     if declared is not None:
         require_tokenizer_class(str(declared[1]), part)
     config = require_vocabulary_files(folder)
+    encoder = open_json(directory, f"{dict(PARTS)[part]}/config.json")
+    require_pad_token(folder, config, encoder.get("hidden_act", "quick_gelu"))
     kind = config.get("tokenizer_class")
     if kind not in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
         require_tokenizer_class(str(kind), part)
