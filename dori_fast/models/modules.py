@@ -15,7 +15,7 @@ from dori_fast.models.text.assemble import text_side
 from dori_fast.models.text.encoders import PARTS, TextSide, TextSideXL
 from dori_fast.models.text.recognize import require_tokenizer_class
 from dori_fast.models.text.vocabulary import (
-    require_padding,
+    require_pad_token,
     require_vocabulary_files,
     unbuilt_words,
 )
@@ -117,7 +117,8 @@ def _open_tokenizer(directory: Path, part: str) -> Any:
     kind = config.get("tokenizer_class")
     if kind not in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
         require_tokenizer_class(str(kind), part)
-    require_padding(folder, config)
+    encoder = open_json(directory, f"{dict(PARTS)[part]}/config.json")
+    require_pad_token(folder, config, encoder.get("hidden_act", "quick_gelu"))
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:

@@ -41,7 +41,7 @@ class PrefixedPrompts:
         if not 1 <= tokens <= rows.context - 2:
             raise UsageError(f"prefix: tokens must be 1..{rows.context - 2}, got {tokens}")
         self._slots, self._rows = slice(1, 1 + tokens), _make_room(rows, tokens)
-        self.table: Tensor = self._encoder.get_input_embeddings().weight
+        self.table: Tensor = self._encoder.get_input_embeddings().weight.detach()
         known = torch.zeros(len(self.table), dtype=torch.bool)
         # an added word may have any number, so that numbers below it may have no word
         known[torch.tensor([*model.tokenizer.get_vocab().values()])] = True

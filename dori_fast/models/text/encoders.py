@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dori_fast.models.frozen import frozen
 from dori_fast.models.text.conditions import TextCondition, first_positions, pad_rows
 from dori_fast.models.text.prompts import list_of_str
 from dori_fast.models.text.tokens import PromptTokens, TokenRows
@@ -204,8 +205,9 @@ def _dtype_of(encoder: Any) -> torch.dtype:
 
 
 def _call(encoder: Any, ids: Tensor, mask: Tensor | None) -> Any:
-    """The encoder on token ids [B, T]."""
-    return encoder(ids, attention_mask=mask, output_hidden_states=True)
+    """The encoder on token ids [B, T], without dropout whatever its caller does with it."""
+    with frozen(encoder):
+        return encoder(ids, attention_mask=mask, output_hidden_states=True)
 
 
 def _masks_padding(encoder: Any) -> bool:

@@ -7,6 +7,7 @@ that spells every word out of an empty merges.txt, both without a warning.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ _END = "</w>"
 
 
 def require_vocabulary_files(folder: Path) -> dict[str, Any]:
-    """Check the files of a tokenizer before a library opens them; return its settings.
+    """Check the files of a tokenizer before a library opens them.
+
+    Returns:
+        tokenizer_config.json and special_tokens_map.json in one, {} without them.
 
     Raises:
         UsageError: no such folder.
@@ -40,22 +44,30 @@ def require_vocabulary_files(folder: Path) -> dict[str, Any]:
     for name, text in found.items():
         if text is not None and name.endswith(".json"):
             _object(folder / name, text)
-    marks, config = (json.loads(found[name] or "{}") for name in reversed(_SETTINGS[:2]))
-    return {**marks, **config}
+    settings = (found[name] for name in _SETTINGS[:2])
+    return {key: value for text in settings if text for key, value in json.loads(text).items()}
 
 
-def require_padding(folder: Path, settings: dict[str, Any]) -> None:
-    """Check that a tokenizer's settings name what it pads prompts with.
+def require_pad_token(folder: Path, settings: Mapping[str, Any], hidden_act: str) -> None:
+    """Check that a tokenizer's files name its padding where transformers' default is wrong.
 
-    SD 1.x pads with the end mark, SD 2.x and SDXL's second encoder with "!".
+    The default, the end mark, is that of OpenAI's CLIP (SD 1.x, SDXL's first encoder). OpenCLIP's
+    encoders (SD 2.x, SDXL's second) were trained with ``!`` and have the activation ``gelu``.
+
+    Args:
+        folder: folder of the tokenizer.
+        settings: from :func:`require_vocabulary_files`.
+        hidden_act: activation of the text encoder, from its config.
 
     Raises:
-        IntegrityError: they do not.
+        IntegrityError: no file names the padding.
     """
-    if "pad_token" not in settings:
+    second = folder.name == "tokenizer_2"
+    if settings.get("pad_token") is None and (second or hidden_act != "quick_gelu"):
         raise IntegrityError(
-            f"load: {folder} names no pad_token in {' or '.join(_SETTINGS[:2])}, so it is unknown"
-            " what prompts are padded with; get the tokenizer's files again"
+            f"load: {folder} names no pad_token in tokenizer_config.json or"
+            " special_tokens_map.json, and this text encoder's is not the usual one; get the"
+            " tokenizer's files again"
         )
 
 

@@ -109,9 +109,15 @@ def test_an_attention_mask_is_the_tokenizers_own_even_where_the_padding_is_the_e
 def test_a_text_encoder_in_training_mode_is_evaluated():
     pipe = sd()
     own = pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0]
-    pipe.text_encoder.config.attention_dropout = 0.5
-    pipe.text_encoder.train()
-    found = df.load(pipe, batch_size=4).encode(PROMPTS).embeddings
+    for module in pipe.text_encoder.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.5
+    model = df.load(pipe, batch_size=4)
+    pipe.text_encoder.train().requires_grad_(True)
+    with torch.no_grad():
+        assert not torch.allclose(pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0], own)
+    found = model.encode(PROMPTS).embeddings
+    assert pipe.text_encoder.training and not found.requires_grad
     torch.testing.assert_close(found, own.detach(), rtol=1e-5, atol=2e-6)
 
 

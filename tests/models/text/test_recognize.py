@@ -325,3 +325,27 @@ def test_text_encoders_whose_folders_are_swapped_or_foreign_are_refused(
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "bert"}))
     with pytest.raises(UsageError, match="configuration is of a 'bert'"):
         df.load(directory, device="cpu")
+
+
+def test_a_padding_that_no_file_names_is_refused_where_the_default_is_not_the_encoders(
+    tiny_directory, tiny_sdxl_directory, tmp_path
+):
+    first = shutil.copytree(tiny_directory, tmp_path / "first")
+    own = df.load(first, device="cpu").encode(PROMPTS).embeddings
+    (first / "tokenizer" / "tokenizer_config.json").unlink()
+    assert torch.equal(df.load(first, device="cpu").encode(PROMPTS).embeddings, own)
+    config = first / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "gelu"}))
+    second = shutil.copytree(tiny_sdxl_directory, tmp_path / "second")
+    named = second / "tokenizer_2" / "tokenizer_config.json"
+    marks = {"pad_token": json.loads(named.read_text())["pad_token"]}
+    named.write_text("{}")
+    for directory in (first, second):
+        with pytest.raises(IntegrityError, match="names no pad_token"):
+            df.load(directory, device="cpu")
+    # transformers 4 wrote the marks to a file of their own
+    (named.parent / "special_tokens_map.json").write_text(json.dumps(marks))
+    own, found = (
+        df.load(each, device="cpu").encode(PROMPTS) for each in (tiny_sdxl_directory, second)
+    )
+    assert torch.equal(own.embeddings, found.embeddings) and torch.equal(own.pooled, found.pooled)
