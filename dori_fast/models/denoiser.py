@@ -285,7 +285,7 @@ class Denoiser:
         """
         if self._one_mask_each:
             return self.epsilon_shared(self.unconditional_for(condition), shared)
-        if shared.uncond is None:
+        if shared.uncond is None or shared.generation != self.engine.generation:
             shared.uncond = self.epsilon_shared(self.unconditional, shared)[0]
         return shared.uncond
 

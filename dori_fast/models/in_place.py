@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.stock import not_its_weight
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.masks import NeuronMask, WeightMask
 
@@ -134,11 +135,14 @@ def _linear(unet: nn.Module, name: str) -> nn.Linear:
         layer = unet.get_submodule(name)
     except AttributeError:
         raise UsageError(f"{type(unet).__name__} has no layer {name!r}") from None
-    if not isinstance(layer, nn.Linear):
-        raise UsageError(f"{name} has an adapter; fuse it (pipe.fuse_lora()) and unload it first")
-    if not isinstance(layer.weight, nn.Parameter):
+    reason = not_its_weight(layer)
+    if reason is not None:
+        raise UsageError(f"{name} {reason}")
+    attention = unet.get_submodule(name.rpartition(".")[0])
+    if getattr(attention, "fused_projections", False):
         raise UsageError(
-            f"{name} is pruned by torch; make that permanent first:"
-            " torch.nn.utils.prune.remove(layer, 'weight')"
+            f"{name} is not called, since the projections are fused; undo that first:"
+            " pipe.unfuse_qkv_projections()"
         )
-    return layer
+    found: nn.Linear = layer
+    return found

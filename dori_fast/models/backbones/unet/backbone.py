@@ -8,12 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.by_sample import require_by_sample
+from dori_fast.models.backbones.unet.objections import refusal, require_no_image
 from dori_fast.models.backbones.unet.parts import Parts
 from dori_fast.models.backbones.unet.program import Program, added_conditions
-from dori_fast.models.backbones.unet.recognize import refusal, require_denoiser, require_text
+from dori_fast.models.backbones.unet.recognize import require_denoiser, require_text
+from dori_fast.models.backbones.unet.stock import foreign_module, hooked_block, unbound_method
 from dori_fast.models.engine.attention import Attention
 from dori_fast.models.engine.backbone import Observe
 from dori_fast.models.engine.graphs import Graphs
+from dori_fast.models.engine.snapshot import Snapshot
 from dori_fast.models.engine.state import Timestep
 
 # CLIP's context
@@ -26,7 +31,10 @@ class UNet:
     def __init__(self, network: Any, image_size: tuple[int, int]) -> None:
         """Raises UsageError if the UNet is not a text-to-image denoiser of a supported kind."""
         require_denoiser(network)
+        require_no_image(network)
         self.network, self.image_size = network, image_size
+        # the network's state when its samples were last found to be independent
+        self._tested: Snapshot | None = None
 
     @property
     def device(self) -> torch.device:
@@ -85,6 +93,25 @@ class UNet:
     def whole(
         self, latents: Tensor, timestep: Timestep, text: Tensor, pooled: Tensor | None
     ) -> Tensor:
+        """The network's own forward; see :meth:`Backbone.whole`.
+
+        Raises:
+            UsageError: foreign code in the network lets samples depend on each other.
+        """
+        if self._tested is None or self._tested.changed():
+            foreign = foreign_module(self.network) or hooked_block(self.network)
+            if foreign is not None:
+                one = torch.as_tensor(timestep).flatten()[0]
+                like = (latents.detach(), text.detach(), pooled)
+                require_by_sample(
+                    lambda *given: self._call(given[0], one, *given[1:]), like, foreign
+                )
+            self._tested = Snapshot(self.network)
+        return self._call(latents, timestep, text, pooled)
+
+    def _call(
+        self, latents: Tensor, timestep: Timestep, text: Tensor, pooled: Tensor | None
+    ) -> Tensor:
         output: Tensor = self.network(
             latents,
             torch.as_tensor(timestep).to(latents.device),
@@ -106,4 +133,15 @@ class UNet:
         return latents, text, torch.zeros(samples, width, **options)
 
     def copy(self) -> UNet:
+        """The same network with weights of its own.
+
+        Raises:
+            UsageError: a method that somebody replaced would run on the original's weights.
+        """
+        bound = unbound_method(self.network)
+        if bound is not None:
+            raise UsageError(
+                f"copy: {bound} would run on the original's weights in a copy too; undo that first,"
+                " and load the model again"
+            )
         return UNet(copy.deepcopy(self.network), self.image_size)

@@ -60,7 +60,7 @@ class Stage:
 
 
 class Program:
-    """The stages of one UNet of a kind that :mod:`..recognize` accepts.
+    """The stages of one UNet of a kind that :mod:`.objections` accepts.
 
     Attributes:
         cross: stage number of each cross-attention, in order.
