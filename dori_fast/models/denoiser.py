@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.hung import why_not_files
 from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.batch import (
     Samples,
@@ -338,8 +339,10 @@ class Denoiser:
         Its sampler is DDIM with the model's schedule and prediction type.
 
         Raises:
-            UsageError: a view with masks, which such a directory cannot hold.
+            UsageError: masks, adapters or replaced code, which such a directory cannot hold.
         """
+        if (reason := why_not_files(self.unet)) is not None:
+            raise UsageError(f"save_pretrained: {reason}")
         if self._masks is not None:
             raise UsageError(
                 "save_pretrained: this view has masks; save those, or put them into the weights of"

@@ -102,7 +102,7 @@ def masked_layers(mask: NeuronMask | WeightMask, unet: nn.Module) -> dict[str, n
     tensors = mask.scales if isinstance(mask, NeuronMask) else mask.pruned
     layers = {}
     for name, changed in mask.counts().items():
-        layer = _linear(unet, f"{name}.to_v" if neurons else name)
+        layer = plain_linear(unet, f"{name}.to_v" if neurons else name)
         shape = tensors[name].shape[1:]
         # one factor per row, or one bit per weight
         if shape != layer.weight.shape[: len(shape)]:
@@ -130,7 +130,12 @@ def masked_parameters(mask: NeuronMask | WeightMask, unet: nn.Module) -> dict[st
     return found
 
 
-def _linear(unet: nn.Module, name: str) -> nn.Linear:
+def plain_linear(unet: nn.Module, name: str) -> nn.Linear:
+    """The linear layer of this name, if its output is its weight's alone.
+
+    Raises:
+        UsageError: as from :func:`apply_`.
+    """
     try:
         layer = unet.get_submodule(name)
     except AttributeError:

@@ -52,9 +52,10 @@ class UNet:
 
     @property
     def channels_last(self) -> bool:
-        weight: Tensor = self.network.conv_in.weight
-        return not weight.is_contiguous() and weight.is_contiguous(
-            memory_format=torch.channels_last
+        # the first convolution, whatever wraps it
+        weight = next(w for w in self.network.parameters() if w.ndim == 4)
+        return bool(
+            not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
         )
 
     @property

@@ -187,16 +187,19 @@ def place(name: str) -> str:
     return f"unet.{name}" if name else "the UNet"
 
 
-def foreign_module(network: nn.Module) -> str | None:
+def foreign_module(network: nn.Module, *, any_root: bool = False) -> str | None:
     """The first module whose samples may depend on each other or on earlier calls, or None.
 
     Layers of torch and diffusers and peft's LoRA treat every sample by itself. Others are unknown.
+    With ``any_root``, the network itself may be of any class.
     """
     for name, module in network.named_modules():
         kind = type(module)
         home = sys.modules.get(kind.__module__)
         # some tools name their class after the one that they replace
         real = getattr(home, kind.__name__, None) is kind
+        if any_root and module is network:
+            continue
         if not real or not kind.__module__.startswith(_BY_SAMPLE):
             return f"{place(name)} ({kind.__name__})"
     return patched_module(network) or foreign_processor(network)
