@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ class Denoiser:
         self.unet, self._text = backbone.network, text
         self.image_size, self.latent_shape = backbone.image_size, backbone.latent_shape
         self.device, self.dtype = device, dtype
-        self._load_vae, self._load_hashes = vae, hashes
+        self._load_vae, self._hashes_at = vae, lru_cache(1)(lambda generation: hashes())
         self._origin, self.recipe = origin, recipe
         self.schedule = Schedule(scheduler_config)
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
@@ -111,9 +111,9 @@ class Denoiser:
             "masks": self._masks and self._masks.sha256(),
         }
 
-    @cached_property
+    @property
     def _hashes(self) -> dict[str, str]:
-        return self._load_hashes()
+        return self._hashes_at(self.engine.generation)
 
     @property
     def tokenizer(self) -> Any:
@@ -319,18 +319,19 @@ class Denoiser:
     def copy(self) -> Denoiser:
         """A Denoiser with its own copy of the network; everything else is shared.
 
-        After every write to the copy's weights, call ``copy.engine.weights_changed()``.
+        After writes to its weights through ``.data``, call ``copy.engine.weights_changed()``.
         """
         own = copy.copy(self)
         own.engine, own.recipe = self.engine.copy(), None
         own.unet = network = own.engine.backbone.network
         own._shared, own._load_vae = OrderedDict(), lambda: self.vae
         own._origin = {**self._origin, "source": f"weights changed after {self._origin['source']}"}
-        own.__dict__.pop("_hashes", None)
-        own._load_hashes = lambda: {
-            **without_unet_weights(self._hashes),
-            "unet": tensors_sha256(network.state_dict()),
-        }
+        own._hashes_at = lru_cache(1)(
+            lambda _: {
+                **without_unet_weights(self._hashes),
+                "unet": tensors_sha256(network.state_dict()),
+            }
+        )
         return own
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
@@ -341,12 +342,9 @@ class Denoiser:
         Raises:
             UsageError: masks, adapters or replaced code, which such a directory cannot hold.
         """
-        if (reason := why_not_files(self.unet)) is not None:
+        masks = "this view has masks; save those, or put them into a pipeline with df.prune.apply_"
+        reason = why_not_files(self.unet) if self._masks is None else masks
+        if reason is not None:
             raise UsageError(f"save_pretrained: {reason}")
-        if self._masks is not None:
-            raise UsageError(
-                "save_pretrained: this view has masks; save those, or put them into the weights of"
-                " a pipeline with df.prune.apply_"
-            )
         pipe = self._text.pipeline(vae=self.vae, unet=self.unet, scheduler=self.schedule.sampler)
         pipe.save_pretrained(os.fspath(directory), safe_serialization=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -149,5 +149,4 @@ def plain_linear(unet: nn.Module, name: str) -> nn.Linear:
             f"{name} is not called, since the projections are fused; undo that first:"
             " pipe.unfuse_qkv_projections()"
         )
-    found: nn.Linear = layer
-    return found
+    return cast(nn.Linear, layer)

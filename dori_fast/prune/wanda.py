@@ -165,7 +165,7 @@ class Wanda:
         """The weights of the layers [C, 4C] by name, if they can be pruned."""
         if model.masks is not None:
             raise UsageError("wanda: the model is masked; localize on the original, then add masks")
-        weights = {}
+        weights: dict[str, Tensor] = {}
         for name, layer in model.engine.second_linears.items():
             reason = not_its_weight(layer)
             if reason is not None:

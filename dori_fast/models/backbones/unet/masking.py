@@ -81,6 +81,7 @@ def check_mask(
         reason = not_its_weight(layer)
         if reason is not None:
             raise UsageError(f"masked: {name} {reason}")
-        if pruned.shape[1:] != layer.weight.shape:
-            needs = ", ".join(map(str, layer.weight.shape))
+        weight = layer.get_parameter("weight")
+        if pruned.shape[1:] != weight.shape:
+            needs = ", ".join(map(str, weight.shape))
             raise UsageError(f"masked: {name} needs masks [M, {needs}], got {list(pruned.shape)}")

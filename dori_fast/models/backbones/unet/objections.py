@@ -102,9 +102,9 @@ class _Objections:
 
         self._functions = Functions()
         self._unet: tuple[type, ...] = (UNet2DConditionModel,)
-        self._down = (blocks.DownBlock2D, blocks.CrossAttnDownBlock2D)
-        self._mid = (blocks.UNetMidBlock2DCrossAttn,)
-        self._up = (blocks.UpBlock2D, blocks.CrossAttnUpBlock2D)
+        self._down: tuple[type, ...] = (blocks.DownBlock2D, blocks.CrossAttnDownBlock2D)
+        self._mid: tuple[type, ...] = (blocks.UNetMidBlock2DCrossAttn,)
+        self._up: tuple[type, ...] = (blocks.UpBlock2D, blocks.CrossAttnUpBlock2D)
         self._resnet, self._transformer = (ResnetBlock2D,), (Transformer2DModel,)
         self._layer, self._attention = (BasicTransformerBlock,), (Attention,)
         self._feed_forward = (FeedForward,)
@@ -259,7 +259,7 @@ def _topology(unet: Any) -> Iterator[str]:
 def _fused(name: str, attention: Any) -> Iterator[str]:
     """The program calls to_q, to_k and to_v, which the fused projection must have copied."""
     crossed = attention.is_cross_attention
-    joined = getattr(attention, "to_kv" if crossed else "to_qkv", None)
+    joined: Any = getattr(attention, "to_kv" if crossed else "to_qkv", None)
     parts = [attention.to_k, attention.to_v]
     parts = parts if crossed else [attention.to_q, *parts]
     # a cross-attention's own to_q is called

@@ -30,7 +30,7 @@ _HOOKS = {
 # accelerate's hooks that move or cast weights
 _MOVERS = {"AlignDevicesHook", "CpuOffload", "LayerwiseCastingHook", "SequentialHook"}
 _CALLS = {"__call__", "_wrapped_call_impl", "_call_impl", "__getattr__"}
-_ALIASES = {(nn.Module, "__call__"): "Module._wrapped_call_impl"}
+_ALIASES: dict[tuple[type, str], str] = {(nn.Module, "__call__"): "Module._wrapped_call_impl"}
 
 
 @functools.cache
