@@ -7,13 +7,14 @@ import dataclasses
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.hung import why_not_files
 from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.batch import (
     Samples,
@@ -76,14 +77,13 @@ class Denoiser:
         self.unet, self._text = backbone.network, text
         self.image_size, self.latent_shape = backbone.image_size, backbone.latent_shape
         self.device, self.dtype = device, dtype
-        self._load_vae, self._load_hashes = vae, hashes
+        self._load_vae, self._hashes_at = vae, lru_cache(1)(lambda generation: hashes())
         self._origin, self.recipe, self.reading = origin, recipe, reading
         self.schedule = Schedule(scheduler_config)
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
         self._masks: Masks | None = None
         self._shared: OrderedDict[tuple[Any, ...], SharedLatents] = OrderedDict()
         self._empty: TextCondition | None = None
-        self._hashes: dict[str, str] | None = None
         # between calls, the caller may train a network of its own
         self._keeps = not backbone.borrowed
 
@@ -106,8 +106,6 @@ class Denoiser:
 
     def config(self) -> dict[str, Any]:
         """Everything that scores depend on, as JSON: source, commit, dtype, device, file sha256."""
-        if self._hashes is None or not self._keeps:
-            self._hashes = self._load_hashes()
         return {
             **self._origin,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -116,6 +114,10 @@ class Denoiser:
             "files": self._hashes,
             "masks": self._masks and self._masks.sha256(),
         }
+
+    @property
+    def _hashes(self) -> dict[str, str]:
+        return self._hashes_at(self.engine.generation if self._keeps else object())
 
     @property
     def tokenizer(self) -> Any:
@@ -290,7 +292,7 @@ class Denoiser:
         """
         if self._one_mask_each:
             return self.epsilon_shared(self.unconditional_for(condition), shared)
-        if shared.uncond is None:
+        if shared.uncond is None or shared.generation != self.engine.generation:
             shared.uncond = self.epsilon_shared(self.unconditional, shared)[0]
         return shared.uncond
 
@@ -323,18 +325,19 @@ class Denoiser:
     def copy(self) -> Denoiser:
         """A Denoiser with its own copy of the network; everything else is shared.
 
-        After every write to the copy's weights, call ``copy.engine.weights_changed()``.
+        After writes to its weights through ``.data``, call ``copy.engine.weights_changed()``.
         """
         own = copy.copy(self)
         own.engine, own.recipe = self.engine.copy(), None
         own.unet = network = own.engine.backbone.network
         own._shared, own._load_vae = OrderedDict(), lambda: self.vae
         own._origin = {**self._origin, "source": f"weights changed after {self._origin['source']}"}
-        own._hashes = None
-        own._load_hashes = lambda: {
-            **without_unet_weights(self.config()["files"]),
-            "unet": tensors_sha256(network.state_dict()),
-        }
+        own._hashes_at = lru_cache(1)(
+            lambda _: {
+                **without_unet_weights(self._hashes),
+                "unet": tensors_sha256(network.state_dict()),
+            }
+        )
         return own
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
@@ -343,12 +346,11 @@ class Denoiser:
         Its sampler is DDIM with the model's schedule and prediction type.
 
         Raises:
-            UsageError: a view with masks, which such a directory cannot hold.
+            UsageError: masks, adapters or replaced code, which such a directory cannot hold.
         """
-        if self._masks is not None:
-            raise UsageError(
-                "save_pretrained: this view has masks; save those, or put them into the weights of"
-                " a pipeline with df.prune.apply_"
-            )
+        masks = "this view has masks; save those, or put them into a pipeline with df.prune.apply_"
+        reason = why_not_files(self.unet) if self._masks is None else masks
+        if reason is not None:
+            raise UsageError(f"save_pretrained: {reason}")
         pipe = self._text.pipeline(vae=self.vae, unet=self.unet, scheduler=self.schedule.sampler)
         pipe.save_pretrained(os.fspath(directory), safe_serialization=True)

@@ -12,6 +12,7 @@ import torch
 
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.registry import backbone_of, latent_shape
+from dori_fast.models.backbones.unet.hung import hung_on
 from dori_fast.models.components import Components
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.engine.backbone import Backbone
@@ -282,4 +283,6 @@ def _pipeline_hashes(pipe: Any, text: TextSide | TextSideXL) -> dict[str, str]:
     for name in ("unet", "scheduler"):
         config = dict(getattr(pipe, name).config)
         hashes[f"{name}/config"] = text_sha256(json.dumps(config, sort_keys=True, default=str))
+    if hung := hung_on(pipe.unet):
+        hashes["unet/hung"] = text_sha256(json.dumps(hung))
     return hashes

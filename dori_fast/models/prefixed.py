@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.stock import is_plain
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.text.conditions import TextCondition, pad_rows
 from dori_fast.models.text.encoders import TextSide
@@ -40,6 +41,12 @@ class PrefixedPrompts:
         rows = tokens_of.rows(list_of_str("prefix", prompts))
         if not 1 <= tokens <= rows.context - 2:
             raise UsageError(f"prefix: tokens must be 1..{rows.context - 2}, got {tokens}")
+        embeddings = self._encoder.get_input_embeddings()
+        if not is_plain(embeddings, nn.Embedding):
+            raise UsageError(
+                "prefix: the text encoder's token embeddings are no plain table (an adapter, a"
+                f" hook, or the class {type(embeddings).__name__}); undo that first"
+            )
         self._slots, self._rows = slice(1, 1 + tokens), _make_room(rows, tokens)
         self.table: Tensor = self._encoder.get_input_embeddings().weight.detach()
         known = torch.zeros(len(self.table), dtype=torch.bool)

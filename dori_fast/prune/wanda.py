@@ -36,11 +36,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition, WeightMask, stack
+from dori_fast.models.backbones.unet.stock import not_its_weight
 from dori_fast.models.probes import feed_forward_inputs
 from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.models.text.prompts import list_of_str
@@ -167,11 +168,12 @@ class Wanda:
         """The weights of the layers [C, 4C] by name, if they can be pruned."""
         if model.masks is not None:
             raise UsageError("wanda: the model is masked; localize on the original, then add masks")
-        weights = {}
+        weights: dict[str, Tensor] = {}
         for name, layer in model.engine.second_linears.items():
-            if not isinstance(layer, nn.Linear):
-                raise UsageError(f"wanda: {name} has an adapter; fuse it (pipe.fuse_lora()) first")
-            weights[name] = layer.weight
+            reason = not_its_weight(layer)
+            if reason is not None:
+                raise UsageError(f"wanda: {name} {reason}")
+            weights[name] = layer.get_parameter("weight")
         widest = max(weight.shape[1] for weight in weights.values())
         if int(self.sparsity * widest) == 0:
             raise UsageError(

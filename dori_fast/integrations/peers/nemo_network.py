@@ -14,7 +14,7 @@ from dori_fast.integrations.peers.nemo_inputs import layers
 from dori_fast.integrations.peers.swap import Patch
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents
 from dori_fast.models.backbones.registry import backbone_of
-from dori_fast.models.backbones.unet.recognize import refusal
+from dori_fast.models.backbones.unet.objections import refusal
 from dori_fast.models.text.encoders import TextSide
 
 

@@ -24,6 +24,7 @@ class SharedLatents:
         layer: the cross-attention before which the state stands. If it is not 0, the state serves
             one prompt only.
         uncond: unconditional predictions [S, C, H, W], or None until they are needed.
+        generation: the engine's, at which state and uncond were computed.
     """
 
     latents: Tensor
@@ -31,6 +32,7 @@ class SharedLatents:
     state: State | None
     layer: int = 0
     uncond: Tensor | None = None
+    generation: int = 0
 
     def __len__(self) -> int:
         return self.latents.shape[0]
@@ -40,7 +42,9 @@ class SharedLatents:
         timestep, rows = self.timestep_of(rows), rows.to(self.latents.device)
         state = None if self.state is None else self.state.take(rows)
         uncond = None if self.uncond is None else self.uncond[rows]
-        return SharedLatents(self.latents[rows], timestep, state, self.layer, uncond)
+        return SharedLatents(
+            self.latents[rows], timestep, state, self.layer, uncond, self.generation
+        )
 
     def timestep_of(self, which: Tensor) -> Timestep:
         """The timestep of the given latents: int64 indices [N] on the CPU."""

@@ -8,13 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.by_sample import require_by_sample
+from dori_fast.models.backbones.unet.objections import refusal
 from dori_fast.models.backbones.unet.parts import Parts
 from dori_fast.models.backbones.unet.program import Program, added_conditions
-from dori_fast.models.backbones.unet.recognize import refusal
 from dori_fast.models.backbones.unet.require import KIND, require_text, require_unet, text_width
+from dori_fast.models.backbones.unet.stock import foreign_module, hooked_block, unbound_method
 from dori_fast.models.engine.attention import Attention
 from dori_fast.models.engine.backbone import Observe
 from dori_fast.models.engine.graphs import Graphs
+from dori_fast.models.engine.snapshot import Snapshot
 from dori_fast.models.engine.state import Timestep
 
 # CLIP's context
@@ -28,6 +32,8 @@ class UNet:
         """Raises UsageError if the UNet is not a text-to-image denoiser of a supported kind."""
         require_unet(_kind(network), network.config)
         self.network, self.image_size, self.borrowed = network, image_size, borrowed
+        # the network's state when its samples were last found to be independent
+        self._tested: Snapshot | None = None
 
     @property
     def device(self) -> torch.device:
@@ -45,9 +51,10 @@ class UNet:
 
     @property
     def channels_last(self) -> bool:
-        weight: Tensor = self.network.conv_in.weight
-        return not weight.is_contiguous() and weight.is_contiguous(
-            memory_format=torch.channels_last
+        # the first convolution, whatever wraps it
+        weight = next(w for w in self.network.parameters() if w.ndim == 4)
+        return bool(
+            not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
         )
 
     @property
@@ -86,6 +93,25 @@ class UNet:
     def whole(
         self, latents: Tensor, timestep: Timestep, text: Tensor, pooled: Tensor | None
     ) -> Tensor:
+        """The network's own forward; see :meth:`Backbone.whole`.
+
+        Raises:
+            UsageError: foreign code in the network lets samples depend on each other.
+        """
+        if self._tested is None or self._tested.changed():
+            foreign = foreign_module(self.network) or hooked_block(self.network)
+            if foreign is not None:
+                one = torch.as_tensor(timestep).flatten()[0]
+                like = (latents.detach(), text.detach(), pooled)
+                require_by_sample(
+                    lambda *given: self._call(given[0], one, *given[1:]), like, foreign
+                )
+            self._tested = Snapshot(self.network)
+        return self._call(latents, timestep, text, pooled)
+
+    def _call(
+        self, latents: Tensor, timestep: Timestep, text: Tensor, pooled: Tensor | None
+    ) -> Tensor:
         output: Tensor = self.network(
             latents,
             torch.as_tensor(timestep).to(latents.device),
@@ -107,6 +133,17 @@ class UNet:
         return latents, text, torch.zeros(samples, width, **options)
 
     def copy(self) -> UNet:
+        """The same network with weights of its own.
+
+        Raises:
+            UsageError: a method that somebody replaced would run on the original's weights.
+        """
+        bound = unbound_method(self.network)
+        if bound is not None:
+            raise UsageError(
+                f"copy: {bound} would run on the original's weights in a copy too; undo that first,"
+                " and load the model again"
+            )
         network = copy.deepcopy(self.network).eval().requires_grad_(False)
         return UNet(network, self.image_size)
 
