@@ -67,7 +67,7 @@ def _join(folder: Path, run: Path, out: Path, prompts: str | Path | None, memory
     known, record = DedupRecord.read(folder), _run_record(run)
     source = prompts if prompts is not None else known.input_path
     _check(folder, known, run, record)
-    reader = open_prompts(source, known.column, Selection.of(known.where, known.keep))
+    reader = open_prompts(source, known.column, Selection.of(known.where, known.keep, known.header))
     if input_sha256(source) != known.input_sha256:
         raise IntegrityError(f"{source}: has changed since {folder} was made; make it again")
     decided = record.threshold is not None

@@ -42,7 +42,8 @@ def test_samples(tmp_path: Path, format: int) -> None:
     members = [m for i, text in enumerate(NASTY) for m in sample(i, text, URL=f"u{i}", width=i)]
     path = tar(tmp_path / "0.tar", members, format)
     rows = read_all(path)
-    assert [row["prompt"] for row in rows] == NASTY
+    # a mark at the start of a file is no part of its text
+    assert [row["prompt"] for row in rows] == [text.removeprefix("\ufeff") for text in NASTY]
     assert [row["key"] for row in rows[:2]] == ["00000/000000000", "00000/000000001"]
     assert [(row["URL"], row["width"]) for row in rows[:2]] == [("u0", 0), ("u1", 1)]
 

@@ -25,7 +25,7 @@ def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
     assert prompts(path) == ["a\u2028b\x0bc\x85d"]
 
 
-@given(st.lists(TEXT.filter(lambda t: "\n" not in t and not t.endswith("\r"))))
+@given(st.lists(TEXT.filter(lambda t: "\n" not in t and "\r" not in t)))
 @settings(max_examples=50, deadline=None)
 def test_round_trip(tmp_path_factory: Any, texts: list[str]) -> None:
     path = write(
