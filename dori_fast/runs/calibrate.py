@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
+from dori_fast._text import read_stand_in
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.scoring.decision import CalibrationRecord
 from dori_fast.runs.scoring.score import score_rows
@@ -102,6 +103,8 @@ def read_calibration(path: str | Path) -> CalibrationRecord:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; check the calibration's path") from error
     except (ValidationError, UnicodeDecodeError) as error:
+        if reason := read_stand_in(path):
+            raise IntegrityError(f"{path}: {reason}") from error
         raise IntegrityError(
             f"{path}: no calibration file, or another version's; run dori-fast calibrate"
         ) from error

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dori_fast._text import read_stand_in
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.dedup.token_table import TokenTable, database
 from dori_fast.runs.progress import Progress
@@ -69,6 +70,8 @@ class DedupRecord(BaseModel):
         except OSError as error:
             raise UsageError(f"{folder}: no {RECORD} there; make it with dedup") from error
         except (ValidationError, UnicodeDecodeError) as error:
+            if reason := read_stand_in(folder / RECORD):
+                raise IntegrityError(f"{folder / RECORD}: {reason}") from error
             raise IntegrityError(f"{folder / RECORD}: damaged; make it again") from error
 
 

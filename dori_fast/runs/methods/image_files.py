@@ -17,6 +17,7 @@ from dori_fast.runs.sources.rows import Reader, Rows
 
 # checked before decoding: a small file may hold a huge image
 _IMAGE_BYTES, _IMAGE_PIXELS = 32_000_000, 64_000_000
+_LISTED = 10_000
 # formats whose decoders start no other program and fetch nothing
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -135,6 +136,9 @@ def _near(folder: Path, name: str) -> str:
     try:
         others = sorted(os.listdir(path.parent))
     except OSError:
+        others = []
+    if len(others) > _LISTED:
+        # compared anew for every row without a file
         others = []
     for other in others:
         if _plain(other) == _plain(path.name):

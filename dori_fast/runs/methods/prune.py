@@ -12,7 +12,8 @@ import pyarrow as pa
 import torch
 from safetensors.numpy import load_file, save_file
 
-from dori_fast.errors import UsageError
+from dori_fast._text import read_stand_in
+from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
@@ -67,6 +68,8 @@ class PruneResult:
 
 def read_statistics(path: str | Path) -> NeuronStatistics:
     """Statistics from a file of this package (.safetensors) or of NeMo's released code (.pt)."""
+    if reason := read_stand_in(path):
+        raise IntegrityError(f"{path}: {reason}")
     if Path(path).suffix == ".safetensors":
         return NeuronStatistics.load(path)
     return NeuronStatistics.load_nemo(path)

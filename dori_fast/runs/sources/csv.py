@@ -28,6 +28,8 @@ _RECORD_BYTES = 16_000_000
 _SAMPLE_ROWS = 100
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}
+# prompts with commas are split into numbers of fields that differ more
+_TABLE_SHARE = 0.8
 # names of columns have fewer words, prompts seldom
 _SENTENCE_WORDS = 4
 
@@ -201,7 +203,8 @@ def _sniff(path: Path, column: str | None, header: bool) -> tuple[str, list[str]
     """The separator and the first line.
 
     Of all separators the best is one with which the header, if there is one, holds the prompt
-    column and most rows have as many fields as the first line.
+    column and most rows have as many fields as the first line. Without a header, one that splits
+    nearly all rows alike is better than one that splits none.
     """
     best: tuple[tuple[bool, float, int], str, list[str]] | None = None
     for separator in _SEPARATORS.get(path.suffix.lower(), _SEPARATORS[".tsv"]):
@@ -213,8 +216,12 @@ def _sniff(path: Path, column: str | None, header: bool) -> tuple[str, list[str]
             continue
         first = [name.strip() for name in sample[0].cells]
         regular = sum(p.cells is not None and len(p.cells) == len(first) for p in sample)
-        known = header and find_column(first, column) is not None
-        key = (known, regular / len(sample), len(first))
+        share = regular / len(sample)
+        if header:
+            likely = find_column(first, column) is not None
+        else:
+            likely = len(first) > 1 and share >= _TABLE_SHARE
+        key = (likely, share, len(first))
         if best is None or key > best[0]:
             best = key, separator, first
     if best is None:

@@ -65,10 +65,10 @@ def input_files(source: str | Path) -> list[InputFile]:
         paths = hub_files(text)
         return [InputFile(path, path.name) for path in paths]
     path = Path(source)
-    if path.is_dir() and path.suffix.lower() not in SUFFIXES:
+    if os.path.isdir(path) and path.suffix.lower() not in SUFFIXES:
         root, paths = path, _below(path)
         whole = True
-    elif _MAGIC.search(text) and not path.exists():
+    elif _MAGIC.search(text) and not os.path.exists(path):
         root, paths = _fixed_part(path), _matching(text)
         refuse_partly(paths)
         whole = False

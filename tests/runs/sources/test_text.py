@@ -78,7 +78,7 @@ def test_has_no_columns(tmp_path: Path) -> None:
 
 def test_unknown_suffix(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown kind of file; use one of \.txt"):
-        open_prompts(write(tmp_path / "p.xlsx", "x"))
+        open_prompts(write(tmp_path / "p.rtf", "x"))
 
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dori_fast.errors import UsageError
@@ -30,6 +31,8 @@ def kind_of(path: Path) -> str:
     kind = suffix if suffix in SUFFIXES else _NAMED.get(suffix)
     if kind is not None:
         return kind
-    if suffix in _REMEDIES and path.exists():
+    if not os.path.exists(path):
+        raise UsageError(f"{path}: no such file or folder; check the path of the prompts")
+    if suffix in _REMEDIES:
         raise UsageError(f"{path}: {_REMEDIES[suffix]}")
     raise UsageError(f"{path}: unknown kind of file; use one of {', '.join(SUFFIXES)}")

@@ -21,8 +21,8 @@ _LINES = "write one object per line to a .jsonl file"
 class JsonArray(TextReader):
     """Rows of a JSON array, or captions of a COCO file with ``images`` and ``annotations``.
 
-    A text in an array is a row with the key ``prompt``. A row of COCO is an annotation with the
-    ``file_name`` of its image. Keys become columns as those of JSON lines do.
+    A value in an array without objects is a row with the key ``prompt``. A row of COCO is an
+    annotation with the ``file_name`` of its image. Keys become columns as those of JSON lines do.
 
     The document is read whole: it needs several times its size of memory, at most 1 GB of it.
 
@@ -60,7 +60,9 @@ def _rows(path: Path) -> list[Any]:
         return _captions(path, document)
     if not isinstance(document, list):
         raise UsageError(f"{path}: a JSON {type(document).__name__}, no array of rows; {_LINES}")
-    return [{"prompt": row} if isinstance(row, str) else row for row in document]
+    if any(isinstance(row, dict) for row in document):
+        return document
+    return [{"prompt": row} for row in document]
 
 
 def _document(path: Path) -> Any:
