@@ -26,6 +26,7 @@ _ANSWERS = (
     b"Invalid username or password.",
     b"Invalid credentials in Authorization header",
 )
+_ERROR = re.compile(rb'\{"error":\s*"[^"]*"\}')
 _PACKED = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "zip",
@@ -66,8 +67,8 @@ def stand_in(head: bytes, *, packed: bool = True) -> str | None:
         return "is a git-annex pointer, not the data; run git annex get"
     if _PAGE.match(text) and len(_TAG.findall(text)) > 1:
         return "is a web page, not the data; download the file itself"
-    if text.strip() in _ANSWERS:
-        answer = text.strip().decode()
+    if text.strip() in _ANSWERS or _ERROR.fullmatch(text.strip()):
+        answer = text.strip().decode(errors="replace")
         return f"holds only a server's answer ({answer!r}), not the data; download it again"
     for magic, kind in _PACKED.items() if packed else ():
         # a text may begin with "BZh"

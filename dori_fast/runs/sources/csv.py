@@ -26,6 +26,7 @@ from dori_fast.runs.sources.text import Record, TextReader
 
 _RECORD_BYTES = 16_000_000
 _SAMPLE_ROWS = 100
+_LONE_RETURN = "a CR outside quotes where lines end in LF; convert all line ends to LF"
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}
 # prompts with commas are split into numbers of fields that differ more
@@ -192,8 +193,9 @@ def _parse(path: Path, separator: str) -> Iterator[_Parsed]:
         except StopIteration:
             return
         except csv.Error as error:
-            feed.requeue(str(error))
-            yield _Parsed(None, f"malformed: {error}", feed.record)
+            reason = _LONE_RETURN if "new-line character" in str(error) else str(error)
+            feed.requeue(reason)
+            yield _Parsed(None, f"malformed: {reason}", feed.record)
             continue
         if cells:
             yield _Parsed(cells, None, feed.record)

@@ -77,9 +77,14 @@ def parse_object(raw: bytes, offset: int) -> tuple[dict[str, Any] | None, str | 
 
 
 def _survey(path: Path) -> Survey:
-    survey = Survey()
+    survey, first = Survey(), True
     for line in read_lines(path, _LINE_BYTES):
-        value, _ = _parse(line) if line.raw.strip() else (None, None)
+        text = line.raw.strip()
+        if first and text:
+            first = False
+            if text == b"[" or text.startswith((b"[{", b'["')):
+                raise UsageError(f"{path}: a JSON array, not an object per line; name it .json")
+        value, _ = _parse(line) if text else (None, None)
         survey.add(value or {}, path, f"byte {line.end}")
     return survey
 

@@ -133,6 +133,8 @@ class Selection:
         header: bool | None = None,
     ) -> Selection:
         """The selection in text form; UsageError if a condition has another form."""
+        if not isinstance(header, bool | None):
+            raise UsageError(f"header={header!r}: not True, False or None")
         kept = None if keep is None else tuple(keep)
         return cls(tuple(map(Condition.parse, where)), kept, header)
 

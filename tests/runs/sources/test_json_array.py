@@ -82,6 +82,13 @@ def test_other_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "more than 3 bytes of JSON" in refusal(lambda: open_prompts(write(path, '["a"]')))
 
 
+@pytest.mark.parametrize("how", [{}, {"indent": 1}])
+def test_an_array_is_no_json_lines(tmp_path: Path, how: dict[str, int]) -> None:
+    for rows in ([{"prompt": "a"}, {"prompt": "b"}], ["a"]):
+        path = document(tmp_path / "p.jsonl", rows, **how)
+        assert "a JSON array, not an object per line" in refusal(lambda path=path: read_all(path))
+
+
 def test_folders_leave_json_documents_out(tmp_path: Path) -> None:
     (tmp_path / "00000_stats.json").write_text("{}")
     (tmp_path / "00000.jsonl").write_text('{"prompt": "a"}')

@@ -9,7 +9,7 @@ import pytest
 
 from dori_fast.runs.sources.lines import read_lines
 from dori_fast.runs.sources.open import open_prompts
-from tests.runs.inputs import codes, prompts, read_all, refusal, write
+from tests.runs.inputs import prompts, read_all, refusal, write
 
 THREE = ["a red boat", "the old clock", "a green door"]
 LISTS = {
@@ -61,8 +61,11 @@ def test_line_ends_of_two_kinds_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_rows_of_a_table_with_other_line_ends_are_quarantined(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv", "prompt,n\ra,1\rb,2\nc,3\r")
-    assert codes(path) == [None, "malformed", None][: len(codes(path))]
-    assert "a" in prompts(path) and "b" not in prompts(path)
+    assert prompts(path) == ["a", None]
+    path = write(tmp_path / "p.csv", "prompt,n\na,1\nb,2\rc,3\rd,4\re,5\n")
+    rows = read_all(path)
+    assert [row["prompt"] for row in rows] == ["a", None]
+    assert "convert all line ends to LF" in rows[1]["error"]
 
 
 def test_classic_lines_take_constant_memory_and_keep_offsets(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_pandas() -> None:
         None,
     ]
     assert [row["prompt"] for row in read(frame.prompt.dropna())] == ["a", "c"]
+    for values in (frame.prompt.array, pandas.Index(frame.prompt), frame.prompt.astype("string")):
+        assert [row["prompt"] for row in read(values)] == ["a", None, "c"]
     categories = pandas.DataFrame({"prompt": pandas.Categorical(THREE * 500)})
     assert [row["prompt"] for row in read(categories)] == THREE * 500
     assert [row["prompt"] for row in read(pandas.Series(NASTY))] == NASTY
@@ -191,6 +193,14 @@ def test_what_is_no_prompts(given: Any) -> None:
     expected = next(message for other, message in REFUSED if other is given)
     message = refusal(lambda: read(given))
     assert expected in message and "\n" not in message and "/tmp" not in message
+
+
+def test_a_list_of_files_is_no_list_of_prompts(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n")
+    for given in ([tmp_path / "p.txt"], [str(tmp_path / "p.txt")], iter([Path("none.csv")])):
+        message = refusal(lambda given=given: read(given))
+        assert "a list that begins with the file" in message and "pass one path" in message
+    assert [row["prompt"] for row in read(["none.txt", "a cat"])] == ["none.txt", "a cat"]
 
 
 def test_rows_that_are_not_all_objects_are_quarantined() -> None:

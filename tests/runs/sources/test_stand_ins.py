@@ -33,6 +33,7 @@ STAND_INS = {
     "page in capitals": ("\n<HTML>\n<HEAD><TITLE>404 Not Found</TITLE>", "is a web page"),
     "storage": ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page"),
     "hub": ("Entry not found", "a server's answer ('Entry not found')"),
+    "api": ('{"error":"Invalid username or password."}', "holds only a server's answer"),
     "raw": ("404: Not Found", "a server's answer ('404: Not Found')"),
 }  # fmt: skip
 

@@ -147,9 +147,15 @@ def is_column(value: Any) -> bool:
     """Whether a value is one column of a table, such as a Series."""
     if isinstance(value, pa.Array | pa.ChunkedArray):
         return not pa.types.is_struct(value.type)
-    return any(_from(library, "Series")(value) for library in ("pandas", "polars"))
+    return any(kind(value) for kind in _COLUMNS)
 
 
+_COLUMNS = [
+    _from("pandas", "Series"),
+    _from("pandas", "Index"),
+    _from("pandas", "ExtensionArray"),
+    _from("polars", "Series"),
+]
 _KINDS: list[tuple[Callable[[Any], bool], Callable[[Any], Batches]]] = [
     (lambda value: isinstance(value, pa.Table), _of_arrow),
     (lambda value: isinstance(value, pa.RecordBatch), _of_batch),

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from dori_fast.errors import UsageError
 from dori_fast.runs.sources.columnar import first_line
+from dori_fast.runs.sources.folders.suffixes import SUFFIXES
 from dori_fast.runs.sources.memory.tables import is_column, table_batches
 
 _LISTS = "pass a list of str, a table with a column of prompts, or the path of a file"
@@ -127,12 +128,23 @@ def _column_values(column: Any) -> Iterator[Any]:
 
 def _write_lines(values: Iterator[Any], path: Path) -> Path:
     first = list(islice(values, 1))
+    if first and _is_file(first[0]):
+        raise UsageError(
+            f"prompts: a list that begins with the file {str(first[0])!r}, not with a prompt; pass"
+            " one path, a folder or a pattern"
+        )
     rows = bool(first) and isinstance(first[0], Mapping)
     with path.open("w") as file:
         for value in chain(first, values):
             row = value if rows else {"prompt": value}
             file.write(_line(dict(row) if isinstance(row, Mapping) else row, rows) + "\n")
     return path
+
+
+def _is_file(value: object) -> bool:
+    if isinstance(value, str):
+        return Path(value).suffix.lower() in SUFFIXES and os.path.isfile(value)
+    return isinstance(value, os.PathLike)
 
 
 def _line(row: Any, is_row: bool) -> str:
