@@ -77,7 +77,7 @@ def _read_lines(path: Path, limit: int, quoted: bool) -> Iterator[Line]:
         head = file.read(_SAMPLE_BYTES)
         sample = without_marks(head)
         offset = len(head) - len(sample)
-        if head.startswith(_WIDE) or (not offset and is_wide(head[:_HEAD_BYTES])):
+        if not offset and is_wide(head[:_HEAD_BYTES]):
             raise UsageError(f"{path}: UTF-16 or UTF-32 text; convert it to UTF-8 first")
         by_return = _ends_in_return(path, file, sample, quoted)
         file.seek(offset)
@@ -107,7 +107,7 @@ def _by_return(file: BinaryIO, limit: int, offset: int) -> Iterator[Line]:
 
 
 def _ends_in_return(path: Path, file: BinaryIO, sample: bytes, quoted: bool) -> bool:
-    """Whether lines end in CR; ``sample`` is the begin of the file, which was read so far."""
+    """Whether lines end in CR; ``sample`` is what was read of the file so far."""
     if quoted and (first := _first_end(sample)) is not None:
         return first == b"\r"
     feeds, returns = sample.count(b"\n"), _lone_returns(sample)
@@ -116,7 +116,7 @@ def _ends_in_return(path: Path, file: BinaryIO, sample: bytes, quoted: bool) -> 
         return True
     if not quoted and returns > 1 and returns >= feeds:
         raise UsageError(
-            f"{path}: {returns:,} line ends are CR and {feeds:,} are LF at its begin; convert all"
+            f"{path}: {returns:,} of its first line ends are CR and {feeds:,} are LF; convert all"
             " to LF"
         )
     return False
