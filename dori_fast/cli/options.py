@@ -184,6 +184,14 @@ class Scoring:
 
 
 Column = Annotated[str | None, typer.Option(help="Column of prompts; default: found by its name.")]
+Header = Annotated[
+    bool | None,
+    typer.Option(
+        "--header/--no-header",
+        help="First line of .csv and .tsv files: names of columns, or a row (columns 1, 2, ...);"
+        " default: names, refused if they read like a prompt.",
+    ),
+]
 Where = Annotated[
     list[str] | None,
     typer.Option(metavar="CONDITION", help="Condition on rows, 'similarity > 0.3'; repeatable."),

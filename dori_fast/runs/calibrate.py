@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
+from dori_fast._text import read_stand_in
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.scoring.decision import CalibrationRecord
 from dori_fast.runs.scoring.score import score_rows
@@ -20,9 +21,11 @@ from dori_fast.runs.settings import (
     chosen_detector,
     prepared,
 )
+from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
 from dori_fast.runs.sources.read_ahead import read_ahead
 from dori_fast.runs.sources.rows import limited
+from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.durable import write_text_durably
 from dori_fast.runs.store.record import differences, library_versions, model_identity
 
@@ -40,6 +43,7 @@ def calibrate(
     seeds: int = SEEDS,
     steps: int = STEPS,
     column: str | None = None,
+    header: bool | None = None,
     batch_size: int | Literal["auto"] = "auto",
     limit: int | None = None,
     suspicious: str | Path | Iterable[object] | None = None,
@@ -50,7 +54,7 @@ def calibrate(
     from the same source, without the training set's duplicates.
 
     Args:
-        model, prompts, detector, seeds, steps, column, batch_size, limit: as in
+        model, prompts, detector, seeds, steps, column, header, batch_size, limit: as in
             :func:`dori_fast.scan`.
         out: calibration file to write, JSON.
         suspicious: memorized prompts, for scans that stop early (``cascade``). Such a scan keeps
@@ -63,10 +67,14 @@ def calibrate(
     settings = checked("calibrate", seeds=seeds, steps=steps, batch_size=batch_size, limit=limit)
     chosen = chosen_detector(detector, settings)
     with prepared(model, settings):
-        clean = _scores(model, chosen, prompts, column, settings)
-        memorized = _scores(model, chosen, suspicious or [], column, settings)
+        clean = _scores(model, chosen, prompts, column, header, settings)
+        memorized = _Scored("", 0, 0, {})
+        if suspicious is not None:
+            memorized = _scores(model, chosen, suspicious, column, header, settings)
     if not clean.per_seed:
-        raise UsageError(f"calibrate: none of {clean.rows} rows of {prompts} could be scored")
+        raise UsageError(
+            f"calibrate: none of {clean.rows} rows of {described(prompts)} could be scored"
+        )
     record = CalibrationRecord(
         detector=chosen.config(),
         model=model_identity(model.config()),
@@ -95,6 +103,8 @@ def read_calibration(path: str | Path) -> CalibrationRecord:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; check the calibration's path") from error
     except (ValidationError, UnicodeDecodeError) as error:
+        if reason := read_stand_in(path):
+            raise IntegrityError(f"{path}: {reason}") from error
         raise IntegrityError(
             f"{path}: no calibration file, or another version's; run dori-fast calibrate"
         ) from error
@@ -128,12 +138,17 @@ def _scores(
     detector: Detector,
     prompts: str | Path | Iterable[object],
     column: str | None,
+    header: bool | None,
     settings: Settings,
 ) -> _Scored:
     with (
         prompts_on_disk(prompts) as path,
         read_ahead(
-            limited(open_prompts(path, column), settings.shard_size, settings.limit)
+            limited(
+                open_prompts(path, column, Selection.of(header=header)),
+                settings.shard_size,
+                settings.limit,
+            )
         ) as chunks,
     ):
         found = _Scored(input_sha256(path), 0, 0, {})

@@ -66,6 +66,7 @@ def scan(
     column: str | None = None,
     where: Sequence[str] = (),
     keep: Sequence[str] | None = None,
+    header: bool | None = None,
     batch_size: int | Literal["auto"] = "auto",
     limit: int | None = None,
     resume: Resume = "auto",
@@ -91,7 +92,9 @@ def scan(
         model: from :func:`dori_fast.load`; or a function that loads it, which is called after the
             input has been opened.
         prompts: file, folder, pattern or ``hf:NAME``, see
-            :func:`dori_fast.runs.sources.open.open_prompts`, or an iterable of str.
+            :func:`dori_fast.runs.sources.open.open_prompts`; an iterable of str; or a table with a
+            column of prompts (of pandas, polars, pyarrow or datasets, a list of dicts, a dict of
+            columns), which is read like a file.
         out: run directory; created if missing.
         detector: name of a detector (with ``seeds`` and ``steps``), or a detector object.
         seeds: number of noise seeds, shared by all prompts.
@@ -101,6 +104,9 @@ def scan(
             :meth:`dori_fast.runs.sources.where.Condition.parse`. Kept rows are numbered from 0.
         keep: columns to pass on to the shards; default: all. Of Parquet files no other columns
             are read.
+        header: whether .csv and .tsv files begin with the names of their columns; False names them
+            ``column_1``, ``column_2``, ... (``column="1"`` is the first). None takes the first line
+            for a header, but refuses a prompt column whose name reads like a prompt.
         batch_size: UNet samples per evaluation; "auto" keeps the model's.
         limit: number of rows to read; default: all.
         resume: "auto" continues an earlier run if there is one, "never" requires that there is
@@ -151,11 +157,11 @@ def scan(
         engine=engine,
     )
     chosen = chosen_detector(detector, settings)
-    refuse_inside(out, prompts)
     with ExitStack() as opened:
         interrupts = opened.enter_context(interruptible())
         path = opened.enter_context(prompts_on_disk(prompts))
-        selection = Selection.of(where, keep)
+        refuse_inside(out, prompts)
+        selection = Selection.of(where, keep, header)
         reader = open_prompts(path, column, selection)
         model = opened.enter_context(prepared(model, settings))
         described = model.config()

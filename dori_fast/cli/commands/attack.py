@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, Limit, ModelOptions, Resume, command
+from dori_fast.cli.options import AsJson, Column, Header, Limit, ModelOptions, Resume, command
 from dori_fast.cli.sources import demo_images
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
@@ -40,6 +40,7 @@ def attack(
         ),
     ] = False,
     column: Column = None,
+    header: Header = None,
     attack_steps: Annotated[int, typer.Option(help="Number of optimizer steps.")] = 50,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.1,
     draws: Annotated[int, typer.Option(help="Draws of noise and timestep per step and image.")] = 8,
@@ -78,8 +79,9 @@ def attack(
         from dori_fast.runs.methods.attack import Judging, read_masks
         from dori_fast.runs.methods.attack import attack as run_attack
         from dori_fast.runs.sources.open import open_prompts
+        from dori_fast.runs.sources.where import Selection
 
-        open_prompts(prompts, column)
+        open_prompts(prompts, column, Selection.of(header=header))
         method = Dori(attack_steps, lr, draws, objective=objective, snr_cap=snr_cap)
         chosen = None if masks is None else read_masks(masks)
         result = run_attack(
@@ -93,6 +95,7 @@ def attack(
             in_turn=in_turn,
             judging=Judging(seeds, steps, guidance),
             column=column,
+            header=header,
             image_column=image_column,
             block=block,
             limit=limit,

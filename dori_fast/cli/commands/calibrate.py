@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, FastModelOptions, Limit, Scoring, command
+from dori_fast.cli.options import AsJson, Column, FastModelOptions, Header, Limit, Scoring, command
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 _RATES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0001)
@@ -25,6 +25,7 @@ def calibrate(
         Path | None, typer.Option(help="Memorized prompts, needed by scan --cascade.")
     ] = None,
     column: Column = None,
+    header: Header = None,
     limit: Limit = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -39,14 +40,16 @@ def calibrate(
         from dori_fast.evaluate.calibration import Calibration
         from dori_fast.runs.calibrate import calibrate as run_calibration
         from dori_fast.runs.sources.open import open_prompts
+        from dori_fast.runs.sources.where import Selection
 
-        open_prompts(prompts, column)
+        open_prompts(prompts, column, Selection.of(header=header))
         record = run_calibration(
             source.load(),
             prompts,
             out=out,
             **vars(scoring),
             column=column,
+            header=header,
             limit=limit,
             suspicious=suspicious,
         )

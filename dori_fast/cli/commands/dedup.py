@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, Keep, ModelSource, Where, command, listed
+from dori_fast.cli.options import AsJson, Column, Header, Keep, ModelSource, Where, command, listed
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
 Memory = Annotated[str, typer.Option(help="Memory to use; larger tables spill to the disk.")]
@@ -22,6 +22,7 @@ def dedup(
     out: Annotated[Path, typer.Option(help="New folder of the results.")],
     source: ModelSource,
     column: Column = None,
+    header: Header = None,
     where: Where = None,
     keep: Keep = None,
     memory: Memory = "1GB",
@@ -43,6 +44,7 @@ def dedup(
             prompts,
             out=out,
             column=column,
+            header=header,
             where=where or [],
             keep=listed(keep),
             memory=memory,

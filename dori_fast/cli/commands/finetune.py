@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, Limit, ModelWeights, Resume, command
+from dori_fast.cli.options import AsJson, Column, Header, Limit, ModelWeights, Resume, command
 from dori_fast.cli.sources import demo_images
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
@@ -53,6 +53,7 @@ def finetune(
         ),
     ] = 1200,
     column: Column = None,
+    header: Header = None,
     steps: Annotated[int, typer.Option(help="Number of weight updates.")] = 250,
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1.5e-3,
     inner_steps: Annotated[int, typer.Option(help="Attack steps before each update.")] = 10,
@@ -127,8 +128,9 @@ def finetune(
         from dori_fast.runs.methods.cached_images import DrawnPairs
         from dori_fast.runs.methods.finetune import Drawing, fine_tune
         from dori_fast.runs.sources.open import open_prompts
+        from dori_fast.runs.sources.where import Selection
 
-        open_prompts(prompts, column)
+        open_prompts(prompts, column, Selection.of(header=header))
         inner = Dori(
             inner_steps, inner_lr, inner_batch, objective=objective, snr_cap=snr_cap, seed=seed
         )
@@ -164,6 +166,7 @@ def finetune(
             retained_images=retained_images,
             drawing=Drawing(surrogates, draw_steps, guidance),
             column=column,
+            header=header,
             image_column=image_column,
             limit=limit,
             checkpoint_every=checkpoint_every,

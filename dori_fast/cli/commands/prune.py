@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, Limit, ModelOptions, Resume, command
+from dori_fast.cli.options import AsJson, Column, Header, Limit, ModelOptions, Resume, command
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def prune(
         typer.Option(help="Method: nemo finds neurons, wanda finds weights."),
     ] = "nemo",
     column: Column = None,
+    header: Header = None,
     clean: Annotated[
         Path | None,
         typer.Option(help="Clean prompts for nemo's statistics; default: the shipped prompts."),
@@ -89,8 +90,9 @@ def prune(
         from dori_fast.runs.methods.prune import prune as run_prune
         from dori_fast.runs.methods.prune import read_statistics, save_images, statistics_of
         from dori_fast.runs.sources.open import open_prompts
+        from dori_fast.runs.sources.where import Selection
 
-        open_prompts(prompts, column)
+        open_prompts(prompts, column, Selection.of(header=header))
         loaded = source.load()
         chosen: NeMo | Wanda
         if method == "wanda":
@@ -100,7 +102,7 @@ def prune(
         else:
             usual = read_statistics(statistics) if statistics else None
             chosen = NeMo(
-                statistics_of(loaded, clean) if clean else usual,
+                statistics_of(loaded, clean, header) if clean else usual,
                 layers=layers,
                 mode=mode,
                 threshold=THRESHOLD if threshold is None else threshold,
@@ -113,6 +115,7 @@ def prune(
             method=chosen,
             embeddings=embeddings,
             column=column,
+            header=header,
             limit=limit,
             resume=resume,
             on_progress=status.progress,

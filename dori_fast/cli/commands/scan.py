@@ -15,6 +15,7 @@ from dori_fast.cli.options import (
     AsJson,
     Column,
     FastModelOptions,
+    Header,
     Keep,
     Limit,
     Resume,
@@ -45,6 +46,7 @@ def scan(
     source: FastModelOptions,
     scoring: Scoring,
     column: Column = None,
+    header: Header = None,
     where: Where = None,
     keep: Keep = None,
     limit: Limit = None,
@@ -105,6 +107,7 @@ def scan(
         work: dict[str, Any] = {
             **vars(scoring),
             "column": column,
+            "header": header,
             "where": where or [],
             "keep": listed(keep),
             "limit": limit,

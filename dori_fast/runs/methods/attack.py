@@ -25,6 +25,7 @@ from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.sources.rows import Rows
+from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.directory import Resume
 from dori_fast.runs.store.durable import write_durably
 
@@ -128,6 +129,7 @@ def attack(
     in_turn: bool = False,
     judging: Judging | None = None,
     column: str | None = None,
+    header: bool | None = None,
     image_column: str = "image",
     block: int = 16,
     limit: int | None = None,
@@ -150,6 +152,7 @@ def attack(
             controls, which have no masks of their own.
         judging: settings for drawing and comparing images; default ``Judging()``.
         column: the prompt column; default: the first usual name.
+        header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
         image_column: column of file names relative to the folder; default ``image``.
         block: rows per block, without effect on the results; default 16.
         limit: number of rows to read; default: all.
@@ -164,9 +167,9 @@ def attack(
         raise UsageError(f"attack: method must be a df.attack.Dori, got {method!r}")
     if start not in STARTS:
         raise UsageError(f"attack: start must be one of {', '.join(STARTS)}, got {start!r}")
-    judging = judging or Judging()
+    judging, selection = judging or Judging(), Selection.of(header=header)
     with prompts_on_disk(prompts) as path:
-        reader = open_prompts(path, column)
+        reader = open_prompts(path, column, selection)
         image_of = open_images(images, reader, image_column, model.image_size)
         attacks = _Attacks(model, method, start, masks, in_turn, judging, image_of)
         run = run_rows(
@@ -178,6 +181,7 @@ def attack(
             columns=_COLUMNS,
             compute=attacks,
             at_once=block,
+            selection=selection,
             limit=limit,
             resume=resume,
             on_progress=on_progress,

@@ -25,6 +25,7 @@ from dori_fast.runs.methods.prompt_image_rows import PromptImageRows, read_promp
 from dori_fast.runs.methods.step_log import StepLog
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.signals import Interrupts, interruptible
+from dori_fast.runs.sources.memory.values import prompts_path
 from dori_fast.runs.store.directory import LockedDirectory, Resume
 from dori_fast.runs.store.durable import (
     write_durably,
@@ -108,6 +109,7 @@ def fine_tune(
     retained_images: str | Path | None = None,
     drawing: Drawing | None = None,
     column: str | None = None,
+    header: bool | None = None,
     image_column: str = "image",
     limit: int | None = None,
     checkpoint_every: int = 25,
@@ -134,6 +136,8 @@ def fine_tune(
         retained_images: folder of the file's images; default: the file's own folder.
         drawing: settings for drawing surrogates; default ``Drawing()``.
         column: the prompt column of ``prompts``; default: the first usual name.
+        header: whether ``prompts`` begins with the names of its columns, as in a scan. The file of
+            retained prompts always does.
         image_column: column of file names relative to the folder ``images``; default ``image``.
         limit: number of rows of ``prompts`` to read; default: all.
         checkpoint_every: steps between checkpoints, without effect on the weights; default 25.
@@ -155,12 +159,19 @@ def fine_tune(
     began, say = perf_counter(), on_stage or (lambda text: None)
     size = model.image_size
     memorized = read_prompt_images(
-        prompts, images, size, column=column, image_column=image_column, limit=limit
+        prompts,
+        images,
+        size,
+        column=column,
+        header=header,
+        image_column=image_column,
+        limit=limit,
     )
     if isinstance(retained, DrawnPairs):
         kept: PromptImageRows | DrawnPairs = retained
     else:
-        folder = Path(retained).parent if retained_images is None else retained_images
+        retained = prompts_path(retained, "finetune")
+        folder = retained.parent if retained_images is None else retained_images
         kept = read_prompt_images(retained, folder, size)
     run = _Run(Path(out), model, method, masks, drawing or Drawing(), memorized, kept, say)
     record = run.record(Path(prompts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,9 @@ from dori_fast.evaluate.locality import (
 )
 from dori_fast.runs.methods.attack import read_masks
 from dori_fast.runs.methods.prune import read_embeddings
-from dori_fast.runs.sources.open import open_prompts
+from dori_fast.runs.sources.memory.values import described
+from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
+from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.durable import write_text_durably
 from dori_fast.runs.store.record import RunRecord
 
@@ -36,25 +38,27 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 def locality(
     model: Denoiser,
     attacked: str | Path,
-    memorized: str | Path,
-    ordinary: str | Path,
+    memorized: str | Path | Iterable[object],
+    ordinary: str | Path | Iterable[object],
     *,
     out: str | Path,
     triggers: Sequence[str | Path] = (),
     baselines: Sequence[str | Path] = (),
     limit: int = 100,
+    header: bool | None = None,
 ) -> dict[str, Any]:
     """Compare the embeddings that an attack found with each other, and prompts with prompts.
 
     Args:
         model: the attacked model, with or without its masks.
         attacked: run directory of an attack whose rows are many starts for one image.
-        memorized: file of prompts of memorized images, the baseline of discrepancies.
-        ordinary: file of prompts that are not memorized, the baseline of distances.
+        memorized: prompts of memorized images, as in a scan, the baseline of discrepancies.
+        ordinary: prompts that are not memorized, the baseline of distances.
         out: folder for ``locality.json``.
         triggers: run directories of ``prune(..., embeddings=attacked)``, one per method.
         baselines: run directories of the same methods on memorized prompts, in the same order.
         limit: maximum number of embeddings and of prompts of each kind; default 100.
+        header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
 
     Returns:
         The content of ``locality.json``: quantiles of distances, discrepancies by layer and
@@ -69,13 +73,13 @@ def locality(
     if len(embeddings) < 2:
         raise UsageError(f"{attacked}: holds {len(embeddings)} embeddings; needs 2 to compare")
     found = model.condition(torch.stack(list(embeddings.values())))
-    usual = model.encode(_prompts(ordinary, limit))
+    usual = model.encode(_prompts(ordinary, limit, header))
     distances = {"found": found, "ordinary": usual}
     method = RunRecord.read(Path(attacked) / "run.json").identity["detector"]
     if method["start"] == "gaussian":
         starts, _ = starting_points(model, "gaussian", None, list(embeddings), method["seed"])
         distances["starts"] = model.condition(starts)
-    conditions = {"found": found, "memorized": model.encode(_prompts(memorized, limit))}
+    conditions = {"found": found, "memorized": model.encode(_prompts(memorized, limit, header))}
     results = {
         "counts": {name: len(c) for name, c in {**distances, **conditions}.items()},
         "distances": {name: _quantiles(c) for name, c in distances.items()},
@@ -94,14 +98,17 @@ def locality(
     return results
 
 
-def _prompts(path: str | Path, limit: int) -> list[str]:
+def _prompts(prompts: str | Path | Iterable[object], limit: int, header: bool | None) -> list[str]:
     chosen: list[str] = []
-    for rows in open_prompts(path).chunks(1024):
-        chosen += [prompt for prompt in rows.prompts if prompt is not None]
-        if len(chosen) >= limit:
-            break
+    with prompts_on_disk(prompts) as path:
+        for rows in open_prompts(path, selection=Selection.of(header=header)).chunks(1024):
+            chosen += [prompt for prompt in rows.prompts if prompt is not None]
+            if len(chosen) >= limit:
+                break
     if len(chosen) < 2:
-        raise UsageError(f"{path}: holds {len(chosen)} usable prompts; needs 2 to compare")
+        raise UsageError(
+            f"{described(prompts)}: holds {len(chosen)} usable prompts; needs 2 to compare"
+        )
     return chosen[:limit]
 
 

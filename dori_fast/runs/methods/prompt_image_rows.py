@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from dori_fast.errors import UsageError
 from dori_fast.models.files.hashes import tensors_sha256
 from dori_fast.runs.methods.image_files import open_images
 from dori_fast.runs.settings import checked
+from dori_fast.runs.sources.memory.values import prompts_path
 from dori_fast.runs.sources.open import input_sha256, open_prompts
 from dori_fast.runs.sources.rows import limited
+from dori_fast.runs.sources.where import Selection
 
 _AT_ONCE = 64
 
@@ -31,6 +33,7 @@ class PromptImageRows:
         images: uint8 [P, H, W, 3].
         refused: the other rows as plain JSON: ``row_id``, ``prompt`` and ``error``.
         file_sha256: sha256 of the file, in hexadecimal.
+        selection: how the file was read, if other than usual, as plain JSON.
     """
 
     rows: list[int]
@@ -38,11 +41,13 @@ class PromptImageRows:
     images: NDArray[np.uint8]
     refused: list[dict[str, Any]]
     file_sha256: str
+    selection: dict[str, Any] = field(default_factory=dict)
 
     def config(self) -> dict[str, Any]:
-        """The digests of file and images and the number of rows, as plain JSON."""
+        """The digests of file and images, the number of rows and the selection, as plain JSON."""
         pictures = tensors_sha256({"pictures": torch.from_numpy(self.images)})
-        return {"sha256": self.file_sha256, "pictures": pictures, "rows": len(self.rows)}
+        found = {"sha256": self.file_sha256, "pictures": pictures, "rows": len(self.rows)}
+        return {**found, **self.selection}
 
 
 def read_prompt_images(
@@ -51,6 +56,7 @@ def read_prompt_images(
     size: tuple[int, int],
     *,
     column: str | None = None,
+    header: bool | None = None,
     image_column: str = "image",
     limit: int | None = None,
 ) -> PromptImageRows:
@@ -61,13 +67,15 @@ def read_prompt_images(
         images: a folder, or images by prompt; see :func:`open_images`.
         size: (H, W) of the model's images.
         column: the prompt column; default: the first usual name.
+        header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
         image_column: column of file names relative to the folder; default ``image``.
         limit: number of rows to read; default: all.
 
     Raises:
         UsageError: no such file, folder or column, or no row is left.
     """
-    reader = open_prompts(path, column)
+    path = prompts_path(path, "finetune")
+    reader = open_prompts(path, column, Selection.of(header=header))
     image_of = open_images(images, reader, image_column, size)
     settings = checked(
         "finetune", seeds=1, steps=1, batch_size="auto", limit=limit, shard_size=_AT_ONCE
@@ -92,4 +100,5 @@ def read_prompt_images(
             f"{path}: no row with a prompt and a readable image{first}; check --images and its"
             " column of names"
         )
-    return PromptImageRows(rows, prompts, np.stack(found_images), refused, input_sha256(path))
+    images_read, how = np.stack(found_images), Selection.of(header=header).config()
+    return PromptImageRows(rows, prompts, images_read, refused, input_sha256(path), how)

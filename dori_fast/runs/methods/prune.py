@@ -12,13 +12,15 @@ import pyarrow as pa
 import torch
 from safetensors.numpy import load_file, save_file
 
-from dori_fast.errors import UsageError
+from dori_fast._text import read_stand_in
+from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
 from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
+from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.directory import Resume
 from dori_fast.runs.store.durable import write_durably
@@ -66,20 +68,24 @@ class PruneResult:
 
 def read_statistics(path: str | Path) -> NeuronStatistics:
     """Statistics from a file of this package (.safetensors) or of NeMo's released code (.pt)."""
+    if reason := read_stand_in(path):
+        raise IntegrityError(f"{path}: {reason}")
     if Path(path).suffix == ".safetensors":
         return NeuronStatistics.load(path)
     return NeuronStatistics.load_nemo(path)
 
 
-def statistics_of(model: Denoiser, prompts: str | Path) -> NeuronStatistics:
-    """Statistics over the clean prompts of a file; skips rows without a usable prompt."""
-    reader = open_prompts(prompts)
+def statistics_of(
+    model: Denoiser, prompts: str | Path | Iterable[object], header: bool | None = None
+) -> NeuronStatistics:
+    """Statistics over clean prompts, as in a scan; skips rows without a usable prompt."""
 
-    def usable() -> Iterator[str]:
-        for rows in reader.chunks(1024):
+    def usable(path: Path) -> Iterator[str]:
+        for rows in open_prompts(path, selection=Selection.of(header=header)).chunks(1024):
             yield from (prompt for prompt in rows.prompts if prompt is not None)
 
-    return NeuronStatistics.collect(model, usable())
+    with prompts_on_disk(prompts) as path:
+        return NeuronStatistics.collect(model, usable(path))
 
 
 def prune(
@@ -90,6 +96,7 @@ def prune(
     method: NeMo | Wanda,
     embeddings: str | Path | None = None,
     column: str | None = None,
+    header: bool | None = None,
     limit: int | None = None,
     resume: Resume = "auto",
     on_progress: Callable[[Progress], None] | None = None,
@@ -106,6 +113,7 @@ def prune(
         embeddings: run directory of an attack on the same prompts. Each row's adversarial
             embedding is localized instead of its prompt; rows without one are quarantined.
         column: the prompt column; default: the first usual name.
+        header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
         limit: number of rows to read; default: all.
         resume: as in a scan.
         on_progress: called after each shard.
@@ -124,10 +132,11 @@ def prune(
     config = method.config()
     if found is not None:
         config["embeddings"] = file_sha256(Path(embeddings or "") / EMBEDDINGS)
+    selection = Selection.of(header=header)
     with prompts_on_disk(prompts) as path:
         run = run_rows(
             model,
-            open_prompts(path, column),
+            open_prompts(path, column, selection),
             path,
             out=Path(out),
             method=config,
@@ -136,6 +145,7 @@ def prune(
                 _compute(model, method, rows.prompts[i] or "", rows.first + i, found)
                 for i in places
             ],
+            selection=selection,
             limit=limit,
             resume=resume,
             on_progress=on_progress,
