@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from dori_fast.errors import UsageError
 from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.batch import (
+    RecentLatents,
     Samples,
     SharedLatents,
     all_pairs,
@@ -32,8 +32,6 @@ from dori_fast.models.masks import Masks, NeuronMask, WeightMask
 from dori_fast.models.schedules.vp import DDIM_STEPS, Schedule, unit_noise
 from dori_fast.models.text.conditions import TextCondition
 from dori_fast.models.text.encoders import TextSide, TextSideXL
-
-_SHARED_NOISES_KEPT = 16
 
 
 class Denoiser:
@@ -60,7 +58,7 @@ class Denoiser:
         *,
         backbone: Backbone,
         text: TextSide | TextSideXL,
-        scheduler_config: dict[str, Any],
+        schedule: Schedule,
         vae: Callable[[], Any],
         device: torch.device,
         dtype: torch.dtype,
@@ -77,10 +75,10 @@ class Denoiser:
         self.device, self.dtype = device, dtype
         self._load_vae, self._load_hashes = vae, hashes
         self._origin, self.recipe = origin, recipe
-        self.schedule = Schedule(scheduler_config)
+        self.schedule = schedule
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
         self._masks: Masks | None = None
-        self._shared: OrderedDict[tuple[Any, ...], SharedLatents] = OrderedDict()
+        self._shared = RecentLatents()
 
     @property
     def batch_size(self) -> int:
@@ -188,7 +186,7 @@ class Denoiser:
         """
         self.engine.check_mask(mask)
         view = copy.copy(self)
-        view._masks, view._shared = (self._masks or Masks()).joined(mask), OrderedDict()
+        view._masks, view._shared = (self._masks or Masks()).joined(mask), RecentLatents()
         return view
 
     @property
@@ -224,9 +222,17 @@ class Denoiser:
         Returns:
             [P, S, C, H, W] in model dtype, or in float32 or wider after a conversion to epsilon.
             Carries gradients to the condition's embeddings if they require them.
+
+        Raises:
+            UsageError: the network says nothing about epsilon there (``schedule.require_epsilon``).
         """
-        eps = self._evaluate(self.samples(condition, latents, timestep))
-        return eps.reshape(len(condition), latents.shape[-4], *self.latent_shape)
+        output = self.output(condition, latents, timestep)
+        return self.schedule.epsilon(output, latents, timestep)
+
+    def output(self, condition: TextCondition, latents: Tensor, timestep: Timestep) -> Tensor:
+        """The network's outputs in model dtype; arguments and shapes as in :meth:`epsilon`."""
+        outputs = self.engine.outputs(self.samples(condition, latents, timestep))
+        return outputs.reshape(len(condition), latents.shape[-4], *self.latent_shape)
 
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
         """Do the work on latents [S, C, H, W] that does not depend on the text, for all prompts."""
@@ -236,12 +242,7 @@ class Denoiser:
     def share_noise(self, seeds: Sequence[int], timestep: int) -> SharedLatents:
         """The initial noise of S seeds, shared by all prompts and kept for later calls."""
         key = (self.engine.generation, tuple(seeds), timestep)
-        if key not in self._shared:
-            self._shared[key] = self.share(self.noise(seeds), timestep)
-        self._shared.move_to_end(key)
-        if len(self._shared) > _SHARED_NOISES_KEPT:
-            self._shared.popitem(last=False)
-        return self._shared[key]
+        return self._shared.get(key, lambda: self.share(self.noise(seeds), timestep))
 
     def share_up_to(
         self, layer: int, condition: TextCondition, shared: SharedLatents
@@ -259,8 +260,13 @@ class Denoiser:
 
     def epsilon_shared(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
         """Noise predictions [P, S, C, H, W] of P prompts on shared latents; see :meth:`epsilon`."""
-        eps = self._evaluate(all_pairs(condition, shared, self._masks))
-        return eps.reshape(len(condition), len(shared), *self.latent_shape)
+        output = self.output_shared(condition, shared)
+        return self.schedule.epsilon(output, shared.latents, shared.timestep)
+
+    def output_shared(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
+        """The network's outputs [P, S, C, H, W] on shared latents; see :meth:`output`."""
+        outputs = self.engine.outputs(all_pairs(condition, shared, self._masks))
+        return outputs.reshape(len(condition), len(shared), *self.latent_shape)
 
     def samples(self, condition: TextCondition, latents: Tensor, timestep: Timestep) -> Samples:
         """The P x S samples that :meth:`epsilon` evaluates for the same arguments."""
@@ -270,23 +276,21 @@ class Denoiser:
             return own_latents(condition, latents, timestep, self._masks)
         return all_pairs(condition, self.engine.share(latents, timestep), self._masks)
 
-    def _evaluate(self, samples: Samples) -> Tensor:
-        """Epsilon [N, C, H, W] of N samples."""
-        output = self.engine.outputs(samples)
-        shared, which = samples.shared, samples.which
-        x_t = shared.latents[which.to(self.device)]
-        return self.schedule.epsilon(output, x_t, shared.timestep_of(which))
-
     def epsilon_uncond(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
-        """Unconditional predictions on shared latents, for comparison with ``condition``'s.
+        """Unconditional noise predictions on shared latents; see :meth:`output_uncond`."""
+        output = self.output_uncond(condition, shared)
+        return self.schedule.epsilon(output, shared.latents, shared.timestep)
+
+    def output_uncond(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
+        """Unconditional outputs on shared latents, for comparison with ``condition``'s.
 
         They depend on the latents alone, so they are computed once and kept: [S, C, H, W]. If each
-        prompt has its own mask, each has its own predictions: [P, S, C, H, W].
+        prompt has its own mask, each has its own outputs: [P, S, C, H, W].
         """
         if self._one_mask_each:
-            return self.epsilon_shared(self.unconditional_for(condition), shared)
+            return self.output_shared(self.unconditional_for(condition), shared)
         if shared.uncond is None:
-            shared.uncond = self.epsilon_shared(self.unconditional, shared)[0]
+            shared.uncond = self.output_shared(self.unconditional, shared)[0]
         return shared.uncond
 
     @torch.no_grad()
@@ -300,9 +304,10 @@ class Denoiser:
     ) -> Tensor:
         """Draw images: uint8 [P, S, H, W, 3] on the CPU, by DDIM with ``steps`` steps."""
         empty, noise = self.unconditional_for(condition), self.noise(seeds)
+        estimate = self.schedule.estimate
         latents = self.schedule.denoise(
-            lambda x, timestep: self.epsilon(condition, x, timestep),
-            lambda x, timestep: self.epsilon(empty, x, timestep),
+            lambda x, t: estimate(self.output(condition, x, t), x, t),
+            lambda x, t: estimate(self.output(empty, x, t), x, t),
             noise.expand(len(condition), *noise.shape),
             steps=steps,
             guidance=guidance,
@@ -323,13 +328,12 @@ class Denoiser:
         own = copy.copy(self)
         own.engine, own.recipe = self.engine.copy(), None
         own.unet = network = own.engine.backbone.network
-        own._shared, own._load_vae = OrderedDict(), lambda: self.vae
+        own._shared, own._load_vae = RecentLatents(), lambda: self.vae
         own._origin = {**self._origin, "source": f"weights changed after {self._origin['source']}"}
         own.__dict__.pop("_hashes", None)
-        own._load_hashes = lambda: {
-            **without_unet_weights(self._hashes),
-            "unet": tensors_sha256(network.state_dict()),
-        }
+        own._load_hashes = lambda: (
+            without_unet_weights(self._hashes) | {"unet": tensors_sha256(network.state_dict())}
+        )
         return own
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
@@ -341,9 +345,7 @@ class Denoiser:
             UsageError: a view with masks, which such a directory cannot hold.
         """
         if self._masks is not None:
-            raise UsageError(
-                "save_pretrained: this view has masks; save those, or put them into the weights of"
-                " a pipeline with df.prune.apply_"
-            )
+            remedy = "save those, or write them into a pipeline's weights with df.prune.apply_"
+            raise UsageError(f"save_pretrained: this view has masks; {remedy}")
         pipe = self._text.pipeline(vae=self.vae, unet=self.unet, scheduler=self.schedule.sampler)
         pipe.save_pretrained(os.fspath(directory), safe_serialization=True)

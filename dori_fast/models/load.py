@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from dori_fast.models.files.directory import open_json, resolve_directory, unet_
 from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha256
 from dori_fast.models.modules import open_text, open_unet, open_vae
 from dori_fast.models.overlay import lay_over_
+from dori_fast.models.schedules.known import KnownSchedule, known_schedule, schedule_of
+from dori_fast.models.schedules.vp import Schedule
 from dori_fast.models.text.encoders import TextSide, TextSideXL
 
 
@@ -91,16 +94,16 @@ def load(
     name = str(source)
     directory, revision = resolve_directory(name, revision, variant, local_files_only)
     home = unet_home(name, directory)
+    schedule = Schedule(_known_schedule(directory))
     unet = open_unet(home, dtype, device, variant)
     laid = {} if unet_weights is None else {"unet_weights": lay_over_(unet_weights, unet)}
     text = open_text(directory, dtype, device, variant)
     if execution.on("channels_last", device):
         unet.to(memory_format=torch.channels_last)
-    scheduler_config = open_json(directory, "scheduler/scheduler_config.json")
     return Denoiser(
         backbone=_backbone(unet, open_json(directory, "vae/config.json")),
         text=text,
-        scheduler_config=scheduler_config,
+        schedule=schedule,
         vae=lambda: open_vae(directory, dtype, variant).to(device),
         device=device,
         dtype=dtype,
@@ -170,6 +173,13 @@ def _backbone(unet: Any, vae_config: Mapping[str, Any]) -> Backbone:
     return backbone_of(unet, (height * factor, width * factor))
 
 
+def _known_schedule(directory: Path) -> KnownSchedule:
+    config = open_json(directory, "scheduler/scheduler_config.json")
+    index = (directory / "model_index.json").is_file() and open_json(directory, "model_index.json")
+    pipeline = index["_class_name"] if index and "_class_name" in index else ""
+    return known_schedule(config.get("_class_name"), config, pipeline=pipeline)
+
+
 def _parts(text: TextSide | TextSideXL) -> dict[str, list[str]]:
     """Names of the parts that a score depends on, by kind."""
     second = ["_2"] if text.has_pooled else []
@@ -220,6 +230,7 @@ def _from_pipeline(
             f"load: the pipeline is {has_dtype} on {has_device}, requested {to_dtype} on"
             f" {to_device}; move it first with pipe.to(...)"
         )
+    schedule = Schedule(schedule_of(pipe.scheduler, pipeline=type(pipe).__name__))
     backbone, wanted = _backbone(pipe.unet, pipe.vae.config), how["execution"].channels_last
     if wanted != "auto" and wanted != backbone.channels_last:
         layout = "channels_last" if wanted else "contiguous_format"
@@ -238,7 +249,7 @@ def _from_pipeline(
     return Denoiser(
         backbone=backbone,
         text=text,
-        scheduler_config=dict(pipe.scheduler.config),
+        schedule=schedule,
         vae=lambda: pipe.vae,
         device=has_device,
         dtype=has_dtype,

@@ -16,6 +16,7 @@ from dori_fast.runs.settings import (
     SEEDS,
     STEPS,
     Settings,
+    Units,
     checked,
     chosen_detector,
     prepared,
@@ -39,6 +40,7 @@ def calibrate(
     detector: str | Detector = "wen",
     seeds: int = SEEDS,
     steps: int = STEPS,
+    units: Units = "epsilon",
     column: str | None = None,
     batch_size: int | Literal["auto"] = "auto",
     limit: int | None = None,
@@ -50,7 +52,7 @@ def calibrate(
     from the same source, without the training set's duplicates.
 
     Args:
-        model, prompts, detector, seeds, steps, column, batch_size, limit: as in
+        model, prompts, detector, seeds, steps, units, column, batch_size, limit: as in
             :func:`dori_fast.scan`.
         out: calibration file to write, JSON.
         suspicious: memorized prompts, for scans that stop early (``cascade``). Such a scan keeps
@@ -60,7 +62,9 @@ def calibrate(
         UsageError: wrong arguments, unusable input, or no prompt that can be scored.
         StorageError: the disk refused.
     """
-    settings = checked("calibrate", seeds=seeds, steps=steps, batch_size=batch_size, limit=limit)
+    settings = checked(
+        "calibrate", seeds=seeds, steps=steps, units=units, batch_size=batch_size, limit=limit
+    )
     chosen = chosen_detector(detector, settings)
     with prepared(model, settings):
         clean = _scores(model, chosen, prompts, column, settings)
