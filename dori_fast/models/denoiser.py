@@ -337,9 +337,7 @@ class Denoiser:
         return own
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write a diffusers directory of safetensors that a stock pipeline and ``df.load`` open.
-
-        Its sampler is DDIM with the model's schedule and prediction type.
+        """Write safetensors that a stock pipeline (by DDIM) and ``df.load`` open.
 
         Raises:
             UsageError: a view with masks, which such a directory cannot hold.

@@ -52,7 +52,7 @@ class Schedule:
         from diffusers import DDIMScheduler
 
         # thresholding and clipping are samplers' options that the plain DDIM update does not have
-        self.sampler = DDIMScheduler(**known.ddim, clip_sample=False, thresholding=False)
+        self.sampler: Any = DDIMScheduler(**known.ddim, clip_sample=False, thresholding=False)
         self.prediction_type, self.notes = known.prediction_type, known.notes
         self.alphas_cumprod: Tensor = self.sampler.alphas_cumprod.double()
 

@@ -1,0 +1,160 @@
+"""Scores under every scheduler against a loop over diffusers' own objects."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import dori_fast as df
+from dori_fast.models.schedules.families import PREDICTIONS, SUPPORTED
+from tests.models.schedules import by_hand
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+# diffusers imports the class with torchsde only
+IN_MEMORY = [name for name in SUPPORTED if name != "DPMSolverSDEScheduler"]
+CLOSE = {"rtol": 2e-5, "atol": 1e-5}
+
+
+@pytest.fixture
+def directory(tiny_directory: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_directory, tmp_path / "model"))
+
+
+def opened(directory: Path) -> Any:
+    return StableDiffusionPipeline.from_pretrained(directory, local_files_only=True)
+
+
+def load(source: Any) -> Any:
+    return df.load(source, device="cpu", dtype="float32", batch_size=4)
+
+
+def detector(units: str = "epsilon") -> Any:
+    return df.detect.Wen(by_hand.SEEDS, by_hand.STEPS, guidance=by_hand.GUIDANCE, units=units)
+
+
+@pytest.mark.parametrize("name", IN_MEMORY)
+def test_in_memory_and_from_files_scores_are_those_by_hand(name: str, directory: Path) -> None:
+    pipe = opened(directory)
+    for kind in PREDICTIONS:
+        pipe.scheduler = getattr(diffusers, name)(prediction_type=kind, **BETAS)
+        # as the pipeline's constructor does, which a pipeline from files goes through
+        if hasattr(pipe.scheduler.config, "steps_offset"):
+            pipe.scheduler.register_to_config(steps_offset=1)
+        pipe.scheduler.save_pretrained(directory / "scheduler")
+        expected = by_hand.wen(pipe)
+        for source in (pipe, directory):
+            model = load(source)
+            assert model.timesteps(50) == by_hand.timesteps_of(pipe.scheduler, 50)
+            assert model.schedule.prediction_type == kind
+            torch.testing.assert_close(detector().score(model, by_hand.PROMPTS), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DDPMScheduler"])
+def test_every_spacing_is_kept(name: str, spacing: str, directory: Path) -> None:
+    pipe = opened(directory)
+    pipe.scheduler = getattr(diffusers, name)(
+        prediction_type="v_prediction", timestep_spacing=spacing, steps_offset=1, **BETAS
+    )
+    pipe.scheduler.save_pretrained(directory / "scheduler")
+    expected = by_hand.wen(pipe)
+    for source in (pipe, directory):
+        model = load(source)
+        assert model.timesteps(50) == by_hand.timesteps_of(pipe.scheduler, 50)
+        torch.testing.assert_close(detector().score(model, by_hand.PROMPTS), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", IN_MEMORY)
+def test_a_default_may_be_filled_in_written_or_left_out(name: str, directory: Path) -> None:
+    """A pipeline in memory, its directory, that directory without default keys, opened again."""
+    shutil.rmtree(directory / "scheduler")
+    kind = getattr(diffusers, name)
+    kind().save_pretrained(directory / "scheduler")
+    memory = opened(directory)
+    memory.scheduler = kind()
+    memory.save_pretrained(directory)
+    path = directory / "scheduler/scheduler_config.json"
+    found = [load(memory), load(directory)]
+    config = json.loads(path.read_text())
+    defaults = inspect.signature(kind.__init__).parameters
+    few = {k: v for k, v in config.items() if k not in defaults or v != defaults[k].default}
+    path.write_text(json.dumps(few))
+    found += [load(directory), load(opened(directory))]
+    # also without what the pipeline's constructor changed
+    path.write_text(json.dumps({"_class_name": name}))
+    found += [load(directory), load(opened(directory))]
+    wen = df.detect.Wen(2)
+    scores = [wen.score(model, by_hand.PROMPTS) for model in found]
+    for model, score in zip(found, scores, strict=True):
+        assert model.timesteps(50) == found[0].timesteps(50)
+        assert torch.equal(model.alphas_cumprod, kind().alphas_cumprod.double())
+        assert torch.equal(score, scores[0])
+
+
+def test_a_scheduler_that_was_swapped_keeps_the_options_of_the_one_before(directory: Path) -> None:
+    pipe = opened(directory)
+    for name in IN_MEMORY:
+        pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+        pipe.scheduler.save_pretrained(directory / "scheduler")
+        memory, files = load(pipe), load(directory)
+        assert memory.timesteps(50) == files.timesteps(50), name
+        assert memory.schedule.alpha_bar(-1) == files.schedule.alpha_bar(-1), name
+        one, other = (df.detect.Wen(1).score(m, by_hand.PROMPTS) for m in (memory, files))
+        assert torch.equal(one, other), name
+
+
+def test_a_sampler_that_needs_torchsde_is_read_without_it(directory: Path) -> None:
+    pipe = opened(directory)
+    path = directory / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": 3}))
+    pipe.scheduler = diffusers.KDPM2AncestralDiscreteScheduler()
+    found = detector().score(load(directory), by_hand.PROMPTS)
+    torch.testing.assert_close(found, by_hand.wen(pipe), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("name", "beta_schedule"), [("DDPMScheduler", "sigmoid"), ("HeunDiscreteScheduler", "exp")]
+)
+def test_betas_that_ddim_lacks_are_taken_from_the_class(
+    name: str, beta_schedule: str, directory: Path, tmp_path: Path
+) -> None:
+    pipe = opened(directory)
+    pipe.scheduler = getattr(diffusers, name)(beta_schedule=beta_schedule, steps_offset=1)
+    pipe.scheduler.save_pretrained(directory / "scheduler")
+    model = load(directory)
+    model.save_pretrained(tmp_path / "again")
+    for each in (load(pipe), model, load(tmp_path / "again")):
+        assert torch.equal(each.alphas_cumprod, pipe.scheduler.alphas_cumprod.double())
+
+
+def test_another_number_of_timesteps_is_read_as_it_is(directory: Path) -> None:
+    pipe = opened(directory)
+    pipe.scheduler = diffusers.DDIMScheduler(num_train_timesteps=400, steps_offset=1, **BETAS)
+    pipe.scheduler.save_pretrained(directory / "scheduler")
+    for source in (pipe, directory):
+        found = detector().score(load(source), by_hand.PROMPTS)
+        torch.testing.assert_close(found, by_hand.wen(pipe), **CLOSE)
+    with pytest.raises(df.errors.UsageError, match="500 steps is impossible, .* 400 timesteps"):
+        load(directory).timesteps(500)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps"), [("trailing", 61), ("leading", 1000), ("leading", 0)]
+)
+def test_timesteps_outside_the_schedule_are_refused(spacing: str, steps: int, model: Any) -> None:
+    from dori_fast.models.schedules.known import known_schedule
+    from dori_fast.models.schedules.vp import Schedule
+
+    config = {"timestep_spacing": spacing, "steps_offset": 1}
+    schedule = Schedule(known_schedule("DDIMScheduler", config))
+    with pytest.raises(df.errors.UsageError, match=f"run of {steps} steps"):
+        schedule.timesteps(steps)
+    assert len(schedule.timesteps(50)) == 50
