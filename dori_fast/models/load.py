@@ -20,7 +20,7 @@ from dori_fast.models.files.directory import open_json, resolve_directory, unet_
 from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha256
 from dori_fast.models.modules import open_text, open_unet, open_vae
 from dori_fast.models.overlay import lay_over_
-from dori_fast.models.schedules.known import KnownSchedule, known_schedule, schedule_of
+from dori_fast.models.schedules.known import KnownSchedule, schedule_in_files, schedule_of
 from dori_fast.models.schedules.vp import Schedule
 from dori_fast.models.text.encoders import TextSide, TextSideXL
 
@@ -174,10 +174,11 @@ def _backbone(unet: Any, vae_config: Mapping[str, Any]) -> Backbone:
 
 
 def _known_schedule(directory: Path) -> KnownSchedule:
-    config = open_json(directory, "scheduler/scheduler_config.json")
-    index = (directory / "model_index.json").is_file() and open_json(directory, "model_index.json")
-    pipeline = index["_class_name"] if index and "_class_name" in index else ""
-    return known_schedule(config.get("_class_name"), config, pipeline=pipeline)
+    index = "model_index.json"
+    return schedule_in_files(
+        open_json(directory, "scheduler/scheduler_config.json"),
+        open_json(directory, index) if (directory / index).is_file() else {},
+    )
 
 
 def _parts(text: TextSide | TextSideXL) -> dict[str, list[str]]:

@@ -75,6 +75,46 @@ def schedule_of(scheduler: Any, *, pipeline: str = "", who: str = "load") -> Kno
     return reading.facts(pipeline)
 
 
+def schedule_in_files(
+    config: Mapping[str, Any], index: Mapping[str, Any], *, who: str = "load"
+) -> KnownSchedule:
+    """The schedule of ``scheduler_config.json`` in a directory with ``model_index.json``.
+
+    Args:
+        config: content of the first file.
+        index: content of the second, or nothing if there is none.
+        who: first word of error messages.
+
+    Raises:
+        UsageError: as in :func:`known_schedule`; also if the index names another class under which
+            the config describes another schedule, since diffusers opens the index's class.
+    """
+    pipeline = index.get("_class_name", "")
+    known = known_schedule(config.get("_class_name"), config, pipeline=pipeline, who=who)
+    library, name = (*_entry(index), None, None)[:2]
+    if name is None or (library, name) == ("diffusers", known.scheduler):
+        return known
+    if library != "diffusers":
+        raise UsageError(
+            f"{who}: model_index.json names the scheduler {name} of {library}, whose noise schedule"
+            " is not known; use a scheduler of diffusers, such as DDIMScheduler"
+        )
+    other = known_schedule(name, config, pipeline=pipeline, who=who)
+    if other.ddim != known.ddim:
+        raise UsageError(
+            f"{who}: model_index.json names the scheduler {name}, scheduler_config.json"
+            f" {known.scheduler}, and the two have different defaults for options that the config"
+            " lacks; write the same class into both"
+        )
+    return known
+
+
+def _entry(index: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Library and class of the scheduler in ``model_index.json``."""
+    entry = index.get("scheduler")
+    return tuple(entry) if isinstance(entry, (list, tuple)) else ()
+
+
 def _supported(name: object, who: str) -> str:
     """The name, if it is that of a supported scheduler."""
     if not isinstance(name, str) or not name:

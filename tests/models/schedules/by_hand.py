@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 PROMPTS = ["a cup of coffee", "the cat on the mat"]
-SEEDS, STEPS, GUIDANCE = (0, 1), 2, 7.5
+SEEDS, STEPS, GUIDANCE = (3,), 2, 7.5
 
 
 def alphas_of(scheduler: Any) -> Tensor:

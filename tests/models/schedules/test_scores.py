@@ -18,18 +18,43 @@ from dori_fast.models.schedules.families import PREDICTIONS, SUPPORTED
 from tests.models.schedules import by_hand
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 # diffusers imports the class with torchsde only
 IN_MEMORY = [name for name in SUPPORTED if name != "DPMSolverSDEScheduler"]
 CLOSE = {"rtol": 2e-5, "atol": 1e-5}
 
 
-@pytest.fixture
-def directory(tiny_directory: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_directory, tmp_path / "model"))
+@pytest.fixture(scope="module")
+def directory(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy whose scheduler each test writes anew."""
+    return Path(shutil.copytree(tiny_directory, tmp_path_factory.mktemp("schedules") / "model"))
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_directory: Path) -> Any:
+    """A pipeline whose scheduler each test sets anew."""
+    return opened(tiny_directory)
 
 
 def opened(directory: Path) -> Any:
     return StableDiffusionPipeline.from_pretrained(directory, local_files_only=True)
+
+
+def save(scheduler: Any, directory: Path) -> None:
+    """Write the scheduler as a pipeline's ``save_pretrained`` does."""
+    scheduler.save_pretrained(directory / "scheduler")
+    name_in_index(directory, type(scheduler).__name__)
+
+
+def name_in_index(directory: Path, name: str, library: str = "diffusers") -> None:
+    path = directory / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scheduler": [library, name]}))
+
+
+def write(directory: Path, **config: Any) -> None:
+    """Write a config by hand."""
+    (directory / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+    name_in_index(directory, config["_class_name"])
 
 
 def load(source: Any) -> Any:
@@ -41,14 +66,15 @@ def detector(units: str = "epsilon") -> Any:
 
 
 @pytest.mark.parametrize("name", IN_MEMORY)
-def test_in_memory_and_from_files_scores_are_those_by_hand(name: str, directory: Path) -> None:
-    pipe = opened(directory)
+def test_in_memory_and_from_files_scores_are_those_by_hand(
+    name: str, pipe: Any, directory: Path
+) -> None:
     for kind in PREDICTIONS:
         pipe.scheduler = getattr(diffusers, name)(prediction_type=kind, **BETAS)
         # as the pipeline's constructor does, which a pipeline from files goes through
         if hasattr(pipe.scheduler.config, "steps_offset"):
             pipe.scheduler.register_to_config(steps_offset=1)
-        pipe.scheduler.save_pretrained(directory / "scheduler")
+        save(pipe.scheduler, directory)
         expected = by_hand.wen(pipe)
         for source in (pipe, directory):
             model = load(source)
@@ -59,12 +85,11 @@ def test_in_memory_and_from_files_scores_are_those_by_hand(name: str, directory:
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DDPMScheduler"])
-def test_every_spacing_is_kept(name: str, spacing: str, directory: Path) -> None:
-    pipe = opened(directory)
+def test_every_spacing_is_kept(name: str, spacing: str, pipe: Any, directory: Path) -> None:
     pipe.scheduler = getattr(diffusers, name)(
         prediction_type="v_prediction", timestep_spacing=spacing, steps_offset=1, **BETAS
     )
-    pipe.scheduler.save_pretrained(directory / "scheduler")
+    save(pipe.scheduler, directory)
     expected = by_hand.wen(pipe)
     for source in (pipe, directory):
         model = load(source)
@@ -73,37 +98,44 @@ def test_every_spacing_is_kept(name: str, spacing: str, directory: Path) -> None
 
 
 @pytest.mark.parametrize("name", IN_MEMORY)
-def test_a_default_may_be_filled_in_written_or_left_out(name: str, directory: Path) -> None:
-    """A pipeline in memory, its directory, that directory without default keys, opened again."""
-    shutil.rmtree(directory / "scheduler")
+def test_a_default_may_be_filled_in_written_or_left_out(
+    name: str, pipe: Any, directory: Path
+) -> None:
+    """The pipeline in memory, its directory, and that directory without the default keys."""
     kind = getattr(diffusers, name)
-    kind().save_pretrained(directory / "scheduler")
-    memory = opened(directory)
-    memory.scheduler = kind()
-    memory.save_pretrained(directory)
+    pipe.scheduler = kind()
+    save(pipe.scheduler, directory)
+    found = [load(pipe), load(directory)]
     path = directory / "scheduler/scheduler_config.json"
-    found = [load(memory), load(directory)]
-    config = json.loads(path.read_text())
-    defaults = inspect.signature(kind.__init__).parameters
+    config, defaults = json.loads(path.read_text()), inspect.signature(kind.__init__).parameters
     few = {k: v for k, v in config.items() if k not in defaults or v != defaults[k].default}
+    assert set(few) <= {"_class_name", "_diffusers_version"}
     path.write_text(json.dumps(few))
-    found += [load(directory), load(opened(directory))]
-    # also without what the pipeline's constructor changed
-    path.write_text(json.dumps({"_class_name": name}))
-    found += [load(directory), load(opened(directory))]
-    wen = df.detect.Wen(2)
-    scores = [wen.score(model, by_hand.PROMPTS) for model in found]
+    found.append(load(directory))
+    scores = [df.detect.Wen(1).score(model, by_hand.PROMPTS) for model in found]
     for model, score in zip(found, scores, strict=True):
         assert model.timesteps(50) == found[0].timesteps(50)
         assert torch.equal(model.alphas_cumprod, kind().alphas_cumprod.double())
         assert torch.equal(score, scores[0])
 
 
-def test_a_scheduler_that_was_swapped_keeps_the_options_of_the_one_before(directory: Path) -> None:
+@pytest.mark.parametrize("name", ["PNDMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler"])
+def test_what_the_pipelines_constructor_sets_is_set_for_files_too(
+    name: str, directory: Path
+) -> None:
+    write(directory, _class_name=name, steps_offset=0)
     pipe = opened(directory)
+    assert pipe.scheduler.config.steps_offset == 1
+    for source in (pipe, directory):
+        assert load(source).timesteps(50) == by_hand.timesteps_of(pipe.scheduler, 50)
+
+
+def test_a_scheduler_that_was_swapped_keeps_the_options_of_the_one_before(
+    pipe: Any, directory: Path
+) -> None:
     for name in IN_MEMORY:
         pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
-        pipe.scheduler.save_pretrained(directory / "scheduler")
+        save(pipe.scheduler, directory)
         memory, files = load(pipe), load(directory)
         assert memory.timesteps(50) == files.timesteps(50), name
         assert memory.schedule.alpha_bar(-1) == files.schedule.alpha_bar(-1), name
@@ -111,10 +143,8 @@ def test_a_scheduler_that_was_swapped_keeps_the_options_of_the_one_before(direct
         assert torch.equal(one, other), name
 
 
-def test_a_sampler_that_needs_torchsde_is_read_without_it(directory: Path) -> None:
-    pipe = opened(directory)
-    path = directory / "scheduler/scheduler_config.json"
-    path.write_text(json.dumps({"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": 3}))
+def test_a_sampler_that_needs_torchsde_is_read_without_it(pipe: Any, directory: Path) -> None:
+    write(directory, _class_name="DPMSolverSDEScheduler", noise_sampler_seed=3)
     pipe.scheduler = diffusers.KDPM2AncestralDiscreteScheduler()
     found = detector().score(load(directory), by_hand.PROMPTS)
     torch.testing.assert_close(found, by_hand.wen(pipe), **CLOSE)
@@ -124,21 +154,19 @@ def test_a_sampler_that_needs_torchsde_is_read_without_it(directory: Path) -> No
     ("name", "beta_schedule"), [("DDPMScheduler", "sigmoid"), ("HeunDiscreteScheduler", "exp")]
 )
 def test_betas_that_ddim_lacks_are_taken_from_the_class(
-    name: str, beta_schedule: str, directory: Path, tmp_path: Path
+    name: str, beta_schedule: str, pipe: Any, directory: Path, tmp_path: Path
 ) -> None:
-    pipe = opened(directory)
     pipe.scheduler = getattr(diffusers, name)(beta_schedule=beta_schedule, steps_offset=1)
-    pipe.scheduler.save_pretrained(directory / "scheduler")
+    save(pipe.scheduler, directory)
     model = load(directory)
     model.save_pretrained(tmp_path / "again")
     for each in (load(pipe), model, load(tmp_path / "again")):
         assert torch.equal(each.alphas_cumprod, pipe.scheduler.alphas_cumprod.double())
 
 
-def test_another_number_of_timesteps_is_read_as_it_is(directory: Path) -> None:
-    pipe = opened(directory)
+def test_another_number_of_timesteps_is_read_as_it_is(pipe: Any, directory: Path) -> None:
     pipe.scheduler = diffusers.DDIMScheduler(num_train_timesteps=400, steps_offset=1, **BETAS)
-    pipe.scheduler.save_pretrained(directory / "scheduler")
+    save(pipe.scheduler, directory)
     for source in (pipe, directory):
         found = detector().score(load(source), by_hand.PROMPTS)
         torch.testing.assert_close(found, by_hand.wen(pipe), **CLOSE)
@@ -158,3 +186,23 @@ def test_timesteps_outside_the_schedule_are_refused(spacing: str, steps: int, mo
     with pytest.raises(df.errors.UsageError, match=f"run of {steps} steps"):
         schedule.timesteps(steps)
     assert len(schedule.timesteps(50)) == 50
+
+
+def test_the_pipelines_index_must_not_name_another_scheduler(pipe: Any, directory: Path) -> None:
+    pipe.scheduler = diffusers.DDIMScheduler(steps_offset=1, **BETAS)
+    save(pipe.scheduler, directory)
+    expected = df.detect.Wen(1).score(load(directory), by_hand.PROMPTS)
+    # every option is written, so both classes read the same
+    name_in_index(directory, "DDPMScheduler")
+    assert torch.equal(df.detect.Wen(1).score(load(directory), by_hand.PROMPTS), expected)
+    write(directory, _class_name="DDIMScheduler", **BETAS)
+    name_in_index(directory, "EulerDiscreteScheduler")
+    for name, library, message in (
+        ("EulerDiscreteScheduler", "diffusers", "write the same class into both"),
+        ("DDIMScheduler", "my_module", "DDIMScheduler of my_module"),
+        ("LCMScheduler", "diffusers", "distilled"),
+        ("EDMEulerScheduler", "diffusers", "sigma_data"),
+    ):
+        name_in_index(directory, name, library)
+        with pytest.raises(df.errors.UsageError, match=message):
+            load(directory)
