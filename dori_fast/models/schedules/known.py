@@ -157,6 +157,7 @@ class _Reading:
         if (wrong := options.problem(self._values, self._given, self._own)) is not None:
             raise self._refusal(*wrong)
         self._built = self._build(kind)
+        self._require_falling_alphas()
 
     def _refusal(self, what: str, remedy: str) -> UsageError:
         return UsageError(f"{self._who}: {self._name}: {what}; {remedy}")
@@ -171,14 +172,19 @@ class _Reading:
             raise self._refusal(
                 f"diffusers does not make it from this config ({reason})", "correct its config"
             ) from error
-        alphas = built.alphas_cumprod
+        return built
+
+    def _require_falling_alphas(self) -> None:
+        alphas = self._built.alphas_cumprod.clone()
+        if self._ends_at_zero:
+            # the number in place of the 0 may be above the one before it
+            alphas[-1] = 0.0
         falling = bool((alphas.diff() <= 0).all() and alphas.isfinite().all())
-        if not (falling and alphas[0] < 1 and alphas[0] > 0 and alphas[-1] >= 0):
+        if not (falling and 0 < alphas[0] < 1 and alphas[-1] >= 0):
             raise self._refusal(
                 "its cumulative alphas do not fall from below 1 to 0 or more",
                 "correct the betas of its config",
             )
-        return built
 
     def require_unchanged(self, scheduler: Any) -> None:
         """Refuse a scheduler in memory that is not what its config says."""
