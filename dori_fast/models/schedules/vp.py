@@ -49,10 +49,7 @@ class Schedule:
     """
 
     def __init__(self, known: KnownSchedule) -> None:
-        from diffusers import DDIMScheduler
-
-        # thresholding and clipping are samplers' options that the plain DDIM update does not have
-        self.sampler: Any = DDIMScheduler(**known.ddim, clip_sample=False, thresholding=False)
+        self.sampler = _sampler(known)
         self.prediction_type, self.notes = known.prediction_type, known.notes
         self.alphas_cumprod: Tensor = self.sampler.alphas_cumprod.double()
 
@@ -194,6 +191,13 @@ class Schedule:
                 estimate = uncond + guidance * (estimate - uncond)
             latents = self.step(estimate, latents, t, t_prev).to(dtype)
         return latents
+
+
+def _sampler(known: KnownSchedule) -> Any:
+    """DDIM without the clipping and thresholding that its plain update does not have."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(**{**known.ddim, "clip_sample": False, "thresholding": False})
 
 
 def unit_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:

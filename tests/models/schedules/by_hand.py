@@ -60,8 +60,8 @@ def wen(pipe: Any, units: str = "epsilon", steps: int = STEPS, total: int = 50) 
         norms = []
         for seed in SEEDS:
             x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
-            for t, t_next in zip(timesteps[:steps], timesteps[1:], strict=False):
-                a, b = float(alphas[t]), float(alphas[t_next])
+            for i, t in enumerate(timesteps[:steps]):
+                a = float(alphas[t])
                 cond, uncond = outputs(pipe, x, t, prompt)
                 wanted = {"epsilon": 0, "x0": 1}
                 pair = [
@@ -69,6 +69,9 @@ def wen(pipe: Any, units: str = "epsilon", steps: int = STEPS, total: int = 50) 
                     for out in (cond, uncond)
                 ]
                 norms.append((pair[0] - pair[1]).norm())
+                if i + 1 == steps:
+                    break
+                b = float(alphas[timesteps[i + 1]])
                 guided = uncond + GUIDANCE * (cond - uncond)
                 eps, x_0 = converted(kind, guided, x, a)
                 x = b**0.5 * x_0 + (1 - b) ** 0.5 * (x if eps is None else eps)

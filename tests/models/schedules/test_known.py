@@ -185,7 +185,9 @@ def test_notes_tell_readings_that_are_not_literal() -> None:
     assert notes("DDIMScheduler", **quiet) == ""
     assert "DDIM's timesteps" in notes("PNDMScheduler")
     assert "Turbo" in notes("EulerAncestralDiscreteScheduler", timestep_spacing="trailing")
-    swapped = dict(DDIMScheduler.from_config(LCMScheduler(original_inference_steps=50).config).config)
+    swapped = dict(
+        DDIMScheduler.from_config(LCMScheduler(original_inference_steps=50).config).config
+    )
     assert "distilled weights (LCM, TCD)" in notes("DDIMScheduler", **swapped)
     assert "no timestep_spacing" in notes("DPMSolverSinglestepScheduler")
     assert "ignores it" in notes("PNDMScheduler", rescale_betas_zero_snr=True)
