@@ -272,5 +272,7 @@ def _pipeline_hashes(pipe: Any, text: TextSide | TextSideXL) -> dict[str, str]:
         hashes[name] = text_sha256(getattr(pipe, name).backend_tokenizer.to_str())
     for name in ("unet", "scheduler"):
         config = dict(getattr(pipe, name).config)
+        # names of filled-in keys, in an order that differs between processes
+        config.pop("_use_default_values", None)
         hashes[f"{name}/config"] = text_sha256(json.dumps(config, sort_keys=True, default=str))
     return hashes

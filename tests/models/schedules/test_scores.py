@@ -202,3 +202,28 @@ def test_the_pipelines_index_must_not_name_another_scheduler(pipe: Any, director
         name_in_index(directory, name, library)
         with pytest.raises(df.errors.UsageError, match=message):
             load(directory)
+
+
+def test_an_xl_pipeline_keeps_the_offset_of_its_scheduler(
+    tiny_sdxl_directory: Path, tmp_path: Path
+) -> None:
+    # its constructor changes no scheduler
+    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(
+        tiny_sdxl_directory, local_files_only=True
+    )
+    pipe.scheduler = diffusers.PNDMScheduler(prediction_type="v_prediction", **BETAS)
+    pipe.save_pretrained(tmp_path / "model")
+    scores = []
+    for source in (pipe, tmp_path / "model"):
+        model = load(source)
+        assert model.timesteps(50)[:2] == [980, 960]
+        scores.append(df.detect.Wen(1).score(model, by_hand.PROMPTS))
+    assert torch.equal(*scores) and scores[0][0] != scores[0][1]
+
+
+def test_a_pipelines_identity_leaves_out_the_names_of_filled_in_options(pipe: Any) -> None:
+    pipe.scheduler = diffusers.DDIMScheduler(**BETAS)
+    before = load(pipe).config()["files"]["scheduler/config"]
+    names = pipe.scheduler.config["_use_default_values"]
+    pipe.scheduler.register_to_config(_use_default_values=names[::-1])
+    assert load(pipe).config()["files"]["scheduler/config"] == before
