@@ -177,6 +177,10 @@ class Scoring:
     ] = "wen"
     seeds: Annotated[int, typer.Option(help="Number of noise seeds, shared by all prompts.")] = 4
     steps: Annotated[int, typer.Option(help="Number of denoising steps to score.")] = 1
+    units: Annotated[
+        Literal["epsilon", "x0", "prediction"],
+        typer.Option(help="Predictions to compare; prediction: the network's own output."),
+    ] = "epsilon"
     batch_size: Annotated[
         Any,
         typer.Option(parser=_auto_or_int, metavar="auto|N", help="UNet samples per forward."),

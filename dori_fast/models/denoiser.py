@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,6 +16,7 @@ from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.hung import why_not_files
 from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.batch import (
+    RecentLatents,
     Samples,
     SharedLatents,
     all_pairs,
@@ -33,8 +33,6 @@ from dori_fast.models.masks import Masks, NeuronMask, WeightMask
 from dori_fast.models.schedules.vp import DDIM_STEPS, Schedule, unit_noise
 from dori_fast.models.text.conditions import TextCondition
 from dori_fast.models.text.encoders import TextSide, TextSideXL
-
-_SHARED_NOISES_KEPT = 16
 
 
 class Denoiser:
@@ -61,7 +59,7 @@ class Denoiser:
         *,
         backbone: Backbone,
         text: TextSide | TextSideXL,
-        scheduler_config: dict[str, Any],
+        schedule: Schedule,
         vae: Callable[[], Any],
         device: torch.device,
         dtype: torch.dtype,
@@ -79,10 +77,10 @@ class Denoiser:
         self.device, self.dtype = device, dtype
         self._load_vae, self._hashes_at = vae, lru_cache(1)(lambda generation: hashes())
         self._origin, self.recipe, self.reading = origin, recipe, reading
-        self.schedule = Schedule(scheduler_config)
+        self.schedule = schedule
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
         self._masks: Masks | None = None
-        self._shared: OrderedDict[tuple[Any, ...], SharedLatents] = OrderedDict()
+        self._shared = RecentLatents()
         self._empty: TextCondition | None = None
         # between calls, the caller may train a network of its own
         self._keeps = not backbone.borrowed
@@ -195,7 +193,7 @@ class Denoiser:
         """
         self.engine.check_mask(mask)
         view = copy.copy(self)
-        view._masks, view._shared = (self._masks or Masks()).joined(mask), OrderedDict()
+        view._masks, view._shared = (self._masks or Masks()).joined(mask), RecentLatents()
         return view
 
     @property
@@ -231,9 +229,17 @@ class Denoiser:
         Returns:
             [P, S, C, H, W] in model dtype, or in float32 or wider after a conversion to epsilon.
             Carries gradients to the condition's embeddings if they require them.
+
+        Raises:
+            UsageError: the network says nothing about epsilon there (``schedule.require_epsilon``).
         """
-        eps = self._evaluate(self.samples(condition, latents, timestep))
-        return eps.reshape(len(condition), latents.shape[-4], *self.latent_shape)
+        output = self.output(condition, latents, timestep)
+        return self.schedule.epsilon(output, latents, timestep)
+
+    def output(self, condition: TextCondition, latents: Tensor, timestep: Timestep) -> Tensor:
+        """The network's outputs in model dtype; arguments and shapes as in :meth:`epsilon`."""
+        outputs = self.engine.outputs(self.samples(condition, latents, timestep))
+        return outputs.reshape(len(condition), latents.shape[-4], *self.latent_shape)
 
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
         """Do the work on latents [S, C, H, W] that does not depend on the text, for all prompts."""
@@ -243,12 +249,9 @@ class Denoiser:
     def share_noise(self, seeds: Sequence[int], timestep: int) -> SharedLatents:
         """The initial noise of S seeds, shared by all prompts and kept for later calls."""
         key = (self.engine.generation, tuple(seeds), timestep)
-        if key not in self._shared or not self._keeps:
-            self._shared[key] = self.share(self.noise(seeds), timestep)
-        self._shared.move_to_end(key)
-        if len(self._shared) > _SHARED_NOISES_KEPT:
-            self._shared.popitem(last=False)
-        return self._shared[key]
+        if not self._keeps:
+            return self.share(self.noise(seeds), timestep)
+        return self._shared.get(key, lambda: self.share(self.noise(seeds), timestep))
 
     def share_up_to(
         self, layer: int, condition: TextCondition, shared: SharedLatents
@@ -266,8 +269,13 @@ class Denoiser:
 
     def epsilon_shared(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
         """Noise predictions [P, S, C, H, W] of P prompts on shared latents; see :meth:`epsilon`."""
-        eps = self._evaluate(all_pairs(condition, shared, self._masks))
-        return eps.reshape(len(condition), len(shared), *self.latent_shape)
+        output = self.output_shared(condition, shared)
+        return self.schedule.epsilon(output, shared.latents, shared.timestep)
+
+    def output_shared(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
+        """The network's outputs [P, S, C, H, W] on shared latents; see :meth:`output`."""
+        outputs = self.engine.outputs(all_pairs(condition, shared, self._masks))
+        return outputs.reshape(len(condition), len(shared), *self.latent_shape)
 
     def samples(self, condition: TextCondition, latents: Tensor, timestep: Timestep) -> Samples:
         """The P x S samples that :meth:`epsilon` evaluates for the same arguments."""
@@ -277,23 +285,21 @@ class Denoiser:
             return own_latents(condition, latents, timestep, self._masks)
         return all_pairs(condition, self.engine.share(latents, timestep), self._masks)
 
-    def _evaluate(self, samples: Samples) -> Tensor:
-        """Epsilon [N, C, H, W] of N samples."""
-        output = self.engine.outputs(samples)
-        shared, which = samples.shared, samples.which
-        x_t = shared.latents[which.to(self.device)]
-        return self.schedule.epsilon(output, x_t, shared.timestep_of(which))
-
     def epsilon_uncond(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
-        """Unconditional predictions on shared latents, for comparison with ``condition``'s.
+        """Unconditional noise predictions on shared latents; see :meth:`output_uncond`."""
+        output = self.output_uncond(condition, shared)
+        return self.schedule.epsilon(output, shared.latents, shared.timestep)
+
+    def output_uncond(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
+        """Unconditional outputs on shared latents, for comparison with ``condition``'s.
 
         They depend on the latents alone, so they are computed once and kept: [S, C, H, W]. If each
-        prompt has its own mask, each has its own predictions: [P, S, C, H, W].
+        prompt has its own mask, each has its own outputs: [P, S, C, H, W].
         """
         if self._one_mask_each:
-            return self.epsilon_shared(self.unconditional_for(condition), shared)
+            return self.output_shared(self.unconditional_for(condition), shared)
         if shared.uncond is None or shared.generation != self.engine.generation:
-            shared.uncond = self.epsilon_shared(self.unconditional, shared)[0]
+            shared.uncond = self.output_shared(self.unconditional, shared)[0]
         return shared.uncond
 
     @torch.no_grad()
@@ -307,9 +313,10 @@ class Denoiser:
     ) -> Tensor:
         """Draw images: uint8 [P, S, H, W, 3] on the CPU, by DDIM with ``steps`` steps."""
         empty, noise = self.unconditional_for(condition), self.noise(seeds)
+        estimate = self.schedule.estimate
         latents = self.schedule.denoise(
-            lambda x, timestep: self.epsilon(condition, x, timestep),
-            lambda x, timestep: self.epsilon(empty, x, timestep),
+            lambda x, t: estimate(self.output(condition, x, t), x, t),
+            lambda x, t: estimate(self.output(empty, x, t), x, t),
             noise.expand(len(condition), *noise.shape),
             steps=steps,
             guidance=guidance,
@@ -330,20 +337,17 @@ class Denoiser:
         own = copy.copy(self)
         own.engine, own.recipe = self.engine.copy(), None
         own.unet = network = own.engine.backbone.network
-        own._shared, own._load_vae = OrderedDict(), lambda: self.vae
+        own._shared, own._load_vae = RecentLatents(), lambda: self.vae
         own._origin = {**self._origin, "source": f"weights changed after {self._origin['source']}"}
         own._hashes_at = lru_cache(1)(
-            lambda _: {
-                **without_unet_weights(self._hashes),
-                "unet": tensors_sha256(network.state_dict()),
-            }
+            lambda _: (
+                without_unet_weights(self._hashes) | {"unet": tensors_sha256(network.state_dict())}
+            )
         )
         return own
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write a diffusers directory of safetensors that a stock pipeline and ``df.load`` open.
-
-        Its sampler is DDIM with the model's schedule and prediction type.
+        """Write safetensors that a stock pipeline (by DDIM) and ``df.load`` open.
 
         Raises:
             UsageError: masks, adapters or replaced code, which such a directory cannot hold.

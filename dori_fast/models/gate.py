@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.require import require_pooled, require_text, require_unet
 from dori_fast.models.components import Components
+from dori_fast.models.schedules.known import KnownSchedule, schedule_in_files, schedule_of
 from dori_fast.models.text.encoders import PARTS
 from dori_fast.models.text.recognize import require_encoder, require_tokenizer_class
 
@@ -52,11 +53,13 @@ class Reading:
     Attributes:
         xl: whether it has SDXL's two text encoders.
         zero_for_empty: whether the empty prompt's embeddings are zeros, as in SDXL's base model.
+        schedule: the noise schedule.
         notes: sentences on everything that is read otherwise than the model's own pipeline would.
     """
 
     xl: bool
     zero_for_empty: bool
+    schedule: KnownSchedule
     notes: tuple[str, ...] = ()
 
 
@@ -87,8 +90,18 @@ def require_denoiser(components: Components) -> Reading:
             f"{name} is of the class {own}: its parts and its forward are used, not other methods"
             f" that differ from those of {components.classes.get(name, stock)}"
         )
+    schedule = _schedule_of(components)
+    notes += schedule.notes
     zeros = components.options.get("force_zeros_for_empty_prompt", True)
-    return Reading(xl, xl and bool(zeros), tuple(notes))
+    return Reading(xl, xl and bool(zeros), schedule, tuple(notes))
+
+
+def _schedule_of(components: Components) -> KnownSchedule:
+    pipeline = components.pipeline or ""
+    if components.modules:
+        return schedule_of(components.modules["scheduler"], pipeline=pipeline)
+    listed, config = components.classes["scheduler"], components.configs["scheduler"]
+    return schedule_in_files(config, listed, pipeline=pipeline)
 
 
 def _stock_of(components: Components) -> tuple[str, list[str]]:

@@ -22,6 +22,7 @@ from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha2
 from dori_fast.models.gate import Reading, require_denoiser
 from dori_fast.models.modules import open_text, open_unet, open_vae
 from dori_fast.models.overlay import lay_over_
+from dori_fast.models.schedules.vp import Schedule
 from dori_fast.models.text.assemble import text_side
 from dori_fast.models.text.encoders import PARTS, TextSide, TextSideXL
 from dori_fast.models.text.hashes import text_hashes
@@ -105,11 +106,10 @@ def load(
     text = open_text(directory, reading, dtype, device, variant)
     if execution.on("channels_last", device):
         unet.to(memory_format=torch.channels_last)
-    scheduler_config = open_json(directory, "scheduler/scheduler_config.json")
     return Denoiser(
         backbone=_backbone(unet, open_json(directory, "vae/config.json")),
         text=text,
-        scheduler_config=scheduler_config,
+        schedule=Schedule(reading.schedule),
         vae=lambda: open_vae(directory, dtype, variant).to(device),
         device=device,
         dtype=dtype,
@@ -248,7 +248,7 @@ def _from_pipeline(
     return Denoiser(
         backbone=backbone,
         text=text,
-        scheduler_config=dict(pipe.scheduler.config),
+        schedule=Schedule(reading.schedule),
         vae=lambda: pipe.vae,
         device=has_device,
         dtype=has_dtype,
@@ -282,6 +282,8 @@ def _pipeline_hashes(pipe: Any, text: TextSide | TextSideXL) -> dict[str, str]:
     hashes |= text_hashes(text)
     for name in ("unet", "scheduler"):
         config = dict(getattr(pipe, name).config)
+        # names of filled-in keys, in an order that differs between processes
+        config.pop("_use_default_values", None)
         hashes[f"{name}/config"] = text_sha256(json.dumps(config, sort_keys=True, default=str))
     if hung := hung_on(pipe.unet):
         hashes["unet/hung"] = text_sha256(json.dumps(hung))

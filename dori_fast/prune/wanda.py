@@ -215,7 +215,8 @@ class Wanda:
         latents, found = model.noise(self.seeds), []
         for t, t_prev in pairwise(timesteps):
             found.append(observe(latents, t))
-            latents = model.schedule.step(found[-1].eps, latents, t, t_prev).to(model.dtype)
+            estimate = found[-1].estimate
+            latents = model.schedule.step(estimate, latents, t, t_prev).to(model.dtype)
         return found
 
     def _target(
@@ -230,9 +231,9 @@ class Wanda:
                 return cond
             first = latents.ndim == 4
             uncond = start if first and start else _observe(model, empty, latents, timestep)
-            eps = uncond.eps + self.guidance * (cond.eps - uncond.eps)
+            guided = uncond.estimate + self.guidance * (cond.estimate - uncond.estimate)
             both = self.both_halves
-            return _Step(eps, _added(cond.energies, uncond.energies) if both else cond.energies)
+            return _Step(guided, _added(cond.energies, uncond.energies) if both else cond.energies)
 
         return [step.energies for step in self._trajectory(model, observe)]
 
@@ -260,15 +261,15 @@ class Wanda:
 
 @dataclass(frozen=True)
 class _Step:
-    """One step of P prompts: noise predictions [P, S, C, H, W] and sums of squares."""
+    """One step of P prompts: estimates for DDIM [P, S, C, H, W] and sums of squares."""
 
-    eps: Tensor
+    estimate: Tensor
     energies: Energies
 
 
 def _observe(model: Denoiser, condition: TextCondition, latents: Tensor, timestep: int) -> _Step:
-    eps, energies = feed_forward_inputs(model, condition, latents, timestep, token_energies)
-    return _Step(eps, {name: energy.sum(1) for name, energy in energies.items()})
+    estimate, energies = feed_forward_inputs(model, condition, latents, timestep, token_energies)
+    return _Step(estimate, {name: energy.sum(1) for name, energy in energies.items()})
 
 
 def token_energies(activations: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from dori_fast.runs.settings import (
     SEEDS,
     STEPS,
     Settings,
+    Units,
     checked,
     chosen_detector,
     prepared,
@@ -42,6 +43,7 @@ def calibrate(
     detector: str | Detector = "wen",
     seeds: int = SEEDS,
     steps: int = STEPS,
+    units: Units = "epsilon",
     column: str | None = None,
     header: bool | None = None,
     batch_size: int | Literal["auto"] = "auto",
@@ -54,7 +56,7 @@ def calibrate(
     from the same source, without the training set's duplicates.
 
     Args:
-        model, prompts, detector, seeds, steps, column, header, batch_size, limit: as in
+        model, prompts, detector, seeds, steps, units, column, header, batch_size, limit: as in
             :func:`dori_fast.scan`.
         out: calibration file to write, JSON.
         suspicious: memorized prompts, for scans that stop early (``cascade``). Such a scan keeps
@@ -64,7 +66,9 @@ def calibrate(
         UsageError: wrong arguments, unusable input, or no prompt that can be scored.
         StorageError: the disk refused.
     """
-    settings = checked("calibrate", seeds=seeds, steps=steps, batch_size=batch_size, limit=limit)
+    settings = checked(
+        "calibrate", seeds=seeds, steps=steps, units=units, batch_size=batch_size, limit=limit
+    )
     chosen = chosen_detector(detector, settings)
     with prepared(model, settings):
         clean = _scores(model, chosen, prompts, column, header, settings)

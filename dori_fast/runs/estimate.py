@@ -19,6 +19,7 @@ from dori_fast.runs.scoring.score import score_rows
 from dori_fast.runs.settings import (
     SEEDS,
     STEPS,
+    Units,
     checked,
     chosen_detector,
     prepared,
@@ -67,6 +68,7 @@ def estimate(
     detector: str | Detector = "wen",
     seeds: int = SEEDS,
     steps: int = STEPS,
+    units: Units = "epsilon",
     column: str | None = None,
     where: Sequence[str] = (),
     keep: Sequence[str] | None = None,
@@ -84,6 +86,7 @@ def estimate(
         "scan",
         seeds=seeds,
         steps=steps,
+        units=units,
         batch_size=batch_size,
         limit=limit,
         shard_size=shard_size,

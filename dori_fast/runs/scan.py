@@ -24,6 +24,7 @@ from dori_fast.runs.settings import (
     STEPS,
     EngineName,
     Settings,
+    Units,
     checked,
     chosen_detector,
     prepared,
@@ -63,6 +64,7 @@ def scan(
     detector: str | Detector = "wen",
     seeds: int = SEEDS,
     steps: int = STEPS,
+    units: Units = "epsilon",
     column: str | None = None,
     where: Sequence[str] = (),
     keep: Sequence[str] | None = None,
@@ -99,6 +101,8 @@ def scan(
         detector: name of a detector (with ``seeds`` and ``steps``), or a detector object.
         seeds: number of noise seeds, shared by all prompts.
         steps: number of denoising steps that are scored.
+        units: predictions that the detector compares: "epsilon", "x0", or "prediction", the
+            network's own output.
         column: name of the prompt column; default: the first usual name that exists.
         where: conditions that every row must meet, such as ``"similarity > 0.3"``; see
             :meth:`dori_fast.runs.sources.where.Condition.parse`. Kept rows are numbered from 0.
@@ -147,6 +151,7 @@ def scan(
         "scan",
         seeds=seeds,
         steps=steps,
+        units=units,
         batch_size=batch_size,
         limit=limit,
         resume=resume,

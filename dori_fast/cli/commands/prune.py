@@ -51,6 +51,10 @@ def prune(
     theta_end: Annotated[
         float, typer.Option(help="Lowest z-score in nemo's search for candidate neurons.")
     ] = 1.0,
+    units: Annotated[
+        Literal["epsilon", "x0", "prediction"],
+        typer.Option(help="Predictions that nemo compares; prediction: the network's own output."),
+    ] = "epsilon",
     sparsity: Annotated[
         float, typer.Option(help="Share of each weight row that wanda prunes per step.")
     ] = 0.01,
@@ -107,6 +111,7 @@ def prune(
                 mode=mode,
                 threshold=THRESHOLD if threshold is None else threshold,
                 theta_end=theta_end,
+                units=units,
             )
         result = run_prune(
             loaded,

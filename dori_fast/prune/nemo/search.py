@@ -31,8 +31,8 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition, stack
-from dori_fast.models.probes import value_magnitudes
-from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.probes import change_of_noise, value_magnitudes
+from dori_fast.models.schedules.vp import DDIM_STEPS, UNITS
 from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import largest_per_map, ms_ssim
 from dori_fast.prune.nemo.candidates import THETA_END, Candidates, CandidateSets
@@ -63,6 +63,7 @@ class NeMo:
         theta_end: z-score, below 5, at which the search for candidates ends; not tested itself.
         width: largest number of masks scored at once; default: as many as fill a batch on a GPU,
             one on a CPU, where the seeds of one mask are enough. 1 tests one by one.
+        units: units of noise differences, as in :class:`dori_fast.detect.NeMo`.
     """
 
     name = "nemo"
@@ -76,6 +77,7 @@ class NeMo:
         threshold: float = THRESHOLD,
         theta_end: float = THETA_END,
         width: int | None = None,
+        units: str = "epsilon",
     ) -> None:
         if mode not in ("paper", "reference"):
             raise UsageError(f"nemo: mode must be 'paper' or 'reference', got {mode!r}")
@@ -96,7 +98,10 @@ class NeMo:
         self._given, self._taken = statistics, WeakKeyDictionary[Any, NeuronStatistics]()
         if not 0 <= theta_end < 5:
             raise UsageError(f"nemo: theta_end must be in 0..5, got {theta_end}")
+        if units not in UNITS:
+            raise UsageError(f"nemo: units must be one of {', '.join(UNITS)}, got {units!r}")
         self.theta_end, self._layers, self._width = float(theta_end), layers, width
+        self.units = units
 
     def localize(self, model: Denoiser, prompts: Sequence[str] | TextCondition) -> NeuronMask:
         """One mask per prompt or embedding, M = P; it blocks nothing for an unmemorized prompt.
@@ -132,6 +137,7 @@ class NeMo:
             "threshold": self.threshold,
             "theta_end": self.theta_end,
             "statistics": self._given and self._given.sha256(),
+            **({} if self.units == "epsilon" else {"units": self.units}),
         }
 
     def layers(self, model: Denoiser) -> list[str]:
@@ -179,7 +185,7 @@ class NeMo:
         name = prompt if isinstance(prompt, str) else ""
         noise, timestep = self._noise(model)
         shared = model.share(noise, timestep)
-        delta = model.epsilon_shared(condition, shared)[0] - shared.latents
+        delta = change_of_noise(model, condition, shared, self.units)[0]
         alike = largest_per_map(ms_ssim(delta[None]))[0]
         found = Search(
             name, layers, {n: model.engine.value_widths[n] for n in layers}, float(alike.max())
@@ -212,7 +218,8 @@ class NeMo:
         rows = torch.tensor(kept)
         width = self._at_once(model, len(kept))
         part = shared.take(rows)
-        return Scorer(model, condition, part, delta[rows.to(delta.device)], layers, width)
+        kept_delta = delta[rows.to(delta.device)]
+        return Scorer(model, condition, part, kept_delta, layers, width, self.units)
 
     def _candidates(
         self, model: Denoiser, condition: TextCondition, layers: Sequence[str]
