@@ -26,9 +26,10 @@ from dori_fast.models.engine.batch import (
 from dori_fast.models.engine.engine import Engine
 from dori_fast.models.engine.execution import Execution
 from dori_fast.models.engine.state import Timestep
-from dori_fast.models.files.hashes import tensors_sha256, without_unet_weights
-from dori_fast.models.images import decode, encode
+from dori_fast.models.files.hashes import with_unet_weights
+from dori_fast.models.images import Autoencoder
 from dori_fast.models.masks import Masks, NeuronMask, WeightMask
+from dori_fast.models.modules import write_pipeline
 from dori_fast.models.schedules.vp import DDIM_STEPS, Schedule, unit_noise
 from dori_fast.models.text.conditions import TextCondition
 from dori_fast.models.text.encoders import TextSide, TextSideXL
@@ -75,8 +76,8 @@ class Denoiser:
         self.unet, self._text = backbone.network, text
         self.image_size, self.latent_shape = backbone.image_size, backbone.latent_shape
         self.device, self.dtype = device, dtype
-        self._load_vae, self._load_hashes = vae, hashes
-        self._origin, self.recipe = origin, recipe
+        self._autoencoder = Autoencoder(vae, self.latent_shape[0], text.has_pooled)
+        self._load_hashes, self._origin, self.recipe = hashes, origin, recipe
         self.schedule = Schedule(scheduler_config)
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
         self._masks: Masks | None = None
@@ -94,10 +95,14 @@ class Denoiser:
         self._shared.clear()
         self.__dict__.pop("unconditional", None)
 
-    @cached_property
+    @property
     def vae(self) -> Any:
-        """The image autoencoder, loaded at first use."""
-        return self._load_vae().eval().requires_grad_(False)
+        """The image autoencoder, loaded at first use; UsageError if there is no fitting one."""
+        return self._autoencoder.module
+
+    def require_images(self) -> None:
+        """Raise UsageError unless the model can draw and read images."""
+        self._autoencoder.require()
 
     def config(self) -> dict[str, Any]:
         """Everything that scores depend on, as JSON: source, commit, dtype, device, file sha256."""
@@ -298,7 +303,11 @@ class Denoiser:
         steps: int = DDIM_STEPS,
         guidance: float = 7.5,
     ) -> Tensor:
-        """Draw images: uint8 [P, S, H, W, 3] on the CPU, by DDIM with ``steps`` steps."""
+        """Draw images: uint8 [P, S, H, W, 3] on the CPU, by DDIM with ``steps`` steps.
+
+        Raises UsageError without a fitting autoencoder, NonFiniteError for NaN or Inf.
+        """
+        self.require_images()
         empty, noise = self.unconditional_for(condition), self.noise(seeds)
         latents = self.schedule.denoise(
             lambda x, timestep: self.epsilon(condition, x, timestep),
@@ -307,13 +316,12 @@ class Denoiser:
             steps=steps,
             guidance=guidance,
         )
-        images = decode(self.vae, latents.flatten(0, 1), self.batch_size)
-        return images.reshape(len(condition), len(seeds), *images.shape[1:])
+        return self._autoencoder.decode(latents, seeds, self.batch_size)
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:
-        """Clean latents [N, C, h, w] of images, uint8 [N, H, W, 3]: scaled posterior means."""
-        return encode(self.vae, images, self.device, self.dtype)
+        """Latents [N, C, h, w] of images, uint8 [N, H, W, 3]; raises as :meth:`generate`."""
+        return self._autoencoder.encode(images, self.device, self.dtype)
 
     def copy(self) -> Denoiser:
         """A Denoiser with its own copy of the network; everything else is shared.
@@ -321,15 +329,11 @@ class Denoiser:
         After every write to the copy's weights, call ``copy.engine.weights_changed()``.
         """
         own = copy.copy(self)
-        own.engine, own.recipe = self.engine.copy(), None
+        own.engine, own.recipe, own._shared = self.engine.copy(), None, OrderedDict()
         own.unet = network = own.engine.backbone.network
-        own._shared, own._load_vae = OrderedDict(), lambda: self.vae
         own._origin = {**self._origin, "source": f"weights changed after {self._origin['source']}"}
         own.__dict__.pop("_hashes", None)
-        own._load_hashes = lambda: {
-            **without_unet_weights(self._hashes),
-            "unet": tensors_sha256(network.state_dict()),
-        }
+        own._load_hashes = lambda: with_unet_weights(self._hashes, network.state_dict())
         return own
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
@@ -340,10 +344,5 @@ class Denoiser:
         Raises:
             UsageError: a view with masks, which such a directory cannot hold.
         """
-        if self._masks is not None:
-            raise UsageError(
-                "save_pretrained: this view has masks; save those, or put them into the weights of"
-                " a pipeline with df.prune.apply_"
-            )
-        pipe = self._text.pipeline(vae=self.vae, unet=self.unet, scheduler=self.schedule.sampler)
-        pipe.save_pretrained(os.fspath(directory), safe_serialization=True)
+        parts = {"vae": self._autoencoder.optional, "unet": self.unet}
+        write_pipeline(directory, self._text, self._masks, self.schedule.sampler, **parts)

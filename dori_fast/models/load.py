@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
 import torch
 
 from dori_fast.errors import UsageError
+from dori_fast.models.autoencoders import pipeline_scale_factor
 from dori_fast.models.backbones.registry import backbone_of, latent_shape
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.execution import Execution, Switch
 from dori_fast.models.files.directory import open_json, resolve_directory, unet_home
 from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha256
-from dori_fast.models.modules import open_text, open_unet, open_vae
+from dori_fast.models.modules import files_scale_factor, open_text, open_unet, open_vae
 from dori_fast.models.overlay import lay_over_
 from dori_fast.models.text.encoders import TextSide, TextSideXL
 
@@ -98,10 +99,10 @@ def load(
         unet.to(memory_format=torch.channels_last)
     scheduler_config = open_json(directory, "scheduler/scheduler_config.json")
     return Denoiser(
-        backbone=_backbone(unet, open_json(directory, "vae/config.json")),
+        backbone=_backbone(unet, files_scale_factor(directory)),
         text=text,
         scheduler_config=scheduler_config,
-        vae=lambda: open_vae(directory, dtype, variant).to(device),
+        vae=lambda: open_vae(directory, dtype, device, variant),
         device=device,
         dtype=dtype,
         origin={"source": name, "revision": revision},
@@ -163,9 +164,8 @@ def _refuse_for_pipelines(**options: Any) -> None:
         )
 
 
-def _backbone(unet: Any, vae_config: Mapping[str, Any]) -> Backbone:
+def _backbone(unet: Any, factor: int) -> Backbone:
     """The engine's view of a UNet whose images are larger than its latents by the VAE's factor."""
-    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
     _, height, width = latent_shape(unet)
     return backbone_of(unet, (height * factor, width * factor))
 
@@ -220,7 +220,8 @@ def _from_pipeline(
             f"load: the pipeline is {has_dtype} on {has_device}, requested {to_dtype} on"
             f" {to_device}; move it first with pipe.to(...)"
         )
-    backbone, wanted = _backbone(pipe.unet, pipe.vae.config), how["execution"].channels_last
+    backbone = _backbone(pipe.unet, pipeline_scale_factor(pipe))
+    wanted = how["execution"].channels_last
     if wanted != "auto" and wanted != backbone.channels_last:
         layout = "channels_last" if wanted else "contiguous_format"
         raise UsageError(
@@ -239,7 +240,7 @@ def _from_pipeline(
         backbone=backbone,
         text=text,
         scheduler_config=dict(pipe.scheduler.config),
-        vae=lambda: pipe.vae,
+        vae=lambda: getattr(pipe, "vae", None),
         device=has_device,
         dtype=has_dtype,
         origin={"source": f"pipeline:{type(pipe).__name__}", "revision": None},
