@@ -6,11 +6,16 @@ fails: TypeError for a wrong type, ValueError for a wrong shape, dtype, device o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from dori_fast.errors import NonFiniteError, UsageError
 
 _FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
@@ -69,6 +74,33 @@ def constant(op: str, argument: str, value: Tensor) -> None:
     """Reject a tensor whose gradient would be lost while gradients are recorded; ValueError."""
     if value.requires_grad and torch.is_grad_enabled():
         reject(op, argument, "without gradient (detach it, or use torch.no_grad)", "requires_grad")
+
+
+def finite_number(where: str, argument: str, value: float) -> float:
+    """The number as a float; raises UsageError if it is NaN or infinite.
+
+    A comparison with NaN is False, so a threshold of NaN would be a verdict.
+    """
+    if not math.isfinite(value):
+        raise UsageError(f"{where}: {argument} must be a finite number, got {value}")
+    return float(value)
+
+
+def finite_similarities(found: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
+    """Similarities that a threshold will judge: NaN would count as no copy.
+
+    Raises:
+        NonFiniteError: a similarity is NaN or infinite.
+        UsageError: the threshold is.
+    """
+    bad = int((~np.isfinite(found)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"copies: {bad} of {np.size(found)} similarities are NaN or Inf; check the measure of"
+            " copying"
+        )
+    finite_number("copies", "threshold", threshold)
+    return found
 
 
 def seed_tuple(seeds: int | Sequence[int]) -> tuple[int, ...]:

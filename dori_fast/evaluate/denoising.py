@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dori_fast.errors import UsageError
+from dori_fast.errors import NonFiniteError, UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.probes import prediction
 from dori_fast.ops import add_noise, diffusion_loss
@@ -40,7 +40,8 @@ def held_out_loss(
         float64 [P], the mean over each pair's draws.
 
     Raises:
-        UsageError: not one prompt per image, or no draws.
+        UsageError: not one prompt per image, no draws, or no autoencoder.
+        NonFiniteError: latents or losses are NaN or infinite.
     """
     if len(images) != len(prompts) or len(prompts) == 0 or draws < 1:
         raise UsageError(
@@ -55,4 +56,12 @@ def held_out_loss(
     x_t = add_noise(x_0, noise, model.alphas_cumprod[timesteps].to(model.device))
     output = prediction(model, condition, x_t, timesteps)
     target = model.schedule.target(x_0, noise, timesteps).to(output.dtype)
-    return np.asarray(diffusion_loss(output, target).double().cpu().numpy())
+    losses = np.asarray(diffusion_loss(output, target).double().cpu().numpy())
+    bad = int((~np.isfinite(losses)).sum())
+    if bad:
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise NonFiniteError(
+            f"held_out_loss: {bad} of {len(losses)} losses are NaN or Inf in {dtype}; load the"
+            " model with a wider dtype, or check its weights"
+        )
+    return losses

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dori_fast._checks import finite_similarities
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.schedules.vp import DDIM_STEPS
@@ -87,7 +88,8 @@ def surrogates(
         guidance: guidance scale.
 
     Raises:
-        UsageError: numbers do not fit, or all candidates of all prompts are copies.
+        UsageError: numbers do not fit, no autoencoder, or all candidates of all prompts are copies.
+        NonFiniteError: images or similarities are NaN or infinite.
     """
     originals = np.asarray(images)
     seeds = 2 * count if candidates is None else candidates
@@ -98,7 +100,7 @@ def surrogates(
     if not 1 <= count <= seeds:
         raise UsageError(f"surrogates: count must be 1..candidates ({seeds}), got {count}")
     drawn = pruned.generate(pruned.encode(prompts), range(seeds), steps=steps, guidance=guidance)
-    similarity = measure(drawn.numpy(), originals)
+    similarity = finite_similarities(measure(drawn.numpy(), originals), measure.threshold)
     good = [np.flatnonzero(row <= measure.threshold)[:count] for row in similarity]
     if not any(map(len, good)):
         raise UsageError(

@@ -29,7 +29,6 @@ from dori_fast.models.engine.state import Timestep
 from dori_fast.models.files.hashes import with_unet_weights
 from dori_fast.models.images import Autoencoder
 from dori_fast.models.masks import Masks, NeuronMask, WeightMask
-from dori_fast.models.modules import write_pipeline
 from dori_fast.models.schedules.vp import DDIM_STEPS, Schedule, unit_noise
 from dori_fast.models.text.conditions import TextCondition
 from dori_fast.models.text.encoders import TextSide, TextSideXL
@@ -50,6 +49,7 @@ class Denoiser:
     Attributes:
         unet: the network.
         schedule: noise schedule, prediction type and the DDIM update.
+        autoencoder: decodes and encodes images; opened at its first use.
         engine: runs the network, counts its evaluations and shares its work.
         recipe: arguments of :func:`dori_fast.load`, or None if files do not describe the model.
         image_size: (H, W) of the images, in pixels.
@@ -76,7 +76,7 @@ class Denoiser:
         self.unet, self._text = backbone.network, text
         self.image_size, self.latent_shape = backbone.image_size, backbone.latent_shape
         self.device, self.dtype = device, dtype
-        self._autoencoder = Autoencoder(vae, self.latent_shape[0], text.has_pooled)
+        self.autoencoder = Autoencoder(vae, self.latent_shape[0], text.has_pooled)
         self._load_hashes, self._origin, self.recipe = hashes, origin, recipe
         self.schedule = Schedule(scheduler_config)
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
@@ -98,11 +98,7 @@ class Denoiser:
     @property
     def vae(self) -> Any:
         """The image autoencoder, loaded at first use; UsageError if there is no fitting one."""
-        return self._autoencoder.module
-
-    def require_images(self) -> None:
-        """Raise UsageError unless the model can draw and read images."""
-        self._autoencoder.require()
+        return self.autoencoder.module
 
     def config(self) -> dict[str, Any]:
         """Everything that scores depend on, as JSON: source, commit, dtype, device, file sha256."""
@@ -307,7 +303,7 @@ class Denoiser:
 
         Raises UsageError without a fitting autoencoder, NonFiniteError for NaN or Inf.
         """
-        self.require_images()
+        self.autoencoder.require()
         empty, noise = self.unconditional_for(condition), self.noise(seeds)
         latents = self.schedule.denoise(
             lambda x, timestep: self.epsilon(condition, x, timestep),
@@ -316,12 +312,12 @@ class Denoiser:
             steps=steps,
             guidance=guidance,
         )
-        return self._autoencoder.decode(latents, seeds, self.batch_size)
+        return self.autoencoder.decode(latents, seeds, self.batch_size)
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:
         """Latents [N, C, h, w] of images, uint8 [N, H, W, 3]; raises as :meth:`generate`."""
-        return self._autoencoder.encode(images, self.device, self.dtype)
+        return self.autoencoder.encode(images, self.device, self.dtype)
 
     def copy(self) -> Denoiser:
         """A Denoiser with its own copy of the network; everything else is shared.
@@ -344,5 +340,11 @@ class Denoiser:
         Raises:
             UsageError: a view with masks, which such a directory cannot hold.
         """
-        parts = {"vae": self._autoencoder.optional, "unet": self.unet}
-        write_pipeline(directory, self._text, self._masks, self.schedule.sampler, **parts)
+        if self._masks is not None:
+            raise UsageError(
+                "save_pretrained: this view has masks; save those, or put them into the weights of"
+                " a pipeline with df.prune.apply_"
+            )
+        networks = {"vae": self.autoencoder.optional, "unet": self.unet}
+        pipe = self._text.pipeline(**networks, scheduler=self.schedule.sampler)
+        pipe.save_pretrained(os.fspath(directory), safe_serialization=True)

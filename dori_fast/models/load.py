@@ -6,19 +6,24 @@ import json
 import os
 from collections.abc import Iterable
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dori_fast.errors import UsageError
-from dori_fast.models.autoencoders import pipeline_scale_factor
 from dori_fast.models.backbones.registry import backbone_of, latent_shape
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.execution import Execution, Switch
 from dori_fast.models.files.directory import open_json, resolve_directory, unet_home
 from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha256
-from dori_fast.models.modules import files_scale_factor, open_text, open_unet, open_vae
+from dori_fast.models.images.kinds import (
+    autoencoder_class,
+    pipeline_scale_factor,
+    vae_scale_factor,
+)
+from dori_fast.models.modules import open_text, open_unet, open_vae
 from dori_fast.models.overlay import lay_over_
 from dori_fast.models.text.encoders import TextSide, TextSideXL
 
@@ -98,11 +103,14 @@ def load(
     if execution.on("channels_last", device):
         unet.to(memory_format=torch.channels_last)
     scheduler_config = open_json(directory, "scheduler/scheduler_config.json")
+    vae_class, vae_config = _vae_of(directory)
     return Denoiser(
-        backbone=_backbone(unet, files_scale_factor(directory)),
+        backbone=_backbone(unet, vae_scale_factor(vae_class, vae_config)),
         text=text,
         scheduler_config=scheduler_config,
-        vae=lambda: open_vae(directory, dtype, device, variant),
+        vae=lambda: (
+            vae_class and open_vae(autoencoder_class(vae_class), directory, dtype, device, variant)
+        ),
         device=device,
         dtype=dtype,
         origin={"source": name, "revision": revision},
@@ -168,6 +176,22 @@ def _backbone(unet: Any, factor: int) -> Backbone:
     """The engine's view of a UNet whose images are larger than its latents by the VAE's factor."""
     _, height, width = latent_shape(unet)
     return backbone_of(unet, (height * factor, width * factor))
+
+
+def _vae_of(directory: Path) -> tuple[str | None, dict[str, Any]]:
+    """Class name and config of a directory's autoencoder; ``(None, {})`` if it has none."""
+    if (directory / "vae").is_dir():
+        config = open_json(directory, "vae/config.json")
+        return str(config.get("_class_name", "AutoencoderKL")), config
+    if (directory / "text_encoder_2").is_dir():
+        # SDXL is told the size of its images, so its scores depend on the VAE's factor
+        named = open_json(directory, "model_index.json").get("vae") or [None]
+        if named[-1] is not None:
+            raise UsageError(
+                f"load: {directory} has no vae/, but model_index.json names {named[-1]}, on whose"
+                " factor SDXL's scores depend; restore it, or set vae to [null, null] there"
+            )
+    return None, {}
 
 
 def _parts(text: TextSide | TextSideXL) -> dict[str, list[str]]:

@@ -1,18 +1,15 @@
-"""The networks and tokenizers of a model directory: opened and frozen, or written."""
+"""The networks and tokenizers of a model directory, opened and frozen."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.models.autoencoders import require_supported, vae_scale_factor
 from dori_fast.models.files.directory import open_json, require_weights
 from dori_fast.models.files.hashes import first_nonfinite
-from dori_fast.models.masks import Masks
 from dori_fast.models.text.encoders import TextSide, TextSideXL
 
 
@@ -56,72 +53,11 @@ def open_text(
     )
 
 
-def open_vae(directory: Path, dtype: torch.dtype, device: torch.device, variant: str | None) -> Any:
-    """The frozen image autoencoder of the class that its config names, or None without one.
-
-    Raises:
-        UsageError: an unsupported class, or pickled weights.
-        IntegrityError: damaged weights, or weights that are not finite.
-    """
-    import diffusers
-
-    name, _ = vae_config(directory)
-    if name is None:
-        return None
-    require_supported(name)
-    kind = getattr(diffusers, name)
+def open_vae(
+    kind: Any, directory: Path, dtype: torch.dtype, device: torch.device, variant: str | None
+) -> Any:
+    """The frozen image autoencoder, of a class of diffusers; raises as :func:`open_unet`."""
     return _open_frozen(kind, directory, "vae", device, torch_dtype=dtype, variant=variant)
-
-
-def vae_config(directory: Path) -> tuple[str | None, dict[str, Any]]:
-    """Class name and config of a directory's autoencoder; ``(None, {})`` if it has none.
-
-    Raises:
-        UsageError: the folder ``vae`` lacks a readable config.
-    """
-    if not (directory / "vae").is_dir():
-        return None, {}
-    config = open_json(directory, "vae/config.json")
-    return str(config.get("_class_name", "AutoencoderKL")), config
-
-
-def files_scale_factor(directory: Path) -> int:
-    """Pixels per latent along a side, of a model directory.
-
-    Raises:
-        UsageError: an unreadable config of the VAE, or an SDXL directory whose VAE is missing.
-    """
-    name, config = vae_config(directory)
-    if name is None and (directory / "text_encoder_2").is_dir():
-        # SDXL is told the size of its images, so its scores depend on this factor
-        named = open_json(directory, "model_index.json").get("vae") or [None]
-        if named[-1] is not None:
-            raise UsageError(
-                f"load: {directory} has no vae/, but model_index.json names a {named[-1]}, which"
-                " SDXL's scores depend on; restore the folder, or set vae to [null, null] there"
-            )
-    return vae_scale_factor(name, config)
-
-
-def write_pipeline(
-    directory: str | os.PathLike[str],
-    text: TextSide | TextSideXL,
-    masks: Masks | None,
-    scheduler: Any,
-    **networks: Any,
-) -> None:
-    """Write a diffusers directory of safetensors.
-
-    Raises:
-        UsageError: masks, which such a directory cannot hold.
-    """
-    if masks is not None:
-        raise UsageError(
-            "save_pretrained: this view has masks; save those, or put them into the weights of a"
-            " pipeline with df.prune.apply_"
-        )
-    pipe = text.pipeline(scheduler=scheduler, **networks)
-    pipe.save_pretrained(os.fspath(directory), safe_serialization=True)
 
 
 def _open_frozen(

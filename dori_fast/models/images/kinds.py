@@ -73,17 +73,16 @@ def class_and_config(vae: Any) -> tuple[str | None, Mapping[str, Any]]:
     return name, getattr(vae, "config", {})
 
 
-def require_supported(class_name: str) -> None:
-    """Reject an autoencoder of a class that is not supported.
+def autoencoder_class(class_name: str) -> Any:
+    """The class of diffusers that a config names.
 
     Raises:
         UsageError: another class than those of :data:`SUPPORTED`.
     """
-    if class_name not in _KINDS:
-        raise UsageError(
-            f"images: the VAE is of class {class_name}, which is not supported; use one of"
-            f" {', '.join(SUPPORTED)}"
-        )
+    _require_supported(class_name)
+    import diffusers
+
+    return getattr(diffusers, class_name)
 
 
 def vae_scale_factor(class_name: str | None, config: Mapping[str, Any]) -> int:
@@ -148,7 +147,7 @@ def require_autoencoder(
             "images: the model has no VAE, which draws and reads images; add one to the pipeline,"
             " or a folder vae/ to the directory"
         )
-    require_supported(class_name)
+    _require_supported(class_name)
     kind = _KINDS[class_name]
     reason = (
         _wrong_channels(class_name, kind, config, latent_channels)
@@ -164,6 +163,14 @@ def normalization(config: Mapping[str, Any]) -> tuple[list[float], list[float]] 
     """``latents_mean`` and ``latents_std`` [C] of an autoencoder, or None without both."""
     mean, std = config.get("latents_mean"), config.get("latents_std")
     return None if mean is None or std is None else ([*mean], [*std])
+
+
+def _require_supported(class_name: str) -> None:
+    if class_name not in _KINDS:
+        raise UsageError(
+            f"images: the VAE is of class {class_name}, which is not supported; use one of"
+            f" {', '.join(SUPPORTED)}"
+        )
 
 
 def _depth(config: Mapping[str, Any], key: str, default: int) -> int:
