@@ -77,21 +77,43 @@ def constant(op: str, argument: str, value: Tensor) -> None:
 
 
 def finite_number(where: str, argument: str, value: float) -> float:
-    """The number as a float; raises UsageError if it is NaN or infinite.
-
-    A comparison with NaN is False, so a threshold of NaN would be a verdict.
-    """
+    """The number as a float; raises UsageError if it is NaN or infinite."""
     if not math.isfinite(value):
         raise UsageError(f"{where}: {argument} must be a finite number, got {value}")
     return float(value)
 
 
-def finite_similarities(found: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
+def threshold_number(where: str, value: float) -> float:
+    """A threshold as a float; raises UsageError for NaN, above which nothing would be."""
+    if math.isnan(value):
+        raise UsageError(f"{where}: threshold must be a number, got {value}")
+    return float(value)
+
+
+def require_finite(command: str, what: str, values: Tensor, dtype: torch.dtype) -> None:
+    """Raise NonFiniteError if values that a verdict depends on are NaN or infinite.
+
+    Args:
+        command: name at the start of the message.
+        what: plural noun for the values.
+        values: the values; reading them waits for the device.
+        dtype: dtype in which the model computed them.
+    """
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        name = str(dtype).removeprefix("torch.")
+        raise NonFiniteError(
+            f"{command}: {bad} of {values.numel()} {what} are NaN or Inf in {name}; load the model"
+            " with a wider dtype, or check its weights"
+        )
+
+
+def finite_similarities(found: NDArray[np.float64], threshold: float = 0.0) -> NDArray[np.float64]:
     """Similarities that a threshold will judge: NaN would count as no copy.
 
     Raises:
         NonFiniteError: a similarity is NaN or infinite.
-        UsageError: the threshold is.
+        UsageError: the threshold is NaN.
     """
     bad = int((~np.isfinite(found)).sum())
     if bad:
@@ -99,7 +121,7 @@ def finite_similarities(found: NDArray[np.float64], threshold: float) -> NDArray
             f"copies: {bad} of {np.size(found)} similarities are NaN or Inf; check the measure of"
             " copying"
         )
-    finite_number("copies", "threshold", threshold)
+    threshold_number("copies", threshold)
     return found
 
 

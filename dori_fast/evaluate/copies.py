@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dori_fast._checks import finite_number, finite_similarities
+from dori_fast._checks import finite_similarities, threshold_number
 from dori_fast.errors import UsageError
 from dori_fast.evaluate.similarity import BLUR_SIGMA, SSIM_SIGMA, THRESHOLD, similarity
 
@@ -41,13 +41,13 @@ class SmallImages:
         threshold: similarity of a copy; the default was fixed beforehand, on unrelated pairs.
 
     Raises:
-        UsageError: a threshold that is not finite.
+        UsageError: a threshold of NaN.
     """
 
     name = "blurred correlation and SSIM"
 
     def __init__(self, threshold: float = THRESHOLD) -> None:
-        self.threshold = finite_number("SmallImages", "threshold", threshold)
+        self.threshold = threshold_number("SmallImages", threshold)
 
     def config(self) -> dict[str, Any]:
         """Everything that the similarities depend on besides the images, as plain JSON."""
@@ -73,7 +73,7 @@ def similarities(measure: CopySimilarity, drawn: Images, original: Images) -> ND
 
     Raises:
         NonFiniteError: similarities that are NaN or infinite.
-        UsageError: similarities of another shape, or a threshold that is not finite.
+        UsageError: similarities of another shape, or a threshold of NaN.
     """
     found = np.asarray(measure(drawn, original), dtype=np.float64)
     if found.shape != drawn.shape[:2]:

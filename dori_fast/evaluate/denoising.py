@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dori_fast.errors import NonFiniteError, UsageError
+from dori_fast._checks import require_finite
+from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.probes import prediction
 from dori_fast.ops import add_noise, diffusion_loss
@@ -56,12 +57,6 @@ def held_out_loss(
     x_t = add_noise(x_0, noise, model.alphas_cumprod[timesteps].to(model.device))
     output = prediction(model, condition, x_t, timesteps)
     target = model.schedule.target(x_0, noise, timesteps).to(output.dtype)
-    losses = np.asarray(diffusion_loss(output, target).double().cpu().numpy())
-    bad = int((~np.isfinite(losses)).sum())
-    if bad:
-        dtype = str(model.dtype).removeprefix("torch.")
-        raise NonFiniteError(
-            f"held_out_loss: {bad} of {len(losses)} losses are NaN or Inf in {dtype}; load the"
-            " model with a wider dtype, or check its weights"
-        )
-    return losses
+    losses = diffusion_loss(output, target).double().cpu()
+    require_finite("held_out_loss", "losses", losses, model.dtype)
+    return np.asarray(losses.numpy())

@@ -24,8 +24,7 @@ def futility_bound(per_seed: ArrayLike, threshold: float, keep: float) -> float:
         keep: share of the full test's positives to keep, over 0 and under 1.
 
     Raises:
-        UsageError: too few positives for ``keep``, fewer than two seeds, or a threshold that is not
-            finite.
+        UsageError: too few positives for ``keep``, fewer than two seeds, or a threshold of NaN.
         NonFiniteError: scores that are NaN or infinite, which would count as negatives.
     """
     scores = np.asarray(per_seed, dtype=np.float64)
@@ -39,8 +38,8 @@ def futility_bound(per_seed: ArrayLike, threshold: float, keep: float) -> float:
             f"cascade: {bad} of {len(scores)} prompts have scores that are NaN or Inf; leave"
             " quarantined rows out"
         )
-    if not math.isfinite(threshold):
-        raise UsageError(f"cascade: threshold must be a finite number, got {threshold}")
+    if math.isnan(threshold):
+        raise UsageError(f"cascade: threshold must be a number, got {threshold}")
     positives = scores[scores.mean(axis=1) > threshold]
     rank = math.floor((1 - keep) * (len(positives) + 1) * (1 + 1e-12))
     if rank < 1:

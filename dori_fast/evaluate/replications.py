@@ -41,7 +41,7 @@ class Replication:
 
     Raises:
         NonFiniteError: similarities that are NaN or infinite.
-        UsageError: a threshold that is not finite.
+        UsageError: a threshold of NaN.
     """
 
     similarity: NDArray[np.float64]

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dori_fast._checks import finite_number
+from dori_fast._checks import threshold_number
 from dori_fast.errors import IntegrityError, NonFiniteError, UsageError
 
 THRESHOLD = 0.7  # the papers' threshold of a replication
@@ -122,7 +122,7 @@ class SSCD:
                 " trust where it comes from"
             )
         self.name = f"SSCD {preprocessing}"
-        self.threshold = finite_number("SSCD", "threshold", threshold)
+        self.threshold = threshold_number("SSCD", threshold)
         self._device = torch.device(device)
         self._sha256 = _checked_sha256(file, sha256)
         self._preprocess = PREPROCESSINGS[preprocessing]

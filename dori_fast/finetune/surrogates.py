@@ -42,11 +42,17 @@ class Surrogates:
         own: int64 [P], number of different surrogates that come from the prompt itself; 0 where
             all of them are another prompt's.
         similarity: float64 [P, S], similarities of all S candidates to the memorized image.
+
+    Raises:
+        NonFiniteError: a similarity is NaN or infinite.
     """
 
     images: Tensor
     own: NDArray[np.int64]
     similarity: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        finite_similarities(self.similarity)
 
     def summary(self) -> dict[str, Any]:
         """Counts of surrogates and the candidates' mean similarity, as plain JSON."""

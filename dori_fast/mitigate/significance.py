@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype, seed_tuple
+from dori_fast._checks import accumulate_dtype, require_finite, seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
@@ -47,6 +47,7 @@ def token_significance(
 
     Raises:
         UsageError: no prompts or seeds, or steps out of range.
+        NonFiniteError: significances that are NaN or infinite.
     """
     chosen = seed_tuple(seeds)
     if len(prompts) == 0 or not chosen:
@@ -77,6 +78,7 @@ def token_significance(
                 guided = uncond + guidance * (cond - uncond)
                 moved = model.schedule.step(guided, latents, t, timesteps[i + 1])
                 latents = moved.to(model.dtype)
+    require_finite("significance", "significances", found, model.dtype)
     return (found / steps).cpu()
 
 

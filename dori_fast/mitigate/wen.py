@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype, seed_tuple
+from dori_fast._checks import accumulate_dtype, finite_number, require_finite, seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
@@ -95,7 +95,8 @@ class Wen:
             )
         if not target >= 0 or not lr > 0:
             raise UsageError("mitigate: target must be 0 or more and lr above 0")
-        self.target, self.lr, self.iterations = float(target), float(lr), iterations
+        self.target, self.iterations = float(target), iterations
+        self.lr = finite_number("mitigate", "lr", lr)
         self.total_steps = total_steps
 
     def config(self) -> dict[str, Any]:
@@ -116,6 +117,7 @@ class Wen:
 
         Raises:
             UsageError: no prompts, or as in :meth:`Denoiser.encode`.
+            NonFiniteError: F, its gradient or an embedding is NaN or infinite.
         """
         if len(prompts) == 0:
             raise UsageError("mitigate: no prompts")
@@ -139,6 +141,9 @@ class Wen:
 
         for i in range(self.iterations):
             norm, gradient = magnitude(model, params, pooled, running, len(self.seeds), predict)
+            # NaN is at no target, and an embedding without an update would pass for a mitigated one
+            require_finite("mitigate", "magnitudes F", norm, model.dtype)
+            require_finite("mitigate", "values of dF/dy", gradient, model.dtype)
             losses[i, running] = norm
             evaluated[running] += 1
             done = (norm <= self.target).cpu()

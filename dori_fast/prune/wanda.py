@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dori_fast._checks import seed_tuple
+from dori_fast._checks import require_finite, seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition, WeightMask, stack
 from dori_fast.models.probes import feed_forward_inputs
@@ -147,6 +147,7 @@ class Wanda:
         Raises:
             UsageError: no prompts, a masked model, unknown layers, layers with adapters, or a
                 sparsity too small to mark a weight of any layer.
+            NonFiniteError: activations that are NaN or infinite.
         """
         weights = self._weights(model)
         if not prompts:
@@ -241,6 +242,8 @@ class Wanda:
         """A mask for each row of ``target``; a row is the sum over ``prompts`` prompts."""
         pruned = {}
         for name, weight in weights.items():
+            for energies in (*target, *base):
+                require_finite("wanda", f"activations of {name}", energies[name], weight.dtype)
             rows = len(target[0][name])
             votes = torch.zeros(rows, *weight.shape, dtype=torch.int32, device=weight.device)
             for step, base_step in zip(target, base, strict=True):

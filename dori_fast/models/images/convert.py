@@ -51,7 +51,7 @@ def decode(
             if noisy and seeds is not None:
                 options["generator"] = _after_first_noise(seeds[at], latents.shape[1:])
             raw = _unscaled(vae, chunk.to(device, vae.dtype))
-            decoded = _run(vae, lambda raw=raw, options=options: vae.decode(raw, **options)[0])
+            decoded = _run(vae, vae.decode, raw, **options)[0]
             finite.append(_finite_rows(decoded))
             unit = (decoded.float() / 2 + 0.5).clamp(0, 1)
             images.append((unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
@@ -91,9 +91,8 @@ def encode(
     with _in_float32(vae, upcast and _forced(vae)):
         for chunk in images.split(1):
             unit = (chunk.permute(0, 3, 1, 2).to(where, wide) / 127.5 - 1).to(dtype)
-            found = _run(vae, lambda unit=unit: vae.encode(unit.to(vae.dtype)))
-            has_posterior = hasattr(found, "latent_dist")
-            raw = found.latent_dist.mode() if has_posterior else found.latents
+            out = _run(vae, vae.encode, unit.to(vae.dtype))
+            raw = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
             latents.append(_scaled(vae, raw.to(device, dtype)))
         used = vae.dtype
     found = torch.cat(latents)
@@ -155,9 +154,9 @@ def _after_first_noise(seed: int, shape: torch.Size) -> torch.Generator:
     return generator
 
 
-def _run(vae: Any, call: Callable[[], Any]) -> Any:
+def _run(vae: Any, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
-        return call()
+        return call(*args, **options)
     except NotImplementedError as error:
         name = class_and_config(vae)[0]
         raise UsageError(

@@ -220,7 +220,8 @@ def _wrong_scaling(kind: _Kind, config: Mapping[str, Any]) -> str | None:
 
 
 def _wrong_normalization(config: Mapping[str, Any], channels: int, xl: bool) -> str | None:
-    mean, std = config.get("latents_mean"), config.get("latents_std")
+    mean: Any = config.get("latents_mean")
+    std: Any = config.get("latents_std")
     if mean is None and std is None:
         return None
     for values in (mean, std):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from dori_fast._checks import require_finite
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition
 from dori_fast.ops import ms_ssim_pairs
 
@@ -74,6 +75,7 @@ class Scorer:
         condition = view.condition(text, self._pooled(len(trials)))
         blocked = view.epsilon_shared(condition, shared) - shared.latents
         similarity = ms_ssim_pairs(self._delta, blocked).amax(1)
+        require_finite("nemo", "similarities under masks", similarity, self._model.dtype)
         found: list[float] = similarity.tolist()
         return found
 

@@ -28,6 +28,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from dori_fast._checks import require_finite, threshold_number
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition, stack
 from dori_fast.models.probes import value_magnitudes
@@ -79,7 +80,7 @@ class NeMo:
             raise UsageError(f"nemo: mode must be 'paper' or 'reference', got {mode!r}")
         if width is not None and width < 1:
             raise UsageError(f"nemo: width must be at least 1, got {width}")
-        self.mode, self.threshold = mode, float(threshold)
+        self.mode, self.threshold = mode, threshold_number("nemo", threshold)
         self._given, self._taken = statistics, WeakKeyDictionary[Any, NeuronStatistics]()
         if not 0 <= theta_end < 5:
             raise UsageError(f"nemo: theta_end must be in 0..5, got {theta_end}")
@@ -144,6 +145,7 @@ class NeMo:
 
         Raises:
             UsageError: the cases of :meth:`localize`.
+            NonFiniteError: noise differences or neurons that are NaN or infinite.
         """
         with _batches_of(model, self._at_once(model, _SEEDS) * _SEEDS):
             return self._search(model, prompt)
@@ -161,6 +163,7 @@ class NeMo:
         shared = model.share(noise, timestep)
         delta = model.epsilon_shared(condition, shared)[0] - shared.latents
         alike = largest_per_map(ms_ssim(delta[None]))[0]
+        require_finite("nemo", "similarities of noise differences", alike, model.dtype)
         found = Search(
             name, layers, {n: model.engine.value_widths[n] for n in layers}, float(alike.max())
         )
@@ -198,6 +201,8 @@ class NeMo:
         self, model: Denoiser, condition: TextCondition, layers: Sequence[str]
     ) -> CandidateSets:
         magnitudes, usual = value_magnitudes(model, condition, layers), self.statistics(model)
+        for name in layers:
+            require_finite("nemo", f"magnitudes of {name}", magnitudes[name], model.dtype)
         return CandidateSets(
             [magnitudes[name][0].cpu() for name in layers],
             [usual.mean[name] for name in layers],

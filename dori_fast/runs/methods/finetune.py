@@ -143,13 +143,15 @@ def fine_tune(
         on_progress: called after every step.
 
     Raises:
-        UsageError: wrong arguments, or no row is left.
+        UsageError: wrong arguments, a model without an autoencoder, or no row is left.
+        NonFiniteError: surrogates, losses or weights that are NaN or infinite.
         IntegrityError: ``out`` holds a run with other settings, images or model.
         StorageError, ScanInterrupted: as in a scan; repeat the call to resume.
     """
     if checkpoint_every < 1:
         raise UsageError(f"finetune: checkpoint_every must be at least 1, got {checkpoint_every}")
     check_model(model)
+    model.autoencoder.require()
     began, say = perf_counter(), on_stage or (lambda text: None)
     size = model.image_size
     memorized = read_prompt_images(
