@@ -16,14 +16,14 @@ from dori_fast.ops import EmbeddingState
 
 
 def require_success(failures: Mapping[int, str], dtype: torch.dtype, command: str) -> None:
-    """Raise NonFiniteError for the first of an attack's failures, if there are any."""
+    """Raise NonFiniteError if an attack failed on some of its problems."""
     if failures:
-        first, reason = next(iter(failures.items()))
+        which, reason = ", ".join(map(str, failures)), next(iter(failures.values()))
         name = str(dtype).removeprefix("torch.")
         wider = "load the model with dtype='float32', or " if dtype.itemsize < 4 else ""
         raise NonFiniteError(
-            f"{command}: {len(failures)} problems failed in {name}, the first is problem {first}:"
-            f" {reason}; {wider}lower lr"
+            f"{command}: problems {which} failed in {name}, the first because {reason};"
+            f" {wider}lower lr"
         )
 
 

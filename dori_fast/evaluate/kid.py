@@ -80,7 +80,8 @@ def kernel_distance(
     for _ in range(subsets):
         one = random.permutation(len(x))[:most]
         two = one if paired else random.permutation(len(y))[:most]
-        found.append(_mmd(x[one], y[two], paired))
+        with np.errstate(over="ignore", invalid="ignore"):
+            found.append(_mmd(x[one], y[two], paired))
     if not np.isfinite(found).all():
         raise NonFiniteError("kernel_distance: the distance overflows; scale the features down")
     error = float(np.std(found, ddof=1) / np.sqrt(subsets))

@@ -44,7 +44,7 @@ def decode(
     if noisy and seeds is None:
         raise UsageError("decode: a ConsistencyDecoderVAE draws noise; pass the images' seeds")
     images, finite, at = [], [], 0
-    device = _execution_device(vae, latents.device)
+    device = _execution_device(vae)
     with _in_float32(vae, upcast and _forced(vae) and vae.dtype == torch.float16):
         for chunk in latents.split(1 if noisy else batch):
             options: dict[str, Any] = {"return_dict": False}
@@ -87,7 +87,7 @@ def encode(
             f"latents: images must be uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}"
         )
     latents, wide = [], torch.promote_types(dtype, torch.float32)
-    where = _execution_device(vae, device)
+    where = _execution_device(vae)
     with _in_float32(vae, upcast and _forced(vae)):
         for chunk in images.split(1):
             unit = (chunk.permute(0, 3, 1, 2).to(where, wide) / 127.5 - 1).to(dtype)
@@ -140,11 +140,15 @@ def _in_float32(vae: Any, wanted: bool) -> Iterator[None]:
         vae.to(dtype=before)
 
 
-def _execution_device(vae: Any, fallback: torch.device) -> torch.device:
+def _execution_device(vae: Any) -> torch.device:
     """The device on which a module expects its input, also one that is moved there when called."""
-    hooks = [module for module in vae.modules() if hasattr(module, "_hf_hook")]
-    found = next((h._hf_hook.execution_device for h in hooks if h._hf_hook.execution_device), None)
-    return fallback if found is None else torch.device(found)
+    for module in vae.modules():
+        # accelerate's hook of an offloaded module
+        found = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if found is not None:
+            return torch.device(found)
+    device: torch.device = vae.device
+    return device
 
 
 def _after_first_noise(seed: int, shape: torch.Size) -> torch.Generator:
