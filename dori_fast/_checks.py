@@ -6,15 +6,18 @@ fails: TypeError for a wrong type, ValueError for a wrong shape, dtype, device o
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence, Set
 from numbers import Integral
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from dori_fast.errors import UsageError
+from dori_fast.errors import NonFiniteError, UsageError
 
 _FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
@@ -73,6 +76,55 @@ def constant(op: str, argument: str, value: Tensor) -> None:
     """Reject a tensor whose gradient would be lost while gradients are recorded; ValueError."""
     if value.requires_grad and torch.is_grad_enabled():
         reject(op, argument, "without gradient (detach it, or use torch.no_grad)", "requires_grad")
+
+
+def finite_number(where: str, argument: str, value: float) -> float:
+    """The number as a float; raises UsageError if it is NaN or infinite."""
+    if not math.isfinite(value):
+        raise UsageError(f"{where}: {argument} must be a finite number, got {value}")
+    return float(value)
+
+
+def threshold_number(where: str, value: float) -> float:
+    """A threshold as a float; raises UsageError for NaN, above which nothing would be."""
+    if math.isnan(value):
+        raise UsageError(f"{where}: threshold must be a number, got {value}")
+    return float(value)
+
+
+def require_finite(command: str, what: str, values: Tensor, dtype: torch.dtype) -> None:
+    """Raise NonFiniteError if values that a verdict depends on are NaN or infinite.
+
+    Args:
+        command: name at the start of the message.
+        what: plural noun for the values.
+        values: the values; reading them waits for the device.
+        dtype: dtype in which the model computed them.
+    """
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        name = str(dtype).removeprefix("torch.")
+        raise NonFiniteError(
+            f"{command}: {bad} of {values.numel()} {what} are NaN or Inf in {name}; load the model"
+            " with a wider dtype, or check its weights"
+        )
+
+
+def finite_similarities(found: NDArray[np.float64], threshold: float = 0.0) -> NDArray[np.float64]:
+    """Similarities that a threshold will judge: NaN would count as no copy.
+
+    Raises:
+        NonFiniteError: a similarity is NaN or infinite.
+        UsageError: the threshold is NaN.
+    """
+    bad = int((~np.isfinite(found)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"copies: {bad} of {np.size(found)} similarities are NaN or Inf; check the measure of"
+            " copying"
+        )
+    threshold_number("copies", threshold)
+    return found
 
 
 def seed_tuple(seeds: int | Sequence[int]) -> tuple[int, ...]:

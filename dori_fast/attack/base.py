@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dori_fast._checks import finite_number
 from dori_fast.attack.stopping import Stop
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
@@ -71,7 +72,8 @@ class Attack:
             raise UsageError(f"attack: snr_cap must be above 0, got {snr_cap}")
         if not all(0 <= step <= steps for step in checkpoints):
             raise UsageError(f"attack: checkpoints must be 0..{steps}, got {list(checkpoints)}")
-        self.steps, self.lr, self.draws = steps, float(lr), draws
+        self.steps, self.draws = steps, draws
+        self.lr = finite_number("attack", "lr", lr)
         self.objective, self.snr_cap, self.seed = objective, float(snr_cap), seed
         self.checkpoints = tuple(sorted(set(checkpoints)))
         self.stop, self.check_every, self.recompute = stop, check_every, recompute

@@ -126,6 +126,7 @@ class Tokens(Attack):
             evaluations=state.evaluations,
             checkpoints={step: prefixed.ids(tokens) for step, tokens in state.kept.items()},
             config=self.config(),
+            failures=state.failures(state.adam.step, state.choices),
         )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype, seed_tuple
+from dori_fast._checks import accumulate_dtype, require_finite, seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
@@ -52,6 +52,7 @@ def token_significance(
     Raises:
         UsageError: no prompts or seeds, steps out of range, unknown units, or epsilon at zero
             terminal signal-to-noise ratio.
+        NonFiniteError: significances that are NaN or infinite.
     """
     chosen = seed_tuple(seeds)
     prompts = list_of_str("significance", prompts)
@@ -87,6 +88,7 @@ def token_significance(
                 guided = without + guidance * (cond - without)
                 moved = model.schedule.step(guided, latents, t, timesteps[i + 1])
                 latents = moved.to(model.dtype)
+    require_finite("significance", "significances", found, model.dtype)
     return (found / steps).cpu()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype, seed_tuple
+from dori_fast._checks import accumulate_dtype, finite_number, require_finite, seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
@@ -100,9 +100,10 @@ class Wen:
             )
         if not target >= 0 or not lr > 0:
             raise UsageError("mitigate: target must be 0 or more and lr above 0")
-        self.target, self.lr, self.iterations = float(target), float(lr), iterations
         if units not in UNITS:
             raise UsageError(f"mitigate: units must be one of {', '.join(UNITS)}, got {units!r}")
+        self.target, self.iterations = float(target), iterations
+        self.lr = finite_number("mitigate", "lr", lr)
         self.total_steps, self.units = total_steps, units
 
     def config(self) -> dict[str, Any]:
@@ -125,6 +126,7 @@ class Wen:
         Raises:
             UsageError: no prompts, epsilon at zero terminal signal-to-noise ratio, or as in
                 :meth:`Denoiser.encode`.
+            NonFiniteError: F, its gradient or an embedding is NaN or infinite.
         """
         prompts = list_of_str("mitigate", prompts)
         if len(prompts) == 0:
@@ -149,6 +151,9 @@ class Wen:
 
         for i in range(self.iterations):
             norm, gradient = magnitude(model, params, pooled, running, len(self.seeds), predict)
+            # NaN is at no target, and an embedding without an update would pass for a mitigated one
+            require_finite("mitigate", "magnitudes F", norm, model.dtype)
+            require_finite("mitigate", "values of dF/dy", gradient, model.dtype)
             losses[i, running] = norm
             evaluated[running] += 1
             done = (norm <= self.target).cpu()

@@ -36,6 +36,7 @@ class Components:
         configs: configuration of each component that has one.
         derived: class of the caller's own by component (or ``pipeline``), if ``classes`` has the
             library's class that it is derived from.
+        missing: components that model_index.json lists and that have no folder.
         modules: the components themselves, for a pipeline in memory; else empty.
     """
 
@@ -45,6 +46,7 @@ class Components:
     classes: Mapping[str, str]
     configs: Mapping[str, Mapping[str, Any]]
     derived: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
     modules: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -68,7 +70,8 @@ class Components:
         classes = {n: _class_of(n, configs.get(n, {}), listed.get(n), directory) for n in there}
         options = {n: v for n, v in index.items() if not isinstance(v, list) and n[0] != "_"}
         pipeline = index.get("_class_name")
-        return Components(str(directory), pipeline, options, classes, configs)
+        missing = tuple(name for name in listed if name not in there)
+        return Components(str(directory), pipeline, options, classes, configs, missing=missing)
 
     @staticmethod
     def of_pipeline(pipe: Any) -> Components:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ from dori_fast.models.engine.batch import (
 from dori_fast.models.engine.engine import Engine
 from dori_fast.models.engine.execution import Execution
 from dori_fast.models.engine.state import Timestep
-from dori_fast.models.files.hashes import tensors_sha256, without_unet_weights
-from dori_fast.models.images import decode, encode
+from dori_fast.models.files.hashes import with_unet_weights
+from dori_fast.models.images import Autoencoder
 from dori_fast.models.masks import Masks, NeuronMask, WeightMask
 from dori_fast.models.schedules.vp import DDIM_STEPS, Schedule, unit_noise
 from dori_fast.models.text.conditions import TextCondition
@@ -48,6 +48,7 @@ class Denoiser:
     Attributes:
         unet: the network.
         schedule: noise schedule, prediction type and the DDIM update.
+        autoencoder: decodes and encodes images; opened at its first use.
         engine: runs the network, counts its evaluations and shares its work.
         recipe: arguments of :func:`dori_fast.load`, or None if files do not describe the model.
         reading: sentences on what is read otherwise than the model's own pipeline would.
@@ -75,7 +76,8 @@ class Denoiser:
         self.unet, self._text = backbone.network, text
         self.image_size, self.latent_shape = backbone.image_size, backbone.latent_shape
         self.device, self.dtype = device, dtype
-        self._load_vae, self._hashes_at = vae, lru_cache(1)(lambda generation: hashes())
+        self.autoencoder = Autoencoder(vae, self.latent_shape[0], text.has_pooled)
+        self._hashes_at = lru_cache(1)(lambda generation: hashes())
         self._origin, self.recipe, self.reading = origin, recipe, reading
         self.schedule = schedule
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
@@ -97,10 +99,10 @@ class Denoiser:
         self._shared.clear()
         self._empty = None
 
-    @cached_property
+    @property
     def vae(self) -> Any:
-        """The image autoencoder, loaded at first use."""
-        return self._load_vae().eval().requires_grad_(False)
+        """The image autoencoder, loaded at first use; UsageError if there is no fitting one."""
+        return self.autoencoder.module
 
     def config(self) -> dict[str, Any]:
         """Everything that scores depend on, as JSON: source, commit, dtype, device, file sha256."""
@@ -311,7 +313,11 @@ class Denoiser:
         steps: int = DDIM_STEPS,
         guidance: float = 7.5,
     ) -> Tensor:
-        """Draw images: uint8 [P, S, H, W, 3] on the CPU, by DDIM with ``steps`` steps."""
+        """Draw images: uint8 [P, S, H, W, 3] on the CPU, by DDIM with ``steps`` steps.
+
+        Raises UsageError without a fitting autoencoder, NonFiniteError for NaN or Inf.
+        """
+        self.autoencoder.require()
         empty, noise = self.unconditional_for(condition), self.noise(seeds)
         estimate = self.schedule.estimate
         latents = self.schedule.denoise(
@@ -321,13 +327,12 @@ class Denoiser:
             steps=steps,
             guidance=guidance,
         )
-        images = decode(self.vae, latents.flatten(0, 1), self.batch_size)
-        return images.reshape(len(condition), len(seeds), *images.shape[1:])
+        return self.autoencoder.decode(latents, seeds, self.batch_size)
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:
-        """Clean latents [N, C, h, w] of images, uint8 [N, H, W, 3]: scaled posterior means."""
-        return encode(self.vae, images, self.device, self.dtype)
+        """Latents [N, C, h, w] of images, uint8 [N, H, W, 3]; raises as :meth:`generate`."""
+        return self.autoencoder.encode(images, self.device, self.dtype)
 
     def copy(self) -> Denoiser:
         """A Denoiser with its own copy of the network; everything else is shared.
@@ -335,14 +340,11 @@ class Denoiser:
         After writes to its weights through ``.data``, call ``copy.engine.weights_changed()``.
         """
         own = copy.copy(self)
-        own.engine, own.recipe = self.engine.copy(), None
+        own.engine, own.recipe, own._shared = self.engine.copy(), None, RecentLatents()
         own.unet = network = own.engine.backbone.network
-        own._shared, own._load_vae = RecentLatents(), lambda: self.vae
         own._origin = {**self._origin, "source": f"weights changed after {self._origin['source']}"}
         own._hashes_at = lru_cache(1)(
-            lambda _: (
-                without_unet_weights(self._hashes) | {"unet": tensors_sha256(network.state_dict())}
-            )
+            lambda _: with_unet_weights(self._hashes, network.state_dict())
         )
         return own
 
@@ -356,5 +358,6 @@ class Denoiser:
         reason = why_not_files(self.unet) if self._masks is None else masks
         if reason is not None:
             raise UsageError(f"save_pretrained: {reason}")
-        pipe = self._text.pipeline(vae=self.vae, unet=self.unet, scheduler=self.schedule.sampler)
+        networks = {"vae": self.autoencoder.optional, "unet": self.unet}
+        pipe = self._text.pipeline(**networks, scheduler=self.schedule.sampler)
         pipe.save_pretrained(os.fspath(directory), safe_serialization=True)

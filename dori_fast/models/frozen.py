@@ -9,8 +9,8 @@ from torch import nn
 
 
 @contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no gradients to the weights; at exit each has its own mode again."""
+def frozen(network: nn.Module) -> Iterator[nn.Module]:
+    """The network in evaluation mode and without gradients to its weights, as it was at exit."""
     training = [module for module in network.modules() if module.training]
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     for module in training:
@@ -18,7 +18,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
     for weight in trained:
         weight.requires_grad_(False)
     try:
-        yield
+        yield network
     finally:
         for module in training:
             module.training = True

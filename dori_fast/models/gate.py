@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.require import require_pooled, require_text, require_unet
@@ -54,12 +56,14 @@ class Reading:
         xl: whether it has SDXL's two text encoders.
         zero_for_empty: whether the empty prompt's embeddings are zeros, as in SDXL's base model.
         schedule: the noise schedule.
+        vae: class and configuration of the image autoencoder, ``(None, {})`` without one.
         notes: sentences on everything that is read otherwise than the model's own pipeline would.
     """
 
     xl: bool
     zero_for_empty: bool
     schedule: KnownSchedule
+    vae: tuple[str | None, Mapping[str, Any]]
     notes: tuple[str, ...] = ()
 
 
@@ -93,7 +97,19 @@ def require_denoiser(components: Components) -> Reading:
     schedule = _schedule_of(components)
     notes += schedule.notes
     zeros = components.options.get("force_zeros_for_empty_prompt", True)
-    return Reading(xl, xl and bool(zeros), schedule, tuple(notes))
+    return Reading(xl, xl and bool(zeros), schedule, _vae_of(components, xl), tuple(notes))
+
+
+def _vae_of(components: Components, xl: bool) -> tuple[str | None, Mapping[str, Any]]:
+    if "vae" in components.classes:
+        return components.classes["vae"], components.configs["vae"]
+    if xl and "vae" in components.missing:
+        # SDXL is told the size of its images, so its scores depend on the VAE's factor
+        raise UsageError(
+            f"load: {components.where} has no vae/, but model_index.json names one, on whose factor"
+            " SDXL's scores depend; restore it, or set vae to [null, null] there"
+        )
+    return None, {}
 
 
 def _schedule_of(components: Components) -> KnownSchedule:

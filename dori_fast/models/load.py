@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -17,9 +18,14 @@ from dori_fast.models.components import Components
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.execution import Execution, Switch
-from dori_fast.models.files.directory import open_json, resolve_directory, unet_home
+from dori_fast.models.files.directory import resolve_directory, unet_home
 from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha256
 from dori_fast.models.gate import Reading, require_denoiser
+from dori_fast.models.images.kinds import (
+    autoencoder_class,
+    pipeline_scale_factor,
+    vae_scale_factor,
+)
 from dori_fast.models.modules import open_text, open_unet, open_vae
 from dori_fast.models.overlay import lay_over_
 from dori_fast.models.schedules.vp import Schedule
@@ -106,11 +112,17 @@ def load(
     text = open_text(directory, reading, dtype, device, variant)
     if execution.on("channels_last", device):
         unet.to(memory_format=torch.channels_last)
+    vae_class, vae_config = reading.vae
     return Denoiser(
-        backbone=_backbone(unet, open_json(directory, "vae/config.json")),
+        backbone=_backbone(unet, vae_scale_factor(vae_class, vae_config)),
         text=text,
         schedule=Schedule(reading.schedule),
-        vae=lambda: open_vae(directory, dtype, variant).to(device),
+        vae=cache(
+            lambda: (
+                vae_class
+                and open_vae(autoencoder_class(vae_class), directory, dtype, device, variant)
+            )
+        ),
         device=device,
         dtype=dtype,
         origin={"source": name, "revision": revision},
@@ -173,9 +185,8 @@ def _refuse_for_pipelines(**options: Any) -> None:
         )
 
 
-def _backbone(unet: Any, vae_config: Mapping[str, Any], borrowed: bool = False) -> Backbone:
+def _backbone(unet: Any, factor: int, borrowed: bool = False) -> Backbone:
     """The engine's view of a UNet whose images are larger than its latents by the VAE's factor."""
-    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
     _, height, width = latent_shape(unet)
     return backbone_of(unet, (height * factor, width * factor), borrowed)
 
@@ -231,7 +242,7 @@ def _from_pipeline(
             f"load: the pipeline is {has_dtype} on {has_device}, requested {to_dtype} on"
             f" {to_device}; move it first with pipe.to(...)"
         )
-    backbone = _backbone(pipe.unet, pipe.vae.config, borrowed=True)
+    backbone = _backbone(pipe.unet, pipeline_scale_factor(pipe), borrowed=True)
     wanted = how["execution"].channels_last
     if wanted != "auto" and wanted != backbone.channels_last:
         layout = "channels_last" if wanted else "contiguous_format"
@@ -249,7 +260,7 @@ def _from_pipeline(
         backbone=backbone,
         text=text,
         schedule=Schedule(reading.schedule),
-        vae=lambda: pipe.vae,
+        vae=lambda: getattr(pipe, "vae", None),
         device=has_device,
         dtype=has_dtype,
         origin={"source": f"pipeline:{type(pipe).__name__}", "revision": None},

@@ -67,11 +67,11 @@ def open_text(
     return text_side(tokenizers, encoders, reading.zero_for_empty)
 
 
-def open_vae(directory: Path, dtype: torch.dtype, variant: str | None) -> Any:
-    """The image autoencoder."""
-    from diffusers import AutoencoderKL
-
-    return _open(AutoencoderKL, directory, "vae", torch_dtype=dtype, variant=variant)
+def open_vae(
+    kind: Any, directory: Path, dtype: torch.dtype, device: torch.device, variant: str | None
+) -> Any:
+    """The frozen image autoencoder, of a class of diffusers; raises as :func:`open_unet`."""
+    return _open_frozen(kind, directory, "vae", device, torch_dtype=dtype, variant=variant)
 
 
 def _open_frozen(
@@ -80,8 +80,9 @@ def _open_frozen(
     module = _open(kind, directory, part, **options)
     bad = first_nonfinite(module.named_parameters())
     if bad is not None:
+        wider = ", or use dtype='float32'" if module.dtype == torch.float16 else ""
         raise IntegrityError(
-            f"load: {directory / part} holds NaN or Inf in {bad}; get the weights again"
+            f"load: {directory / part} holds NaN or Inf in {bad}; get the weights again{wider}"
         )
     return module.to(device).eval().requires_grad_(False)
 

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dori_fast._checks import seed_tuple
+from dori_fast._checks import require_finite, seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition, WeightMask, stack
 from dori_fast.models.backbones.unet.stock import not_its_weight
@@ -149,6 +149,7 @@ class Wanda:
         Raises:
             UsageError: no prompts, a masked model, unknown layers, layers with adapters, or a
                 sparsity too small to mark a weight of any layer.
+            NonFiniteError: activations that are NaN or infinite.
         """
         if not isinstance(prompts, TextCondition):
             prompts = list_of_str("wanda", prompts)
@@ -247,6 +248,8 @@ class Wanda:
         """A mask for each row of ``target``; a row is the sum over ``prompts`` prompts."""
         pruned = {}
         for name, weight in weights.items():
+            for energies in (*target, *base):
+                require_finite("wanda", f"activations of {name}", energies[name], weight.dtype)
             rows = len(target[0][name])
             votes = torch.zeros(rows, *weight.shape, dtype=torch.int32, device=weight.device)
             for step, base_step in zip(target, base, strict=True):

@@ -98,6 +98,8 @@ def prune(
 
         open_prompts(prompts, column, Selection.of(header=header))
         loaded = source.load()
+        if images:
+            loaded.autoencoder.require()
         chosen: NeMo | Wanda
         if method == "wanda":
             chosen = Wanda(sparsity, steps, both_halves=both_halves, joint=False)

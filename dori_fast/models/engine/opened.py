@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from dori_fast.models.engine.attention import choose
 from dori_fast.models.engine.backbone import Backbone
@@ -12,7 +13,7 @@ from dori_fast.models.engine.snapshot import Snapshot
 from dori_fast.models.frozen import frozen
 
 
-def evaluating(backbone: Backbone) -> AbstractContextManager[None]:
+def evaluating(backbone: Backbone) -> AbstractContextManager[Any]:
     """The context of every look at a network and of every evaluation.
 
     A borrowed network has there no dropout and no gradients to its weights; afterwards it is as it

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from dori_fast._checks import require_finite
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition
 from dori_fast.models.probes import change_of_noise
 from dori_fast.ops import ms_ssim_pairs
@@ -77,6 +78,7 @@ class Scorer:
         condition = view.condition(text, self._pooled(len(trials)))
         blocked = change_of_noise(view, condition, shared, self._units)
         similarity = ms_ssim_pairs(self._delta, blocked).amax(1)
+        require_finite("nemo", "similarities under masks", similarity, self._model.dtype)
         found: list[float] = similarity.tolist()
         return found
 

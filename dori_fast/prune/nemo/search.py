@@ -20,7 +20,6 @@ outcomes are guessed ahead (``refine``), and equal masks are scored once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from dori_fast._checks import require_finite, threshold_number
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition, stack
 from dori_fast.models.probes import change_of_noise, value_magnitudes
@@ -92,9 +92,7 @@ class NeMo:
                 raise UsageError("nemo: layers must name at least one cross-attention")
         if width is not None and width < 1:
             raise UsageError(f"nemo: width must be at least 1, got {width}")
-        if math.isnan(threshold):
-            raise UsageError("nemo: threshold must be a number, got nan")
-        self.mode, self.threshold = mode, float(threshold)
+        self.mode, self.threshold = mode, threshold_number("nemo", threshold)
         self._given, self._taken = statistics, WeakKeyDictionary[Any, NeuronStatistics]()
         if not 0 <= theta_end < 5:
             raise UsageError(f"nemo: theta_end must be in 0..5, got {theta_end}")
@@ -165,6 +163,7 @@ class NeMo:
 
         Raises:
             UsageError: the cases of :meth:`localize`, or more than one prompt.
+            NonFiniteError: noise differences or neurons that are NaN or infinite.
         """
         if not isinstance(prompt, str) and (
             not isinstance(prompt, TextCondition) or len(prompt) != 1
@@ -187,6 +186,7 @@ class NeMo:
         shared = model.share(noise, timestep)
         delta = change_of_noise(model, condition, shared, self.units)[0]
         alike = largest_per_map(ms_ssim(delta[None]))[0]
+        require_finite("nemo", "similarities of noise differences", alike, model.dtype)
         found = Search(
             name, layers, {n: model.engine.value_widths[n] for n in layers}, float(alike.max())
         )
@@ -225,6 +225,8 @@ class NeMo:
         self, model: Denoiser, condition: TextCondition, layers: Sequence[str]
     ) -> CandidateSets:
         magnitudes, usual = value_magnitudes(model, condition, layers), self.statistics(model)
+        for name in layers:
+            require_finite("nemo", f"magnitudes of {name}", magnitudes[name], model.dtype)
         return CandidateSets(
             [magnitudes[name][0].cpu() for name in layers],
             [usual.mean[name] for name in layers],

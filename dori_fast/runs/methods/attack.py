@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from dori_fast.attack import Dori
 from dori_fast.attack.starts import STARTS
-from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.errors import IntegrityError, NonFiniteError, UsageError
 from dori_fast.evaluate import CopySimilarity, SmallImages, replication
-from dori_fast.models import NeuronMask, WeightMask
+from dori_fast.models import NeuronMask, TextCondition, WeightMask
 from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.runs.methods.image_files import ImageOfRow, open_images
 from dori_fast.runs.methods.prune import EMBEDDINGS, MASKS
@@ -140,7 +141,8 @@ def attack(
 
     Args:
         model: the denoiser, without the masks.
-        prompts: as in a scan; rows without a prompt or a readable image are quarantined.
+        prompts: as in a scan. Rows without a prompt or a readable image are quarantined, and so
+            are rows whose latents, losses or images are NaN or infinite.
         images: a folder, or images by prompt; see :func:`open_images`. An image is read when its
             row is computed, and the row keeps its sha256.
         out: the run directory: a row per image in ``shards/``, and all embeddings in
@@ -160,13 +162,14 @@ def attack(
         on_progress: called after each shard.
 
     Raises:
-        UsageError: wrong arguments, or more rows than masks.
+        UsageError: wrong arguments, a model without an autoencoder, or more rows than masks.
         IntegrityError, StorageError, ScanInterrupted: as in a scan.
     """
     if not isinstance(method, Dori):
         raise UsageError(f"attack: method must be a df.attack.Dori, got {method!r}")
     if start not in STARTS:
         raise UsageError(f"attack: start must be one of {', '.join(STARTS)}, got {start!r}")
+    model.autoencoder.require()
     judging, selection = judging or Judging(), Selection.of(header=header)
     with prompts_on_disk(prompts) as path:
         reader = open_prompts(path, column, selection)
@@ -217,27 +220,57 @@ class _Attacks:
         found = iter(self._attack(rows, images) if images else [])
         return [image if isinstance(image, str) else next(found) for image in originals.values()]
 
-    def _attack(self, rows: Rows, images: Mapping[int, NDArray[np.uint8]]) -> list[dict[str, Any]]:
+    def _attack(
+        self, rows: Rows, images: Mapping[int, NDArray[np.uint8]]
+    ) -> list[dict[str, Any] | str]:
         ids = [rows.first + place for place in images]
         prompts, originals = [rows.prompts[place] or "" for place in images], [*images.values()]
         view, stacked = self._view(ids), np.stack(originals)
-        found = self.method.run(view, prompts, stacked, start=self.start, ids=ids)
-        how = vars(self.judging)
-        before = replication(view, view.encode(prompts), stacked, **how).similarity
-        after = replication(view, found.condition(view), stacked, **how).similarity
-        embeddings = found.embeddings.float().cpu().numpy()
-        return [
-            {
-                "image_sha256": hashlib.sha256(originals[i].tobytes()).hexdigest(),
-                "attack_steps": int(found.steps[i]),
-                "evaluations": int(found.evaluations[i]),
-                "losses": found.losses[: int(found.steps[i]), i].tolist(),
-                "similarity_before": before[i],
-                "similarity": after[i],
-                "embedding": embeddings[i].tobytes(),
-            }
-            for i in range(len(ids))
-        ]
+        try:
+            found = self.method.run(view, prompts, stacked, start=self.start, ids=ids)
+        except NonFiniteError as error:
+            # an image without finite latents, which the attack meets before its first step
+            if len(ids) == 1:
+                return [f"nonfinite: {error}"]
+            return [self._attack(rows, {place: images[place]})[0] for place in images]
+        before = self._similarities(view, view.encode(prompts), stacked)
+        embedded = view.condition(found.embeddings, found.pooled)
+        after = self._similarities(view, embedded, stacked)
+        embeddings, steps = found.embeddings.float().cpu().numpy(), found.evaluations
+        results: list[dict[str, Any] | str] = []
+        for i, (one, two) in enumerate(zip(before, after, strict=True)):
+            if i in found.failures:
+                dtype = str(self.model.dtype).removeprefix("torch.")
+                results.append(f"nonfinite: attack: {found.failures[i]} in {dtype}")
+                continue
+            if isinstance(one, str) or isinstance(two, str):
+                results.append(one if isinstance(one, str) else str(two))
+                continue
+            results.append(
+                {
+                    "image_sha256": hashlib.sha256(originals[i].tobytes()).hexdigest(),
+                    "attack_steps": int(found.steps[i]),
+                    "evaluations": int(found.evaluations[i]),
+                    # a step may have had a loss but no update
+                    "losses": found.losses[: int(steps[i]) // self.method.draws, i].tolist(),
+                    "similarity_before": one,
+                    "similarity": two,
+                    "embedding": embeddings[i].tobytes(),
+                }
+            )
+        return results
+
+    def _similarities(
+        self, view: Denoiser, condition: TextCondition, originals: NDArray[np.uint8]
+    ) -> list[NDArray[np.float64] | str]:
+        """Similarities [S] of each row, or ``"nonfinite: message"`` for a row without an image."""
+        try:
+            return [*replication(view, condition, originals, **vars(self.judging)).similarity]
+        except NonFiniteError as error:
+            if len(originals) == 1:
+                return [f"nonfinite: {error}"]
+        alone = torch.arange(len(originals)).split(1)
+        return [self._similarities(view, condition[i], originals[i.numpy()])[0] for i in alone]
 
     def _view(self, ids: Sequence[int]) -> Denoiser:
         if self.masks is None:

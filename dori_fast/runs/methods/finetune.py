@@ -147,7 +147,8 @@ def fine_tune(
         on_progress: called after every step.
 
     Raises:
-        UsageError: wrong arguments, or no row is left.
+        UsageError: wrong arguments, a model without an autoencoder, or no row is left.
+        NonFiniteError: surrogates, losses or weights that are NaN or infinite.
         IntegrityError: ``out`` holds a run with other settings, images or model.
         StorageError, ScanInterrupted: as in a scan; repeat the call to resume.
     """
@@ -156,6 +157,7 @@ def fine_tune(
     if not isinstance(method, Adversarial):
         raise UsageError(f"finetune: method must be a df.finetune.Adversarial, got {method!r}")
     check_model(model)
+    model.autoencoder.require()
     began, say = perf_counter(), on_stage or (lambda text: None)
     size = model.image_size
     memorized = read_prompt_images(

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from dori_fast._text import read_stand_in
-from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.errors import IntegrityError, NonFiniteError, UsageError
 from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
@@ -105,7 +105,8 @@ def prune(
 
     Args:
         model: the denoiser.
-        prompts: as in a scan; rows without a prompt are quarantined and get an empty mask.
+        prompts: as in a scan. Rows without a prompt, or with predictions that are NaN or infinite,
+            are quarantined and get an empty mask.
         out: the run directory: a row per prompt in ``shards/``, all masks in
             ``masks.safetensors``, and NeMo's neurons in the released code's format in ``nemo.csv``.
         method: NeMo, or Wanda with ``joint=False`` (for a joint mask, which is one computation
@@ -209,6 +210,15 @@ def _compute(
         if row not in embeddings:
             return "embedding: the attack has none for this row"
         wanted = model.condition(embeddings[row][None])
+    try:
+        return _localized(model, method, wanted)
+    except NonFiniteError as error:
+        return f"nonfinite: {error}"
+
+
+def _localized(
+    model: Denoiser, method: NeMo | Wanda, wanted: str | TextCondition
+) -> dict[str, Any]:
     if isinstance(method, NeMo):
         search = method.search(model, wanted)
         return {**asdict(search), "memorized": search.memorized}
