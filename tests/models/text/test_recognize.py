@@ -345,7 +345,6 @@ def test_a_padding_that_no_file_names_is_refused_where_the_default_is_not_the_en
             df.load(directory, device="cpu")
     # transformers 4 wrote the marks to a file of their own
     (named.parent / "special_tokens_map.json").write_text(json.dumps(marks))
-    own, found = (
-        df.load(each, device="cpu").encode(PROMPTS) for each in (tiny_sdxl_directory, second)
-    )
+    models = (df.load(each, device="cpu") for each in (tiny_sdxl_directory, second))
+    own, found = (model.encode(PROMPTS) for model in models)
     assert torch.equal(own.embeddings, found.embeddings) and torch.equal(own.pooled, found.pooled)
