@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dori_fast._checks import finite_similarities
+from dori_fast.errors import IntegrityError
 from dori_fast.evaluate import clopper_pearson, mcnemar
 from dori_fast.report.load import Run, rows_of
 from dori_fast.report.names import ATTACK_FIGURE, interval
@@ -44,9 +44,12 @@ def attack_page(run: Run) -> str:
 
 def _verdict(rows: list[dict[str, Any]], threshold: float) -> list[Html]:
     found = {
-        name: finite_similarities(np.array([row[key] for row in rows]), threshold)
+        name: np.array([row[key] for row in rows])
         for name, key in (("the prompt", "similarity_before"), ("the attack", "similarity"))
     }
+    if not all(np.isfinite(x).all() for x in found.values()):
+        # NaN is above no threshold, so it would count as no copy
+        raise IntegrityError("report: the run has similarities that are NaN or Inf; attack again")
     median = {name: np.median(x, axis=1) > threshold for name, x in found.items()}
     lines = [
         (

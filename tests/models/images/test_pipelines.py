@@ -27,13 +27,20 @@ from tests.models.images.support import (
 KINDS = {"kl": kl, "tiny": tiny, "asymmetric": asymmetric, "vq": vq}
 
 
-@pytest.mark.parametrize("kind", ["sd", "xl"])
-@pytest.mark.parametrize("name", [*KINDS, "kl-moments", "kl-no-quant"])
+MAKERS = {
+    **KINDS,
+    "kl-moments": lambda: kl(**MOMENTS, scaling_factor=0.5),
+    "kl-no-quant": lambda: kl(use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3),
+}
+# StableDiffusionPipeline cannot call VQModel, and ignores the moments
+SD = [name for name in MAKERS if name not in ("vq", "kl-moments")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [*(("sd", name) for name in SD), *(("xl", name) for name in MAKERS)]
+)
 def test_images_and_latents_are_the_pipelines_own(directory, kind, name):
-    if kind == "sd" and name in ("vq", "kl-moments"):
-        pytest.skip("StableDiffusionPipeline cannot decode with VQModel and ignores the moments")
-    makers = {"kl-moments": lambda: kl(**MOMENTS, scaling_factor=0.5), "kl-no-quant": no_quant}
-    root = directory(kind, certain({**KINDS, **makers}[name]()))
+    root = directory(kind, certain(MAKERS[name]()))
     images = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
     clean = torch.randn(2, 4, 8, 8)
     theirs = {i: their_image(root, kind, torch.float32, clean[i : i + 1]) for i in range(2)}
@@ -50,8 +57,13 @@ def test_images_and_latents_are_the_pipelines_own(directory, kind, name):
         assert drawn.shape == (1, 1, 16, 16, 3)
 
 
-def no_quant():
-    return kl(use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3)
+def test_a_codebook_is_decoded_in_stable_diffusion_as_in_latent_diffusion(directory):
+    """LDMTextToImagePipeline's formula: decode(z / scaling_factor)."""
+    root, clean = directory("sd", vq(scaling_factor=0.4)), torch.randn(2, 4, 8, 8)
+    for _, model in both(root, "sd"):
+        theirs = model.vae.decode(clean / 0.4).sample
+        theirs = ((theirs / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
+        assert (decode(model.vae, clean, 2).float() - theirs).abs().max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["sd", "xl"])
