@@ -12,6 +12,7 @@ from dori_fast.integrations import attention as kernels
 from dori_fast.integrations import supported
 from dori_fast.integrations.keys_values import compiled_module
 from dori_fast.integrations.session import Report, Session, Settings
+from dori_fast.models.components import Components
 from dori_fast.models.engine.execution import Switch, why_not_compile
 
 _Pipe = TypeVar("_Pipe")
@@ -135,11 +136,9 @@ def _check(settings: Settings, pipe: Any) -> None:
     steps = settings.scan_steps
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise UsageError(f"accelerate: scan_steps must be 1 or more, or None, got {steps!r}")
-    if steps is not None and not supported.has_unconditional(pipe):
-        raise UsageError(
-            "accelerate: scan_steps needs an unconditional pass, and this UNet is distilled to work"
-            " without one (time_cond_proj_dim); leave scan_steps out"
-        )
+    if steps is not None:
+        who = "accelerate: leave scan_steps out, since this model has no scores"
+        supported.require_scored(Components.of_pipeline(pipe), who)
     for name in ("kv_cache", "share"):
         if getattr(settings, name) not in ("auto", True, False):
             value = getattr(settings, name)

@@ -14,6 +14,7 @@ from dori_fast.errors import UsageError
 from dori_fast.integrations import attention, keys_values, rows, supported
 from dori_fast.integrations.norms import NoiseNorms
 from dori_fast.models.backbones.unet.parts import never_falling_back
+from dori_fast.models.components import Components
 from dori_fast.models.engine.execution import Switch
 
 
@@ -177,6 +178,7 @@ class Session:
 
     def _finish_norms(self, pipe: Any, report: Report) -> None:
         try:
+            supported.require_scored(Components.of_pipeline(pipe), "noise_norms")
             norms, timesteps = self._norms.finish(pipe.scheduler)
         except UsageError as error:
             if self.settings.scan_steps is not None:

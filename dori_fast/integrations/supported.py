@@ -7,6 +7,8 @@ from typing import Any
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.backbones.unet.stock import Functions
+from dori_fast.models.components import Components
+from dori_fast.models.gate import require_denoiser
 
 _REMEDY = "pass a StableDiffusionPipeline or StableDiffusionXLPipeline (SD 1.x, SD 2.x, SDXL)"
 _TRANSFORMERS = (
@@ -81,9 +83,17 @@ def _why_not(pipe: Any) -> str:
     return "its denoising loop is unknown"
 
 
-def has_unconditional(pipe: Any) -> bool:
-    """True if the pipeline can run the unconditional pass that the scores need.
+def require_scored(components: Components, who: str) -> None:
+    """Check that noise norms of a model have a meaning, by the gate that ``df.load`` passes.
 
-    A guidance-distilled UNet (LCM) takes the guidance scale as an input and has no such pass.
+    Args:
+        components: the model.
+        who: first words of the message.
+
+    Raises:
+        UsageError: they have none.
     """
-    return pipe.unet.config.time_cond_proj_dim is None
+    try:
+        require_denoiser(components)
+    except UsageError as error:
+        raise UsageError(f"{who}: {str(error).removeprefix('load: ')}") from error

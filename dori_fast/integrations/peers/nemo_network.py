@@ -13,9 +13,11 @@ from dori_fast.errors import UsageError
 from dori_fast.integrations import keys_values
 from dori_fast.integrations.peers.nemo_inputs import layers
 from dori_fast.integrations.peers.swap import Patch
+from dori_fast.integrations.supported import require_scored
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents
 from dori_fast.models.backbones.registry import backbone_of
 from dori_fast.models.backbones.unet.objections import refusal
+from dori_fast.models.components import Components
 from dori_fast.models.schedules.known import schedule_of
 from dori_fast.models.schedules.vp import Schedule
 from dori_fast.models.text.encoders import TextSide
@@ -114,6 +116,9 @@ class Network:
 
 def network(record: Patch, *parts: Any) -> tuple[Network | None, str | None]:
     """The last call's network if still valid, or a new one; else None with the reason."""
+    names = ("tokenizer", "text_encoder", "unet", "scheduler")
+    modules = dict(zip(names, parts, strict=True))
+    require_scored(Components.of_modules("NeMo's model", modules), "patch: nemo")
     unet, scheduler = parts[2:]
     if hasattr(scheduler, "sigmas"):
         return None, type(scheduler).__name__

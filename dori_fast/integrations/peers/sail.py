@@ -15,6 +15,8 @@ from typing import Any
 from torch.autograd import forward_ad
 
 from dori_fast.integrations.peers.swap import Patch, Peer, Swap, replaced_forward
+from dori_fast.integrations.supported import require_scored
+from dori_fast.models.components import Components
 from dori_fast.models.engine.forward_mode import FusedDerivatives
 
 _REPOSITORY = "https://github.com/Dongjae0324/sharpness_memorization_diffusion at f4ee4b8"
@@ -36,6 +38,7 @@ def _make_call(released: Callable[..., Any], record: Patch, _: Any) -> Callable[
         what: Any = kwargs.get("args")
         if getattr(what, "exp_type", None) != "det":
             return released(self, *args, **kwargs)
+        require_scored(Components.of_pipeline(self), "patch: sail")
         with replaced_forward(self.unet, _detecting(self.unet.forward, what.hvp_sampling_num)):
             return released(self, *args, **kwargs)
 

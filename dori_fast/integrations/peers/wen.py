@@ -19,6 +19,8 @@ from dori_fast.errors import UsageError
 from dori_fast.integrations import keys_values
 from dori_fast.integrations.peers.swap import Patch, Peer, Shim, Swap
 from dori_fast.integrations.peers.wen_gradients import make_differentiated
+from dori_fast.integrations.supported import require_scored
+from dori_fast.models.components import Components
 
 _REPOSITORY = "https://github.com/YuxinWenRick/diffusion_memorization at c8fe471"
 _CALL = (
@@ -112,6 +114,7 @@ def _make_call(
         if not given["return_dict"] or not given["guidance_scale"] > 1:
             # the released function then has no norms, and fails where it needs them
             return released(self, *args, **kwargs)
+        require_scored(Components.of_pipeline(self), "patch: wen")
         wanted = given["output_type"]
         given |= {"output_type": "latent", "track_noise_norm": False}
         norms, latents = _Norms(given["lp"], steps), None
