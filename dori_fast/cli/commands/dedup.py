@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, Keep, ModelSource, Where, command, listed
+from dori_fast.cli.options import (
+    AsJson,
+    Column,
+    Keep,
+    MaxErrors,
+    ModelSource,
+    Where,
+    command,
+    listed,
+)
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
 Memory = Annotated[str, typer.Option(help="Memory to use; larger tables spill to the disk.")]
@@ -24,6 +33,7 @@ def dedup(
     column: Column = None,
     where: Where = None,
     keep: Keep = None,
+    max_errors: MaxErrors = 0.01,
     memory: Memory = "1GB",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -45,6 +55,7 @@ def dedup(
             column=column,
             where=where or [],
             keep=listed(keep),
+            max_errors=max_errors,
             memory=memory,
         )
         status.say(

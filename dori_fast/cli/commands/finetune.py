@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, Limit, ModelWeights, Resume, command
+from dori_fast.cli.options import (
+    AsJson,
+    Column,
+    Limit,
+    MaxErrors,
+    ModelWeights,
+    Resume,
+    command,
+)
 from dori_fast.cli.sources import demo_images
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
@@ -109,6 +117,7 @@ def finetune(
     ] = 25,
     limit: Limit = None,
     resume: Resume = "auto",
+    max_errors: MaxErrors = 0.01,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -168,6 +177,7 @@ def finetune(
             limit=limit,
             checkpoint_every=checkpoint_every,
             resume=resume,
+            max_errors=max_errors,
             on_stage=status.say,
             on_step=lambda report: status.line(_line(report)),
         )

@@ -18,6 +18,7 @@ from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import CopySimilarity, SmallImages, replication
 from dori_fast.models import NeuronMask, WeightMask
 from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.runs.budget import MAX_ERRORS, require_rows
 from dori_fast.runs.methods.image_files import ImageOfRow, open_images
 from dori_fast.runs.methods.prune import EMBEDDINGS, MASKS
 from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
@@ -71,7 +72,7 @@ class AttackRun:
     """A finished run.
 
     Attributes:
-        run: the run and its rows.
+        run: the run, its rows, and its ``state``.
         threshold: similarity above which an image counts as replicated.
     """
 
@@ -94,6 +95,13 @@ def read_masks(path: str | Path) -> NeuronMask | WeightMask:
         return WeightMask.load(file)
 
 
+def without_mask(masks: NeuronMask | WeightMask, row: int) -> str | None:
+    """``"mask: ..."`` if a row of an input has a mask of its own and that is missing, else None."""
+    if len(masks) > 1 and row in masks.missing:
+        return "mask: the localization has none for this row, which it quarantined"
+    return None
+
+
 def masked_rows(
     model: Denoiser,
     masks: NeuronMask | WeightMask,
@@ -104,7 +112,7 @@ def masked_rows(
     """A view for rows of an input: each under its own mask, or all under a single one.
 
     Raises:
-        UsageError: the input has more rows than there are masks.
+        UsageError: the input has more rows than there are masks, or a mask is missing.
     """
     count = len(masks)
     if max(ids) >= count > 1:
@@ -131,37 +139,44 @@ def attack(
     block: int = 16,
     limit: int | None = None,
     resume: Resume = "auto",
+    max_errors: float = MAX_ERRORS,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> AttackRun:
     """Attack every row's image into a run directory, resumable block by block.
 
     Args:
         model: the denoiser, without the masks.
-        prompts: as in a scan; rows without a prompt or a readable image are quarantined.
+        prompts: as in a scan; rows without a prompt, a readable image or a mask of their own are
+            quarantined.
         images: a folder, or images by prompt; see :func:`open_images`. An image is read when its
             row is computed, and the row keeps its sha256.
         out: the run directory: a row per image in ``shards/``, and all embeddings in
-            ``embeddings.safetensors`` (``embeddings`` [N, T, D], ``row_id`` [N]).
+            ``embeddings.safetensors`` (``embeddings`` [N, T, D], ``row_id`` [N]), which is left
+            out if there are none.
         method: the attack; its random streams are numbered by row.
         start: ``"prompt"`` or ``"gaussian"``.
         masks: one mask for all rows, or one per row of the input, as ``dori-fast prune`` wrote.
-        in_turn: reuse the masks from the first on if there are more rows than masks; for
-            controls, which have no masks of their own.
+        in_turn: reuse the masks from the first on if there are more rows than masks, without
+            those that are missing; for controls, which have no masks of their own.
         judging: settings for drawing and comparing images; default ``Judging()``.
         column: the prompt column; default: the first usual name.
         image_column: column of file names relative to the folder; default ``image``.
         block: rows per block, without effect on the results; default 16.
         limit: number of rows to read; default: all.
         resume: as in a scan.
+        max_errors: as in a scan; ``run.state`` is then ``"over_budget"``.
         on_progress: called after each shard.
 
     Raises:
-        UsageError: wrong arguments, or more rows than masks.
+        UsageError: wrong arguments, no rows, or more rows than masks.
         IntegrityError, StorageError, ScanInterrupted: as in a scan.
     """
     judging = judging or Judging()
+    if in_turn and masks is None:
+        raise UsageError("attack: in_turn is about masks, but there are none; give masks")
     with prompts_on_disk(prompts) as path:
         reader = open_prompts(path, column)
+        require_rows(reader, prompts)
         image_of = open_images(images, reader, image_column, model.image_size)
         attacks = _Attacks(model, method, start, masks, in_turn, judging, image_of)
         run = run_rows(
@@ -175,9 +190,13 @@ def attack(
             at_once=block,
             limit=limit,
             resume=resume,
+            max_errors=max_errors,
             on_progress=on_progress,
         )
-    write_durably(run.out / EMBEDDINGS, lambda file: _save_embeddings(model, run, file))
+    if run.counts.ok:
+        write_durably(run.out / EMBEDDINGS, lambda file: _save_embeddings(model, run, file))
+    else:
+        (run.out / EMBEDDINGS).unlink(missing_ok=True)
     return AttackRun(run, (judging.measure or SmallImages()).threshold)
 
 
@@ -203,10 +222,15 @@ class _Attacks:
         }
 
     def __call__(self, rows: Rows, places: Sequence[int]) -> list[dict[str, Any] | str]:
-        originals = {place: self.image_of(rows, place) for place in places}
+        originals = {place: self._image(rows, place) for place in places}
         images = {p: image for p, image in originals.items() if not isinstance(image, str)}
         found = iter(self._attack(rows, images) if images else [])
         return [image if isinstance(image, str) else next(found) for image in originals.values()]
+
+    def _image(self, rows: Rows, place: int) -> NDArray[np.uint8] | str:
+        masks = None if self.in_turn else self.masks
+        lacking = None if masks is None else without_mask(masks, rows.first + place)
+        return lacking or self.image_of(rows, place)
 
     def _attack(self, rows: Rows, images: Mapping[int, NDArray[np.uint8]]) -> list[dict[str, Any]]:
         ids = [rows.first + place for place in images]
@@ -243,6 +267,5 @@ def _save_embeddings(model: Denoiser, run: RowRunResult, path: Path) -> None:
     rows = [(row["row_id"], row["embedding"]) for row in run.rows() if row["embedding"]]
     shape = model.unconditional.unique.shape[1:]
     found = [np.frombuffer(embedding, np.float32).reshape(shape) for _, embedding in rows]
-    stacked = np.stack(found) if found else np.zeros((0, *shape), np.float32)
     ids = np.array([row_id for row_id, _ in rows], np.int64)
-    save_file({"embeddings": stacked, "row_id": ids}, path)
+    save_file({"embeddings": np.stack(found), "row_id": ids}, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dori_fast.errors import UsageError
 from dori_fast.models.files.hashes import tensors_sha256
+from dori_fast.runs.budget import Failure, require_rows
 from dori_fast.runs.methods.image_files import open_images
 from dori_fast.runs.settings import checked
 from dori_fast.runs.sources.open import input_sha256, open_prompts
 from dori_fast.runs.sources.rows import limited
+from dori_fast.runs.store.record import Counts
 
 _AT_ONCE = 64
 
@@ -39,6 +40,17 @@ class PromptImageRows:
     refused: list[dict[str, Any]]
     file_sha256: str
 
+    @property
+    def counts(self) -> Counts:
+        """Number of rows that were read, by outcome."""
+        ok, refused = len(self.rows), len(self.refused)
+        return Counts(rows=ok + refused, ok=ok, quarantined=refused)
+
+    @property
+    def first_failure(self) -> Failure | None:
+        """The first of the other rows and its reason."""
+        return (self.refused[0]["row_id"], self.refused[0]["error"]) if self.refused else None
+
     def config(self) -> dict[str, Any]:
         """The digests of file and images and the number of rows, as plain JSON."""
         pictures = tensors_sha256({"pictures": torch.from_numpy(self.images)})
@@ -53,6 +65,7 @@ def read_prompt_images(
     column: str | None = None,
     image_column: str = "image",
     limit: int | None = None,
+    refuse: Callable[[int], str | None] = lambda row: None,
 ) -> PromptImageRows:
     """Read a file of prompts with its images.
 
@@ -63,11 +76,14 @@ def read_prompt_images(
         column: the prompt column; default: the first usual name.
         image_column: column of file names relative to the folder; default ``image``.
         limit: number of rows to read; default: all.
+        refuse: function that returns ``"code: message"`` for the number of a row to be left out,
+            else None; default: none.
 
     Raises:
-        UsageError: no such file, folder or column, or no row is left.
+        UsageError: no such file, folder or column, or a file without rows.
     """
     reader = open_prompts(path, column)
+    require_rows(reader, path)
     image_of = open_images(images, reader, image_column, size)
     settings = checked(
         "finetune", seeds=1, steps=1, batch_size="auto", limit=limit, shard_size=_AT_ONCE
@@ -78,18 +94,13 @@ def read_prompt_images(
     refused: list[dict[str, Any]] = []
     for part in limited(reader, settings.shard_size, settings.limit):
         for place, prompt in enumerate(part.prompts):
-            found = part.errors[place] if prompt is None else image_of(part, place)
-            if prompt is None or found is None or isinstance(found, str):
+            found = part.errors[place] or refuse(part.first + place) or image_of(part, place)
+            if prompt is None or isinstance(found, str):
                 row = {"row_id": part.first + place, "prompt": prompt, "error": found}
                 refused.append(row)
                 continue
             rows.append(part.first + place)
             prompts.append(prompt)
             found_images.append(found)
-    if not rows:
-        first = f" (the first row: {refused[0]['error']})" if refused else ""
-        raise UsageError(
-            f"{path}: no row with a prompt and a readable image{first}; check --images and its"
-            " column of names"
-        )
-    return PromptImageRows(rows, prompts, np.stack(found_images), refused, input_sha256(path))
+    stacked = np.stack(found_images) if rows else np.zeros((0, *size, 3), np.uint8)
+    return PromptImageRows(rows, prompts, stacked, refused, input_sha256(path))

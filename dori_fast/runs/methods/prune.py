@@ -16,6 +16,7 @@ from dori_fast.errors import UsageError
 from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
+from dori_fast.runs.budget import MAX_ERRORS, require_rows
 from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
@@ -54,8 +55,9 @@ class PruneResult:
     """A finished localization.
 
     Attributes:
-        run: the run and its rows.
-        masks: one mask per row, empty for quarantined rows; as saved in ``masks.safetensors``.
+        run: the run, its rows, and its ``state``.
+        masks: one mask per row, ``missing`` for quarantined rows; as saved in
+            ``masks.safetensors``.
         layers: layers of the masks, in order.
     """
 
@@ -92,15 +94,17 @@ def prune(
     column: str | None = None,
     limit: int | None = None,
     resume: Resume = "auto",
+    max_errors: float = MAX_ERRORS,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> PruneResult:
     """Localize every prompt of an input into a run directory, resumable prompt by prompt.
 
     Args:
         model: the denoiser.
-        prompts: as in a scan; rows without a prompt are quarantined and get an empty mask.
+        prompts: as in a scan; rows without a prompt are quarantined, and their mask is missing.
         out: the run directory: a row per prompt in ``shards/``, all masks in
             ``masks.safetensors``, and NeMo's neurons in the released code's format in ``nemo.csv``.
+            The last two are left out if no row could be localized.
         method: NeMo, or Wanda with ``joint=False`` (for a joint mask, which is one computation
             over all prompts, call its ``localize``).
         embeddings: run directory of an attack on the same prompts. Each row's adversarial
@@ -108,6 +112,7 @@ def prune(
         column: the prompt column; default: the first usual name.
         limit: number of rows to read; default: all.
         resume: as in a scan.
+        max_errors: as in a scan; ``run.state`` is then ``"over_budget"``.
         on_progress: called after each shard.
 
     Raises:
@@ -123,9 +128,11 @@ def prune(
     if found is not None:
         config["embeddings"] = file_sha256(Path(embeddings or "") / EMBEDDINGS)
     with prompts_on_disk(prompts) as path:
+        reader = open_prompts(path, column)
+        require_rows(reader, prompts)
         run = run_rows(
             model,
-            open_prompts(path, column),
+            reader,
             path,
             out=Path(out),
             method=config,
@@ -136,10 +143,15 @@ def prune(
             ],
             limit=limit,
             resume=resume,
+            max_errors=max_errors,
             on_progress=on_progress,
         )
     masks = _masks(model, run, layers, nemo)
     provenance = {"method": method.name, "run": str(Path(out).name)}
+    if not run.counts.ok:
+        for name in (MASKS, TABLE):
+            (run.out / name).unlink(missing_ok=True)
+        return PruneResult(run, masks, layers)
     write_durably(run.out / MASKS, lambda file: masks.save(file, **provenance))
     if nemo:
         write_durably(run.out / TABLE, lambda file: _write_table(run, len(layers), file))
@@ -175,11 +187,13 @@ def read_embeddings(run: str | Path) -> dict[int, torch.Tensor]:
     """The embeddings [T, D] in an attack's run directory, by row.
 
     Raises:
-        UsageError: the directory holds no finished attack.
+        UsageError: the directory holds no finished attack, or one without a result.
     """
     path = Path(run) / EMBEDDINGS
     if not path.exists():
-        raise UsageError(f"{path}: no such file; give the run directory of a finished attack")
+        raise UsageError(
+            f"{path}: no such file; give the run directory of a finished attack that attacked a row"
+        )
     saved = load_file(path)
     rows = saved["row_id"].tolist()
     return dict(zip(rows, torch.from_numpy(saved["embeddings"]), strict=True))
@@ -209,18 +223,20 @@ def _masks(
     model: Denoiser, run: RowRunResult, layers: Sequence[str], nemo: bool
 ) -> NeuronMask | WeightMask:
     rows = list(run.rows())
-    if not rows:
-        raise UsageError("prune: the input has no rows")
+    missing = frozenset(i for i, row in enumerate(rows) if row["status"] != "ok")
     if nemo:
         widths = {name: model.engine.value_widths[name] for name in layers}
         lists = [dict(zip(layers, row["refined"] or [], strict=False)) for row in rows]
-        return NeuronMask.blocking(lists, widths)
+        return NeuronMask.blocking(lists, widths, missing=missing)
     shapes = {name: tuple(model.unet.get_submodule(name).weight.shape) for name in layers}
     return WeightMask(
         {
             name: torch.stack([_unpacked(row["pruned"], i, shape) for row in rows])
+            if rows
+            else torch.zeros((0, *shape), dtype=torch.bool)
             for i, (name, shape) in enumerate(shapes.items())
-        }
+        },
+        missing,
     )
 
 
