@@ -17,6 +17,7 @@ from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.execution import Execution, Switch
 from dori_fast.models.files.directory import open_json, resolve_directory, unet_home
 from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha256
+from dori_fast.models.files.local_source import require_local
 from dori_fast.models.modules import open_text, open_unet, open_vae
 from dori_fast.models.overlay import lay_over_
 from dori_fast.models.text.encoders import TextSide, TextSideXL
@@ -89,6 +90,8 @@ def load(
     device = _resolve_device(device)
     dtype = _resolve_dtype(dtype, device)
     name = str(source)
+    if isinstance(source, os.PathLike):
+        require_local(source)
     directory, revision = resolve_directory(name, revision, variant, local_files_only)
     home = unet_home(name, directory)
     unet = open_unet(home, dtype, device, variant)

@@ -99,9 +99,7 @@ def test_a_calibration_over_its_budget_writes_nothing(model: Any, tmp_path: Path
 
     # without a prompt: known before anything is scored; without a score: afterwards
     for bad, reason in ((None, "null"), ("bad", "nonfinite")):
-        with pytest.raises(
-            OverBudgetError, match=f"1 of 5 rows failed, the first: row 4: {reason}"
-        ):
+        with pytest.raises(OverBudgetError, match=f"1 of 5 rows failed, .*: row 4: {reason}"):
             made([*CLEAN[:4], bad])
         with pytest.raises(OverBudgetError, match="1 of 2 rows failed"):
             made(CLEAN[:4], suspicious=["a", bad])

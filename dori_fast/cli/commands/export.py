@@ -52,8 +52,6 @@ def export(
 
         labels = read_labels(label, positive)
         if format == "csv":
-            if labels is not None:
-                raise UsageError("export: csv has every column; leave out --label")
             run = open_run(result)
             if run.record.state == "over_budget":
                 status.say(
@@ -63,8 +61,6 @@ def export(
                 status.say(f"the run is {run.record.state}: only committed rows are exported")
             lines: Iterable[str] = csv_rows(run, formulas=formulas)
         else:
-            if formulas:
-                raise UsageError("export: --formulas is for csv; leave it out")
             measured = _measured(result, labels)
             if format == "lm-eval":
                 lines = [json.dumps(lm_eval(measured), indent=2), "\n"]

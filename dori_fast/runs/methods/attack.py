@@ -89,6 +89,11 @@ def read_masks(path: str | Path) -> NeuronMask | WeightMask:
     """
     path = Path(path)
     file = path / MASKS if path.is_dir() else path
+    if not file.exists():
+        raise UsageError(
+            f"{file}: no such file; give the run directory of a finished dori-fast prune that"
+            " localized a row, or its masks.safetensors"
+        )
     try:
         return NeuronMask.load(file)
     except IntegrityError:

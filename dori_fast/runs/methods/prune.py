@@ -126,7 +126,7 @@ def prune(
     found = None if embeddings is None else read_embeddings(embeddings)
     config = method.config()
     if found is not None:
-        config["embeddings"] = file_sha256(Path(embeddings or "") / EMBEDDINGS)
+        config["embeddings"] = file_sha256(embeddings_file(embeddings or ""))
     with prompts_on_disk(prompts) as path:
         reader = open_prompts(path, column)
         require_rows(reader, prompts)
@@ -183,13 +183,18 @@ def save_images(
     write_durably(result.run.out / IMAGES, lambda file: save_file(images, file))
 
 
+def embeddings_file(run: str | Path) -> Path:
+    """The file of embeddings in an attack's run directory, or that file itself."""
+    return Path(run) if Path(run).is_file() else Path(run) / EMBEDDINGS
+
+
 def read_embeddings(run: str | Path) -> dict[int, torch.Tensor]:
     """The embeddings [T, D] in an attack's run directory, by row.
 
     Raises:
         UsageError: the directory holds no finished attack, or one without a result.
     """
-    path = Path(run) / EMBEDDINGS
+    path = embeddings_file(run)
     if not path.exists():
         raise UsageError(
             f"{path}: no such file; give the run directory of a finished attack that attacked a row"

@@ -1,4 +1,4 @@
-"""The budget of errors of attacks, localizations and what reads them; and masks that are missing."""
+"""The budget of errors of attacks, localizations and their readers; and missing masks."""
 
 from __future__ import annotations
 
