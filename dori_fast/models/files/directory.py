@@ -71,7 +71,7 @@ def _fetch(
     name: str, revision: str | None, variant: str | None, local_files_only: bool
 ) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = ["model_index.json"]
     weights = [f".{variant}.", f".{variant}-*."] if variant else ["."]
@@ -88,8 +88,7 @@ def _fetch(
                 local_files_only=local_files_only,
             )
         )
-    # the first base is that of all errors of the hub's HTTP library
-    except (HfHubHTTPError.__bases__[0], LocalEntryNotFoundError, OSError) as error:
+    except (_transport_error(), LocalEntryNotFoundError, OSError) as error:
         if local_files_only:
             raise UsageError(
                 f"load: {name!r} is not among the downloaded models; load it once without"
@@ -108,18 +107,25 @@ def _fetch(
     return directory, directory.name
 
 
+def _transport_error() -> type[Exception]:
+    """The base of all errors of the library by which the hub's client speaks HTTP."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    found: type[Exception] = HfHubHTTPError.__bases__[0]
+    return found
+
+
 def _may_pass(error: Exception) -> bool:
     """Whether a later try may succeed: the hub was unreachable, busy or broken, not refusing."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     if constants.HF_HUB_OFFLINE:
         return False
     status = _status(error)
     if status is None:
-        transport = HfHubHTTPError.__bases__[0]
         # a wrong proxy stays wrong
-        waits = (LocalEntryNotFoundError, transport)
+        waits = (LocalEntryNotFoundError, _transport_error())
         return isinstance(error, waits) and type(error).__name__ != "ProxyError"
     return status == 429 or status >= 500
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import NoReturn
 
 from dori_fast.errors import UsageError
 from dori_fast.models.files.not_a_model import (
@@ -112,7 +113,7 @@ def _expanded(name: str) -> Path:
         return Path(name)
 
 
-def _refuse_path(name: str, note: str = "", remedy: str = "") -> None:
+def _refuse_path(name: str, note: str = "", remedy: str = "") -> NoReturn:
     """Raise UsageError with the part of a path that is here, and what it holds."""
     path = _expanded(name)
     try:
@@ -127,7 +128,7 @@ def _refuse_path(name: str, note: str = "", remedy: str = "") -> None:
     raise UsageError(f"load: no model {name!r}{note}: {where}; check the path{remedy}")
 
 
-def _refuse_address(name: str) -> None:
+def _refuse_address(name: str) -> NoReturn:
     found = _ADDRESS.match(name)
     if found is None or found["id"].startswith(_NO_MODELS):
         raise UsageError(
@@ -138,7 +139,7 @@ def _refuse_address(name: str) -> None:
     raise UsageError(f"load: {name!r} is an address; use the hub id {found['id']!r}{extra}")
 
 
-def _refuse_windows(name: str) -> None:
+def _refuse_windows(name: str) -> NoReturn:
     slashed = name.replace("\\", "/")
     if os.path.exists(slashed):
         raise UsageError(f"load: no model {name!r}; write the path with slashes: {slashed!r}")

@@ -60,7 +60,7 @@ def test_forms_that_are_refused() -> None:
     [
         (
             "data/prompts",
-            r"no folder 'data/prompts'; check the path, or write hf:data/prompts@main",
+            "no folder 'data/prompts'; check the path, or write hf:data/",
         ),
         ("./data/prompts", r"no folder '\./data/prompts'; check the path$"),
         ("a/b/c", r"no folder 'a/b/c'; check the path$"),
