@@ -6,11 +6,18 @@ fails: TypeError for a wrong type, ValueError for a wrong shape, dtype, device o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Mapping, Sequence, Set
+from numbers import Integral
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from dori_fast.errors import NonFiniteError, UsageError
 
 _FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
@@ -71,9 +78,70 @@ def constant(op: str, argument: str, value: Tensor) -> None:
         reject(op, argument, "without gradient (detach it, or use torch.no_grad)", "requires_grad")
 
 
+def finite_number(where: str, argument: str, value: float) -> float:
+    """The number as a float; raises UsageError if it is NaN or infinite."""
+    if not math.isfinite(value):
+        raise UsageError(f"{where}: {argument} must be a finite number, got {value}")
+    return float(value)
+
+
+def threshold_number(where: str, value: float) -> float:
+    """A threshold as a float; raises UsageError for NaN, above which nothing would be."""
+    if math.isnan(value):
+        raise UsageError(f"{where}: threshold must be a number, got {value}")
+    return float(value)
+
+
+def require_finite(command: str, what: str, values: Tensor, dtype: torch.dtype) -> None:
+    """Raise NonFiniteError if values that a verdict depends on are NaN or infinite.
+
+    Args:
+        command: name at the start of the message.
+        what: plural noun for the values.
+        values: the values; reading them waits for the device.
+        dtype: dtype in which the model computed them.
+    """
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        name = str(dtype).removeprefix("torch.")
+        raise NonFiniteError(
+            f"{command}: {bad} of {values.numel()} {what} are NaN or Inf in {name}; load the model"
+            " with a wider dtype, or check its weights"
+        )
+
+
+def finite_similarities(found: NDArray[np.float64], threshold: float = 0.0) -> NDArray[np.float64]:
+    """Similarities that a threshold will judge: NaN would count as no copy.
+
+    Raises:
+        NonFiniteError: a similarity is NaN or infinite.
+        UsageError: the threshold is NaN.
+    """
+    bad = int((~np.isfinite(found)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"copies: {bad} of {np.size(found)} similarities are NaN or Inf; check the measure of"
+            " copying"
+        )
+    threshold_number("copies", threshold)
+    return found
+
+
 def seed_tuple(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """The seeds 0..n-1 of a number n, or the given seeds."""
-    return tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
+    """The seeds 0..n-1 of a number n, or the given seeds.
+
+    Raises:
+        UsageError: neither; a text would be a sequence of digits, and a float would be cut.
+    """
+    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
+        return tuple(range(int(seeds)))
+    each: Any = seeds
+    try:
+        if isinstance(each, bool | str | bytes | Mapping | Set):
+            raise TypeError
+        return tuple(map(operator.index, each))
+    except TypeError:
+        raise UsageError(f"seeds must be a whole number or a list of them, got {seeds!r}") from None
 
 
 def shape_of(value: Tensor) -> list[int]:

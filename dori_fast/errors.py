@@ -11,6 +11,10 @@ class UsageError(DoriError, ValueError):
     """Request that cannot be carried out as given: bad configuration, input or kind of model."""
 
 
+class NonFiniteError(UsageError):
+    """Result that is NaN or infinite: the model's arithmetic failed on this input in its dtype."""
+
+
 class UnavailableError(DoriError):
     """Service that is unavailable now; the same call may succeed later."""
 

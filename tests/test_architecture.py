@@ -51,15 +51,15 @@ FOREIGN = {
 MODELS = {
     "files": set(),
     "schedules": set(),
-    "text": {"files"},
-    "images": {"schedules"},
+    "text": {"files", "frozen"},
+    "images": {"schedules", "frozen"},
     "masks": {"files"},
-    # it knows no architecture
-    "engine": {"masks", "text", "files"},
+    "engine": {"masks", "text", "files", "frozen"},  # knows no architecture
     # they know no files, no methods and no batches
     "backbones": {"engine", "masks", "text"},
-    # opens the networks that files describe
-    "modules": {"files", "text"},
+    "components": {"files"},
+    "gate": {"components", "backbones", "schedules", "text", "images"},
+    "modules": {"files", "text", "gate"},
     "denoiser": {"engine", "backbones", "masks", "text", "schedules", "images", "files"},
 }
 ABOVE_THE_DENOISER = {"load", "save", "reload", "overlay", "probes", "in_place", "prefixed"}

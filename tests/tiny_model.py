@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,17 @@ def save_tiny_sd(directory: str | Path, seed: int = 0, **unet_overrides: Any) ->
     return root
 
 
-def byte_tokenizer(**options: Any) -> CLIPTokenizer:
+MERGES = (("t", "h"), ("th", "e</w>"), ("i", "n"), ("a", "n"), ("o", "n</w>"), ("e", "r</w>"))
+
+
+def byte_tokenizer(merges: Sequence[tuple[str, str]] = MERGES, **options: Any) -> CLIPTokenizer:
     """A CLIPTokenizer whose vocabulary is the 256 bytes (inside and at the end of a word) and
     a few merges, so that every text has a tokenization and long texts exceed 77 tokens."""
     letters = _byte_letters()
-    merges = [("t", "h"), ("th", "e</w>"), ("i", "n"), ("a", "n"), ("o", "n</w>"), ("e", "r</w>")]
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(m) for m in merges)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS, **options)
+    return CLIPTokenizer(vocab=vocabulary, merges=list(merges), model_max_length=TOKENS, **options)
 
 
 def _byte_letters() -> list[str]:

@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dori_fast._checks import finite_number
 from dori_fast.attack.stopping import Stop
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
+from dori_fast.models.text.prompts import refuse_other_iterables
 
 OBJECTIVES = ("epsilon", "min-snr", "prediction")
 
@@ -70,7 +72,8 @@ class Attack:
             raise UsageError(f"attack: snr_cap must be above 0, got {snr_cap}")
         if not all(0 <= step <= steps for step in checkpoints):
             raise UsageError(f"attack: checkpoints must be 0..{steps}, got {list(checkpoints)}")
-        self.steps, self.lr, self.draws = steps, float(lr), draws
+        self.steps, self.draws = steps, draws
+        self.lr = finite_number("attack", "lr", lr)
         self.objective, self.snr_cap, self.seed = objective, float(snr_cap), seed
         self.checkpoints = tuple(sorted(set(checkpoints)))
         self.stop, self.check_every, self.recompute = stop, check_every, recompute
@@ -98,6 +101,8 @@ def problems_of(
     Raises:
         UsageError: no images, an image size other than the model's, or not one id per image.
     """
+    if ids is not None:
+        refuse_other_iterables("attack", ids, "ids")
     if len(images) == 0:
         raise UsageError("attack: no images")
     latents = model.latents(torch.as_tensor(images))

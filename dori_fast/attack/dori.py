@@ -73,15 +73,17 @@ class Dori(Attack):
         params, pooled = starting_points(model, start, prompts, names, self.seed)
         state = _Embeddings(self, model, latents, params, pooled, names, adam)
         state.run()
+        embeddings, updates = state.current(), state.adam.step - state.first_step
         return AttackResult(
-            embeddings=state.current(),
+            embeddings=embeddings,
             pooled=pooled,
             losses=state.losses,
-            steps=state.adam.step - state.first_step,
+            steps=updates,
             adam=state.adam,
             evaluations=state.evaluations,
             checkpoints=state.kept,
             config=self.config(),
+            failures=state.failures(updates, embeddings),
         )
 
 

@@ -27,6 +27,7 @@ class Progression(ABC):
         running: int64 [A] on the CPU, the problems that still run.
         active: bool [P] on the model's device, True for the same problems.
         losses: [steps, P], each step's loss before its update; NaN once a problem has stopped.
+        nonfinite: int64 [P] on the model's device, steps whose loss was NaN or infinite.
         kept: the checkpoints by step.
     """
 
@@ -42,6 +43,7 @@ class Progression(ABC):
         self.running = torch.arange(count)
         self.active = torch.ones(count, dtype=torch.bool, device=model.device)
         self.losses = torch.full((attack.steps, count), torch.nan, dtype=wide, device=model.device)
+        self.nonfinite = torch.zeros(count, dtype=torch.int64, device=model.device)
         self.kept: dict[int, Tensor] = {}
         self._attempts = torch.zeros(count, dtype=torch.int64)
         self._draws = Draws(model, ids, attack.seed, attack.draws)
@@ -67,6 +69,25 @@ class Progression(ABC):
     def evaluations(self) -> Tensor:
         """int64 [P], UNet samples of each problem, forward and backward."""
         return self._attempts * self.attack.draws
+
+    def failures(self, updates: Tensor, result: Tensor) -> dict[int, str]:
+        """Reason why a problem's result means nothing, by problem.
+
+        Args:
+            updates: int64 [P], updates that were made.
+            result: float [P, *], the optimized values.
+        """
+        bad, made = self.nonfinite.cpu(), updates.cpu()
+        whole = result.isfinite().flatten(1).all(1).cpu()
+        found = {}
+        for i, steps in enumerate(self._attempts.tolist()):
+            if bad[i]:
+                found[i] = f"the loss was NaN or Inf in {int(bad[i])} of {steps} steps"
+            elif not whole[i]:
+                found[i] = "the result holds NaN or Inf"
+            elif not made[i]:
+                found[i] = f"the gradients were NaN or Inf in all {steps} steps"
+        return found
 
     def run(self) -> None:
         """Take all steps; only the stop rule waits for the device."""
@@ -97,6 +118,7 @@ class Progression(ABC):
         for leaf in leaves:
             leaf.grad = None
         timesteps, noise = self._draws.take(self.running.tolist())
+        self.losses[step, self.running.to(self.model.device)] = 0
         for rows, draws, share in self._chunks():
             problems = self.running[rows]
             on_device = problems.to(self.model.device)
@@ -107,8 +129,8 @@ class Progression(ABC):
                 timesteps[rows, draws],
             )
             (loss * self._scale[on_device]).sum().backward(inputs=leaves)
-            seen = self.losses[step, on_device]
-            self.losses[step, on_device] = loss.detach() + seen.nan_to_num()
+            self.losses[step, on_device] += loss.detach()
+        self.nonfinite += self.active & ~self.losses[step].isfinite()
         finite = torch.ones_like(self.active)
         for leaf in leaves:
             assert leaf.grad is not None  # noqa: S101

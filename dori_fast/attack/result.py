@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from dori_fast.errors import UsageError
+from dori_fast.errors import NonFiniteError, UsageError
 from dori_fast.models import Denoiser, TextCondition
 from dori_fast.models.prefixed import encode_ids
 from dori_fast.ops import EmbeddingState
+
+
+def require_success(failures: Mapping[int, str], dtype: torch.dtype, command: str) -> None:
+    """Raise NonFiniteError if an attack failed on some of its problems."""
+    if failures:
+        which, reason = ", ".join(map(str, failures)), next(iter(failures.values()))
+        name = str(dtype).removeprefix("torch.")
+        wider = "load the model with dtype='float32', or " if dtype.itemsize < 4 else ""
+        raise NonFiniteError(
+            f"{command}: problems {which} failed in {name}, the first because {reason};"
+            f" {wider}lower lr"
+        )
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,8 @@ class AttackResult:
         evaluations: int64 [P], UNet samples of each problem, forward and backward.
         checkpoints: embeddings [P, T, D] by step; a problem that had stopped keeps its last ones.
         config: the attack's ``config()``.
+        failures: reason why a problem's embedding means nothing, by problem: a loss that was NaN
+            or infinite, or no update at all. Such an embedding proves nothing about the model.
     """
 
     embeddings: Tensor
@@ -37,6 +52,7 @@ class AttackResult:
     evaluations: Tensor
     checkpoints: dict[int, Tensor]
     config: dict[str, Any]
+    failures: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.embeddings.shape[0]
@@ -46,7 +62,9 @@ class AttackResult:
 
         Raises:
             UsageError: no such checkpoint.
+            NonFiniteError: a problem failed; those that did not have no entry in ``failures``.
         """
+        require_success(self.failures, model.dtype, "attack")
         return model.condition(_at(step, self.embeddings, self.checkpoints), self.pooled)
 
 
@@ -63,6 +81,7 @@ class TokensResult:
         evaluations: int64 [P], UNet samples of each problem, forward and backward.
         checkpoints: token rows int64 [P, T] by step.
         config: the attack's ``config()``.
+        failures: reason why a problem's tokens mean nothing, by problem, as for embeddings.
     """
 
     tokens: Tensor
@@ -72,6 +91,7 @@ class TokensResult:
     evaluations: Tensor
     checkpoints: dict[int, Tensor]
     config: dict[str, Any]
+    failures: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -89,7 +109,9 @@ class TokensResult:
 
         Raises:
             UsageError: no such checkpoint.
+            NonFiniteError: a problem failed; those that did not have no entry in ``failures``.
         """
+        require_success(self.failures, model.dtype, "attack")
         return encode_ids(model, _at(step, self.ids, self.checkpoints))
 
 

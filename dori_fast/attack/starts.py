@@ -11,6 +11,7 @@ from dori_fast._checks import accumulate_dtype
 from dori_fast.attack.draws import stream
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
+from dori_fast.models.text.prompts import list_of_str
 
 STARTS = ("prompt", "gaussian")
 
@@ -31,6 +32,8 @@ def starting_points(
     """
     if start not in STARTS:
         raise UsageError(f"attack: start must be one of {', '.join(STARTS)}, got {start!r}")
+    if prompts is not None and not isinstance(prompts, Tensor):
+        prompts = list_of_str("attack", prompts)
     if prompts is not None and len(prompts) != len(problems):
         raise UsageError(f"attack: {len(problems)} images but {len(prompts)} prompts or starts")
     wide = accumulate_dtype(model.dtype)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dori_fast._checks import threshold_number
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -38,6 +40,9 @@ class LossBelow:
 
     threshold: float
     window: int = 10
+
+    def __post_init__(self) -> None:
+        threshold_number("attack", self.threshold)
 
     def __call__(self, progress: Progress) -> Tensor:
         """bool [A]; False before ``window`` steps are done."""

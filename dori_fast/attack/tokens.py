@@ -35,6 +35,7 @@ from dori_fast.attack.stopping import Stop
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.prefixed import PrefixedPrompts
+from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import EmbeddingState, embedding_step
 from dori_fast.ops.simplex import capped_simplex_project as project
 
@@ -109,6 +110,7 @@ class Tokens(Attack):
         Raises:
             UsageError: numbers or sizes do not fit, or an SDXL model.
         """
+        prompts = list_of_str("attack", prompts)
         latents, names = problems_of(model, images, ids)
         if len(prompts) != len(names):
             raise UsageError(f"attack: {len(names)} images but {len(prompts)} prompts")
@@ -124,6 +126,7 @@ class Tokens(Attack):
             evaluations=state.evaluations,
             checkpoints={step: prefixed.ids(tokens) for step, tokens in state.kept.items()},
             config=self.config(),
+            failures=state.failures(state.adam.step, state.choices),
         )
 
 

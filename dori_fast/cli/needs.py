@@ -41,7 +41,7 @@ NEEDS = (
     ),
     Need(
         "prune",
-        ("clean", "statistics", "layers", "mode", "threshold", "theta_end"),
+        ("clean", "statistics", "layers", "mode", "threshold", "theta_end", "units"),
         "with --method wanda",
         lambda v: v["method"] == "nemo",
     ),

@@ -197,6 +197,10 @@ class Scoring:
     ] = "wen"
     seeds: Annotated[int, typer.Option(help="Number of noise seeds, shared by all prompts.")] = 4
     steps: Annotated[int, typer.Option(help="Number of denoising steps to score.")] = 1
+    units: Annotated[
+        Literal["epsilon", "x0", "prediction"],
+        typer.Option(help="Predictions to compare; prediction: the network's own output."),
+    ] = "epsilon"
     batch_size: Annotated[
         Any,
         typer.Option(parser=_auto_or_int, metavar="auto|N", help="UNet samples per forward."),
@@ -204,6 +208,14 @@ class Scoring:
 
 
 Column = Annotated[str | None, typer.Option(help="Column of prompts; default: found by its name.")]
+Header = Annotated[
+    bool | None,
+    typer.Option(
+        "--header/--no-header",
+        help="First line of .csv and .tsv files: names of columns, or a row (columns 1, 2, ...);"
+        " default: names, refused if they read like a prompt.",
+    ),
+]
 Where = Annotated[
     list[str] | None,
     typer.Option(metavar="CONDITION", help="Condition on rows, 'similarity > 0.3'; repeatable."),

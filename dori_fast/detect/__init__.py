@@ -20,6 +20,8 @@ from dori_fast.detect.sail import Sail
 from dori_fast.detect.wen import Wen
 from dori_fast.errors import UsageError
 
+Nemo = NeMo  # its name until version 0.1
+
 _BUILT_IN: dict[str, type] = {kind.name: kind for kind in (Asthana, NeMo, Ren, Sail, Wen)}
 
 __all__ = [

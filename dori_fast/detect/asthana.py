@@ -21,9 +21,16 @@ from typing import Any
 
 from torch import Tensor
 
-from dori_fast.detect.detector import SeededDetector, one_draw, seed_list
+from dori_fast.detect.detector import (
+    SeededDetector,
+    checked_units,
+    one_draw,
+    seed_list,
+    units_config,
+)
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.probes import shared_prediction, uncond_prediction
 from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.ops import noise_cosine, noise_difference
 
@@ -38,6 +45,9 @@ class Asthana(SeededDetector):
         compat: ``"asthana"`` reproduces the released code: the noise of all images of a prompt is
             drawn at once from seed 51 on the model's device in its dtype, and both terms are
             rounded to that dtype. Default: None.
+        units: predictions in place of eps: ``"epsilon"``, ``"x0"`` or ``"prediction"``, the
+            network's own output. At zero terminal signal-to-noise ratio epsilon does not depend
+            on the prompt and is refused.
     """
 
     name = "asthana"
@@ -49,20 +59,22 @@ class Asthana(SeededDetector):
         norm_weight: float = 1.0,
         cosine_weight: float = 2.0,
         compat: str | None = None,
+        units: str = "epsilon",
     ) -> None:
         self.seeds = seed_list(self.name, seeds)
         if compat not in (None, "asthana"):
             raise UsageError(f"asthana: compat must be None or 'asthana', got {compat!r}")
         self.norm_weight, self.cosine_weight = float(norm_weight), float(cosine_weight)
-        self.compat = compat
+        self.compat, self.units = compat, checked_units(self.name, units, compat)
 
     def config(self) -> dict[str, Any]:
         """Everything that the scores depend on besides the model, as plain JSON."""
         seeds: dict[str, Any] = {"seeds": list(self.seeds)}
         if self.compat:
             seeds = {"images": len(self.seeds)}
+        units = units_config(self.units)
         weights = {"norm_weight": self.norm_weight, "cosine_weight": self.cosine_weight}
-        return {"name": self.name, "compat": self.compat, **weights, **seeds}
+        return {"name": self.name, "compat": self.compat, **weights, **seeds, **units}
 
     def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
         """Weighted norm plus cosine, [P, S]."""
@@ -74,10 +86,13 @@ class Asthana(SeededDetector):
             high, low = (model.share_noise(self.seeds, timesteps[i]) for i in (0, -3))
 
         def combined(part: TextCondition, _: int) -> Tensor:
-            norm = noise_difference(
-                model.epsilon_shared(part, high), model.epsilon_uncond(part, high)
+            norm, cosine = (
+                measure(
+                    shared_prediction(model, part, shared, self.units),
+                    uncond_prediction(model, part, shared, self.units),
+                )
+                for measure, shared in ((noise_difference, high), (noise_cosine, low))
             )
-            cosine = noise_cosine(model.epsilon_shared(part, low), model.epsilon_uncond(part, low))
             if self.compat:
                 norm, cosine = (term.to(model.dtype).float() for term in (norm, cosine))
             return self.norm_weight * norm + self.cosine_weight * cosine

@@ -6,6 +6,7 @@ prompt that reaches its last seed has the full test's score, to the bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ class Cascade:
     def __init__(self, detector: Wen, bound: float) -> None:
         if not isinstance(detector, Wen) or detector.compat or len(detector.seeds) < 2:
             raise UsageError("cascade: needs the detector 'wen' with two or more shared seeds")
+        if math.isnan(bound):
+            raise UsageError("cascade: bound must be a number, got nan")
         self.name, self.full, self.bound = detector.name, detector, float(bound)
 
     def config(self) -> dict[str, Any]:

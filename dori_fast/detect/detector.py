@@ -13,6 +13,7 @@ from torch import Tensor
 from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.schedules.vp import UNITS
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,25 @@ def seed_list(name: str, seeds: int | Sequence[int]) -> tuple[int, ...]:
     if not found or not all(0 <= seed < 2**63 for seed in found):
         raise UsageError(f"{name}: seeds must be 1 or more numbers in 0..2^63-1, got {seeds!r}")
     return found
+
+
+def checked_units(name: str, units: str, compat: str | None) -> str:
+    """The units of a detector's predictions.
+
+    Raises:
+        UsageError: unknown units, or units other than epsilon with ``compat``, which reproduces
+            released code.
+    """
+    if units not in UNITS:
+        raise UsageError(f"{name}: units must be one of {', '.join(UNITS)}, got {units!r}")
+    if compat and units != "epsilon":
+        raise UsageError(f"{name}: compat={compat!r} has units 'epsilon'; leave one of the two out")
+    return units
+
+
+def units_config(units: str) -> dict[str, str]:
+    """The entry of ``config()``: none for epsilon, as in runs from before there were units."""
+    return {} if units == "epsilon" else {"units": units}
 
 
 def one_draw(model: Denoiser, seed: int, images: int) -> Tensor:

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dori_fast.detect.detector import SeededDetector, seed_list
+from dori_fast.detect.detector import SeededDetector, checked_units, seed_list, units_config
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.probes import change_of_noise
 from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.ops import largest_per_map, ms_ssim
 
@@ -36,24 +37,33 @@ class NeMo(SeededDetector):
         compat: ``None``, the paper: the noisiest timestep, 981; or ``"nemo"``, the released code
             (localizing_memorization_in_diffusion_models at f952ede): timestep 961, and the noise
             of all images drawn at once on the CPU in float32 from seed 1.
+        units: ``"epsilon"``, or predictions that take delta's place: ``"x0"`` or ``"prediction"``,
+            the network's own output (an epsilon-prediction minus x_T). At zero terminal
+            signal-to-noise ratio delta is 0 and is refused.
     """
 
     name = "nemo"
 
-    def __init__(self, seeds: int | Sequence[int] = 10, *, compat: str | None = None) -> None:
+    def __init__(
+        self,
+        seeds: int | Sequence[int] = 10,
+        *,
+        compat: str | None = None,
+        units: str = "epsilon",
+    ) -> None:
         self.seeds = seed_list(self.name, seeds)
         if len(self.seeds) < 2:
             raise UsageError("nemo: seeds must be at least 2, the score compares pairs")
         if compat not in (None, "nemo"):
             raise UsageError(f"nemo: compat must be None or 'nemo', got {compat!r}")
-        self.compat = compat
+        self.compat, self.units = compat, checked_units(self.name, units, compat)
 
     def config(self) -> dict[str, Any]:
         """Everything that the scores depend on besides the model, as plain JSON."""
         seeds: dict[str, Any] = {"seeds": list(self.seeds)}
         if self.compat:
             seeds = {"images": len(self.seeds)}
-        return {"name": self.name, "compat": self.compat, **seeds}
+        return {"name": self.name, "compat": self.compat, **seeds, **units_config(self.units)}
 
     def reduce(self, per_seed: Tensor) -> Tensor:
         """The largest similarity of all pairs, [P]."""
@@ -70,7 +80,6 @@ class NeMo(SeededDetector):
             shared = model.share_noise(self.seeds, timesteps[0])
 
         def largest(part: TextCondition, _: int) -> Tensor:
-            delta = model.epsilon_shared(part, shared) - shared.latents
-            return largest_per_map(ms_ssim(delta))
+            return largest_per_map(ms_ssim(change_of_noise(model, part, shared, self.units)))
 
         return self.in_chunks(model, condition, largest)

@@ -52,6 +52,8 @@ class Ren(SeededDetector):
         self.seeds = seed_list(self.name, seeds)
         if compat not in (None, "ren"):
             raise UsageError(f"ren: compat must be None or 'ren', got {compat!r}")
+        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+            raise UsageError(f"ren: layer must be a number from 0, got {layer!r}")
         self.layer, self.compat, self.gen_seed = layer, compat, gen_seed
 
     def config(self) -> dict[str, Any]:
@@ -69,7 +71,7 @@ class Ren(SeededDetector):
         if self.compat is None:
             return super().scores(model, prompts)
         condition = model.encode(prompts)
-        places = range(len(prompts)) if positions is None else positions
+        places = range(len(condition)) if positions is None else positions
 
         def entropies(part: TextCondition, start: int) -> Tensor:
             seeds = [place + self.gen_seed for place in places[start : start + len(part)]]

@@ -6,7 +6,8 @@ At denoising step i with timestep t_i and the current latent x_i of seed s,
 
 taken before guidance is applied. The score of a seed is the mean of d_si over the tracked steps,
 the score of a prompt the mean over seeds. The paper reports the first 1, 10 or all 50 of 50 DDIM
-steps; the default here is one step with four seeds.
+steps; the default here is one step with four seeds. With other ``units`` than epsilon, d_si is the
+difference of clean latents x_0, or of the network's own outputs.
 
 UNet evaluations per prompt: S for the first step (the unconditional predictions are shared by all
 prompts), 2 S for each further one.
@@ -21,7 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dori_fast.detect.detector import PromptScores, SeededDetector, one_draw, seed_list
+from dori_fast.detect.detector import (
+    PromptScores,
+    SeededDetector,
+    checked_units,
+    one_draw,
+    seed_list,
+    units_config,
+)
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
 from dori_fast.models.schedules.vp import DDIM_STEPS
@@ -44,6 +52,9 @@ class Wen(SeededDetector):
             the model's device in its dtype (on CUDA from seed + 4, where ``set_random_seed``
             ends), and norms are rounded to the model's dtype.
         gen_seed: offset of the per-prompt seeds; used with ``compat="wen"`` only.
+        units: predictions whose difference is taken: ``"epsilon"``, ``"x0"`` or ``"prediction"``,
+            the network's own output. At zero terminal signal-to-noise ratio epsilon does not
+            depend on the prompt and is refused.
     """
 
     name = "wen"
@@ -57,6 +68,7 @@ class Wen(SeededDetector):
         guidance: float = 7.5,
         compat: str | None = None,
         gen_seed: int = 0,
+        units: str = "epsilon",
     ) -> None:
         self.seeds = seed_list(self.name, seeds)
         if not 1 <= steps <= total_steps <= 1000:
@@ -68,6 +80,7 @@ class Wen(SeededDetector):
             raise UsageError(f"wen: compat must be None or 'wen', got {compat!r}")
         self.steps, self.total_steps, self.guidance = steps, total_steps, float(guidance)
         self.compat, self.gen_seed = compat, gen_seed
+        self.units = checked_units(self.name, units, compat)
 
     def config(self) -> dict[str, Any]:
         """Everything that the scores depend on besides the model, as plain JSON."""
@@ -77,7 +90,7 @@ class Wen(SeededDetector):
             config["guidance"] = self.guidance
         if self.compat:
             return {**config, "images": len(self.seeds), "gen_seed": self.gen_seed}
-        return {**config, "seeds": list(self.seeds)}
+        return {**config, "seeds": list(self.seeds), **units_config(self.units)}
 
     def with_seeds(self, seeds: Sequence[int]) -> Wen:
         """The same detector on other seeds."""
@@ -93,7 +106,7 @@ class Wen(SeededDetector):
         if self.compat is None:
             return super().scores(model, prompts)
         condition = model.encode(prompts)
-        places = range(len(prompts)) if positions is None else positions
+        places = range(len(condition)) if positions is None else positions
         return self.collect(self._peer_norms(model, condition, places), condition)
 
     def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
@@ -101,9 +114,8 @@ class Wen(SeededDetector):
         shared = model.share_noise(self.seeds, model.timesteps(self.total_steps)[0])
 
         def norms(part: TextCondition, _: int) -> Tensor:
-            eps_cond = model.epsilon_shared(part, shared)
-            eps_uncond = model.epsilon_uncond(part, shared)
-            return self._norms(model, part, shared.latents, eps_cond, eps_uncond)
+            cond, uncond = model.output_shared(part, shared), model.output_uncond(part, shared)
+            return self._norms(model, part, shared.latents, cond, uncond)
 
         return self.in_chunks(model, condition, norms)
 
@@ -116,9 +128,9 @@ class Wen(SeededDetector):
             places = positions[start : start + len(part)]
             draws = [one_draw(model, place + offset, len(self.seeds)) for place in places]
             noise, t = torch.stack(draws), model.timesteps(self.total_steps)[0]
-            eps_cond = model.epsilon(part, noise, t)
-            eps_uncond = model.epsilon(model.unconditional_for(part), noise, t)
-            return self._norms(model, part, noise, eps_cond, eps_uncond)
+            cond = model.output(part, noise, t)
+            uncond = model.output(model.unconditional_for(part), noise, t)
+            return self._norms(model, part, noise, cond, uncond)
 
         return self.in_chunks(model, condition, norms)
 
@@ -127,29 +139,50 @@ class Wen(SeededDetector):
         model: Denoiser,
         condition: TextCondition,
         noise: Tensor,
-        eps_cond: Tensor,
-        eps_uncond: Tensor,
+        cond: Tensor,
+        uncond: Tensor,
     ) -> Tensor:
-        """Mean norms [P, S] over the tracked steps, given the predictions of the first step.
+        """Mean norms [P, S] over the tracked steps, given the network's outputs of the first step.
 
-        ``noise`` and ``eps_uncond`` are [S, C, H, W], shared by the prompts, or [P, S, C, H, W].
+        ``noise`` and ``uncond`` are [S, C, H, W], shared by the prompts, or [P, S, C, H, W].
         """
         timesteps, empty = model.timesteps(self.total_steps), model.unconditional_for(condition)
-        latents, norms = noise.expand_as(eps_cond), []
+        latents, norms = noise.expand_as(cond), []
         for t, t_next in zip(timesteps, timesteps[1 : self.steps], strict=False):
-            norm, latents = noise_difference_step(
-                eps_cond,
-                eps_uncond,
-                latents.to(eps_cond.dtype),
+            norm, latents = self._step(model, cond, uncond, latents, t, t_next)
+            norms.append(norm)
+            latents = latents.to(model.dtype)
+            cond = model.output(condition, latents, t_next)
+            uncond = model.output(empty, latents, t_next)
+        last = timesteps[self.steps - 1]
+        norms.append(noise_difference(*_pair(model, cond, uncond, latents, last, self.units)))
+        if self.compat == "wen":
+            norms = [norm.to(model.dtype).float() for norm in norms]
+        return torch.stack(norms).mean(0)
+
+    def _step(
+        self, model: Denoiser, cond: Tensor, uncond: Tensor, latents: Tensor, t: int, t_next: int
+    ) -> tuple[Tensor, Tensor]:
+        """Norms [P, S] at a timestep, and latents at the next one, from the network's outputs."""
+        pair = _pair(model, cond, uncond, latents, t, self.units)
+        if self.units == "epsilon":
+            return noise_difference_step(
+                *pair,
+                latents.to(pair[0].dtype),
                 guidance=self.guidance,
                 alpha_bar=model.schedule.alpha_bar(t),
                 alpha_bar_prev=model.schedule.alpha_bar(t_next),
             )
-            norms.append(norm)
-            latents = latents.to(model.dtype)
-            eps_cond = model.epsilon(condition, latents, t_next)
-            eps_uncond = model.epsilon(empty, latents, t_next)
-        norms.append(noise_difference(eps_cond, eps_uncond))
-        if self.compat == "wen":
-            norms = [norm.to(model.dtype).float() for norm in norms]
-        return torch.stack(norms).mean(0)
+        with_text, without = (model.schedule.estimate(each, latents, t) for each in (cond, uncond))
+        guided = without + self.guidance * (with_text - without)
+        return noise_difference(*pair), model.schedule.step(guided, latents, t, t_next)
+
+
+def _pair(
+    model: Denoiser, cond: Tensor, uncond: Tensor, latents: Tensor, t: int, units: str
+) -> tuple[Tensor, Tensor]:
+    """Both predictions in the given units, in the shapes of the network's outputs."""
+    # unconditional outputs that the prompts share belong to latents that they share
+    shared = latents if uncond.ndim == latents.ndim else latents[0]
+    in_units = model.schedule.in_units
+    return in_units(cond, latents, t, units), in_units(uncond, shared, t, units)

@@ -34,11 +34,11 @@ class Calibration:
         return 1 / (len(self.scores) + 1)
 
     def p_values(self, scores: ArrayLike) -> NDArray[np.float64]:
-        """p-values [P] of scores [P]; NaN where a score is NaN."""
+        """p-values [P] of scores [P]; NaN where a score is NaN or infinite."""
         found = np.asarray(scores, dtype=np.float64)
         higher = len(self.scores) - np.searchsorted(self.scores, found, side="left")
         p = (1 + higher) * self.resolution
-        return np.where(np.isnan(found), np.nan, p)
+        return np.where(np.isfinite(found), p, np.nan)
 
     def threshold(self, rate: float) -> float:
         """The score above which a prompt's p-value is at most ``rate``.

@@ -9,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dori_fast._checks import require_finite
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.probes import prediction
+from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import add_noise, diffusion_loss
 
 
@@ -40,8 +42,10 @@ def held_out_loss(
         float64 [P], the mean over each pair's draws.
 
     Raises:
-        UsageError: not one prompt per image, or no draws.
+        UsageError: not one prompt per image, no draws, or no autoencoder.
+        NonFiniteError: latents or losses are NaN or infinite.
     """
+    prompts = list_of_str("held_out_loss", prompts)
     if len(images) != len(prompts) or len(prompts) == 0 or draws < 1:
         raise UsageError(
             f"held_out_loss: {len(images)} images, {len(prompts)} prompts, {draws} draws; needs"
@@ -55,4 +59,6 @@ def held_out_loss(
     x_t = add_noise(x_0, noise, model.alphas_cumprod[timesteps].to(model.device))
     output = prediction(model, condition, x_t, timesteps)
     target = model.schedule.target(x_0, noise, timesteps).to(output.dtype)
-    return np.asarray(diffusion_loss(output, target).double().cpu().numpy())
+    losses = diffusion_loss(output, target).double().cpu()
+    require_finite("held_out_loss", "losses", losses, model.dtype)
+    return np.asarray(losses.numpy())

@@ -72,6 +72,8 @@ def tpr_at_fpr(
     """
     if not 0 < fpr < 1:
         raise UsageError(f"tpr_at_fpr: fpr must be over 0 and under 1, got {fpr}")
+    if rule not in ("strict", "nearest"):
+        raise UsageError(f"tpr_at_fpr: rule must be 'strict' or 'nearest', got {rule!r}")
     rates, hits, _ = roc(positive, negative)
     point = (
         np.flatnonzero(rates < fpr)[-1] if rule == "strict" else int(np.abs(rates - fpr).argmin())

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dori_fast.errors import UsageError
+from dori_fast.errors import NonFiniteError, UsageError
 
 
 def futility_bound(per_seed: ArrayLike, threshold: float, keep: float) -> float:
@@ -24,13 +24,22 @@ def futility_bound(per_seed: ArrayLike, threshold: float, keep: float) -> float:
         keep: share of the full test's positives to keep, over 0 and under 1.
 
     Raises:
-        UsageError: too few positives for ``keep``, or fewer than two seeds.
+        UsageError: too few positives for ``keep``, fewer than two seeds, or a threshold of NaN.
+        NonFiniteError: scores that are NaN or infinite, which would count as negatives.
     """
     scores = np.asarray(per_seed, dtype=np.float64)
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise UsageError("cascade: needs scores of two or more seeds per prompt")
     if not 0 < keep < 1:
         raise UsageError(f"cascade: the share to keep must be over 0 and under 1, got {keep}")
+    if not np.isfinite(scores).all():
+        bad = int((~np.isfinite(scores)).any(axis=1).sum())
+        raise NonFiniteError(
+            f"cascade: {bad} of {len(scores)} prompts have scores that are NaN or Inf; leave"
+            " quarantined rows out"
+        )
+    if math.isnan(threshold):
+        raise UsageError(f"cascade: threshold must be a number, got {threshold}")
     positives = scores[scores.mean(axis=1) > threshold]
     rank = math.floor((1 - keep) * (len(positives) + 1) * (1 + 1e-12))
     if rank < 1:

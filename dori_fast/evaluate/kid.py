@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dori_fast.errors import UsageError
+from dori_fast.errors import NonFiniteError, UsageError
 
 Features = NDArray[np.float64]
 
@@ -60,6 +60,7 @@ def kernel_distance(
 
     Raises:
         UsageError: shapes do not fit, or fewer than two samples.
+        NonFiniteError: features or their distance are NaN or infinite.
     """
     x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
     shapes = f"{list(x.shape)} and {list(y.shape)}"
@@ -72,12 +73,17 @@ def kernel_distance(
         raise UsageError(
             f"kernel_distance: needs 2 samples and 2 subsets, got {most} and {subsets}"
         )
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise NonFiniteError("kernel_distance: features are NaN or Inf; check the extractor")
     random = np.random.default_rng(seed)
     found = []
     for _ in range(subsets):
         one = random.permutation(len(x))[:most]
         two = one if paired else random.permutation(len(y))[:most]
-        found.append(_mmd(x[one], y[two], paired))
+        with np.errstate(over="ignore", invalid="ignore"):
+            found.append(_mmd(x[one], y[two], paired))
+    if not np.isfinite(found).all():
+        raise NonFiniteError("kernel_distance: the distance overflows; scale the features down")
     error = float(np.std(found, ddof=1) / np.sqrt(subsets))
     return KernelDistance(float(np.mean(found)), error, subsets, most)
 

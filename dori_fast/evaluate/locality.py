@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dori_fast.errors import UsageError
+from dori_fast.errors import NonFiniteError, UsageError
 from dori_fast.models import Denoiser, NeuronMask, TextCondition, WeightMask
 from dori_fast.models.probes import feed_forward_inputs
 from dori_fast.models.schedules.vp import DDIM_STEPS
@@ -26,10 +26,17 @@ def pairwise_distances(points: Tensor) -> NDArray[np.float64]:
 
     Raises:
         UsageError: fewer than two points.
+        NonFiniteError: points that are NaN or infinite.
     """
     if len(points) < 2:
         raise UsageError(f"locality: needs at least 2 points to compare, got {len(points)}")
     flat = points.detach().flatten(1).double().cpu()
+    bad = int((~flat.isfinite()).any(1).sum())
+    if bad:
+        raise NonFiniteError(
+            f"locality: {bad} of {len(flat)} points to compare are NaN or Inf; load the model with"
+            " a wider dtype, or leave those prompts out"
+        )
     return np.asarray(torch.nn.functional.pdist(flat).numpy())
 
 

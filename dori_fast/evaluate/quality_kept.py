@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dori_fast._checks import seed_tuple
-from dori_fast.errors import UsageError
-from dori_fast.evaluate.copies import CopySimilarity, SmallImages
+from dori_fast.errors import NonFiniteError, UsageError
+from dori_fast.evaluate.copies import CopySimilarity, SmallImages, similarities
 from dori_fast.evaluate.denoising import held_out_loss
 from dori_fast.evaluate.features import FeatureExtractor, GridHistograms
 from dori_fast.evaluate.kid import KernelDistance, kernel_distance
 from dori_fast.evaluate.rates import Interval
 from dori_fast.models import Denoiser
 from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.text.prompts import list_of_str
 
 PerPrompt = NDArray[np.float64]
 RESAMPLES = 2000
@@ -83,7 +84,8 @@ class Quality:
         }
 
     def _mean(self, values: PerPrompt) -> list[float] | None:
-        if np.isnan(values).any():
+        # the diversity of one seed, which is not defined
+        if np.isnan(values).all():
             return None
         found = bootstrap_mean(values, self.confidence)
         return [found.value, found.low, found.high]
@@ -94,9 +96,13 @@ def bootstrap_mean(values: PerPrompt, confidence: float = 0.95, seed: int = 0) -
 
     Raises:
         UsageError: no values.
+        NonFiniteError: values that are NaN or infinite.
     """
     if len(values) == 0:
         raise UsageError("bootstrap_mean: no values")
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        raise NonFiniteError(f"bootstrap_mean: {bad} of {len(values)} values are NaN or Inf")
     random = np.random.default_rng(seed)
     means = values[random.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -147,8 +153,11 @@ def quality(
         confidence: confidence of the intervals.
 
     Raises:
-        UsageError: not one image per prompt, no seeds, or fewer than two images in all.
+        UsageError: not one image per prompt, no seeds, fewer than two images in all, or no
+            autoencoder.
+        NonFiniteError: images, similarities, features or losses are NaN or infinite.
     """
+    prompts = list_of_str("quality", prompts)
     originals = np.asarray(images)
     if len(originals) != len(prompts) or len(prompts) == 0:
         raise UsageError(
@@ -164,8 +173,9 @@ def quality(
     by_prompt = [f.reshape(len(prompts), len(drawn_from), -1) for f in found]
     real = features(originals)
     to_real = [kernel_distance(f, real, seed=draw_seed) for f in found]
-    same = [measure(drawn[0][:, [s]], drawn[1][:, s])[:, 0] for s in range(len(drawn_from))]
-    to_pair = [measure(x, originals).mean(1) for x in drawn]
+    seeds_of = range(len(drawn_from))
+    same = [similarities(measure, drawn[0][:, [s]], drawn[1][:, s])[:, 0] for s in seeds_of]
+    to_pair = [similarities(measure, x, originals).mean(1) for x in drawn]
     losses = [
         held_out_loss(m, prompts, originals, draws=draws, seed=draw_seed) for m in (model, original)
     ]

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dori_fast._checks import seed_tuple
+from dori_fast._checks import finite_similarities, seed_tuple
 from dori_fast.errors import UsageError
-from dori_fast.evaluate.copies import CopySimilarity, SmallImages
+from dori_fast.evaluate.copies import CopySimilarity, SmallImages, similarities
 from dori_fast.evaluate.rates import Interval, clopper_pearson
 from dori_fast.models import Denoiser, TextCondition
 from dori_fast.models.schedules.vp import DDIM_STEPS
@@ -38,6 +38,10 @@ class Replication:
         confidence: confidence of all intervals (Clopper & Pearson, 1934).
         config: measure, DDIM steps and guidance.
         images: the drawn images uint8 [P, S, H, W, 3] if ``keep_images`` was set, else None.
+
+    Raises:
+        NonFiniteError: similarities that are NaN or infinite.
+        UsageError: a threshold of NaN.
     """
 
     similarity: NDArray[np.float64]
@@ -46,6 +50,9 @@ class Replication:
     confidence: float
     config: dict[str, Any]
     images: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        finite_similarities(self.similarity, self.threshold)
 
     @property
     def copies(self) -> NDArray[np.bool_]:
@@ -112,7 +119,8 @@ def replication(
         keep_images: True to keep the drawn images in the result.
 
     Raises:
-        UsageError: not one image per condition, or no seeds.
+        UsageError: not one image per condition, no seeds, or no autoencoder.
+        NonFiniteError: images or similarities are NaN or infinite.
     """
     originals = np.asarray(images)
     if len(originals) != len(condition) or len(originals) == 0:
@@ -127,7 +135,7 @@ def replication(
     rows, kept = [], []
     for part in torch.arange(len(condition)).split(at_once):
         drawn = model.generate(condition[part], drawn_from, steps=steps, guidance=guidance).numpy()
-        rows.append(measure(drawn, originals[part.numpy()]))
+        rows.append(similarities(measure, drawn, originals[part.numpy()]))
         if keep_images:
             kept.append(drawn)
     return Replication(

@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dori_fast.errors import IntegrityError, UsageError
+from dori_fast._checks import threshold_number
+from dori_fast.errors import IntegrityError, NonFiniteError, UsageError
 
 THRESHOLD = 0.7  # the papers' threshold of a replication
 _BATCH = 32
@@ -121,7 +122,7 @@ class SSCD:
                 " trust where it comes from"
             )
         self.name = f"SSCD {preprocessing}"
-        self.threshold = threshold
+        self.threshold = threshold_number("SSCD", threshold)
         self._device = torch.device(device)
         self._sha256 = _checked_sha256(file, sha256)
         self._preprocess = PREPROCESSINGS[preprocessing]
@@ -136,14 +137,26 @@ class SSCD:
 
     @torch.no_grad()
     def descriptors(self, images: NDArray[np.uint8]) -> Tensor:
-        """Descriptors of length 1, float32 [N, D] on the CPU, of uint8 [N, H, W, 3]."""
+        """Descriptors of length 1, float32 [N, D] on the CPU, of uint8 [N, H, W, 3].
+
+        Raises:
+            NonFiniteError: a descriptor is NaN, infinite or zero, so that it has no direction.
+        """
         found = [
             self._network(
                 torch.stack([self._preprocess(x) for x in images[i : i + _BATCH]]).to(self._device)
             )
             for i in range(0, len(images), _BATCH)
         ]
-        return torch.nn.functional.normalize(torch.cat(found).float().cpu(), dim=-1)
+        descriptors = torch.cat(found).float().cpu()
+        lengths = descriptors.norm(dim=-1)
+        bad = int((~(lengths.isfinite() & (lengths > 0))).sum())
+        if bad:
+            raise NonFiniteError(
+                f"SSCD: {bad} of {len(lengths)} descriptors are NaN, Inf or zero; check the"
+                " network's file"
+            )
+        return torch.nn.functional.normalize(descriptors, dim=-1)
 
     def __call__(
         self, drawn: NDArray[np.uint8], original: NDArray[np.uint8]

@@ -29,6 +29,7 @@ from dori_fast.finetune.settings import Settings
 from dori_fast.finetune.step_report import StepReport
 from dori_fast.finetune.surrogates import Surrogates
 from dori_fast.models import Denoiser
+from dori_fast.models.text.prompts import list_of_str
 
 
 class Adversarial(Settings):
@@ -74,6 +75,7 @@ class Adversarial(Settings):
             UsageError: numbers, sizes or dtypes do not fit, a view with masks, a checkpoint of
                 another run, or gradients that are not finite.
         """
+        prompts = list_of_str("finetune", prompts)
         replacements = surrogates.images if isinstance(surrogates, Surrogates) else surrogates
         memorized = torch.as_tensor(images)
         _check(model, prompts, memorized, replacements, retained)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dori_fast.errors import UsageError
+from dori_fast.errors import NonFiniteError
+from dori_fast.models.files.hashes import first_nonfinite
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -50,12 +51,12 @@ class Weights:
         """One step along the gradients; returns their norm before clipping.
 
         Raises:
-            UsageError: the gradients are not finite.
+            NonFiniteError: the gradients are not finite.
         """
         limit = float("inf") if clip is None else clip
         norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), limit))
         if not norm < float("inf"):
-            raise UsageError(
+            raise NonFiniteError(
                 f"finetune: gradients of step {step} are not finite; lower lr, or leave autocast"
             )
         for group in self._adam.param_groups:
@@ -69,9 +70,16 @@ class Weights:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Copy the EMA, if there is one, into the network."""
+        """Copy the EMA, if there is one, into the network.
+
+        Raises:
+            NonFiniteError: a weight is NaN or infinite.
+        """
         for name, average in self._average.items():
             self._parameters[name].copy_(average)
+        bad = first_nonfinite(self._parameters.items())
+        if bad is not None:
+            raise NonFiniteError(f"finetune: the last step left NaN or Inf in {bad}; lower lr")
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, moments and EMA."""

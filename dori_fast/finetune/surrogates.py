@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dori_fast._checks import finite_similarities
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.text.prompts import list_of_str
 
 
 class CopyMeasure(Protocol):
@@ -41,11 +43,17 @@ class Surrogates:
         own: int64 [P], number of different surrogates that come from the prompt itself; 0 where
             all of them are another prompt's.
         similarity: float64 [P, S], similarities of all S candidates to the memorized image.
+
+    Raises:
+        NonFiniteError: a similarity is NaN or infinite.
     """
 
     images: Tensor
     own: NDArray[np.int64]
     similarity: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        finite_similarities(self.similarity)
 
     def summary(self) -> dict[str, Any]:
         """Counts of surrogates and the candidates' mean similarity, as plain JSON."""
@@ -87,8 +95,10 @@ def surrogates(
         guidance: guidance scale.
 
     Raises:
-        UsageError: numbers do not fit, or all candidates of all prompts are copies.
+        UsageError: numbers do not fit, no autoencoder, or all candidates of all prompts are copies.
+        NonFiniteError: images or similarities are NaN or infinite.
     """
+    prompts = list_of_str("surrogates", prompts)
     originals = np.asarray(images)
     seeds = 2 * count if candidates is None else candidates
     if len(originals) != len(prompts) or len(prompts) == 0:
@@ -98,7 +108,7 @@ def surrogates(
     if not 1 <= count <= seeds:
         raise UsageError(f"surrogates: count must be 1..candidates ({seeds}), got {count}")
     drawn = pruned.generate(pruned.encode(prompts), range(seeds), steps=steps, guidance=guidance)
-    similarity = measure(drawn.numpy(), originals)
+    similarity = finite_similarities(measure(drawn.numpy(), originals), measure.threshold)
     good = [np.flatnonzero(row <= measure.threshold)[:count] for row in similarity]
     if not any(map(len, good)):
         raise UsageError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dori_fast.attack import AttackResult, Dori
 from dori_fast.attack.draws import stream
+from dori_fast.attack.result import require_success
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
 from dori_fast.ops import EmbeddingState
@@ -85,6 +86,9 @@ class Triggers:
             images: uint8 [P, H, W, 3], the memorized images.
             rows: int64 [A], the triggers.
             step: outer step; every step has draws of its own.
+
+        Raises:
+            NonFiniteError: the attack's losses or embeddings are NaN or infinite.
         """
         limit = self._pool.restart_after
         for row in rows.tolist():
@@ -104,6 +108,7 @@ class Triggers:
             ids=names,
             adam=self.adam.take(at),
         )
+        require_success(found.failures, model.dtype, f"finetune: attack of step {step}")
         self.embeddings[at] = found.embeddings
         for name, moments in self._moments().items():
             moments[at] = getattr(found.adam, name)

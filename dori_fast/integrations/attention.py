@@ -9,22 +9,10 @@ from typing import Any
 from torch import nn
 
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.stock import foreign_processor
 from dori_fast.models.engine.attention import why_not_xformers
 
 CHOICES = ("keep", "sdpa", "xformers")
-_STOCK = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "SlicedAttnProcessor")
-
-
-def foreign_processor(unet: Any) -> str | None:
-    """Description of the first attention processor that is not one of diffusers' own, or None."""
-    from diffusers.models import attention_processor
-
-    stock = {getattr(attention_processor, name) for name in _STOCK}
-    stock.add(attention_processor.FusedAttnProcessor2_0)
-    for name, processor in unet.attn_processors.items():
-        if type(processor) not in stock:
-            return f"the attention processor unet.{name} ({type(processor).__name__})"
-    return None
 
 
 def check(choice: str, unet: Any) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dori_fast.models.backbones.unet.stock import hooked_module, patched_module, random_module
+
 _PROJECTIONS = ("to_k", "to_v", "to_kv")
 
 
@@ -64,26 +66,13 @@ def why_not(unet: nn.Module, callback: bool) -> str | None:
     hooked = hooked_module(unet)
     if hooked is not None:
         return f"{hooked} has a forward hook, which may change weights, adapters or outputs"
+    patched = patched_module(unet)
+    if patched is not None:
+        return f"{patched} runs other code, which may change weights, adapters or outputs"
     compiled = compiled_module(unet)
     if compiled is not None:
         return f"{compiled} is compiled, and compiled code would compute keys and values anyway"
     return random_module(unet)
-
-
-def hooked_module(unet: nn.Module) -> str | None:
-    """Name of the first module with a torch hook on its forward, or None."""
-    for name, module in unet.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            return f"unet.{name}" if name else "the UNet"
-    return None
-
-
-def random_module(unet: nn.Module) -> str | None:
-    """Description of the first module with random results, or None."""
-    for name, module in unet.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-            return f"unet.{name} drops out at random; unet.eval() ends that"
-    return None
 
 
 def compiled_module(unet: nn.Module) -> str | None:

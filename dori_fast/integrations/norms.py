@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
-from dori_fast.models.schedules.vp import KINDS
+from dori_fast.models.schedules.known import schedule_of
+from dori_fast.models.schedules.vp import Schedule
 from dori_fast.ops import noise_difference
 
 
@@ -48,22 +49,20 @@ class NoiseNorms:
 
 
 def _to_epsilon(scheduler: Any, timesteps: Tensor) -> Tensor:
-    kind = getattr(scheduler.config, "prediction_type", "epsilon")
-    name = type(scheduler).__name__
-    if getattr(scheduler.config, "sigma_data", None) is not None:
-        raise UsageError(
-            f"noise_norms: under {name} the network predicts EDM's mixture of noise and sample,"
-            " which has no known conversion; use a scheduler without sigma_data"
-        )
-    if kind not in KINDS:
-        known = ", ".join(KINDS)
-        raise UsageError(f"noise_norms: {name} predicts {kind!r}; use one of {known}")
-    if kind == "epsilon":
+    """Factors [steps] from norms of the network's outputs to those of epsilon."""
+    known = schedule_of(scheduler, who="noise_norms")
+    if known.prediction_type == "epsilon":
         return torch.ones(len(timesteps))
-    if not hasattr(scheduler, "alphas_cumprod") or (timesteps != timesteps.round()).any():
+    if (timesteps != timesteps.round()).any():
         raise UsageError(
-            f"noise_norms: {name} runs at timesteps between those of training, where a {kind}"
-            " prediction has no known scale; take DDIMScheduler.from_config(pipe.scheduler.config)"
+            f"noise_norms: {known.scheduler} runs at timesteps between those of training, where a"
+            f" {known.prediction_type} prediction has no known scale; take"
+            " DDIMScheduler.from_config(pipe.scheduler.config)"
         )
-    alpha_bar = scheduler.alphas_cumprod.cpu().double()[timesteps.long()]
-    return (alpha_bar if kind == "v_prediction" else alpha_bar / (1 - alpha_bar)).sqrt()
+    schedule = Schedule(known)
+    for timestep in timesteps.long().tolist():
+        schedule.require_epsilon(timestep, "noise_norms: ")
+    alpha_bar = schedule.alphas_cumprod[timesteps.long()]
+    if known.prediction_type == "v_prediction":
+        return alpha_bar.sqrt()
+    return (alpha_bar / (1 - alpha_bar)).sqrt()

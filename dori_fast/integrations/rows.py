@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dori_fast.models.backbones.unet.stock import foreign_module, hooked_module, random_module
+
 # inputs of the UNet that may differ from row to row and are not compared
 _OTHERS = (
     "class_labels",
@@ -93,11 +95,11 @@ def _labels(x: Tensor) -> Tensor:
 
 
 def why_not(unet: nn.Module) -> str | None:
-    """Reason why rows may depend on each other, or None if they are independent."""
-    from dori_fast.integrations.attention import foreign_processor
-    from dori_fast.integrations.keys_values import hooked_module, random_module
+    """Reason why rows may depend on each other, or None if they are independent.
 
-    foreign = foreign_processor(unet)
+    Every module must run code of torch, diffusers, accelerate or peft's LoRA.
+    """
+    foreign = foreign_module(unet)
     if foreign is not None:
         return f"{foreign} may look at other rows of the batch"
     hooked = hooked_module(unet)

@@ -6,6 +6,7 @@ from typing import Any
 
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
+from dori_fast.models.backbones.unet.stock import Functions
 
 _REMEDY = "pass a StableDiffusionPipeline or StableDiffusionXLPipeline (SD 1.x, SD 2.x, SDXL)"
 _TRANSFORMERS = (
@@ -57,6 +58,9 @@ def _refusal(pipe: Any, kind: Any) -> str | None:
             f"it has its own __call__, which may run unknown code between the steps; convert"
             f" it first: {stock.__name__}(**pipe.components)"
         )
+    patched = Functions()[stock]
+    if patched is not None:
+        return f"{patched} is patched, so its denoising loop is unknown; undo the patch first"
     unet: Any = getattr(pipe.unet, "_orig_mod", pipe.unet)
     if not issubclass(type(unet), UNet2DConditionModel):
         return f"its UNet is a {type(unet).__name__}, not a UNet2DConditionModel"

@@ -78,9 +78,14 @@ def run(
         UsageError: a mitigation or an added file is invalid.
         IntegrityError: the folder holds damaged cells, or cells of other settings or models.
     """
+    if isinstance(add, str | Path):
+        raise UsageError(f"leaderboard: add must be a list of files, got {add!r}; use a list")
     out, settings = Path(out), settings or Settings()
     if mitigations is None:
         mitigations = {name: get(name) for name in names()}
+    if not isinstance(mitigations, Mapping):
+        kind = type(mitigations).__name__
+        raise UsageError(f"leaderboard: mitigations must be a dict of functions, got a {kind}")
     for name in mitigations:
         check_name(name)
     if not mitigations:

@@ -84,11 +84,18 @@ class Cells:
         once(path, compute)
         try:
             with np.load(path, allow_pickle=False) as file:
-                return dict(file)
+                cell = dict(file)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise IntegrityError(
                 f"{path}: cannot be read; remove it and run the same command again"
             ) from error
+        for part, values in cell.items():
+            # NaN is above no threshold, so it would count as no copy
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise IntegrityError(
+                    f"{path}: {part} holds NaN or Inf; remove it and run the same command again"
+                )
+        return cell
 
     def _attacked(self, attack: str, which: str) -> Cell:
         """``similarity <budget>``, float64 [P, S]."""

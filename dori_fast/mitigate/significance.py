@@ -15,11 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype, seed_tuple
+from dori_fast._checks import accumulate_dtype, require_finite, seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
-from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.schedules.vp import DDIM_STEPS, UNITS
+from dori_fast.models.text.prompts import list_of_str
 
 
 def token_significance(
@@ -30,6 +31,7 @@ def token_significance(
     *,
     total_steps: int = DDIM_STEPS,
     guidance: float = 7.5,
+    units: str = "epsilon",
 ) -> Tensor:
     """The significance of every position of P >= 1 prompts.
 
@@ -40,15 +42,20 @@ def token_significance(
         steps: tracked denoising steps, from the noisiest.
         total_steps: steps of the whole DDIM run.
         guidance: guidance scale of the trajectory between tracked steps.
+        units: predictions that F compares: ``"epsilon"``, ``"x0"`` or ``"prediction"``, the
+            network's own output.
 
     Returns:
         [P, T] on the CPU, float32 (float64 for a float64 model): begin mark, tokens, end mark and
-        padding, as :func:`dori_fast.models.text.conditions.tokenize` places them.
+        padding, as :func:`dori_fast.models.text.tokens.PromptTokens` places them.
 
     Raises:
-        UsageError: no prompts or seeds, or steps out of range.
+        UsageError: no prompts or seeds, steps out of range, unknown units, or epsilon at zero
+            terminal signal-to-noise ratio.
+        NonFiniteError: significances that are NaN or infinite.
     """
     chosen = seed_tuple(seeds)
+    prompts = list_of_str("significance", prompts)
     if len(prompts) == 0 or not chosen:
         raise UsageError("significance: needs 1 or more prompts and seeds")
     if not 1 <= steps <= total_steps <= 1000:
@@ -56,6 +63,8 @@ def token_significance(
             f"significance: steps must be 1..total_steps and total_steps at most 1000, got {steps}"
             f" of {total_steps}"
         )
+    if units not in UNITS:
+        raise UsageError(f"significance: units must be one of {', '.join(UNITS)}, got {units!r}")
     condition = model.encode(prompts).one_row_each()
     wide = accumulate_dtype(model.dtype)
     embeddings = condition.unique.detach().to(wide)
@@ -65,18 +74,21 @@ def token_significance(
     for i, t in enumerate(timesteps[:steps]):
         with torch.no_grad():
             if i == 0:
-                uncond = model.epsilon_uncond(condition, model.share_noise(chosen, t))
+                uncond = model.output_uncond(condition, model.share_noise(chosen, t))
                 uncond = uncond.expand(latents.shape)
             else:
-                uncond = model.epsilon(empty, latents, t)
-        gradient = _gradient(model, embeddings, condition.pooled, latents, uncond, t)
+                uncond = model.output(empty, latents, t)
+        fixed = model.schedule.in_units(uncond, latents, t, units)
+        gradient = _gradient(model, embeddings, condition.pooled, latents, fixed, t, units)
         found += gradient.norm(dim=-1)
         if i + 1 < steps:
             with torch.no_grad():
-                cond = model.epsilon(condition, latents, t)
-                guided = uncond + guidance * (cond - uncond)
+                outputs = model.output(condition, latents, t), uncond
+                cond, without = (model.schedule.estimate(x, latents, t) for x in outputs)
+                guided = without + guidance * (cond - without)
                 moved = model.schedule.step(guided, latents, t, timesteps[i + 1])
                 latents = moved.to(model.dtype)
+    require_finite("significance", "significances", found, model.dtype)
     return (found / steps).cpu()
 
 
@@ -87,11 +99,14 @@ def _gradient(
     latents: Tensor,
     uncond: Tensor,
     timestep: int,
+    units: str,
 ) -> Tensor:
     """dF/dy [P, T, D] at latents [P, S, C, H, W], given unconditional predictions of that shape."""
 
     def predict(part: TextCondition, some: slice, seeds: slice) -> tuple[Tensor, Tensor]:
-        return model.epsilon(part, latents[some, seeds], timestep), uncond[some, seeds]
+        x_t = latents[some, seeds]
+        output = model.output(part, x_t, timestep)
+        return model.schedule.in_units(output, x_t, timestep, units), uncond[some, seeds]
 
     rows = torch.arange(len(embeddings))
     return magnitude(model, embeddings, pooled, rows, latents.shape[1], predict)[1]

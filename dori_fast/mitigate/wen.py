@@ -21,11 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype, seed_tuple
+from dori_fast._checks import accumulate_dtype, finite_number, require_finite, seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
-from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.probes import shared_prediction, uncond_prediction
+from dori_fast.models.schedules.vp import DDIM_STEPS, UNITS
+from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import EmbeddingState, embedding_step
 
 _WEIGHT_DECAY = 0.01
@@ -72,6 +74,8 @@ class Wen:
         iterations: largest number of updates.
         seeds: number of seeds (0, 1, ...), or the seeds themselves; draw images from the same.
         total_steps: steps of the DDIM run, whose first timestep is used.
+        units: predictions that F compares: ``"epsilon"``, ``"x0"`` or ``"prediction"``, the
+            network's own output.
 
     Raises:
         UsageError: a number out of range.
@@ -87,6 +91,7 @@ class Wen:
         seeds: int | Sequence[int] = 4,
         *,
         total_steps: int = DDIM_STEPS,
+        units: str = "epsilon",
     ) -> None:
         self.seeds = seed_tuple(seeds)
         if iterations < 1 or not self.seeds or not 1 <= total_steps <= 1000:
@@ -95,8 +100,11 @@ class Wen:
             )
         if not target >= 0 or not lr > 0:
             raise UsageError("mitigate: target must be 0 or more and lr above 0")
-        self.target, self.lr, self.iterations = float(target), float(lr), iterations
-        self.total_steps = total_steps
+        if units not in UNITS:
+            raise UsageError(f"mitigate: units must be one of {', '.join(UNITS)}, got {units!r}")
+        self.target, self.iterations = float(target), iterations
+        self.lr = finite_number("mitigate", "lr", lr)
+        self.total_steps, self.units = total_steps, units
 
     def config(self) -> dict[str, Any]:
         """Everything that the result depends on besides the model and the prompts, as JSON."""
@@ -107,6 +115,7 @@ class Wen:
             "iterations": self.iterations,
             "seeds": list(self.seeds),
             "total_steps": self.total_steps,
+            **({} if self.units == "epsilon" else {"units": self.units}),
         }
 
     def run(self, model: Denoiser, prompts: Sequence[str]) -> Mitigated:
@@ -115,8 +124,11 @@ class Wen:
         Each result is that of the prompt alone, to the bit.
 
         Raises:
-            UsageError: no prompts, or as in :meth:`Denoiser.encode`.
+            UsageError: no prompts, epsilon at zero terminal signal-to-noise ratio, or as in
+                :meth:`Denoiser.encode`.
+            NonFiniteError: F, its gradient or an embedding is NaN or infinite.
         """
+        prompts = list_of_str("mitigate", prompts)
         if len(prompts) == 0:
             raise UsageError("mitigate: no prompts")
         condition = model.encode(prompts).one_row_each()
@@ -126,7 +138,7 @@ class Wen:
         adam = EmbeddingState.zeros_like(params)
         shared = model.share_noise(self.seeds, model.timesteps(self.total_steps)[0])
         with torch.no_grad():
-            uncond = model.epsilon_uncond(condition, shared)
+            uncond = uncond_prediction(model, condition, shared, self.units)
         losses = params.new_full((self.iterations, count), torch.nan)
         running, evaluated = torch.arange(count), torch.zeros(count, dtype=torch.int64)
         reached = torch.zeros(count, dtype=torch.bool)
@@ -135,10 +147,13 @@ class Wen:
             which = torch.arange(len(shared))[seeds]
             noises = shared if len(which) == len(shared) else shared.take(which)
             own = uncond[seeds] if uncond.ndim == 4 else uncond[running[some]][:, seeds]
-            return model.epsilon_shared(part, noises), own
+            return shared_prediction(model, part, noises, self.units), own
 
         for i in range(self.iterations):
             norm, gradient = magnitude(model, params, pooled, running, len(self.seeds), predict)
+            # NaN is at no target, and an embedding without an update would pass for a mitigated one
+            require_finite("mitigate", "magnitudes F", norm, model.dtype)
+            require_finite("mitigate", "values of dF/dy", gradient, model.dtype)
             losses[i, running] = norm
             evaluated[running] += 1
             done = (norm <= self.target).cpu()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.hung import why_not_files
 from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.batch import (
+    RecentLatents,
     Samples,
     SharedLatents,
     all_pairs,
@@ -26,14 +27,12 @@ from dori_fast.models.engine.batch import (
 from dori_fast.models.engine.engine import Engine
 from dori_fast.models.engine.execution import Execution
 from dori_fast.models.engine.state import Timestep
-from dori_fast.models.files.hashes import tensors_sha256, without_unet_weights
-from dori_fast.models.images import decode, encode
+from dori_fast.models.files.hashes import with_unet_weights
+from dori_fast.models.images import Autoencoder
 from dori_fast.models.masks import Masks, NeuronMask, WeightMask
 from dori_fast.models.schedules.vp import DDIM_STEPS, Schedule, unit_noise
 from dori_fast.models.text.conditions import TextCondition
 from dori_fast.models.text.encoders import TextSide, TextSideXL
-
-_SHARED_NOISES_KEPT = 16
 
 
 class Denoiser:
@@ -49,10 +48,11 @@ class Denoiser:
     Attributes:
         unet: the network.
         schedule: noise schedule, prediction type and the DDIM update.
+        autoencoder: decodes and encodes images; opened at its first use.
         engine: runs the network, counts its evaluations and shares its work.
         recipe: arguments of :func:`dori_fast.load`, or None if files do not describe the model.
-        image_size: (H, W) of the images, in pixels.
-        latent_shape: (C, H, W) of one latent.
+        reading: sentences on what is read otherwise than the model's own pipeline would.
+        image_size, latent_shape: (H, W) of the images in pixels, and (C, H, W) of one latent.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Denoiser:
         *,
         backbone: Backbone,
         text: TextSide | TextSideXL,
-        scheduler_config: dict[str, Any],
+        schedule: Schedule,
         vae: Callable[[], Any],
         device: torch.device,
         dtype: torch.dtype,
@@ -70,17 +70,22 @@ class Denoiser:
         share: bool = True,
         execution: Execution | None = None,
         recipe: dict[str, Any] | None = None,
+        reading: tuple[str, ...] = (),
     ) -> None:
         backbone.require_text(text.width, text.has_pooled)
         self.unet, self._text = backbone.network, text
         self.image_size, self.latent_shape = backbone.image_size, backbone.latent_shape
         self.device, self.dtype = device, dtype
-        self._load_vae, self._load_hashes = vae, hashes
-        self._origin, self.recipe = origin, recipe
-        self.schedule = Schedule(scheduler_config)
+        self.autoencoder = Autoencoder(vae, self.latent_shape[0], text.has_pooled)
+        self._hashes_at = lru_cache(1)(lambda generation: hashes())
+        self._origin, self.recipe, self.reading = origin, recipe, reading
+        self.schedule = schedule
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
         self._masks: Masks | None = None
-        self._shared: OrderedDict[tuple[Any, ...], SharedLatents] = OrderedDict()
+        self._shared = RecentLatents()
+        self._empty: TextCondition | None = None
+        # between calls, the caller may train a network of its own
+        self._keeps = not backbone.borrowed
 
     @property
     def batch_size(self) -> int:
@@ -92,12 +97,12 @@ class Denoiser:
         self.engine.batch_size = value
         # results of another batch shape may differ in the last bits
         self._shared.clear()
-        self.__dict__.pop("unconditional", None)
+        self._empty = None
 
-    @cached_property
+    @property
     def vae(self) -> Any:
-        """The image autoencoder, loaded at first use."""
-        return self._load_vae().eval().requires_grad_(False)
+        """The image autoencoder, loaded at first use; UsageError if there is no fitting one."""
+        return self.autoencoder.module
 
     def config(self) -> dict[str, Any]:
         """Everything that scores depend on, as JSON: source, commit, dtype, device, file sha256."""
@@ -110,9 +115,9 @@ class Denoiser:
             "masks": self._masks and self._masks.sha256(),
         }
 
-    @cached_property
+    @property
     def _hashes(self) -> dict[str, str]:
-        return self._load_hashes()
+        return self._hashes_at(self.engine.generation if self._keeps else object())
 
     @property
     def tokenizer(self) -> Any:
@@ -154,10 +159,12 @@ class Denoiser:
         pooled = None if pooled is None else pooled.to(self.device, self.dtype)
         return TextCondition.of(embeddings.to(self.device, self.dtype), pooled)
 
-    @cached_property
+    @property
     def unconditional(self) -> TextCondition:
         """The condition of the empty prompt, P = 1."""
-        return self._text.empty(self.batch_size)
+        if self._empty is None or not self._keeps:
+            self._empty = self._text.empty(self.batch_size)
+        return self._empty
 
     def unconditional_for(self, condition: TextCondition) -> TextCondition:
         """The empty prompt in place of each of P prompts, under the same masks."""
@@ -188,7 +195,7 @@ class Denoiser:
         """
         self.engine.check_mask(mask)
         view = copy.copy(self)
-        view._masks, view._shared = (self._masks or Masks()).joined(mask), OrderedDict()
+        view._masks, view._shared = (self._masks or Masks()).joined(mask), RecentLatents()
         return view
 
     @property
@@ -224,9 +231,17 @@ class Denoiser:
         Returns:
             [P, S, C, H, W] in model dtype, or in float32 or wider after a conversion to epsilon.
             Carries gradients to the condition's embeddings if they require them.
+
+        Raises:
+            UsageError: the network says nothing about epsilon there (``schedule.require_epsilon``).
         """
-        eps = self._evaluate(self.samples(condition, latents, timestep))
-        return eps.reshape(len(condition), latents.shape[-4], *self.latent_shape)
+        output = self.output(condition, latents, timestep)
+        return self.schedule.epsilon(output, latents, timestep)
+
+    def output(self, condition: TextCondition, latents: Tensor, timestep: Timestep) -> Tensor:
+        """The network's outputs in model dtype; arguments and shapes as in :meth:`epsilon`."""
+        outputs = self.engine.outputs(self.samples(condition, latents, timestep))
+        return outputs.reshape(len(condition), latents.shape[-4], *self.latent_shape)
 
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
         """Do the work on latents [S, C, H, W] that does not depend on the text, for all prompts."""
@@ -236,12 +251,9 @@ class Denoiser:
     def share_noise(self, seeds: Sequence[int], timestep: int) -> SharedLatents:
         """The initial noise of S seeds, shared by all prompts and kept for later calls."""
         key = (self.engine.generation, tuple(seeds), timestep)
-        if key not in self._shared:
-            self._shared[key] = self.share(self.noise(seeds), timestep)
-        self._shared.move_to_end(key)
-        if len(self._shared) > _SHARED_NOISES_KEPT:
-            self._shared.popitem(last=False)
-        return self._shared[key]
+        if not self._keeps:
+            return self.share(self.noise(seeds), timestep)
+        return self._shared.get(key, lambda: self.share(self.noise(seeds), timestep))
 
     def share_up_to(
         self, layer: int, condition: TextCondition, shared: SharedLatents
@@ -259,8 +271,13 @@ class Denoiser:
 
     def epsilon_shared(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
         """Noise predictions [P, S, C, H, W] of P prompts on shared latents; see :meth:`epsilon`."""
-        eps = self._evaluate(all_pairs(condition, shared, self._masks))
-        return eps.reshape(len(condition), len(shared), *self.latent_shape)
+        output = self.output_shared(condition, shared)
+        return self.schedule.epsilon(output, shared.latents, shared.timestep)
+
+    def output_shared(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
+        """The network's outputs [P, S, C, H, W] on shared latents; see :meth:`output`."""
+        outputs = self.engine.outputs(all_pairs(condition, shared, self._masks))
+        return outputs.reshape(len(condition), len(shared), *self.latent_shape)
 
     def samples(self, condition: TextCondition, latents: Tensor, timestep: Timestep) -> Samples:
         """The P x S samples that :meth:`epsilon` evaluates for the same arguments."""
@@ -270,23 +287,21 @@ class Denoiser:
             return own_latents(condition, latents, timestep, self._masks)
         return all_pairs(condition, self.engine.share(latents, timestep), self._masks)
 
-    def _evaluate(self, samples: Samples) -> Tensor:
-        """Epsilon [N, C, H, W] of N samples."""
-        output = self.engine.outputs(samples)
-        shared, which = samples.shared, samples.which
-        x_t = shared.latents[which.to(self.device)]
-        return self.schedule.epsilon(output, x_t, shared.timestep_of(which))
-
     def epsilon_uncond(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
-        """Unconditional predictions on shared latents, for comparison with ``condition``'s.
+        """Unconditional noise predictions on shared latents; see :meth:`output_uncond`."""
+        output = self.output_uncond(condition, shared)
+        return self.schedule.epsilon(output, shared.latents, shared.timestep)
+
+    def output_uncond(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
+        """Unconditional outputs on shared latents, for comparison with ``condition``'s.
 
         They depend on the latents alone, so they are computed once and kept: [S, C, H, W]. If each
-        prompt has its own mask, each has its own predictions: [P, S, C, H, W].
+        prompt has its own mask, each has its own outputs: [P, S, C, H, W].
         """
         if self._one_mask_each:
-            return self.epsilon_shared(self.unconditional_for(condition), shared)
-        if shared.uncond is None:
-            shared.uncond = self.epsilon_shared(self.unconditional, shared)[0]
+            return self.output_shared(self.unconditional_for(condition), shared)
+        if shared.uncond is None or shared.generation != self.engine.generation:
+            shared.uncond = self.output_shared(self.unconditional, shared)[0]
         return shared.uncond
 
     @torch.no_grad()
@@ -298,52 +313,51 @@ class Denoiser:
         steps: int = DDIM_STEPS,
         guidance: float = 7.5,
     ) -> Tensor:
-        """Draw images: uint8 [P, S, H, W, 3] on the CPU, by DDIM with ``steps`` steps."""
+        """Draw images: uint8 [P, S, H, W, 3] on the CPU, by DDIM with ``steps`` steps.
+
+        Raises UsageError without a fitting autoencoder, NonFiniteError for NaN or Inf.
+        """
+        self.autoencoder.require()
         empty, noise = self.unconditional_for(condition), self.noise(seeds)
+        estimate = self.schedule.estimate
         latents = self.schedule.denoise(
-            lambda x, timestep: self.epsilon(condition, x, timestep),
-            lambda x, timestep: self.epsilon(empty, x, timestep),
+            lambda x, t: estimate(self.output(condition, x, t), x, t),
+            lambda x, t: estimate(self.output(empty, x, t), x, t),
             noise.expand(len(condition), *noise.shape),
             steps=steps,
             guidance=guidance,
         )
-        images = decode(self.vae, latents.flatten(0, 1), self.batch_size)
-        return images.reshape(len(condition), len(seeds), *images.shape[1:])
+        return self.autoencoder.decode(latents, seeds, self.batch_size)
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:
-        """Clean latents [N, C, h, w] of images, uint8 [N, H, W, 3]: scaled posterior means."""
-        return encode(self.vae, images, self.device, self.dtype)
+        """Latents [N, C, h, w] of images, uint8 [N, H, W, 3]; raises as :meth:`generate`."""
+        return self.autoencoder.encode(images, self.device, self.dtype)
 
     def copy(self) -> Denoiser:
         """A Denoiser with its own copy of the network; everything else is shared.
 
-        After every write to the copy's weights, call ``copy.engine.weights_changed()``.
+        After writes to its weights through ``.data``, call ``copy.engine.weights_changed()``.
         """
         own = copy.copy(self)
-        own.engine, own.recipe = self.engine.copy(), None
+        own.engine, own.recipe, own._shared = self.engine.copy(), None, RecentLatents()
         own.unet = network = own.engine.backbone.network
-        own._shared, own._load_vae = OrderedDict(), lambda: self.vae
         own._origin = {**self._origin, "source": f"weights changed after {self._origin['source']}"}
-        own.__dict__.pop("_hashes", None)
-        own._load_hashes = lambda: {
-            **without_unet_weights(self._hashes),
-            "unet": tensors_sha256(network.state_dict()),
-        }
+        own._hashes_at = lru_cache(1)(
+            lambda _: with_unet_weights(self._hashes, network.state_dict())
+        )
         return own
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write a diffusers directory of safetensors that a stock pipeline and ``df.load`` open.
-
-        Its sampler is DDIM with the model's schedule and prediction type.
+        """Write safetensors that a stock pipeline (by DDIM) and ``df.load`` open.
 
         Raises:
-            UsageError: a view with masks, which such a directory cannot hold.
+            UsageError: masks, adapters or replaced code, which such a directory cannot hold.
         """
-        if self._masks is not None:
-            raise UsageError(
-                "save_pretrained: this view has masks; save those, or put them into the weights of"
-                " a pipeline with df.prune.apply_"
-            )
-        pipe = self._text.pipeline(vae=self.vae, unet=self.unet, scheduler=self.schedule.sampler)
+        masks = "this view has masks; save those, or put them into a pipeline with df.prune.apply_"
+        reason = why_not_files(self.unet) if self._masks is None else masks
+        if reason is not None:
+            raise UsageError(f"save_pretrained: {reason}")
+        networks = {"vae": self.autoencoder.optional, "unet": self.unet}
+        pipe = self._text.pipeline(**networks, scheduler=self.schedule.sampler)
         pipe.save_pretrained(os.fspath(directory), safe_serialization=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.stock import not_its_weight
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.masks import NeuronMask, WeightMask
 
@@ -102,7 +103,7 @@ def masked_layers(mask: NeuronMask | WeightMask, unet: nn.Module) -> dict[str, n
     tensors = mask.scales if isinstance(mask, NeuronMask) else mask.pruned
     layers = {}
     for name, changed in mask.counts().items():
-        layer = _linear(unet, f"{name}.to_v" if neurons else name)
+        layer = plain_linear(unet, f"{name}.to_v" if neurons else name)
         shape = tensors[name].shape[1:]
         # one factor per row, or one bit per weight
         if shape != layer.weight.shape[: len(shape)]:
@@ -130,16 +131,23 @@ def masked_parameters(mask: NeuronMask | WeightMask, unet: nn.Module) -> dict[st
     return found
 
 
-def _linear(unet: nn.Module, name: str) -> nn.Linear:
+def plain_linear(unet: nn.Module, name: str) -> nn.Linear:
+    """The linear layer of this name, if its output is its weight's alone.
+
+    Raises:
+        UsageError: as from :func:`apply_`.
+    """
     try:
         layer = unet.get_submodule(name)
     except AttributeError:
         raise UsageError(f"{type(unet).__name__} has no layer {name!r}") from None
-    if not isinstance(layer, nn.Linear):
-        raise UsageError(f"{name} has an adapter; fuse it (pipe.fuse_lora()) and unload it first")
-    if not isinstance(layer.weight, nn.Parameter):
+    reason = not_its_weight(layer)
+    if reason is not None:
+        raise UsageError(f"{name} {reason}")
+    attention = unet.get_submodule(name.rpartition(".")[0])
+    if getattr(attention, "fused_projections", False):
         raise UsageError(
-            f"{name} is pruned by torch; make that permanent first:"
-            " torch.nn.utils.prune.remove(layer, 'weight')"
+            f"{name} is not called, since the projections are fused; undo that first:"
+            " pipe.unfuse_qkv_projections()"
         )
-    return layer
+    return cast(nn.Linear, layer)

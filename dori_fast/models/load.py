@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -12,15 +13,26 @@ import torch
 
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.registry import backbone_of, latent_shape
+from dori_fast.models.backbones.unet.hung import hung_on
+from dori_fast.models.components import Components
 from dori_fast.models.denoiser import Denoiser
 from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.execution import Execution, Switch
-from dori_fast.models.files.directory import open_json, resolve_directory, unet_home
+from dori_fast.models.files.directory import resolve_directory, unet_home
 from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha256
 from dori_fast.models.files.local_source import require_local
+from dori_fast.models.gate import Reading, require_denoiser
+from dori_fast.models.images.kinds import (
+    autoencoder_class,
+    pipeline_scale_factor,
+    vae_scale_factor,
+)
 from dori_fast.models.modules import open_text, open_unet, open_vae
 from dori_fast.models.overlay import lay_over_
-from dori_fast.models.text.encoders import TextSide, TextSideXL
+from dori_fast.models.schedules.vp import Schedule
+from dori_fast.models.text.assemble import text_side
+from dori_fast.models.text.encoders import PARTS, TextSide, TextSideXL
+from dori_fast.models.text.hashes import text_hashes
 
 
 def load(
@@ -46,7 +58,9 @@ def load(
 
     Args:
         source: ``"demo"``, ``"demo-finetuned"`` (the same, fine-tuned), a local diffusers
-            directory, a hub id, or a diffusers pipeline object.
+            directory, a hub id, or a diffusers pipeline in memory. A pipeline is evaluated without
+            dropout and without gradients to its weights, and otherwise left as it is, so that it
+            can be scored while it is trained.
         revision: branch, tag or commit of a hub id.
         variant: weight variant, such as ``"fp16"``, as in diffusers; not the dtype.
         local_files_only: True to read a hub id from earlier downloads only.
@@ -69,7 +83,8 @@ def load(
     does. ``model.engine.execution`` has the resolved values.
 
     Returns:
-        A :class:`Denoiser` in evaluation mode with frozen weights.
+        A :class:`Denoiser`. Its ``reading`` says what it reads otherwise than the model's own
+        pipeline does.
 
     Raises:
         UsageError: no such source, an unsupported kind of model, or a switch that cannot be on
@@ -79,7 +94,7 @@ def load(
     """
     execution = Execution(attention, compile, channels_last, cuda_graphs)
     how: dict[str, Any] = {"batch_size": batch_size, "share": share, "execution": execution}
-    if hasattr(source, "unet") and hasattr(source, "text_encoder"):
+    if not isinstance(source, str | os.PathLike):
         _refuse_for_pipelines(
             revision=revision,
             variant=variant,
@@ -89,22 +104,28 @@ def load(
         return _from_pipeline(source, dtype, device, **how)
     device = _resolve_device(device)
     dtype = _resolve_dtype(dtype, device)
-    name = str(source)
+    name = os.fspath(source)
     if isinstance(source, os.PathLike):
         require_local(source)
     directory, revision = resolve_directory(name, revision, variant, local_files_only)
     home = unet_home(name, directory)
+    reading = require_denoiser(Components.of_directory(directory, home))
     unet = open_unet(home, dtype, device, variant)
     laid = {} if unet_weights is None else {"unet_weights": lay_over_(unet_weights, unet)}
-    text = open_text(directory, dtype, device, variant)
+    text = open_text(directory, reading, dtype, device, variant)
     if execution.on("channels_last", device):
         unet.to(memory_format=torch.channels_last)
-    scheduler_config = open_json(directory, "scheduler/scheduler_config.json")
+    vae_class, vae_config = reading.vae
     return Denoiser(
-        backbone=_backbone(unet, open_json(directory, "vae/config.json")),
+        backbone=_backbone(unet, vae_scale_factor(vae_class, vae_config)),
         text=text,
-        scheduler_config=scheduler_config,
-        vae=lambda: open_vae(directory, dtype, variant).to(device),
+        schedule=Schedule(reading.schedule),
+        vae=cache(
+            lambda: (
+                vae_class
+                and open_vae(autoencoder_class(vae_class), directory, dtype, device, variant)
+            )
+        ),
         device=device,
         dtype=dtype,
         origin={"source": name, "revision": revision},
@@ -118,6 +139,7 @@ def load(
             ),
             **laid,
         },
+        reading=reading.notes,
         recipe={
             "source": name,
             "revision": revision,
@@ -166,11 +188,10 @@ def _refuse_for_pipelines(**options: Any) -> None:
         )
 
 
-def _backbone(unet: Any, vae_config: Mapping[str, Any]) -> Backbone:
+def _backbone(unet: Any, factor: int, borrowed: bool = False) -> Backbone:
     """The engine's view of a UNet whose images are larger than its latents by the VAE's factor."""
-    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
     _, height, width = latent_shape(unet)
-    return backbone_of(unet, (height * factor, width * factor))
+    return backbone_of(unet, (height * factor, width * factor), borrowed)
 
 
 def _parts(text: TextSide | TextSideXL) -> dict[str, list[str]]:
@@ -214,8 +235,9 @@ def _from_pipeline(
     device: torch.device | str,
     **how: Any,
 ) -> Denoiser:
-    """A view of a pipeline's modules: frozen, but neither copied nor moved nor cast."""
-    has_dtype, has_device = pipe.unet.dtype, pipe.unet.device
+    """A view of a pipeline's modules, which are neither copied nor moved nor cast nor frozen."""
+    reading = require_denoiser(Components.of_pipeline(pipe))
+    has_dtype, has_device = _one_place(pipe, reading)
     to_device = has_device if device == "auto" else _resolve_device(device)
     to_dtype = has_dtype if dtype == "auto" else _resolve_dtype(dtype, to_device)
     if (to_dtype, to_device.type) != (has_dtype, has_device.type):
@@ -223,45 +245,60 @@ def _from_pipeline(
             f"load: the pipeline is {has_dtype} on {has_device}, requested {to_dtype} on"
             f" {to_device}; move it first with pipe.to(...)"
         )
-    backbone, wanted = _backbone(pipe.unet, pipe.vae.config), how["execution"].channels_last
+    backbone = _backbone(pipe.unet, pipeline_scale_factor(pipe), borrowed=True)
+    wanted = how["execution"].channels_last
     if wanted != "auto" and wanted != backbone.channels_last:
         layout = "channels_last" if wanted else "contiguous_format"
         raise UsageError(
             f"load: channels_last={wanted}, but the pipeline's weights are laid out"
             f" otherwise; change them first with pipe.unet.to(memory_format=torch.{layout})"
         )
-    text: TextSide | TextSideXL = TextSide(pipe.tokenizer, _frozen(pipe.text_encoder))
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        text = TextSideXL(
-            (pipe.tokenizer, pipe.tokenizer_2),
-            (_frozen(pipe.text_encoder), _frozen(pipe.text_encoder_2)),
-            bool(pipe.config.force_zeros_for_empty_prompt),
-        )
-    _frozen(pipe.unet)
+    pairs = PARTS[: 1 + reading.xl]
+    text = text_side(
+        [getattr(pipe, tokenizer) for tokenizer, _ in pairs],
+        [getattr(pipe, encoder) for _, encoder in pairs],
+        reading.zero_for_empty,
+    )
     return Denoiser(
         backbone=backbone,
         text=text,
-        scheduler_config=dict(pipe.scheduler.config),
-        vae=lambda: pipe.vae,
+        schedule=Schedule(reading.schedule),
+        vae=lambda: getattr(pipe, "vae", None),
         device=has_device,
         dtype=has_dtype,
         origin={"source": f"pipeline:{type(pipe).__name__}", "revision": None},
         hashes=lambda: _pipeline_hashes(pipe, text),
+        reading=reading.notes,
         **how,
     )
 
 
-def _frozen(module: Any) -> Any:
-    return module.eval().requires_grad_(False)
+def _one_place(pipe: Any, reading: Reading) -> tuple[torch.dtype, torch.device]:
+    """The UNet's dtype and device, which must be those of the text embeddings."""
+    names = [encoder for _, encoder in PARTS[: 1 + reading.xl]]
+    dtype, device = pipe.unet.dtype, pipe.unet.device
+    for name in names:
+        part = getattr(pipe, name)
+        # SDXL's embeddings have the dtype of the second encoder
+        fits = part.device == device and (name != names[-1] or part.dtype == dtype)
+        if not fits or device.type == "meta":
+            raise UsageError(
+                f"load: the pipeline's {name} is {part.dtype} on {part.device}, its unet {dtype} on"
+                f" {device}; move and cast it whole with pipe.to(device, dtype), without offloading"
+            )
+    return dtype, device
 
 
 def _pipeline_hashes(pipe: Any, text: TextSide | TextSideXL) -> dict[str, str]:
     """Hashes of modules in memory, as :func:`file_hashes` has them for files."""
     parts = _parts(text)
     hashes = {name: tensors_sha256(getattr(pipe, name).state_dict()) for name in parts["networks"]}
-    for name in parts["tokenizers"]:
-        hashes[name] = text_sha256(getattr(pipe, name).backend_tokenizer.to_str())
+    hashes |= text_hashes(text)
     for name in ("unet", "scheduler"):
         config = dict(getattr(pipe, name).config)
+        # names of filled-in keys, in an order that differs between processes
+        config.pop("_use_default_values", None)
         hashes[f"{name}/config"] = text_sha256(json.dumps(config, sort_keys=True, default=str))
+    if hung := hung_on(pipe.unet):
+        hashes["unet/hung"] = text_sha256(json.dumps(hung))
     return hashes

@@ -10,7 +10,15 @@ import torch
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models.files.directory import open_json, require_weights
 from dori_fast.models.files.hashes import first_nonfinite
-from dori_fast.models.text.encoders import TextSide, TextSideXL
+from dori_fast.models.gate import Reading
+from dori_fast.models.text.assemble import text_side
+from dori_fast.models.text.encoders import PARTS, TextSide, TextSideXL
+from dori_fast.models.text.recognize import require_tokenizer_class
+from dori_fast.models.text.vocabulary import (
+    require_pad_token,
+    require_vocabulary_files,
+    unbuilt_words,
+)
 
 
 def open_unet(
@@ -35,29 +43,35 @@ def open_unet(
 
 
 def open_text(
-    directory: Path, dtype: torch.dtype, device: torch.device, variant: str | None
+    directory: Path,
+    reading: Reading,
+    dtype: torch.dtype,
+    device: torch.device,
+    variant: str | None,
 ) -> TextSide | TextSideXL:
-    """Tokenizer and frozen text encoder, or SDXL's two of each; raises as :func:`open_unet`."""
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    """Tokenizer and frozen text encoder, or SDXL's two of each.
 
-    how: dict[str, Any] = {"dtype": dtype, "variant": variant}
-    encoder = _open_frozen(CLIPTextModel, directory, "text_encoder", device, **how)
-    tokenizer = _open_tokenizer(CLIPTokenizer, directory, "tokenizer")
-    if not (directory / "text_encoder_2").is_dir():
-        return TextSide(tokenizer, encoder)
-    second = _open_frozen(CLIPTextModelWithProjection, directory, "text_encoder_2", device, **how)
-    tokenizers = tokenizer, _open_tokenizer(CLIPTokenizer, directory, "tokenizer_2")
-    index = open_json(directory, "model_index.json")
-    return TextSideXL(
-        tokenizers, (encoder, second), bool(index.get("force_zeros_for_empty_prompt", True))
-    )
+    Raises:
+        UsageError: parts that do not belong together.
+        IntegrityError: damaged weights or vocabulary files, or weights that are not finite.
+    """
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    kinds = (CLIPTextModel, CLIPTextModelWithProjection)
+    tokenizers, encoders = [], []
+    for (tokenizer, encoder), kind in list(zip(PARTS, kinds, strict=True))[: 1 + reading.xl]:
+        tokenizers.append(_open_tokenizer(directory, tokenizer))
+        encoders.append(
+            _open_frozen(kind, directory, encoder, device, dtype=dtype, variant=variant)
+        )
+    return text_side(tokenizers, encoders, reading.zero_for_empty)
 
 
-def open_vae(directory: Path, dtype: torch.dtype, variant: str | None) -> Any:
-    """The image autoencoder."""
-    from diffusers import AutoencoderKL
-
-    return _open(AutoencoderKL, directory, "vae", torch_dtype=dtype, variant=variant)
+def open_vae(
+    kind: Any, directory: Path, dtype: torch.dtype, device: torch.device, variant: str | None
+) -> Any:
+    """The frozen image autoencoder, of a class of diffusers; raises as :func:`open_unet`."""
+    return _open_frozen(kind, directory, "vae", device, torch_dtype=dtype, variant=variant)
 
 
 def _open_frozen(
@@ -66,8 +80,9 @@ def _open_frozen(
     module = _open(kind, directory, part, **options)
     bad = first_nonfinite(module.named_parameters())
     if bad is not None:
+        wider = ", or use dtype='float32'" if module.dtype == torch.float16 else ""
         raise IntegrityError(
-            f"load: {directory / part} holds NaN or Inf in {bad}; get the weights again"
+            f"load: {directory / part} holds NaN or Inf in {bad}; get the weights again{wider}"
         )
     return module.to(device).eval().requires_grad_(False)
 
@@ -81,7 +96,10 @@ def _open(kind: Any, directory: Path, part: str, *, variant: str | None, **optio
     try:
         module, found = kind.from_pretrained(folder, variant=variant, **options)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _first_line(error)
+        if "ignore_mismatched_sizes" in reason:
+            # transformers names the weights in its log alone
+            reason = "its weights have other shapes than its config.json; get both again"
         raise IntegrityError(f"load: {folder} cannot be read: {reason}") from error
     if missing := sorted(found["missing_keys"]):
         # the libraries would fill them with random numbers
@@ -92,10 +110,33 @@ def _open(kind: Any, directory: Path, part: str, *, variant: str | None, **optio
     return module
 
 
-def _open_tokenizer(kind: Any, directory: Path, part: str) -> Any:
+def _open_tokenizer(directory: Path, part: str) -> Any:
+    from transformers import CLIPTokenizer
+
     folder = directory / part
-    if not folder.is_dir():
-        raise UsageError(
-            f"load: {directory} has no {part}/; expected a complete diffusers directory"
+    config = require_vocabulary_files(folder)
+    kind = config.get("tokenizer_class")
+    if kind not in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
+        require_tokenizer_class(str(kind), part)
+    encoder = open_json(directory, f"{dict(PARTS)[part]}/config.json")
+    require_pad_token(folder, config, encoder.get("hidden_act", "quick_gelu"))
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        # the tokenizers library raises bare Exceptions on damaged files
+        raise IntegrityError(
+            f"load: {folder} cannot be read: {_first_line(error)}; get the tokenizer's files again"
+        ) from error
+    unbuilt = unbuilt_words(tokenizer)
+    if unbuilt:
+        raise IntegrityError(
+            f"load: {folder}: no merge builds {len(unbuilt):,} words of the vocabulary, such as"
+            f" {unbuilt[-1]!r}, so merges.txt is cut or another model's; get the tokenizer's files"
+            " again"
         )
-    return kind.from_pretrained(folder, local_files_only=True)
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

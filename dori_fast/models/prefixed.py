@@ -7,12 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.stock import is_plain
 from dori_fast.models.denoiser import Denoiser
-from dori_fast.models.text.conditions import TextCondition, TokenRows, pad_rows, tokenize
+from dori_fast.models.text.conditions import TextCondition, pad_rows
 from dori_fast.models.text.encoders import TextSide
+from dori_fast.models.text.placeholders import vectors_by_placeholder
+from dori_fast.models.text.prompts import list_of_str
+from dori_fast.models.text.tokens import PromptTokens, TokenRows
 
 
 class PrefixedPrompts:
@@ -33,14 +37,25 @@ class PrefixedPrompts:
         if model.unconditional.pooled is not None:
             raise UsageError("prefix: tokens of SDXL's two text encoders are not supported")
         self._model, self._encoder = model, model.text_encoder
-        rows = tokenize(model.tokenizer, prompts)
+        tokens_of = PromptTokens(model.tokenizer, model.text_encoder)
+        rows = tokens_of.rows(list_of_str("prefix", prompts))
         if not 1 <= tokens <= rows.context - 2:
             raise UsageError(f"prefix: tokens must be 1..{rows.context - 2}, got {tokens}")
+        embeddings = self._encoder.get_input_embeddings()
+        if not is_plain(embeddings, nn.Embedding):
+            raise UsageError(
+                "prefix: the text encoder's token embeddings are no plain table (an adapter, a"
+                f" hook, or the class {type(embeddings).__name__}); undo that first"
+            )
         self._slots, self._rows = slice(1, 1 + tokens), _make_room(rows, tokens)
-        self.table: Tensor = self._encoder.get_input_embeddings().weight
+        self.table: Tensor = self._encoder.get_input_embeddings().weight.detach()
         known = torch.zeros(len(self.table), dtype=torch.bool)
-        known[: len(model.tokenizer)] = True
+        # an added word may have any number, so that numbers below it may have no word
+        known[torch.tensor([*model.tokenizer.get_vocab().values()])] = True
         known[torch.tensor(model.tokenizer.all_special_ids)] = False
+        # typing such a word gives all vectors of its textual inversion, never the first alone
+        for word in vectors_by_placeholder(model.tokenizer):
+            known[model.tokenizer.convert_tokens_to_ids(word)] = False
         self.allowed = known.to(model.device)
 
     def ids(self, tokens: Tensor) -> Tensor:

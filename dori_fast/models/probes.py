@@ -1,4 +1,4 @@
-"""Quantities of a Denoiser besides epsilon: outputs, attention, activations, derivatives."""
+"""Quantities of a Denoiser besides epsilon: other units, attention, activations, derivatives."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models.denoiser import Denoiser
+from dori_fast.models.engine.batch import SharedLatents
 from dori_fast.models.engine.state import Timestep
 from dori_fast.models.text.conditions import TextCondition
+from dori_fast.models.text.prompts import list_of_str
 
 
 def token_attention(
@@ -44,7 +46,7 @@ def feed_forward_inputs(
     timestep: int,
     observe: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Noise predictions, and values of the inputs to each feed-forward's second linear layer.
+    """Estimates for a DDIM step, and values of the inputs to each feed-forward's second linear.
 
     Args:
         model: the denoiser.
@@ -55,7 +57,7 @@ def feed_forward_inputs(
             sample by itself.
 
     Returns:
-        [P, S, C, H, W] as from ``model.epsilon``, and [P, S, *] by name of the linear layer.
+        ``schedule.estimate`` [P, S, C, H, W], and [P, S, *] by name of the linear layer.
 
     Raises:
         UsageError: an architecture whose layers are not known.
@@ -64,8 +66,8 @@ def feed_forward_inputs(
     output, seen = model.engine.observe(samples, observe)
     pairs = (len(condition), latents.shape[-4])
     x_t = samples.shared.latents[samples.which.to(model.device)]
-    eps = model.schedule.epsilon(output, x_t, timestep).unflatten(0, pairs)
-    return eps, {name: value.unflatten(0, pairs) for name, value in seen.items()}
+    estimate = model.schedule.estimate(output, x_t, timestep).unflatten(0, pairs)
+    return estimate, {name: value.unflatten(0, pairs) for name, value in seen.items()}
 
 
 def prediction(
@@ -75,14 +77,63 @@ def prediction(
 
     Arguments and gradients are those of :meth:`Denoiser.epsilon`.
     """
-    outputs = model.engine.outputs(model.samples(condition, latents, timestep))
-    return outputs.reshape(len(condition), latents.shape[-4], *model.latent_shape)
+    return model.output(condition, latents, timestep)
 
 
-def epsilon_jvp(
-    model: Denoiser, condition: TextCondition, latents: Tensor, tangents: Tensor, timestep: int
+def shared_prediction(
+    model: Denoiser, condition: TextCondition, shared: SharedLatents, units: str
 ) -> Tensor:
-    """Directional derivatives of epsilon along the latents, by forward-mode differentiation.
+    """Predictions [P, S, C, H, W] of P prompts on S shared latents at one timestep.
+
+    Args:
+        model: the denoiser.
+        condition: P prompts.
+        shared: S latents at one timestep.
+        units: ``"epsilon"``, ``"x0"`` or ``"prediction"``, the network's own output.
+
+    Raises:
+        UsageError: epsilon at a timestep of ``schedule.require_epsilon``.
+    """
+    output = model.output_shared(condition, shared)
+    return model.schedule.in_units(output, shared.latents, int(shared.timestep), units)
+
+
+def uncond_prediction(
+    model: Denoiser, condition: TextCondition, shared: SharedLatents, units: str
+) -> Tensor:
+    """Predictions without the prompt, for comparison with :func:`shared_prediction`.
+
+    [S, C, H, W], or [P, S, C, H, W] if each prompt has its own mask.
+    """
+    output = model.output_uncond(condition, shared)
+    return model.schedule.in_units(output, shared.latents, int(shared.timestep), units)
+
+
+def change_of_noise(
+    model: Denoiser, condition: TextCondition, shared: SharedLatents, units: str
+) -> Tensor:
+    """What the network would change about the noise: epsilon - x_T, [P, S, C, H, W].
+
+    Arguments and errors are those of :func:`shared_prediction`. A prediction that is not of noise
+    is returned as it is. Where alpha_bar goes to 0, epsilon - x_T becomes proportional to the
+    velocity, which is -x_0 there.
+    """
+    predicted = shared_prediction(model, condition, shared, units)
+    noise = units == "epsilon" or (
+        units == "prediction" and model.schedule.prediction_type == "epsilon"
+    )
+    return predicted - shared.latents if noise else predicted
+
+
+def prediction_jvp(
+    model: Denoiser,
+    condition: TextCondition,
+    latents: Tensor,
+    tangents: Tensor,
+    timestep: int,
+    units: str = "epsilon",
+) -> Tensor:
+    """Directional derivatives of predictions along the latents, by forward-mode differentiation.
 
     Args:
         model: the denoiser.
@@ -90,17 +141,20 @@ def epsilon_jvp(
         latents: [S, C, H, W], shared by all prompts, or [P, S, C, H, W].
         tangents: directions, [P, S, C, H, W].
         timestep: index into ``alphas_cumprod``.
+        units: units of the predictions, as in :func:`shared_prediction`.
 
     Returns:
         [P, S, C, H, W]; each sample counts as two evaluations.
 
     Raises:
-        UsageError: an architecture whose layers are not known.
+        UsageError: an architecture whose layers are not known, or epsilon at a timestep of
+            ``schedule.require_epsilon``.
     """
     samples = model.samples(condition, latents, timestep)
     directions = tangents.flatten(0, 1).to(model.dtype)
     slope = model.engine.jvp(samples, directions)
-    return model.schedule.epsilon(slope, directions, timestep).reshape(tangents.shape)
+    # a conversion is linear in output and latents, so it converts their derivatives too
+    return model.schedule.in_units(slope, directions, timestep, units).reshape(tangents.shape)
 
 
 @torch.no_grad()
@@ -124,7 +178,7 @@ def value_magnitudes(
         UsageError: no such layer, or an architecture whose layers are not known.
     """
     known = model.layers
-    chosen = known if layers is None else list(layers)
+    chosen = known if layers is None else list_of_str("value_magnitudes", layers, "layers")
     for name in chosen:
         if name not in known:
             raise UsageError(f"no cross-attention {name!r}; there are {', '.join(known)}")
@@ -132,7 +186,7 @@ def value_magnitudes(
     for name in chosen:
         project = model.unet.get_submodule(name).to_v
         rows = [project(text).abs().mean(0) for text in condition.unique]
-        width = project.out_features
+        width = model.engine.value_widths[name]
         each = torch.stack(rows) if rows else condition.unique.new_zeros(0, width)
         found[name] = each[condition.index.to(each.device)]
     return found

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.hung import why_not_files
 from dori_fast.models.denoiser import Denoiser
 
 
@@ -34,6 +35,9 @@ def save_difference(
     """
     if changed.masks is not None or original.masks is not None:
         raise UsageError("save_difference: a view has masks; df.prune.save_pruned writes those")
+    for model in (changed, original):
+        if (reason := why_not_files(model.unet)) is not None:
+            raise UsageError(f"save_difference: {reason}")
     old, new = original.unet.state_dict(), changed.unet.state_dict()
     if {n: t.shape for n, t in old.items()} != {n: t.shape for n, t in new.items()}:
         raise UsageError("save_difference: the two UNets are not of one architecture")

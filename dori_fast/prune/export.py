@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from dori_fast.errors import UsageError
 from dori_fast.models.files.tensor_file import read_tensors
-from dori_fast.models.in_place import Applied, masked_parameters, unet_of
+from dori_fast.models.in_place import Applied, masked_parameters, plain_linear, unet_of
 from dori_fast.models.masks import NeuronMask, WeightMask
 
 _FORMAT = "dori_fast.pruned/1"
@@ -55,4 +55,5 @@ def load_pruned_(path: str | os.PathLike[str], target: Any) -> Applied:
     for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape:
             raise UsageError(f"{path}: this UNet has no parameter {name} {list(tensor.shape)}")
+        plain_linear(unet, name.rpartition(".")[0])
     return Applied(unet, tensors)

@@ -36,13 +36,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from dori_fast._checks import seed_tuple
+from dori_fast._checks import require_finite, seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition, WeightMask, stack
+from dori_fast.models.backbones.unet.stock import not_its_weight
 from dori_fast.models.probes import feed_forward_inputs
 from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import activation_stats, wanda_mask
 
 Energies = dict[str, Tensor]
@@ -101,7 +103,7 @@ class Wanda:
         self.sparsity, self.steps, self.total_steps = sparsity, steps, total_steps
         self.seeds = seed_tuple(seeds)
         self.guidance, self.select_ratio, self.joint = guidance, select_ratio, joint
-        self.base = None if base is None else tuple(base)
+        self.base = None if base is None else tuple(list_of_str("wanda", base, "base prompts"))
         self.guided, self.both_halves = guidance != 1.0, both_halves and guidance != 1.0
         if not 0 <= sparsity <= 1 or not 0 <= select_ratio < 1:
             raise UsageError(
@@ -147,7 +149,10 @@ class Wanda:
         Raises:
             UsageError: no prompts, a masked model, unknown layers, layers with adapters, or a
                 sparsity too small to mark a weight of any layer.
+            NonFiniteError: activations that are NaN or infinite.
         """
+        if not isinstance(prompts, TextCondition):
+            prompts = list_of_str("wanda", prompts)
         weights = self._weights(model)
         if not prompts:
             raise UsageError("wanda: no prompts")
@@ -164,11 +169,12 @@ class Wanda:
         """The weights of the layers [C, 4C] by name, if they can be pruned."""
         if model.masks is not None:
             raise UsageError("wanda: the model is masked; localize on the original, then add masks")
-        weights = {}
+        weights: dict[str, Tensor] = {}
         for name, layer in model.engine.second_linears.items():
-            if not isinstance(layer, nn.Linear):
-                raise UsageError(f"wanda: {name} has an adapter; fuse it (pipe.fuse_lora()) first")
-            weights[name] = layer.weight
+            reason = not_its_weight(layer)
+            if reason is not None:
+                raise UsageError(f"wanda: {name} {reason}")
+            weights[name] = layer.get_parameter("weight")
         widest = max(weight.shape[1] for weight in weights.values())
         if int(self.sparsity * widest) == 0:
             raise UsageError(
@@ -210,7 +216,8 @@ class Wanda:
         latents, found = model.noise(self.seeds), []
         for t, t_prev in pairwise(timesteps):
             found.append(observe(latents, t))
-            latents = model.schedule.step(found[-1].eps, latents, t, t_prev).to(model.dtype)
+            estimate = found[-1].estimate
+            latents = model.schedule.step(estimate, latents, t, t_prev).to(model.dtype)
         return found
 
     def _target(
@@ -225,9 +232,9 @@ class Wanda:
                 return cond
             first = latents.ndim == 4
             uncond = start if first and start else _observe(model, empty, latents, timestep)
-            eps = uncond.eps + self.guidance * (cond.eps - uncond.eps)
+            guided = uncond.estimate + self.guidance * (cond.estimate - uncond.estimate)
             both = self.both_halves
-            return _Step(eps, _added(cond.energies, uncond.energies) if both else cond.energies)
+            return _Step(guided, _added(cond.energies, uncond.energies) if both else cond.energies)
 
         return [step.energies for step in self._trajectory(model, observe)]
 
@@ -241,6 +248,8 @@ class Wanda:
         """A mask for each row of ``target``; a row is the sum over ``prompts`` prompts."""
         pruned = {}
         for name, weight in weights.items():
+            for energies in (*target, *base):
+                require_finite("wanda", f"activations of {name}", energies[name], weight.dtype)
             rows = len(target[0][name])
             votes = torch.zeros(rows, *weight.shape, dtype=torch.int32, device=weight.device)
             for step, base_step in zip(target, base, strict=True):
@@ -255,15 +264,15 @@ class Wanda:
 
 @dataclass(frozen=True)
 class _Step:
-    """One step of P prompts: noise predictions [P, S, C, H, W] and sums of squares."""
+    """One step of P prompts: estimates for DDIM [P, S, C, H, W] and sums of squares."""
 
-    eps: Tensor
+    estimate: Tensor
     energies: Energies
 
 
 def _observe(model: Denoiser, condition: TextCondition, latents: Tensor, timestep: int) -> _Step:
-    eps, energies = feed_forward_inputs(model, condition, latents, timestep, token_energies)
-    return _Step(eps, {name: energy.sum(1) for name, energy in energies.items()})
+    estimate, energies = feed_forward_inputs(model, condition, latents, timestep, token_energies)
+    return _Step(estimate, {name: energy.sum(1) for name, energy in energies.items()})
 
 
 def token_energies(activations: Tensor) -> Tensor:

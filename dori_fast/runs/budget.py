@@ -85,12 +85,11 @@ def require_within(
         raise OverBudgetError(_line(str(where), counts, first, see))
 
 
-def require_rows(reader: Reader, where: object) -> None:
+def require_rows(reader: Reader, where: str | Path) -> None:
     """Raise UsageError if an input has no rows, since any result over them would mean nothing."""
     if not any(len(rows) for rows in reader.chunks(1)):
-        name = where if isinstance(where, str | Path) else "the prompts"
         raise UsageError(
-            f"{name}: the input has no rows, or none that meets its conditions; check the file and"
+            f"{where}: the input has no rows, or none that meets its conditions; check the file and"
             " --where"
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
+from dori_fast._text import read_stand_in
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.budget import MAX_ERRORS, Failure, require_rows, require_within
 from dori_fast.runs.scoring.decision import CalibrationRecord
@@ -17,13 +18,16 @@ from dori_fast.runs.settings import (
     SEEDS,
     STEPS,
     Settings,
+    Units,
     checked,
     chosen_detector,
     prepared,
 )
+from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
 from dori_fast.runs.sources.read_ahead import read_ahead
 from dori_fast.runs.sources.rows import Reader, limited
+from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.durable import write_text_durably
 from dori_fast.runs.store.record import Counts, differences, library_versions, model_identity
 
@@ -40,7 +44,9 @@ def calibrate(
     detector: str | Detector = "wen",
     seeds: int = SEEDS,
     steps: int = STEPS,
+    units: Units = "epsilon",
     column: str | None = None,
+    header: bool | None = None,
     batch_size: int | Literal["auto"] = "auto",
     limit: int | None = None,
     max_errors: float = MAX_ERRORS,
@@ -52,7 +58,7 @@ def calibrate(
     from the same source, without the training set's duplicates.
 
     Args:
-        model, prompts, detector, seeds, steps, column, batch_size, limit: as in
+        model, prompts, detector, seeds, steps, units, column, header, batch_size, limit: as in
             :func:`dori_fast.scan`.
         out: calibration file to write, JSON.
         max_errors: allowed rows without a score, of each input: a fraction if below 1, else a
@@ -69,6 +75,7 @@ def calibrate(
         "calibrate",
         seeds=seeds,
         steps=steps,
+        units=units,
         batch_size=batch_size,
         limit=limit,
         max_errors=max_errors,
@@ -78,8 +85,8 @@ def calibrate(
         # the shorter list first: a bad one then costs less
         memorized = None
         if suspicious is not None:
-            memorized = _scores(model, chosen, suspicious, column, settings)
-        clean = _scores(model, chosen, prompts, column, settings)
+            memorized = _scores(model, chosen, suspicious, column, header, settings)
+        clean = _scores(model, chosen, prompts, column, header, settings)
     record = CalibrationRecord(
         detector=chosen.config(),
         model=model_identity(model.config()),
@@ -108,6 +115,8 @@ def read_calibration(path: str | Path) -> CalibrationRecord:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; check the calibration's path") from error
     except (ValidationError, UnicodeDecodeError) as error:
+        if reason := read_stand_in(path):
+            raise IntegrityError(f"{path}: {reason}") from error
         raise IntegrityError(
             f"{path}: no calibration file, or another version's; run dori-fast calibrate"
         ) from error
@@ -143,12 +152,13 @@ def _scores(
     detector: Detector,
     prompts: str | Path | Iterable[object],
     column: str | None,
+    header: bool | None,
     settings: Settings,
 ) -> _Scored:
-    where = prompts if isinstance(prompts, str | Path) else "the prompts"
+    where = described(prompts)
     with prompts_on_disk(prompts) as path:
-        reader = open_prompts(path, column)
-        require_rows(reader, prompts)
+        reader = open_prompts(path, column, Selection.of(header=header))
+        require_rows(reader, where)
         _check_prompts(reader, where, settings)
         found = _Scored(input_sha256(path), Counts(), {})
         first: Failure | None = None

@@ -19,10 +19,12 @@ from dori_fast.runs.scoring.score import score_rows
 from dori_fast.runs.settings import (
     SEEDS,
     STEPS,
+    Units,
     checked,
     chosen_detector,
     prepared,
 )
+from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.sources.rows import Rows, limited
 from dori_fast.runs.sources.where import Selection
@@ -66,9 +68,11 @@ def estimate(
     detector: str | Detector = "wen",
     seeds: int = SEEDS,
     steps: int = STEPS,
+    units: Units = "epsilon",
     column: str | None = None,
     where: Sequence[str] = (),
     keep: Sequence[str] | None = None,
+    header: bool | None = None,
     batch_size: int | Literal["auto"] = "auto",
     limit: int | None = None,
     shard_size: int = 2048,
@@ -82,6 +86,7 @@ def estimate(
         "scan",
         seeds=seeds,
         steps=steps,
+        units=units,
         batch_size=batch_size,
         limit=limit,
         shard_size=shard_size,
@@ -89,7 +94,7 @@ def estimate(
     chosen = chosen_detector(detector, settings)
     with ExitStack() as opened:
         path = opened.enter_context(prompts_on_disk(prompts))
-        reader = open_prompts(path, column, Selection.of(where, keep))
+        reader = open_prompts(path, column, Selection.of(where, keep, header))
         model = opened.enter_context(prepared(model, settings))
         began, first = perf_counter(), None
         rows = scorable = 0
@@ -100,8 +105,9 @@ def estimate(
         reading = perf_counter() - began
         sample = _scorable(first, _PROBE_BATCHES * model.batch_size) if first else None
         if not sample:
-            named = prompts if isinstance(prompts, str | Path) else "the prompts"
-            raise UsageError(f"scan: no row of the first {shard_size} of {named} can be scored")
+            raise UsageError(
+                f"scan: no row of the first {shard_size} of {described(prompts)} can be scored"
+            )
         # the first batch also pays for setup
         score_rows(model, chosen, _scorable(sample, model.batch_size), lambda done: None)
         began = perf_counter()

@@ -25,12 +25,14 @@ from dori_fast.runs.settings import (
     STEPS,
     EngineName,
     Settings,
+    Units,
     checked,
     chosen_detector,
     prepared,
     refuse_inside,
 )
 from dori_fast.runs.signals import Interrupts, interruptible
+from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
 from dori_fast.runs.sources.read_ahead import read_ahead
 from dori_fast.runs.sources.rows import Reader, limited
@@ -63,9 +65,11 @@ def scan(
     detector: str | Detector = "wen",
     seeds: int = SEEDS,
     steps: int = STEPS,
+    units: Units = "epsilon",
     column: str | None = None,
     where: Sequence[str] = (),
     keep: Sequence[str] | None = None,
+    header: bool | None = None,
     batch_size: int | Literal["auto"] = "auto",
     limit: int | None = None,
     resume: Resume = "auto",
@@ -91,16 +95,23 @@ def scan(
         model: from :func:`dori_fast.load`; or a function that loads it, which is called after the
             input has been opened.
         prompts: file, folder, pattern or ``hf:NAME``, see
-            :func:`dori_fast.runs.sources.open.open_prompts`, or an iterable of str.
+            :func:`dori_fast.runs.sources.open.open_prompts`; an iterable of str; or a table with a
+            column of prompts (of pandas, polars, pyarrow or datasets, a list of dicts, a dict of
+            columns), which is read like a file.
         out: run directory; created if missing.
         detector: name of a detector (with ``seeds`` and ``steps``), or a detector object.
         seeds: number of noise seeds, shared by all prompts.
         steps: number of denoising steps that are scored.
+        units: predictions that the detector compares: "epsilon", "x0", or "prediction", the
+            network's own output.
         column: name of the prompt column; default: the first usual name that exists.
         where: conditions that every row must meet, such as ``"similarity > 0.3"``; see
             :meth:`dori_fast.runs.sources.where.Condition.parse`. Kept rows are numbered from 0.
         keep: columns to pass on to the shards; default: all. Of Parquet files no other columns
             are read.
+        header: whether .csv and .tsv files begin with the names of their columns; False names them
+            ``column_1``, ``column_2``, ... (``column="1"`` is the first). None takes the first line
+            for a header, but refuses a prompt column whose name reads like a prompt.
         batch_size: UNet samples per evaluation; "auto" keeps the model's.
         limit: number of rows to read; default: all.
         resume: "auto" continues an earlier run if there is one, "never" requires that there is
@@ -143,6 +154,7 @@ def scan(
         "scan",
         seeds=seeds,
         steps=steps,
+        units=units,
         batch_size=batch_size,
         limit=limit,
         resume=resume,
@@ -155,21 +167,21 @@ def scan(
     chosen = chosen_detector(detector, settings)
     if watchdog is not None and engine == "local" and workers == 1:
         raise UsageError("scan: watchdog kills workers, but there is one process; raise workers")
-    refuse_inside(out, prompts)
     with ExitStack() as opened:
         interrupts = opened.enter_context(interruptible())
         path = opened.enter_context(prompts_on_disk(prompts))
-        selection = Selection.of(where, keep)
+        refuse_inside(out, prompts)
+        selection = Selection.of(where, keep, header)
         reader = open_prompts(path, column, selection)
-        require_rows(reader, prompts)
+        require_rows(reader, described(prompts))
         model = opened.enter_context(prepared(model, settings))
-        described = model.config()
-        decision = _decision(calibration, fpr, chosen.config(), described)
+        config = model.config()
+        decision = _decision(calibration, fpr, chosen.config(), config)
         if cascade is not None:
             chosen = _cascade(chosen, decision, cascade)
         identity = make_identity(
             detector=chosen.config(),
-            model=described,
+            model=config,
             input_sha256=input_sha256(path),
             column=reader.column,
             selection=selection.config(),
@@ -181,7 +193,7 @@ def scan(
             run_hash=hash_identity(identity),
             identity=identity,
             input_path=str(prompts) if isinstance(prompts, str | Path) else None,
-            model=described,
+            model=config,
             batch_size=model.batch_size,
             execution=asdict(model.engine.execution),
             device_name=device_name(model.device),

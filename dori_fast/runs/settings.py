@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
 
-SEEDS, STEPS, FPR = 4, 1, 0.01
+SEEDS, STEPS, UNITS, FPR = 4, 1, "epsilon", 0.01
 _SHOWN = 40
 EngineName = Literal["local", "ray"]
+Units = Literal["epsilon", "x0", "prediction"]
 
 
 class Settings(BaseModel):
@@ -32,6 +33,7 @@ class Settings(BaseModel):
 
     seeds: Annotated[int, Field(ge=1, le=2**20)]
     steps: Annotated[int, Field(ge=1)]
+    units: Units = "epsilon"
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"]
     # row numbers are int64, and the rows of a shard are in memory at once
     limit: Annotated[int, Field(ge=0, lt=2**63)] | None
@@ -91,11 +93,12 @@ def chosen_detector(detector: str | Detector, settings: Settings) -> Detector:
     from dori_fast import detect
 
     if isinstance(detector, str):
-        # most detectors have no option steps
-        steps = {} if settings.steps == STEPS else {"steps": settings.steps}
-        return detect.get(detector, seeds=settings.seeds, **steps)
-    if (settings.seeds, settings.steps) != (SEEDS, STEPS):
-        raise UsageError("a detector object has its own seeds and steps; set them there")
+        # most detectors have no option steps, some no units
+        given = {"steps": (settings.steps, STEPS), "units": (settings.units, UNITS)}
+        options = {name: value for name, (value, usual) in given.items() if value != usual}
+        return detect.get(detector, seeds=settings.seeds, **options)
+    if (settings.seeds, settings.steps, settings.units) != (SEEDS, STEPS, UNITS):
+        raise UsageError("a detector object has its own seeds, steps and units; set them there")
     return detector
 
 

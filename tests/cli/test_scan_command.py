@@ -123,7 +123,8 @@ def test_a_damaged_model(cli: Any, prompts: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["missing.csv"], "missing.csv: No such file or directory; check the path"),
-        (["p.xlsx"], "unknown kind of file; use one of .txt"),
+        (["p.xlsx"], "a spreadsheet; save it as CSV UTF-8"),
+        (["p.rtf"], "unknown kind of file; use one of .txt"),
         (["words.csv"], "no prompt column among 'id', 'words'"),
         (["p.txt", "--model", "no such model"], "no such model"),
         (["p.txt", "--detector", "nope"], "nope"),
@@ -144,6 +145,7 @@ def test_usage_errors(
     monkeypatch.chdir(tmp_path)
     Path("p.txt").write_text("a\n")
     Path("p.xlsx").write_text("a\n")
+    Path("p.rtf").write_text("a\n")
     Path("words.csv").write_text("id,words\n1,a\n")
     model = [] if "--model" in arguments else ["--model", tiny]
     done = cli("scan", *arguments, "--out", "run", *model)

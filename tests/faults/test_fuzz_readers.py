@@ -77,7 +77,7 @@ def read_through(path: Path) -> None:
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-@pytest.mark.parametrize("suffix", ["txt", "csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("suffix", ["txt", "csv", "tsv", "jsonl", "json"])
 def test_text(tmp_path: Path, suffix: str, examples: int) -> None:
     path = tmp_path / f"p.{suffix}"
 

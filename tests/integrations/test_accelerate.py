@@ -112,7 +112,7 @@ def test_edms_mixture_has_no_norms_here(new):
     pipe = df.accelerate(new("sd"))
     pipe.scheduler = EDMEulerScheduler(prediction_type="epsilon")
     call(pipe)
-    with pytest.raises(UsageError, match="EDMEulerScheduler the network predicts EDM"):
+    with pytest.raises(UsageError, match="EDMEulerScheduler is for EDM"):
         pipe.noise_norms  # noqa: B018
 
 

@@ -26,7 +26,7 @@ def test_against_the_scan(model: Any, tmp_path: Path) -> None:
 
 def test_a_limit_and_an_input_without_prompts(model: Any) -> None:
     assert estimate(model, ["a", "b", "c"], detector=Spelling(), limit=2).rows == 2
-    with pytest.raises(UsageError, match="2048 of the prompts can be scored"):
+    with pytest.raises(UsageError, match="2048 of the list of prompts can be scored"):
         estimate(model, [None] * 5, detector=Spelling())
-    with pytest.raises(UsageError, match="2048 of the prompts can be scored"):
+    with pytest.raises(UsageError, match="2048 of the list of prompts can be scored"):
         estimate(model, [], detector=Spelling())

@@ -125,7 +125,7 @@ def test_a_scan_whose_every_row_failed_is_never_done(
 
 
 def test_an_input_without_rows_is_refused(model: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="the prompts: the input has no rows"):
+    with pytest.raises(UsageError, match="the list of prompts: the input has no rows"):
         scanned(model, [], tmp_path / "run", max_errors=0)
     table = write(tmp_path / "p.csv", "prompt,n\na cat,1\n")
     with pytest.raises(UsageError, match="or none that meets its conditions"):

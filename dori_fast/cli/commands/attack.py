@@ -12,6 +12,7 @@ from dori_fast.cli.exits import Debug, end_over_budget, reported
 from dori_fast.cli.options import (
     AsJson,
     Column,
+    Header,
     Limit,
     MaxErrors,
     ModelOptions,
@@ -48,6 +49,7 @@ def attack(
         ),
     ] = False,
     column: Column = None,
+    header: Header = None,
     attack_steps: Annotated[int, typer.Option(help="Number of optimizer steps.")] = 50,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.1,
     draws: Annotated[int, typer.Option(help="Draws of noise and timestep per step and image.")] = 8,
@@ -88,8 +90,9 @@ def attack(
         from dori_fast.runs.methods.attack import Judging, read_masks
         from dori_fast.runs.methods.attack import attack as run_attack
         from dori_fast.runs.sources.open import open_prompts
+        from dori_fast.runs.sources.where import Selection
 
-        open_prompts(prompts, column)
+        open_prompts(prompts, column, Selection.of(header=header))
         method = Dori(attack_steps, lr, draws, objective=objective, snr_cap=snr_cap)
         chosen = None if masks is None else read_masks(masks)
         result = run_attack(
@@ -103,6 +106,7 @@ def attack(
             in_turn=in_turn,
             judging=Judging(seeds, steps, guidance),
             column=column,
+            header=header,
             image_column=image_column,
             block=block,
             limit=limit,

@@ -13,6 +13,7 @@ from dori_fast.cli.options import (
     AsJson,
     Column,
     FastModelOptions,
+    Header,
     Limit,
     MaxErrors,
     Scoring,
@@ -33,6 +34,7 @@ def calibrate(
         Path | None, typer.Option(help="Memorized prompts, needed by scan --cascade.")
     ] = None,
     column: Column = None,
+    header: Header = None,
     limit: Limit = None,
     max_errors: MaxErrors = 0.01,
     as_json: AsJson = False,
@@ -48,14 +50,16 @@ def calibrate(
         from dori_fast.evaluate.calibration import Calibration
         from dori_fast.runs.calibrate import calibrate as run_calibration
         from dori_fast.runs.sources.open import open_prompts
+        from dori_fast.runs.sources.where import Selection
 
-        open_prompts(prompts, column)
+        open_prompts(prompts, column, Selection.of(header=header))
         record = run_calibration(
             source.load(),
             prompts,
             out=out,
             **vars(scoring),
             column=column,
+            header=header,
             limit=limit,
             max_errors=max_errors,
             suspicious=suspicious,

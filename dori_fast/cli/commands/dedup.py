@@ -11,6 +11,7 @@ from dori_fast.cli.exits import Debug, reported
 from dori_fast.cli.options import (
     AsJson,
     Column,
+    Header,
     Keep,
     MaxErrors,
     ModelSource,
@@ -31,6 +32,7 @@ def dedup(
     out: Annotated[Path, typer.Option(help="New folder of the results.")],
     source: ModelSource,
     column: Column = None,
+    header: Header = None,
     where: Where = None,
     keep: Keep = None,
     max_errors: MaxErrors = 0.01,
@@ -53,6 +55,7 @@ def dedup(
             prompts,
             out=out,
             column=column,
+            header=header,
             where=where or [],
             keep=listed(keep),
             max_errors=max_errors,

@@ -13,6 +13,7 @@ from dori_fast.cli.exits import Debug, reported
 from dori_fast.cli.options import (
     AsJson,
     Column,
+    Header,
     Limit,
     MaxErrors,
     ModelWeights,
@@ -61,6 +62,7 @@ def finetune(
         ),
     ] = 1200,
     column: Column = None,
+    header: Header = None,
     steps: Annotated[int, typer.Option(help="Number of weight updates.")] = 250,
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1.5e-3,
     inner_steps: Annotated[int, typer.Option(help="Attack steps before each update.")] = 10,
@@ -134,10 +136,12 @@ def finetune(
         from dori_fast.finetune import Adversarial, Pool
         from dori_fast.runs.methods.attack import read_masks
         from dori_fast.runs.methods.cached_images import DrawnPairs
-        from dori_fast.runs.methods.finetune import Drawing, fine_tune
+        from dori_fast.runs.methods.drawing import Drawing
+        from dori_fast.runs.methods.finetune import fine_tune
         from dori_fast.runs.sources.open import open_prompts
+        from dori_fast.runs.sources.where import Selection
 
-        open_prompts(prompts, column)
+        open_prompts(prompts, column, Selection.of(header=header))
         inner = Dori(
             inner_steps, inner_lr, inner_batch, objective=objective, snr_cap=snr_cap, seed=seed
         )
@@ -173,6 +177,7 @@ def finetune(
             retained_images=retained_images,
             drawing=Drawing(surrogates, draw_steps, guidance),
             column=column,
+            header=header,
             image_column=image_column,
             limit=limit,
             checkpoint_every=checkpoint_every,

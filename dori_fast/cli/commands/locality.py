@@ -9,7 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, MaxErrors, ModelOptions, command
+from dori_fast.cli.options import (
+    AsJson,
+    Header,
+    MaxErrors,
+    ModelOptions,
+    command,
+)
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 
@@ -36,6 +42,7 @@ def locality(
     limit: Annotated[
         int, typer.Option(help="Largest number of embeddings and prompts.", min=2)
     ] = 100,
+    header: Header = None,
     max_errors: MaxErrors = 0.01,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -61,6 +68,7 @@ def locality(
             triggers=triggers or [],
             baselines=baselines or [],
             limit=limit,
+            header=header,
             max_errors=max_errors,
         )
         status.say(f"wrote locality.json and {draw_locality(out).name} to {out}")

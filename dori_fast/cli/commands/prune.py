@@ -12,6 +12,7 @@ from dori_fast.cli.exits import Debug, end_over_budget, reported
 from dori_fast.cli.options import (
     AsJson,
     Column,
+    Header,
     Limit,
     MaxErrors,
     ModelOptions,
@@ -36,6 +37,7 @@ def prune(
         typer.Option(help="Method: nemo finds neurons, wanda finds weights."),
     ] = "nemo",
     column: Column = None,
+    header: Header = None,
     clean: Annotated[
         Path | None,
         typer.Option(help="Clean prompts for nemo's statistics; default: the shipped prompts."),
@@ -58,6 +60,10 @@ def prune(
     theta_end: Annotated[
         float, typer.Option(help="Lowest z-score in nemo's search for candidate neurons.")
     ] = 1.0,
+    units: Annotated[
+        Literal["epsilon", "x0", "prediction"],
+        typer.Option(help="Predictions that nemo compares; prediction: the network's own output."),
+    ] = "epsilon",
     sparsity: Annotated[
         float, typer.Option(help="Share of each weight row that wanda prunes per step.")
     ] = 0.01,
@@ -99,9 +105,12 @@ def prune(
         from dori_fast.runs.methods.prune import prune as run_prune
         from dori_fast.runs.methods.prune import read_statistics, save_images, statistics_of
         from dori_fast.runs.sources.open import open_prompts
+        from dori_fast.runs.sources.where import Selection
 
-        open_prompts(prompts, column)
+        open_prompts(prompts, column, Selection.of(header=header))
         loaded = source.load()
+        if images:
+            loaded.autoencoder.require()
         chosen: NeMo | Wanda
         if method == "wanda":
             chosen = Wanda(sparsity, steps, both_halves=both_halves, joint=False)
@@ -110,11 +119,12 @@ def prune(
         else:
             usual = read_statistics(statistics) if statistics else None
             chosen = NeMo(
-                statistics_of(loaded, clean) if clean else usual,
+                statistics_of(loaded, clean, header) if clean else usual,
                 layers=layers,
                 mode=mode,
                 threshold=THRESHOLD if threshold is None else threshold,
                 theta_end=theta_end,
+                units=units,
             )
         result = run_prune(
             loaded,
@@ -123,6 +133,7 @@ def prune(
             method=chosen,
             embeddings=embeddings,
             column=column,
+            header=header,
             limit=limit,
             resume=resume,
             max_errors=max_errors,

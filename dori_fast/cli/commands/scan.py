@@ -15,6 +15,7 @@ from dori_fast.cli.options import (
     AsJson,
     Column,
     FastModelOptions,
+    Header,
     Keep,
     Limit,
     MaxErrors,
@@ -46,6 +47,7 @@ def scan(
     source: FastModelOptions,
     scoring: Scoring,
     column: Column = None,
+    header: Header = None,
     where: Where = None,
     keep: Keep = None,
     limit: Limit = None,
@@ -104,6 +106,7 @@ def scan(
         work: dict[str, Any] = {
             **vars(scoring),
             "column": column,
+            "header": header,
             "where": where or [],
             "keep": listed(keep),
             "limit": limit,

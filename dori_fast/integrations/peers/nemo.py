@@ -22,6 +22,7 @@ from dori_fast.integrations.peers.nemo_inputs import autocast, chosen, draw, enc
 from dori_fast.integrations.peers.nemo_network import network
 from dori_fast.integrations.peers.nemo_refinement import make_refinement
 from dori_fast.integrations.peers.swap import Patch, Peer, Swap
+from dori_fast.models.backbones.unet.stock import foreign_module
 from dori_fast.ops import largest_per_map
 
 _REPOSITORY = (
@@ -71,6 +72,14 @@ def _make_noise_diff(released: Callable[..., Any], record: Patch, _: Any) -> Cal
         early_stopping: int = 1,
         seed_indices_to_return: Any = None,
     ) -> Tensor:
+        foreign = foreign_module(unet, any_root=True)
+        if foreign is not None:
+            record.note(f"compute_noise_diff: as released: {foreign} may look across a batch")
+            return released(
+                prompts, tokenizer, text_encoder, unet, scheduler, blocked_indices, guidance_scale,
+                seed, samples_per_prompt, scaling_factor, num_inference_steps, early_stopping,
+                seed_indices_to_return,
+            )  # fmt: skip
         each = max(samples_per_prompt, 1)
         latents = draw(len(prompts) * each, unet, seed)
         text = encode(prompts, tokenizer, text_encoder).repeat_interleave(each, 0)
@@ -122,6 +131,13 @@ def _make_activations(released: Callable[..., Any], record: Patch, _: Any) -> Ca
         seed: int = 1,
         samples_per_prompt: int = 1,
     ) -> list[Tensor]:
+        foreign = foreign_module(unet, any_root=True)
+        if foreign is not None:
+            record.note(f"collect_activations: as released: {foreign} may change the values")
+            return released(
+                prompts, tokenizer, text_encoder, unet, scheduler, num_inference_steps,
+                early_stopping, seed, samples_per_prompt,
+            )  # fmt: skip
         draw(len(prompts) * max(samples_per_prompt, 1), unet, seed)
         scheduler.set_timesteps(num_inference_steps)
         text = encode(prompts[:1], tokenizer, text_encoder)

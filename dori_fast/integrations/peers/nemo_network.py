@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from dori_fast.integrations.peers.nemo_inputs import layers
 from dori_fast.integrations.peers.swap import Patch
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents
 from dori_fast.models.backbones.registry import backbone_of
-from dori_fast.models.backbones.unet.recognize import refusal
+from dori_fast.models.backbones.unet.objections import refusal
+from dori_fast.models.schedules.known import schedule_of
+from dori_fast.models.schedules.vp import Schedule
 from dori_fast.models.text.encoders import TextSide
 
 
@@ -41,7 +44,7 @@ class Network:
             backbone=backbone_of(unet, (512, 512)),
             text=TextSide(tokenizer, text_encoder),
             # the released code treats any prediction as epsilon
-            scheduler_config={**scheduler.config, "prediction_type": "epsilon"},
+            schedule=Schedule(replace(schedule_of(scheduler), prediction_type="epsilon")),
             vae=lambda: None,
             device=unet.device,
             dtype=unet.dtype,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dori_fast.integrations import keys_values
 from dori_fast.integrations.peers.swap import Patch, Peer, Swap, replaced_forward
+from dori_fast.models.backbones.unet.stock import foreign_module
 from dori_fast.ops.simplex import capped_simplex_project
 
 _REPOSITORY = "https://github.com/OPTML-Group/Diffusion-MU-Attack at 5a3e5d3"
@@ -82,6 +83,10 @@ def _make_sampling(released: Callable[..., Any], record: Patch, _: Any) -> Calla
     @functools.wraps(released)
     def sampling(self: Any, *args: Any, **kwargs: Any) -> Any:
         unet = self.target_unet_sd
+        foreign = foreign_module(unet, any_root=True)
+        if foreign is not None:
+            record.note(f"one UNet run for each text: {foreign} may look across a batch")
+            return released(self, *args, **kwargs)
         reason = keys_values.why_not(unet, callback=False)
         with ExitStack() as stack:
             if reason is None:

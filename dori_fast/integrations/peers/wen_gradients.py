@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dori_fast.integrations.peers.swap import Patch, replaced_forward
+from dori_fast.models.backbones.unet.stock import foreign_module
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ def make_differentiated(fixed: int) -> Callable[..., Any]:
     def make(released: Callable[..., Any], record: Patch, _: Any) -> Callable[..., Any]:
         @functools.wraps(released)
         def differentiated(self: Any, *args: Any, **kwargs: Any) -> Any:
+            foreign = foreign_module(self.unet, any_root=True)
+            if foreign is not None:
+                record.note(f"both halves run in one batch: {foreign} may look across them")
+                return released(self, *args, **kwargs)
             forward = HalfFixed(self.unet.forward, fixed)
             with _weights_fixed(self.unet), replaced_forward(self.unet, forward):
                 return released(self, *args, **kwargs)

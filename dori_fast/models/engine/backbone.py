@@ -53,6 +53,10 @@ class Backbone(Protocol):
         """D, the width of the text embeddings."""
 
     @property
+    def borrowed(self) -> bool:
+        """Whether the network is the caller's, who may train it between evaluations."""
+
+    @property
     def not_shared(self) -> str | None:
         """The reason why the network can only run whole, or None if it has a program."""
 

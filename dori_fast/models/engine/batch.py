@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +25,8 @@ class SharedLatents:
         state: the network's state for each latent, or None if nothing was computed in advance.
         layer: the cross-attention before which the state stands. If it is not 0, the state serves
             one prompt only.
-        uncond: unconditional predictions [S, C, H, W], or None until they are needed.
+        uncond: unconditional outputs [S, C, H, W], or None until they are needed.
+        generation: the engine's, at which state and uncond were computed.
     """
 
     latents: Tensor
@@ -31,6 +34,7 @@ class SharedLatents:
     state: State | None
     layer: int = 0
     uncond: Tensor | None = None
+    generation: int = 0
 
     def __len__(self) -> int:
         return self.latents.shape[0]
@@ -40,11 +44,34 @@ class SharedLatents:
         timestep, rows = self.timestep_of(rows), rows.to(self.latents.device)
         state = None if self.state is None else self.state.take(rows)
         uncond = None if self.uncond is None else self.uncond[rows]
-        return SharedLatents(self.latents[rows], timestep, state, self.layer, uncond)
+        return SharedLatents(
+            self.latents[rows], timestep, state, self.layer, uncond, self.generation
+        )
 
     def timestep_of(self, which: Tensor) -> Timestep:
         """The timestep of the given latents: int64 indices [N] on the CPU."""
         return self.timestep[which] if isinstance(self.timestep, Tensor) else self.timestep
+
+
+class RecentLatents:
+    """The shared latents of the last few calls, by what they were made from."""
+
+    def __init__(self, kept: int = 16) -> None:
+        self._kept = kept
+        self._by_key: OrderedDict[Hashable, SharedLatents] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], SharedLatents]) -> SharedLatents:
+        """The latents of a key, made if they are not there."""
+        if key not in self._by_key:
+            self._by_key[key] = make()
+        self._by_key.move_to_end(key)
+        if len(self._by_key) > self._kept:
+            self._by_key.popitem(last=False)
+        return self._by_key[key]
+
+    def clear(self) -> None:
+        """Drop all latents."""
+        self._by_key.clear()
 
 
 def require_latents(latents: Tensor, shape: tuple[int, ...]) -> None:

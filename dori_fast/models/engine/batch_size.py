@@ -64,3 +64,10 @@ def _free_bytes(device: torch.device) -> int:
     """Bytes that the driver has free or torch's allocator holds unused."""
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + held
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error means that memory ran out."""
+    # the CPU allocator has no exception of its own
+    own = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return own or "can't allocate memory" in str(error)

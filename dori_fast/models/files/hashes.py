@@ -34,14 +34,15 @@ def file_hashes(
     return hashes
 
 
-def without_unet_weights(hashes: Mapping[str, str]) -> dict[str, str]:
-    """A model's hashes by file or part, without those of the UNet's weights."""
-    return {
+def with_unet_weights(hashes: Mapping[str, str], weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """A model's hashes by file or part, with another UNet's weights in place of its own."""
+    others = {
         name: sha
         for name, sha in hashes.items()
         if name not in ("unet", "unet_weights")
         and not (name.startswith("unet/") and name.endswith(".safetensors"))
     }
+    return {**others, "unet": tensors_sha256(weights)}
 
 
 def text_sha256(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dori_fast._text import read_stand_in
 from dori_fast.errors import IntegrityError, UsageError
 
 # Stable Diffusion XL's header has 0.2 MB
@@ -17,7 +18,12 @@ _HEADER_BYTES = 10_000_000
 
 
 def refuse_doubled_names(path: Path) -> None:
-    """Raise IntegrityError if two tensors share a name, since readers differ in which they take."""
+    """Raise IntegrityError if two tensors share a name, since readers differ in which they take.
+
+    A pointer of Git LFS or a web page in the file's place is named as such.
+    """
+    if reason := read_stand_in(path):
+        raise IntegrityError(f"{path}: {reason}")
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > _HEADER_BYTES:

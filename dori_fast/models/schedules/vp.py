@@ -6,6 +6,13 @@ arXiv 2006.11239; v from Salimans & Ho, 2022, arXiv 2202.00512):
     epsilon       eps = output
     v_prediction  eps = sqrt(a) output + sqrt(1 - a) x_t
     sample        eps = (x_t - sqrt(a) output) / sqrt(1 - a)
+
+    epsilon       x_0 = (x_t - sqrt(1 - a) output) / sqrt(a)
+    v_prediction  x_0 = sqrt(a) x_t - sqrt(1 - a) output
+    sample        x_0 = output
+
+At zero terminal signal (a = 0; Lin et al., 2024, arXiv 2305.08891) x_t is the noise itself. A
+velocity and a sample still give x_0 = -v and x_0, but epsilon is x_t whatever the network says.
 """
 
 from __future__ import annotations
@@ -17,10 +24,13 @@ import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
+from dori_fast.models.schedules.known import KnownSchedule
 
-KINDS = ("epsilon", "v_prediction", "sample")
-Epsilon = Callable[[Tensor, int], Tensor]
-"""A function of latents [*] and a timestep that returns noise predictions of the same shape."""
+Estimate = Callable[[Tensor, int], Tensor]
+"""A function of latents [*] and a timestep that returns :meth:`Schedule.estimate`, same shape."""
+
+UNITS = ("epsilon", "x0", "prediction")
+"""Units of a prediction: the noise, the clean latents, or the network's own output."""
 
 DDIM_STEPS = 50
 """Denoising steps of a DDIM run in the papers; the default of every method."""
@@ -35,27 +45,37 @@ class Schedule:
         prediction_type: the network's output: epsilon, v_prediction or sample.
         alphas_cumprod: float64 [1000], cumulative alphas.
         sampler: diffusers' DDIM scheduler of this schedule.
+        notes: sentences about readings of the model's scheduler that are not literal.
     """
 
-    def __init__(self, scheduler_config: dict[str, Any]) -> None:
-        from diffusers import DDIMScheduler
-
-        # keys of the config keep their meaning, whichever sampler wrote them; thresholding and
-        # clipping are samplers' options that the plain DDIM update does not have
-        self.sampler = DDIMScheduler.from_config(
-            {**scheduler_config, "clip_sample": False, "thresholding": False}
-        )
-        self.prediction_type: str = self.sampler.config.prediction_type
-        if self.prediction_type not in KINDS:
-            raise UsageError(
-                f"load: prediction_type {self.prediction_type!r} is not one of {', '.join(KINDS)}"
-            )
+    def __init__(self, known: KnownSchedule) -> None:
+        self.sampler = _sampler(known)
+        self.prediction_type, self.notes = known.prediction_type, known.notes
         self.alphas_cumprod: Tensor = self.sampler.alphas_cumprod.double()
 
     def timesteps(self, steps: int) -> list[int]:
-        """The DDIM timesteps of a run of ``steps`` steps, noisiest first."""
+        """The DDIM timesteps of a run of ``steps`` steps, noisiest first.
+
+        Raises:
+            UsageError: the schedule has no such run.
+        """
+        last = len(self.alphas_cumprod) - 1
+        if not 1 <= steps <= last + 1:
+            raise UsageError(
+                f"a run of {steps} steps is impossible, as the model's schedule has {last + 1}"
+                f" timesteps; use 1..{last + 1} steps"
+            )
         self.sampler.set_timesteps(steps)
-        return [int(t) for t in self.sampler.timesteps]
+        timesteps = [int(t) for t in self.sampler.timesteps]
+        # rounding of "trailing" and an offset may leave the range
+        if len(timesteps) != steps or not 0 <= min(timesteps) <= max(timesteps) <= last:
+            config = self.sampler.config
+            raise UsageError(
+                f"a run of {steps} steps with timestep_spacing {config.timestep_spacing!r} and"
+                f" steps_offset {config.steps_offset} leaves the timesteps 0..{last}; use another"
+                f" number of steps, such as {DDIM_STEPS}"
+            )
+        return timesteps
 
     def alpha_bar(self, timestep: int) -> float:
         """The cumulative alpha at a timestep; a negative one means the end of the chain.
@@ -67,14 +87,56 @@ class Schedule:
         return float(self.alphas_cumprod[timestep])
 
     def epsilon(self, output: Tensor, x_t: Tensor, timestep: int | Tensor) -> Tensor:
-        """Epsilon [N, *] from the network's output [N, *] at x_t [N, *].
+        """Epsilon [*, C, H, W] from the network's output of that shape at x_t.
 
-        ``timestep`` is one for all samples, or int64 [N] on the CPU.
+        Args:
+            output: the network's output [*, C, H, W].
+            x_t: noisy latents of a shape that broadcasts to the output's.
+            timestep: one for all samples, or int64 [N] or [P, S] on the CPU.
+
+        Raises:
+            UsageError: the one timestep is one of :meth:`require_epsilon`. If each sample has its
+                own, as in a training loss, samples at such a timestep get x_t, which is exact.
         """
-        if not isinstance(timestep, Tensor):
-            return to_epsilon(output, x_t, self.alpha_bar(timestep), self.prediction_type)
-        alpha_bar = self.alphas_cumprod[timestep].reshape(-1, *(1,) * (output.ndim - 1))
+        if not isinstance(timestep, Tensor) or timestep.ndim == 0:
+            self.require_epsilon(int(timestep))
+            return to_epsilon(output, x_t, self.alpha_bar(int(timestep)), self.prediction_type)
+        alpha_bar = self.alphas_cumprod[timestep].reshape(*timestep.shape, 1, 1, 1)
         return to_epsilon(output, x_t, alpha_bar.to(output.device), self.prediction_type)
+
+    def require_epsilon(self, timestep: int, where: str = "") -> None:
+        """Refuse a timestep at which epsilon is x_t whatever the network predicts.
+
+        ``where`` begins the message.
+
+        Raises:
+            UsageError: alpha_bar is 0 there, and the network does not predict epsilon.
+        """
+        if self.alpha_bar(timestep) == 0.0 and self.prediction_type != "epsilon":
+            raise UsageError(
+                f"{where}at timestep {timestep} alpha_bar is 0 (zero terminal signal-to-noise"
+                f" ratio), so epsilon does not depend on the network's {self.prediction_type};"
+                " compare other predictions (units='prediction' or 'x0', --units prediction) where"
+                " the method has units, or use a scheduler with timestep_spacing='leading', whose"
+                " runs leave this timestep out"
+            )
+
+    def in_units(self, output: Tensor, x_t: Tensor, timestep: int, units: str) -> Tensor:
+        """The prediction [N, *] in one of ``UNITS`` from the network's output at x_t [N, *].
+
+        Raises:
+            UsageError: epsilon at a timestep of :meth:`require_epsilon`.
+        """
+        if units == "epsilon":
+            return self.epsilon(output, x_t, timestep)
+        if units == "prediction":
+            return output
+        return to_x0(output, x_t, self.alpha_bar(timestep), self.prediction_type)
+
+    def estimate(self, output: Tensor, x_t: Tensor, timestep: int) -> Tensor:
+        """The prediction that :meth:`step` starts from: epsilon, or x_0 where alpha_bar is 0."""
+        units = "x0" if self.alpha_bar(timestep) == 0.0 else "epsilon"
+        return self.in_units(output, x_t, timestep, units)
 
     def target(self, x_0: Tensor, eps: Tensor, timestep: Tensor) -> Tensor:
         """The network's training target [P, B, *], in the dtype of eps.
@@ -88,15 +150,22 @@ class Schedule:
         alpha_bar = alpha_bar.reshape(*timestep.shape, *(1,) * (eps.ndim - 2))
         return target(x_0.unsqueeze(1).expand_as(eps), eps, alpha_bar, self.prediction_type)
 
-    def step(self, eps: Tensor, x_t: Tensor, timestep: int, to: int) -> Tensor:
-        """The DDIM update from one timestep to a less noisy one; a negative ``to`` is the end."""
-        return ddim_step(eps, x_t, self.alpha_bar(timestep), self.alpha_bar(to))
+    def step(self, estimate: Tensor, x_t: Tensor, timestep: int, to: int) -> Tensor:
+        """The DDIM update from one timestep to a less noisy one; a negative ``to`` is the end.
+
+        ``estimate`` is :meth:`estimate` at x_t, or a guided sum of such.
+        """
+        alpha_bar, alpha_bar_prev = self.alpha_bar(timestep), self.alpha_bar(to)
+        if alpha_bar == 0.0:
+            # x_t is the noise itself, as DDIM in diffusers has it
+            return alpha_bar_prev**0.5 * estimate + (1.0 - alpha_bar_prev) ** 0.5 * x_t
+        return ddim_step(estimate, x_t, alpha_bar, alpha_bar_prev)
 
     @torch.no_grad()
     def denoise(
         self,
-        conditional: Epsilon,
-        unconditional: Epsilon,
+        conditional: Estimate,
+        unconditional: Estimate,
         latents: Tensor,
         *,
         steps: int,
@@ -104,23 +173,31 @@ class Schedule:
     ) -> Tensor:
         """Clean latents from unit noise [*], by DDIM with classifier-free guidance.
 
-        eps = eps_uncond + guidance (eps_cond - eps_uncond) (Ho & Salimans, 2022, arXiv 2207.12598).
+        eps = eps_uncond + guidance (eps_cond - eps_uncond) (Ho & Salimans, 2022, arXiv 2207.12598),
+        and x_0 in place of eps where alpha_bar is 0.
 
         Args:
-            conditional: noise predictions with the prompts.
-            unconditional: noise predictions without; not called at guidance 1.
+            conditional: estimates with the prompts.
+            unconditional: estimates without; not called at guidance 1.
             latents: initial noise.
             steps: number of steps.
             guidance: guidance scale.
         """
         timesteps, dtype = self.timesteps(steps), latents.dtype
         for t, t_prev in zip(timesteps, [*timesteps[1:], -1], strict=True):
-            eps = conditional(latents, t)
+            estimate = conditional(latents, t)
             if guidance != 1.0:
-                eps_uncond = unconditional(latents, t)
-                eps = eps_uncond + guidance * (eps - eps_uncond)
-            latents = self.step(eps, latents, t, t_prev).to(dtype)
+                uncond = unconditional(latents, t)
+                estimate = uncond + guidance * (estimate - uncond)
+            latents = self.step(estimate, latents, t, t_prev).to(dtype)
         return latents
+
+
+def _sampler(known: KnownSchedule) -> Any:
+    """DDIM without the clipping and thresholding that its plain update does not have."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(**{**known.ddim, "clip_sample": False, "thresholding": False})
 
 
 def unit_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -147,6 +224,22 @@ def to_epsilon(output: Tensor, x_t: Tensor, alpha_bar: float | Tensor, kind: str
     if kind == "v_prediction":
         return signal * wide + noise * x_t
     return (x_t - signal * wide) / noise
+
+
+def to_x0(output: Tensor, x_t: Tensor, alpha_bar: float, kind: str) -> Tensor:
+    """Clean latents [N, *] from the network's output [N, *] at x_t [N, *].
+
+    A sample-prediction is returned as it is; the others are converted as in :func:`to_epsilon`.
+    A network that predicts epsilon needs ``alpha_bar`` above 0.
+    """
+    if kind == "sample":
+        return output
+    wide = output.float() if output.dtype.itemsize < 4 else output
+    x_t = x_t.to(wide.dtype)
+    signal, noise = _amplitudes(alpha_bar, wide.dtype)
+    if kind == "v_prediction":
+        return signal * x_t - noise * wide
+    return (x_t - noise * wide) / signal
 
 
 def target(x_0: Tensor, eps: Tensor, alpha_bar: Tensor, kind: str) -> Tensor:

@@ -1,10 +1,8 @@
-"""Prompts as token ids and text conditions, each distinct token sequence held once."""
+"""Prompts as text conditions, each distinct token sequence held once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,50 +74,6 @@ def first_positions(index: Tensor, n: int) -> Tensor:
     positions = torch.arange(index.shape[0])
     first = torch.full((n,), index.shape[0])
     return first.scatter_reduce(0, index, positions, reduce="amin")
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """Fixed-length token ids of distinct prompts, and each prompt's row of them."""
-
-    ids: Tensor  # int64 [U, T]
-    index: Tensor  # int64 [P]
-    n_tokens: Tensor  # int64 [P]
-    context: int  # T
-    pad_id: int
-
-
-def token_lists(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    """The token ids of each prompt, with begin and end marks, neither truncated nor padded."""
-    if not prompts:
-        return []
-    ids = tokenizer(list(prompts), truncation=False, padding=False, verbose=False)["input_ids"]
-    return [list(one) for one in ids]
-
-
-def tokenize(tokenizer: Any, prompts: Sequence[str]) -> TokenRows:
-    """Token ids as in a Stable Diffusion pipeline: truncated and padded to the context.
-
-    Prompts with the same ids after truncation share one row. This is exact, since nothing else of
-    a prompt reaches the denoiser.
-    """
-    context = int(tokenizer.model_max_length)
-    lists = token_lists(tokenizer, prompts)
-    rows: dict[tuple[int, ...], int] = {}
-    index = []
-    for ids in lists:
-        if len(ids) > context:
-            ids = [*ids[: context - 1], tokenizer.eos_token_id]
-        index.append(rows.setdefault(tuple(ids), len(rows)))
-    pad = int(tokenizer.pad_token_id)
-    padded = [[*ids, *[pad] * (context - len(ids))] for ids in rows]
-    return TokenRows(
-        ids=torch.tensor(padded, dtype=torch.int64).reshape(len(rows), context),
-        index=torch.tensor(index, dtype=torch.int64),
-        n_tokens=torch.tensor([len(ids) for ids in lists], dtype=torch.int64),
-        context=context,
-        pad_id=pad,
-    )
 
 
 def pad_rows(rows: Tensor, n: int) -> Tensor:

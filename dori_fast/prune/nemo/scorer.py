@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from dori_fast._checks import require_finite
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition
+from dori_fast.models.probes import change_of_noise
 from dori_fast.ops import ms_ssim_pairs
 
 Neuron = tuple[int, int]
@@ -28,6 +30,7 @@ class Scorer:
         delta: noise differences of the seeds [S, C, H, W] with nothing blocked.
         layers: searched cross-attentions, in the order of ``model.layers``.
         width: largest number of masks scored at once.
+        units: units of the noise differences; see :func:`dori_fast.models.probes.change_of_noise`.
 
     Attributes:
         tests: distinct sets that were scored.
@@ -41,9 +44,10 @@ class Scorer:
         delta: Tensor,
         layers: Sequence[str],
         width: int,
+        units: str = "epsilon",
     ) -> None:
         self._model, self._condition, self._shared, self._delta = model, condition, shared, delta
-        self._layers, self.width = layers, width
+        self._layers, self.width, self._units = layers, width, units
         self._widths = {name: model.engine.value_widths[name] for name in layers}
         self._known: dict[Blocked, float] = {}
         self._prefix: tuple[tuple[int, Blocked], SharedLatents] | None = None
@@ -72,8 +76,9 @@ class Scorer:
         view = self._model.masked(self._mask(trials))
         text = self._condition.embeddings.expand(len(trials), -1, -1)
         condition = view.condition(text, self._pooled(len(trials)))
-        blocked = view.epsilon_shared(condition, shared) - shared.latents
+        blocked = change_of_noise(view, condition, shared, self._units)
         similarity = ms_ssim_pairs(self._delta, blocked).amax(1)
+        require_finite("nemo", "similarities under masks", similarity, self._model.dtype)
         found: list[float] = similarity.tolist()
         return found
 

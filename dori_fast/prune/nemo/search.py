@@ -28,10 +28,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from dori_fast._checks import require_finite, threshold_number
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition, stack
-from dori_fast.models.probes import value_magnitudes
-from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.probes import change_of_noise, value_magnitudes
+from dori_fast.models.schedules.vp import DDIM_STEPS, UNITS
+from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import largest_per_map, ms_ssim
 from dori_fast.prune.nemo.candidates import THETA_END, Candidates, CandidateSets
 from dori_fast.prune.nemo.refine import refine_candidates
@@ -61,6 +63,7 @@ class NeMo:
         theta_end: z-score, below 5, at which the search for candidates ends; not tested itself.
         width: largest number of masks scored at once; default: as many as fill a batch on a GPU,
             one on a CPU, where the seeds of one mask are enough. 1 tests one by one.
+        units: units of noise differences, as in :class:`dori_fast.detect.NeMo`.
     """
 
     name = "nemo"
@@ -74,16 +77,29 @@ class NeMo:
         threshold: float = THRESHOLD,
         theta_end: float = THETA_END,
         width: int | None = None,
+        units: str = "epsilon",
     ) -> None:
         if mode not in ("paper", "reference"):
             raise UsageError(f"nemo: mode must be 'paper' or 'reference', got {mode!r}")
+        if isinstance(layers, str) and layers not in ("encoder", "all"):
+            raise UsageError(
+                "nemo: layers must be 'encoder', 'all' or a list of names of cross-attentions, got"
+                f" {layers!r}"
+            )
+        if not isinstance(layers, str):
+            layers = list_of_str("nemo", layers, "layers")
+            if not layers:
+                raise UsageError("nemo: layers must name at least one cross-attention")
         if width is not None and width < 1:
             raise UsageError(f"nemo: width must be at least 1, got {width}")
-        self.mode, self.threshold = mode, float(threshold)
+        self.mode, self.threshold = mode, threshold_number("nemo", threshold)
         self._given, self._taken = statistics, WeakKeyDictionary[Any, NeuronStatistics]()
         if not 0 <= theta_end < 5:
             raise UsageError(f"nemo: theta_end must be in 0..5, got {theta_end}")
+        if units not in UNITS:
+            raise UsageError(f"nemo: units must be one of {', '.join(UNITS)}, got {units!r}")
         self.theta_end, self._layers, self._width = float(theta_end), layers, width
+        self.units = units
 
     def localize(self, model: Denoiser, prompts: Sequence[str] | TextCondition) -> NeuronMask:
         """One mask per prompt or embedding, M = P; it blocks nothing for an unmemorized prompt.
@@ -92,6 +108,8 @@ class NeMo:
             UsageError: no prompts, layers that the model or the statistics lack, or an
                 architecture with unknown layers.
         """
+        if not isinstance(prompts, TextCondition):
+            prompts = list_of_str("nemo", prompts)
         if not prompts:
             raise UsageError("nemo: no prompts")
         if isinstance(prompts, TextCondition):
@@ -117,6 +135,7 @@ class NeMo:
             "threshold": self.threshold,
             "theta_end": self.theta_end,
             "statistics": self._given and self._given.sha256(),
+            **({} if self.units == "epsilon" else {"units": self.units}),
         }
 
     def layers(self, model: Denoiser) -> list[str]:
@@ -143,8 +162,14 @@ class NeMo:
         """Find the neurons of one prompt or embedding (the result's ``prompt`` is then empty).
 
         Raises:
-            UsageError: the cases of :meth:`localize`.
+            UsageError: the cases of :meth:`localize`, or more than one prompt.
+            NonFiniteError: noise differences or neurons that are NaN or infinite.
         """
+        if not isinstance(prompt, str) and (
+            not isinstance(prompt, TextCondition) or len(prompt) != 1
+        ):
+            kind = type(prompt).__name__
+            raise UsageError(f"nemo: search takes one str or one condition, got a {kind}")
         with _batches_of(model, self._at_once(model, _SEEDS) * _SEEDS):
             return self._search(model, prompt)
 
@@ -159,8 +184,9 @@ class NeMo:
         name = prompt if isinstance(prompt, str) else ""
         noise, timestep = self._noise(model)
         shared = model.share(noise, timestep)
-        delta = model.epsilon_shared(condition, shared)[0] - shared.latents
+        delta = change_of_noise(model, condition, shared, self.units)[0]
         alike = largest_per_map(ms_ssim(delta[None]))[0]
+        require_finite("nemo", "similarities of noise differences", alike, model.dtype)
         found = Search(
             name, layers, {n: model.engine.value_widths[n] for n in layers}, float(alike.max())
         )
@@ -192,12 +218,15 @@ class NeMo:
         rows = torch.tensor(kept)
         width = self._at_once(model, len(kept))
         part = shared.take(rows)
-        return Scorer(model, condition, part, delta[rows.to(delta.device)], layers, width)
+        kept_delta = delta[rows.to(delta.device)]
+        return Scorer(model, condition, part, kept_delta, layers, width, self.units)
 
     def _candidates(
         self, model: Denoiser, condition: TextCondition, layers: Sequence[str]
     ) -> CandidateSets:
         magnitudes, usual = value_magnitudes(model, condition, layers), self.statistics(model)
+        for name in layers:
+            require_finite("nemo", f"magnitudes of {name}", magnitudes[name], model.dtype)
         return CandidateSets(
             [magnitudes[name][0].cpu() for name in layers],
             [usual.mean[name] for name in layers],

@@ -23,6 +23,7 @@ from dori_fast.models import Denoiser
 from dori_fast.models.files.hashes import tensors_sha256
 from dori_fast.models.files.tensor_file import read_tensors
 from dori_fast.models.probes import value_magnitudes
+from dori_fast.models.text.prompts import refuse_other_iterables
 from dori_fast.ops import ActivationStats, activation_stats
 
 _FORMAT = "dori_fast.neuron_statistics/1"
@@ -68,6 +69,7 @@ class NeuronStatistics:
         Raises:
             UsageError: fewer than 2 prompts, or a layer that does not exist.
         """
+        refuse_other_iterables("NeuronStatistics", prompts)
         found: dict[str, ActivationStats] = {}
         for chunk in _chunks(prompts):
             for name, magnitudes in value_magnitudes(model, model.encode(chunk), layers).items():

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dori_fast._checks import finite_similarities
 from dori_fast.evaluate import clopper_pearson, mcnemar
 from dori_fast.report.load import Run, rows_of
 from dori_fast.report.names import ATTACK_FIGURE, interval
@@ -43,7 +44,7 @@ def attack_page(run: Run) -> str:
 
 def _verdict(rows: list[dict[str, Any]], threshold: float) -> list[Html]:
     found = {
-        name: np.array([row[key] for row in rows])
+        name: finite_similarities(np.array([row[key] for row in rows]), threshold)
         for name, key in (("the prompt", "similarity_before"), ("the attack", "similarity"))
     }
     median = {name: np.median(x, axis=1) > threshold for name, x in found.items()}

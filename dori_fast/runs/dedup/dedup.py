@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dori_fast._text import read_stand_in
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.budget import MAX_ERRORS, Failure, require_rows, require_within
 from dori_fast.runs.dedup.token_table import TokenTable, database
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.settings import refuse_inside
 from dori_fast.runs.signals import Interrupts, interruptible
+from dori_fast.runs.sources.memory.values import prompts_path
 from dori_fast.runs.sources.open import input_sha256, open_prompts
 from dori_fast.runs.sources.read_ahead import read_ahead
 from dori_fast.runs.sources.rows import Reader
@@ -39,7 +41,8 @@ class DedupRecord(BaseModel):
     Attributes:
         input_path: location of the input.
         input_sha256: digest of the input.
-        column, where, keep: the prompt column, conditions and kept columns, as in a scan.
+        column, where, keep, header: the prompt column, conditions, kept columns and kind of header,
+            as in a scan; ``header`` is in the file only if it is not None.
         tokenizer: sha256 of the model's tokenizer files, by name.
         rows_sha256: sha256 of ``rows.parquet``.
         rows: number of rows of the input.
@@ -54,6 +57,7 @@ class DedupRecord(BaseModel):
     column: str | None
     where: list[str]
     keep: list[str] | None
+    header: bool | None = None
     tokenizer: dict[str, str]
     rows_sha256: str
     rows: int
@@ -68,6 +72,8 @@ class DedupRecord(BaseModel):
         except OSError as error:
             raise UsageError(f"{folder}: no {RECORD} there; make it with dedup") from error
         except (ValidationError, UnicodeDecodeError) as error:
+            if reason := read_stand_in(folder / RECORD):
+                raise IntegrityError(f"{folder / RECORD}: {reason}") from error
             raise IntegrityError(f"{folder / RECORD}: damaged; make it again") from error
 
 
@@ -79,6 +85,7 @@ def dedup(
     column: str | None = None,
     where: Sequence[str] = (),
     keep: Sequence[str] | None = None,
+    header: bool | None = None,
     max_errors: float = MAX_ERRORS,
     memory: str = MEMORY,
     on_progress: Callable[[Progress], None] | None = None,
@@ -96,8 +103,8 @@ def dedup(
             distinct sequence in order of first appearance (``prompt`` of the first row,
             ``first_row``, ``count`` of rows, ``ids``), ``rows.parquet`` has ``row_id`` and
             ``unique_row`` of every row; ``dedup.json`` is the record.
-        column, where, keep, max_errors: as in a scan. Rows without a prompt are not among the
-            unique ones, so a scan of these does not count them.
+        column, where, keep, header, max_errors: as in a scan. Rows without a prompt are not among
+            the unique ones, so a scan of these does not count them.
         memory: memory of the table, which spills the rest to the disk beside ``out``; default 1GB.
         on_progress: called after every 8,192 rows.
 
@@ -107,7 +114,8 @@ def dedup(
         StorageError: the disk refused; nothing is left.
         ScanInterrupted: SIGINT or SIGTERM; nothing is left.
     """
-    out, selection = Path(out), Selection.of(where, keep)
+    prompts = prompts_path(prompts, "dedup")
+    out, selection = Path(out), Selection.of(where, keep, header)
     refuse_inside(out, prompts)
     reader = open_prompts(prompts, column, selection)
     require_rows(reader, prompts)
@@ -123,7 +131,9 @@ def dedup(
             unique = _write(folder / UNIQUE, _UNIQUE, table.unique())
             _write(folder / ROWS, _ROWS, table.mapping())
             record = _record(file_sha256(folder / ROWS), unique)
-            (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
+            (folder / RECORD).write_text(
+                record.model_dump_json(indent=2, exclude_defaults=True) + "\n"
+            )
 
         def _record(rows_sha256: str, unique: int) -> DedupRecord:
             return DedupRecord(
@@ -132,6 +142,7 @@ def dedup(
                 column=reader.column,
                 where=list(where),
                 keep=None if keep is None else list(keep),
+                header=header,
                 tokenizer=tokenizer_files(model.config()),
                 rows_sha256=rows_sha256,
                 rows=counts.rows,

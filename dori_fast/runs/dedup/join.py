@@ -16,6 +16,7 @@ from dori_fast.runs.dedup.dedup import MEMORY, ROWS, UNIQUE, DedupRecord, tokeni
 from dori_fast.runs.dedup.token_table import batches, database, import_duckdb
 from dori_fast.runs.scoring.score import shard_schema
 from dori_fast.runs.signals import interruptible
+from dori_fast.runs.sources.memory.values import prompts_path
 from dori_fast.runs.sources.open import input_sha256, open_prompts
 from dori_fast.runs.sources.rows import Reader, Rows
 from dori_fast.runs.sources.where import Selection
@@ -65,9 +66,9 @@ def join(
 
 def _join(folder: Path, run: Path, out: Path, prompts: str | Path | None, memory: str) -> int:
     known, record = DedupRecord.read(folder), _run_record(run)
-    source = prompts if prompts is not None else known.input_path
+    source = known.input_path if prompts is None else prompts_path(prompts, "join")
     _check(folder, known, run, record)
-    reader = open_prompts(source, known.column, Selection.of(known.where, known.keep))
+    reader = open_prompts(source, known.column, Selection.of(known.where, known.keep, known.header))
     if input_sha256(source) != known.input_sha256:
         raise IntegrityError(f"{source}: has changed since {folder} was made; make it again")
     decided = record.threshold is not None

@@ -10,21 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from dori_fast.attack import Dori
-from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.attack.starts import STARTS
+from dori_fast.errors import IntegrityError, NonFiniteError, UsageError
 from dori_fast.evaluate import CopySimilarity, SmallImages, replication
-from dori_fast.models import NeuronMask, WeightMask
+from dori_fast.models import NeuronMask, TextCondition, WeightMask
 from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.runs.budget import MAX_ERRORS, require_rows
 from dori_fast.runs.methods.image_files import ImageOfRow, open_images
 from dori_fast.runs.methods.prune import EMBEDDINGS, MASKS
 from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.sources.rows import Rows
+from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.directory import Resume
 from dori_fast.runs.store.durable import write_durably
 
@@ -140,6 +144,7 @@ def attack(
     in_turn: bool = False,
     judging: Judging | None = None,
     column: str | None = None,
+    header: bool | None = None,
     image_column: str = "image",
     block: int = 16,
     limit: int | None = None,
@@ -151,8 +156,8 @@ def attack(
 
     Args:
         model: the denoiser, without the masks.
-        prompts: as in a scan; rows without a prompt, a readable image or a mask of their own are
-            quarantined.
+        prompts: as in a scan. Rows without a prompt, a readable image or a mask of their own are
+            quarantined, and so are rows whose latents, losses or images are NaN or infinite.
         images: a folder, or images by prompt; see :func:`open_images`. An image is read when its
             row is computed, and the row keeps its sha256.
         out: the run directory: a row per image in ``shards/``, and all embeddings in
@@ -165,6 +170,7 @@ def attack(
             those that are missing; for controls, which have no masks of their own.
         judging: settings for drawing and comparing images; default ``Judging()``.
         column: the prompt column; default: the first usual name.
+        header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
         image_column: column of file names relative to the folder; default ``image``.
         block: rows per block, without effect on the results; default 16.
         limit: number of rows to read; default: all.
@@ -173,15 +179,21 @@ def attack(
         on_progress: called after each shard.
 
     Raises:
-        UsageError: wrong arguments, no rows, or more rows than masks.
+        UsageError: wrong arguments, no rows, a model without an autoencoder, or more rows than
+            masks.
         IntegrityError, StorageError, ScanInterrupted: as in a scan.
     """
-    judging = judging or Judging()
+    if not isinstance(method, Dori):
+        raise UsageError(f"attack: method must be a df.attack.Dori, got {method!r}")
+    if start not in STARTS:
+        raise UsageError(f"attack: start must be one of {', '.join(STARTS)}, got {start!r}")
     if in_turn and masks is None:
         raise UsageError("attack: in_turn is about masks, but there are none; give masks")
+    model.autoencoder.require()
+    judging, selection = judging or Judging(), Selection.of(header=header)
     with prompts_on_disk(prompts) as path:
-        reader = open_prompts(path, column)
-        require_rows(reader, prompts)
+        reader = open_prompts(path, column, selection)
+        require_rows(reader, described(prompts))
         image_of = open_images(images, reader, image_column, model.image_size)
         attacks = _Attacks(model, method, start, masks, in_turn, judging, image_of)
         run = run_rows(
@@ -193,6 +205,7 @@ def attack(
             columns=_COLUMNS,
             compute=attacks,
             at_once=block,
+            selection=selection,
             limit=limit,
             resume=resume,
             max_errors=max_errors,
@@ -237,27 +250,57 @@ class _Attacks:
         lacking = None if masks is None else without_mask(masks, rows.first + place)
         return lacking or self.image_of(rows, place)
 
-    def _attack(self, rows: Rows, images: Mapping[int, NDArray[np.uint8]]) -> list[dict[str, Any]]:
+    def _attack(
+        self, rows: Rows, images: Mapping[int, NDArray[np.uint8]]
+    ) -> list[dict[str, Any] | str]:
         ids = [rows.first + place for place in images]
         prompts, originals = [rows.prompts[place] or "" for place in images], [*images.values()]
         view, stacked = self._view(ids), np.stack(originals)
-        found = self.method.run(view, prompts, stacked, start=self.start, ids=ids)
-        how = vars(self.judging)
-        before = replication(view, view.encode(prompts), stacked, **how).similarity
-        after = replication(view, found.condition(view), stacked, **how).similarity
-        embeddings = found.embeddings.float().cpu().numpy()
-        return [
-            {
-                "image_sha256": hashlib.sha256(originals[i].tobytes()).hexdigest(),
-                "attack_steps": int(found.steps[i]),
-                "evaluations": int(found.evaluations[i]),
-                "losses": found.losses[: int(found.steps[i]), i].tolist(),
-                "similarity_before": before[i],
-                "similarity": after[i],
-                "embedding": embeddings[i].tobytes(),
-            }
-            for i in range(len(ids))
-        ]
+        try:
+            found = self.method.run(view, prompts, stacked, start=self.start, ids=ids)
+        except NonFiniteError as error:
+            # an image without finite latents, which the attack meets before its first step
+            if len(ids) == 1:
+                return [f"nonfinite: {error}"]
+            return [self._attack(rows, {place: images[place]})[0] for place in images]
+        before = self._similarities(view, view.encode(prompts), stacked)
+        embedded = view.condition(found.embeddings, found.pooled)
+        after = self._similarities(view, embedded, stacked)
+        embeddings, steps = found.embeddings.float().cpu().numpy(), found.evaluations
+        results: list[dict[str, Any] | str] = []
+        for i, (one, two) in enumerate(zip(before, after, strict=True)):
+            if i in found.failures:
+                dtype = str(self.model.dtype).removeprefix("torch.")
+                results.append(f"nonfinite: attack: {found.failures[i]} in {dtype}")
+                continue
+            if isinstance(one, str) or isinstance(two, str):
+                results.append(one if isinstance(one, str) else str(two))
+                continue
+            results.append(
+                {
+                    "image_sha256": hashlib.sha256(originals[i].tobytes()).hexdigest(),
+                    "attack_steps": int(found.steps[i]),
+                    "evaluations": int(found.evaluations[i]),
+                    # a step may have had a loss but no update
+                    "losses": found.losses[: int(steps[i]) // self.method.draws, i].tolist(),
+                    "similarity_before": one,
+                    "similarity": two,
+                    "embedding": embeddings[i].tobytes(),
+                }
+            )
+        return results
+
+    def _similarities(
+        self, view: Denoiser, condition: TextCondition, originals: NDArray[np.uint8]
+    ) -> list[NDArray[np.float64] | str]:
+        """Similarities [S] of each row, or ``"nonfinite: message"`` for a row without an image."""
+        try:
+            return [*replication(view, condition, originals, **vars(self.judging)).similarity]
+        except NonFiniteError as error:
+            if len(originals) == 1:
+                return [f"nonfinite: {error}"]
+        alone = torch.arange(len(originals)).split(1)
+        return [self._similarities(view, condition[i], originals[i.numpy()])[0] for i in alone]
 
     def _view(self, ids: Sequence[int]) -> Denoiser:
         if self.masks is None:

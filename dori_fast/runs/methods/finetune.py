@@ -14,19 +14,20 @@ import torch
 from numpy.typing import NDArray
 
 from dori_fast.errors import UsageError
-from dori_fast.evaluate import CopySimilarity, SmallImages
+from dori_fast.evaluate import SmallImages
 from dori_fast.finetune import Adversarial, Checkpoint, StepReport, Surrogates, surrogates
 from dori_fast.finetune.adversarial import check_model
 from dori_fast.models import NeuronMask, WeightMask
-from dori_fast.models.schedules.vp import DDIM_STEPS
 from dori_fast.runs.budget import MAX_ERRORS, require_within
 from dori_fast.runs.errors import OverBudgetError
 from dori_fast.runs.methods.attack import masked_rows, without_mask
 from dori_fast.runs.methods.cached_images import DrawnPairs, Pairs, cached_pairs, cached_surrogates
+from dori_fast.runs.methods.drawing import Drawing
 from dori_fast.runs.methods.prompt_image_rows import PromptImageRows, read_prompt_images
 from dori_fast.runs.methods.step_log import StepLog
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.signals import Interrupts, interruptible
+from dori_fast.runs.sources.memory.values import prompts_path
 from dori_fast.runs.store.directory import LockedDirectory, Resume
 from dori_fast.runs.store.durable import (
     write_durably,
@@ -46,29 +47,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT, SCALARS, QUARANTINE = "checkpoint.safetensors", "scalars.jsonl", "quarantine.jsonl"
 MODEL = "model"
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How the pruned model draws surrogates; see :func:`dori_fast.finetune.surrogates`.
-
-    Attributes:
-        count: surrogates per prompt, the first ones among twice as many that are not replicated.
-        steps: DDIM steps.
-        guidance: guidance scale.
-        measure: measure of replication, None for the descriptor of small images.
-    """
-
-    count: int = 4
-    steps: int = DDIM_STEPS
-    guidance: float = 7.5
-    measure: CopySimilarity | None = None
-
-    def config(self) -> dict[str, Any]:
-        """The settings as plain JSON."""
-        measure = (self.measure or SmallImages()).config()
-        how = {"count": self.count, "steps": self.steps, "guidance": self.guidance}
-        return {**how, "measure": measure}
 
 
 @dataclass(frozen=True)
@@ -110,6 +88,7 @@ def fine_tune(
     retained_images: str | Path | None = None,
     drawing: Drawing | None = None,
     column: str | None = None,
+    header: bool | None = None,
     image_column: str = "image",
     limit: int | None = None,
     checkpoint_every: int = 25,
@@ -137,6 +116,8 @@ def fine_tune(
         retained_images: folder of the file's images; default: the file's own folder.
         drawing: settings for drawing surrogates; default ``Drawing()``.
         column: the prompt column of ``prompts``; default: the first usual name.
+        header: whether ``prompts`` begins with the names of its columns, as in a scan. The file of
+            retained prompts always does.
         image_column: column of file names relative to the folder ``images``; default ``image``.
         limit: number of rows of ``prompts`` to read; default: all.
         checkpoint_every: steps between checkpoints, without effect on the weights; default 25.
@@ -148,8 +129,9 @@ def fine_tune(
         on_progress: called after every step.
 
     Raises:
-        UsageError: wrong arguments, or a file without rows.
+        UsageError: wrong arguments, a model without an autoencoder, or a file without rows.
         OverBudgetError: more rows are left out than allowed; only ``quarantine.jsonl`` is written.
+        NonFiniteError: surrogates, losses or weights that are NaN or infinite.
         IntegrityError: ``out`` holds a run with other settings, images or model.
         StorageError, ScanInterrupted: as in a scan; repeat the call to resume.
     """
@@ -157,7 +139,10 @@ def fine_tune(
         raise UsageError(f"finetune: checkpoint_every must be at least 1, got {checkpoint_every}")
     if isinstance(retained, DrawnPairs) and retained_images is not None:
         raise UsageError("finetune: retained_images is for a file of pairs, but pairs are drawn")
+    if not isinstance(method, Adversarial):
+        raise UsageError(f"finetune: method must be a df.finetune.Adversarial, got {method!r}")
     check_model(model)
+    model.autoencoder.require()
     began, say = perf_counter(), on_stage or (lambda text: None)
     size = model.image_size
     memorized = read_prompt_images(
@@ -165,6 +150,7 @@ def fine_tune(
         images,
         size,
         column=column,
+        header=header,
         image_column=image_column,
         limit=limit,
         refuse=lambda row: without_mask(masks, row),
@@ -172,7 +158,8 @@ def fine_tune(
     if isinstance(retained, DrawnPairs):
         kept: PromptImageRows | DrawnPairs = retained
     else:
-        folder = Path(retained).parent if retained_images is None else retained_images
+        retained = prompts_path(retained, "finetune")
+        folder = retained.parent if retained_images is None else retained_images
         kept = read_prompt_images(retained, folder, size)
     run = _Run(Path(out), model, method, masks, drawing or Drawing(), memorized, kept, say)
     run.check_budget(((prompts, memorized), (retained, kept)), max_errors)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dori_fast._text import HEAD_BYTES, stand_in
 from dori_fast.errors import UsageError
 from dori_fast.runs.sources.rows import Reader, Rows
 
 # checked before decoding: a small file may hold a huge image
 _IMAGE_BYTES, _IMAGE_PIXELS = 32_000_000, 64_000_000
+_LISTED = 10_000
 # formats whose decoders start no other program and fetch nothing
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -61,18 +65,28 @@ def open_images(
 
 
 def read_image(folder: Path, name: Any, size: tuple[int, int]) -> NDArray[np.uint8] | str:
-    """A file of a folder at a size (H, W), or ``"code: message"``; never a file outside of it."""
+    """A file of a folder at a size (H, W), or ``"code: message"``.
+
+    The name, which comes from data, must not leave the folder. Links in the folder are followed,
+    since its owner made them. A name with backslashes stands for one with slashes if no file has
+    it literally.
+    """
     from PIL import Image, ImageOps
 
     if not isinstance(name, str) or not name or "\0" in name:
         return f"image: no name of a file: {name!r}"
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        return f"image: {name!r} leaves the folder"
-    if not path.is_file():
-        return f"image: no file {name!r} in the folder"
-    if path.stat().st_size > _IMAGE_BYTES:
-        return f"image: {name!r} has more than {_IMAGE_BYTES:,} bytes"
+    path = _path(folder, name)
+    if isinstance(path, str):
+        return path
+    try:
+        if path.stat().st_size > _IMAGE_BYTES:
+            return f"image: {name!r} has more than {_IMAGE_BYTES:,} bytes"
+        with path.open("rb") as file:
+            reason = stand_in(file.read(HEAD_BYTES))
+    except OSError as error:
+        return f"image: {name!r} cannot be read ({error.strerror})"
+    if reason is not None:
+        return f"image: {name!r} {reason}"
     try:
         with Image.open(path, formats=_FORMATS) as file:
             if file.width * file.height > _IMAGE_PIXELS:
@@ -85,6 +99,60 @@ def read_image(folder: Path, name: Any, size: tuple[int, int]) -> NDArray[np.uin
         return f"image: {name!r} cannot be read ({error})"
     height, width = size
     return np.array(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
+
+
+def _path(folder: Path, name: str) -> Path | str:
+    """The file of this name, or ``"image: message"``."""
+    if _leaves(PurePosixPath(name)):
+        return f"image: {name!r} leaves the folder"
+    try:
+        if (folder / name).is_file():
+            return folder / name
+        windows = PureWindowsPath(name)
+        # a drive is part of a literal name if that is all that speaks for Windows
+        if "\\" in name or windows.drive:
+            if _leaves(windows):
+                return f"image: {name!r} leaves the folder"
+            if (path := folder.joinpath(*windows.parts)).is_file():
+                return path
+        return f"image: no file {name!r} in the folder{_near(folder, name)}"
+    except OSError as error:
+        return f"image: {name!r} cannot be read ({error.strerror})"
+
+
+def _leaves(name: PurePath) -> bool:
+    return bool(name.is_absolute() or name.anchor) or ".." in name.parts
+
+
+def _near(folder: Path, name: str) -> str:
+    """What is there instead of a file of this name, such as one in other case."""
+    path = folder / name.replace("\\", "/")
+    if path.is_symlink():
+        target = os.readlink(path)
+        fetch = "; run git annex get" if "annex/objects" in target else ""
+        return f": it is a link to {target!r}, where nothing is{fetch}"
+    if path.is_dir():
+        return ", but a folder"
+    try:
+        others = sorted(os.listdir(path.parent))
+    except OSError:
+        others = []
+    if len(others) > _LISTED:
+        # compared anew for every row without a file
+        others = []
+    for other in others:
+        if _plain(other) == _plain(path.name):
+            return f", but {other!r}, in other case or another Unicode form"
+    for other in others:
+        if _plain(Path(other).stem) in (_plain(path.stem), _plain(path.name)):
+            return f", but {other!r}"
+    if (folder / path.name).is_file():
+        return f", but {path.name!r}; give --images the folder that the names start from"
+    return ""
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _by_prompt(known: Mapping[str, NDArray[np.uint8]], size: tuple[int, int]) -> ImageOfRow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ from dori_fast.evaluate.locality import (
 from dori_fast.runs.budget import MAX_ERRORS, require_rows, require_within
 from dori_fast.runs.methods.attack import read_masks
 from dori_fast.runs.methods.prune import read_embeddings
-from dori_fast.runs.sources.open import open_prompts
+from dori_fast.runs.sources.memory.values import described
+from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
+from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.durable import write_text_durably
 from dori_fast.runs.store.record import Counts, RunRecord
 
@@ -38,13 +40,14 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 def locality(
     model: Denoiser,
     attacked: str | Path,
-    memorized: str | Path,
-    ordinary: str | Path,
+    memorized: str | Path | Iterable[object],
+    ordinary: str | Path | Iterable[object],
     *,
     out: str | Path,
     triggers: Sequence[str | Path] = (),
     baselines: Sequence[str | Path] = (),
     limit: int = 100,
+    header: bool | None = None,
     max_errors: float = MAX_ERRORS,
 ) -> dict[str, Any]:
     """Compare the embeddings that an attack found with each other, and prompts with prompts.
@@ -52,12 +55,13 @@ def locality(
     Args:
         model: the attacked model, with or without its masks.
         attacked: run directory of an attack whose rows are many starts for one image.
-        memorized: file of prompts of memorized images, the baseline of discrepancies.
-        ordinary: file of prompts that are not memorized, the baseline of distances.
+        memorized: prompts of memorized images, as in a scan, the baseline of discrepancies.
+        ordinary: prompts that are not memorized, the baseline of distances.
         out: folder for ``locality.json``.
         triggers: run directories of ``prune(..., embeddings=attacked)``, one per method.
         baselines: run directories of the same methods on memorized prompts, in the same order.
         limit: maximum number of embeddings and of prompts of each kind; default 100.
+        header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
         max_errors: allowed quarantined rows of each run and of each file of prompts, up to
             ``limit``: a fraction if below 1, else a number of rows.
 
@@ -77,13 +81,13 @@ def locality(
     if len(embeddings) < 2:
         raise UsageError(f"{attacked}: holds {len(embeddings)} embeddings; needs 2 to compare")
     found = model.condition(torch.stack(list(embeddings.values())))
-    usual = model.encode(_prompts(ordinary, limit, max_errors))
+    usual = model.encode(_prompts(ordinary, limit, header, max_errors))
     distances = {"found": found, "ordinary": usual}
     method = RunRecord.read(Path(attacked) / "run.json").identity["detector"]
     if method["start"] == "gaussian":
         starts, _ = starting_points(model, "gaussian", None, list(embeddings), method["seed"])
         distances["starts"] = model.condition(starts)
-    known = model.encode(_prompts(memorized, limit, max_errors))
+    known = model.encode(_prompts(memorized, limit, header, max_errors))
     conditions = {"found": found, "memorized": known}
     results = {
         "counts": {name: len(c) for name, c in {**distances, **conditions}.items()},
@@ -110,25 +114,29 @@ def _check_run(run: Path, max_errors: float) -> None:
         require_within(run, counts, max_errors, None, f"see the column error of {run}/shards")
 
 
-def _prompts(path: str | Path, limit: int, max_errors: float) -> list[str]:
-    reader = open_prompts(path)
-    require_rows(reader, path)
+def _prompts(
+    prompts: str | Path | Iterable[object], limit: int, header: bool | None, max_errors: float
+) -> list[str]:
+    name = described(prompts)
     chosen: list[str] = []
     counts, first = Counts(), None
-    for rows in reader.chunks(_AT_ONCE):
-        for place, prompt in enumerate(rows.prompts):
+    with prompts_on_disk(prompts) as path:
+        reader = open_prompts(path, selection=Selection.of(header=header))
+        require_rows(reader, name)
+        for rows in reader.chunks(_AT_ONCE):
+            for place, prompt in enumerate(rows.prompts):
+                if len(chosen) == limit:
+                    break
+                counts.add(1, prompt is None)
+                if prompt is not None:
+                    chosen.append(prompt)
+                elif first is None:
+                    first = rows.first + place, rows.errors[place] or ""
             if len(chosen) == limit:
                 break
-            counts.add(1, prompt is None)
-            if prompt is not None:
-                chosen.append(prompt)
-            elif first is None:
-                first = rows.first + place, rows.errors[place] or ""
-        if len(chosen) == limit:
-            break
-    require_within(path, counts, max_errors, first)
+    require_within(name, counts, max_errors, first)
     if len(chosen) < 2:
-        raise UsageError(f"{path}: holds {len(chosen)} usable prompts; needs 2 to compare")
+        raise UsageError(f"{name}: holds {len(chosen)} usable prompts; needs 2 to compare")
     return chosen
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dori_fast.errors import UsageError
 from dori_fast.models.files.hashes import tensors_sha256
 from dori_fast.runs.budget import Failure, require_rows
 from dori_fast.runs.methods.image_files import open_images
 from dori_fast.runs.settings import checked
+from dori_fast.runs.sources.memory.values import prompts_path
 from dori_fast.runs.sources.open import input_sha256, open_prompts
 from dori_fast.runs.sources.rows import limited
+from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.record import Counts
 
 _AT_ONCE = 64
@@ -32,6 +35,7 @@ class PromptImageRows:
         images: uint8 [P, H, W, 3].
         refused: the other rows as plain JSON: ``row_id``, ``prompt`` and ``error``.
         file_sha256: sha256 of the file, in hexadecimal.
+        selection: how the file was read, if other than usual, as plain JSON.
     """
 
     rows: list[int]
@@ -39,6 +43,7 @@ class PromptImageRows:
     images: NDArray[np.uint8]
     refused: list[dict[str, Any]]
     file_sha256: str
+    selection: dict[str, Any] = field(default_factory=dict)
 
     @property
     def counts(self) -> Counts:
@@ -52,9 +57,10 @@ class PromptImageRows:
         return (self.refused[0]["row_id"], self.refused[0]["error"]) if self.refused else None
 
     def config(self) -> dict[str, Any]:
-        """The digests of file and images and the number of rows, as plain JSON."""
+        """The digests of file and images, the number of rows and the selection, as plain JSON."""
         pictures = tensors_sha256({"pictures": torch.from_numpy(self.images)})
-        return {"sha256": self.file_sha256, "pictures": pictures, "rows": len(self.rows)}
+        found = {"sha256": self.file_sha256, "pictures": pictures, "rows": len(self.rows)}
+        return {**found, **self.selection}
 
 
 def read_prompt_images(
@@ -63,6 +69,7 @@ def read_prompt_images(
     size: tuple[int, int],
     *,
     column: str | None = None,
+    header: bool | None = None,
     image_column: str = "image",
     limit: int | None = None,
     refuse: Callable[[int], str | None] = lambda row: None,
@@ -74,6 +81,7 @@ def read_prompt_images(
         images: a folder, or images by prompt; see :func:`open_images`.
         size: (H, W) of the model's images.
         column: the prompt column; default: the first usual name.
+        header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
         image_column: column of file names relative to the folder; default ``image``.
         limit: number of rows to read; default: all.
         refuse: function that returns ``"code: message"`` for the number of a row to be left out,
@@ -82,7 +90,8 @@ def read_prompt_images(
     Raises:
         UsageError: no such file, folder or column, or a file without rows.
     """
-    reader = open_prompts(path, column)
+    path, selection = prompts_path(path, "finetune"), Selection.of(header=header)
+    reader = open_prompts(path, column, selection)
     require_rows(reader, path)
     image_of = open_images(images, reader, image_column, size)
     settings = checked(
@@ -102,5 +111,8 @@ def read_prompt_images(
             rows.append(part.first + place)
             prompts.append(prompt)
             found_images.append(found)
+    if not rows and not refused:
+        raise UsageError(f"{path}: limit={limit} leaves no row to read; raise it")
     stacked = np.stack(found_images) if rows else np.zeros((0, *size, 3), np.uint8)
-    return PromptImageRows(rows, prompts, stacked, refused, input_sha256(path))
+    how = selection.config()
+    return PromptImageRows(rows, prompts, stacked, refused, input_sha256(path), how)

@@ -12,14 +12,17 @@ import pyarrow as pa
 import torch
 from safetensors.numpy import load_file, save_file
 
-from dori_fast.errors import UsageError
+from dori_fast._text import read_stand_in
+from dori_fast.errors import IntegrityError, NonFiniteError, UsageError
 from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
 from dori_fast.runs.budget import MAX_ERRORS, require_rows
 from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
+from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.directory import Resume
 from dori_fast.runs.store.durable import write_durably
@@ -68,20 +71,24 @@ class PruneResult:
 
 def read_statistics(path: str | Path) -> NeuronStatistics:
     """Statistics from a file of this package (.safetensors) or of NeMo's released code (.pt)."""
+    if reason := read_stand_in(path):
+        raise IntegrityError(f"{path}: {reason}")
     if Path(path).suffix == ".safetensors":
         return NeuronStatistics.load(path)
     return NeuronStatistics.load_nemo(path)
 
 
-def statistics_of(model: Denoiser, prompts: str | Path) -> NeuronStatistics:
-    """Statistics over the clean prompts of a file; skips rows without a usable prompt."""
-    reader = open_prompts(prompts)
+def statistics_of(
+    model: Denoiser, prompts: str | Path | Iterable[object], header: bool | None = None
+) -> NeuronStatistics:
+    """Statistics over clean prompts, as in a scan; skips rows without a usable prompt."""
 
-    def usable() -> Iterator[str]:
-        for rows in reader.chunks(1024):
+    def usable(path: Path) -> Iterator[str]:
+        for rows in open_prompts(path, selection=Selection.of(header=header)).chunks(1024):
             yield from (prompt for prompt in rows.prompts if prompt is not None)
 
-    return NeuronStatistics.collect(model, usable())
+    with prompts_on_disk(prompts) as path:
+        return NeuronStatistics.collect(model, usable(path))
 
 
 def prune(
@@ -92,6 +99,7 @@ def prune(
     method: NeMo | Wanda,
     embeddings: str | Path | None = None,
     column: str | None = None,
+    header: bool | None = None,
     limit: int | None = None,
     resume: Resume = "auto",
     max_errors: float = MAX_ERRORS,
@@ -101,7 +109,8 @@ def prune(
 
     Args:
         model: the denoiser.
-        prompts: as in a scan; rows without a prompt are quarantined, and their mask is missing.
+        prompts: as in a scan. Rows without a prompt, or with predictions that are NaN or infinite,
+            are quarantined, and their mask is missing.
         out: the run directory: a row per prompt in ``shards/``, all masks in
             ``masks.safetensors``, and NeMo's neurons in the released code's format in ``nemo.csv``.
             The last two are left out if no row could be localized.
@@ -110,6 +119,7 @@ def prune(
         embeddings: run directory of an attack on the same prompts. Each row's adversarial
             embedding is localized instead of its prompt; rows without one are quarantined.
         column: the prompt column; default: the first usual name.
+        header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
         limit: number of rows to read; default: all.
         resume: as in a scan.
         max_errors: as in a scan; ``run.state`` is then ``"over_budget"``.
@@ -119,6 +129,8 @@ def prune(
         UsageError: wrong arguments, no rows, or a model that the method does not support.
         IntegrityError, StorageError, ScanInterrupted: as in a scan.
     """
+    if not isinstance(method, NeMo | Wanda):
+        raise UsageError(f"prune: method must be a df.prune.NeMo or Wanda, got {method!r}")
     nemo = isinstance(method, NeMo)
     if isinstance(method, Wanda) and method.joint:
         raise UsageError("prune: a joint mask has no rows of its own; use Wanda(joint=False)")
@@ -127,9 +139,10 @@ def prune(
     config = method.config()
     if found is not None:
         config["embeddings"] = file_sha256(embeddings_file(embeddings or ""))
+    selection = Selection.of(header=header)
     with prompts_on_disk(prompts) as path:
-        reader = open_prompts(path, column)
-        require_rows(reader, prompts)
+        reader = open_prompts(path, column, selection)
+        require_rows(reader, described(prompts))
         run = run_rows(
             model,
             reader,
@@ -141,6 +154,7 @@ def prune(
                 _compute(model, method, rows.prompts[i] or "", rows.first + i, found)
                 for i in places
             ],
+            selection=selection,
             limit=limit,
             resume=resume,
             max_errors=max_errors,
@@ -216,6 +230,15 @@ def _compute(
         if row not in embeddings:
             return "embedding: the attack has none for this row"
         wanted = model.condition(embeddings[row][None])
+    try:
+        return _localized(model, method, wanted)
+    except NonFiniteError as error:
+        return f"nonfinite: {error}"
+
+
+def _localized(
+    model: Denoiser, method: NeMo | Wanda, wanted: str | TextCondition
+) -> dict[str, Any]:
     if isinstance(method, NeMo):
         search = method.search(model, wanted)
         return {**asdict(search), "memorized": search.memorized}

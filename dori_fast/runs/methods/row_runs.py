@@ -20,6 +20,7 @@ from dori_fast.runs.settings import checked
 from dori_fast.runs.signals import interruptible
 from dori_fast.runs.sources.open import input_sha256
 from dori_fast.runs.sources.rows import Reader, Rows, limited
+from dori_fast.runs.sources.where import EVERYTHING, Selection
 from dori_fast.runs.store.directory import Resume, RunDirectory
 from dori_fast.runs.store.record import (
     Counts,
@@ -73,6 +74,7 @@ def run_rows(
     columns: pa.Schema,
     compute: Compute,
     at_once: int = 1,
+    selection: Selection = EVERYTHING,
     limit: int | None = None,
     resume: Resume = "auto",
     max_errors: float = MAX_ERRORS,
@@ -89,6 +91,7 @@ def run_rows(
         columns: schema of the result columns; quarantined rows have nulls there.
         compute: function of at most ``at_once`` rows.
         at_once: rows per shard; default 1.
+        selection: the selection that the reader was opened with; part of the run's identity.
         limit: number of rows to read; default: all.
         resume: as in a scan.
         max_errors: as in a scan.
@@ -115,6 +118,7 @@ def run_rows(
         column=reader.column,
         limit=limit,
         shard_size=at_once,
+        selection=selection.config(),
     )
     record = RunRecord(
         run_hash=hash_identity(identity),

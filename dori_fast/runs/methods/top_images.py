@@ -35,9 +35,11 @@ def draw_top_images(
         how: ``steps`` and ``guidance`` of :meth:`Denoiser.generate`.
 
     Raises:
-        UsageError: no row was scored.
+        UsageError: no row was scored, or the model has no autoencoder.
+        NonFiniteError: images that are NaN or infinite.
         IntegrityError: ``model`` is another one.
     """
+    model.autoencoder.require()
     now, then = ({"files": of.get("files")} for of in (model.config(), run.record.model))
     if now != then:
         raise IntegrityError(

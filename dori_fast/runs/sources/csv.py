@@ -26,8 +26,13 @@ from dori_fast.runs.sources.text import Record, TextReader
 
 _RECORD_BYTES = 16_000_000
 _SAMPLE_ROWS = 100
+_LONE_RETURN = "a CR outside quotes where lines end in LF; convert all line ends to LF"
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}
+# prompts with commas are split into numbers of fields that differ more
+_TABLE_SHARE = 0.8
+# names of columns have fewer words, prompts seldom
+_SENTENCE_WORDS = 4
 
 
 class _Parsed(NamedTuple):
@@ -39,21 +44,31 @@ class _Parsed(NamedTuple):
 
 
 class CsvFile(TextReader):
-    """A delimited file with a header. Passed-through columns are text.
+    """A delimited file. Passed-through columns are text.
 
-    A row whose quotes do not balance, or whose number of fields differs from the header's, is
+    A row whose quotes do not balance, or whose number of fields differs from the first line's, is
     quarantined as ``malformed``; reading continues at the next line.
+
+    Args:
+        path: the file.
+        column: the prompt column; default: the first usual name, or the only column.
+        header: whether the first line has the names of the columns, see
+            :class:`dori_fast.runs.sources.where.Selection`. If false, they are ``column_1``,
+            ``column_2``, ..., and ``column`` may be the number alone.
+
+    Raises:
+        UsageError: no such column, or a first line that is a header contrary to ``header``, or
+            reads like a prompt.
     """
 
-    def __init__(self, path: Path, column: str | None) -> None:
-        self._separator, names = _sniff(path, column)
-        found = find_column(names, column)
-        if found is None:
-            missing = f"no column {column!r}" if column else "no prompt column"
-            note = f" (separated by {self._separator!r})"
-            raise missing_column(path, missing, names, note)
-        if names.count(found) > 1:
-            raise UsageError(f"{path}: column {found!r} occurs twice; rename one of them")
+    def __init__(self, path: Path, column: str | None, header: bool | None = None) -> None:
+        self._header = header is not False
+        self._separator, first = _sniff(path, column, self._header)
+        if self._header:
+            names, found = first, _named(path, first, column, self._separator, header)
+        else:
+            names = [f"column_{i}" for i in range(1, len(first) + 1)]
+            found = _numbered(path, names, first, column)
         self._prompt_at, self._width = names.index(found), len(names)
         extra = [storable(name) or "" for i, name in enumerate(names) if i != self._prompt_at]
         schema = pa.schema([(name, pa.string()) for name in passed_names(extra)])
@@ -61,12 +76,13 @@ class CsvFile(TextReader):
 
     def records(self) -> Iterator[Record]:
         empty = (None,) * len(self.schema)
-        for parsed in islice(_parse(self.path, self._separator), 1, None):
+        first = "header" if self._header else "first line"
+        for parsed in islice(_parse(self.path, self._separator), int(self._header), None):
             cells, end = parsed.cells, parsed.lines[-1].end
             if cells is None:
                 yield Record(None, parsed.error, empty, end, parsed=False)
             elif len(cells) != self._width:
-                count = f"{len(cells)} fields where the header has {self._width}"
+                count = f"{len(cells)} fields where the {first} has {self._width}"
                 yield Record(None, f"malformed: {count}", empty, end, parsed=False)
             else:
                 prompt, error = self._check(cells, parsed.lines)
@@ -83,6 +99,45 @@ class CsvFile(TextReader):
         found = next(islice(_UNDECODED.finditer(text), before, None))
         position = len(text[: found.start()].encode("utf-8", "surrogateescape"))
         return None, not_utf8(ord(found[0]) - 0xDC00, position, lines[0].offset)
+
+
+def _named(
+    path: Path, names: list[str], column: str | None, separator: str, header: bool | None
+) -> str:
+    """The prompt column among the names of a header."""
+    found = find_column(names, column)
+    if found is None:
+        missing = f"no column {column!r}" if column else "no prompt column"
+        remedy = ", or use --no-header if the first line is no header but a row"
+        raise missing_column(path, missing, names, f" (separated by {separator!r})", remedy)
+    if names.count(found) > 1:
+        raise UsageError(f"{path}: column {found!r} occurs twice; rename one of them")
+    if header is None and len(found.split()) >= _SENTENCE_WORDS:
+        raise UsageError(
+            f"{path}: the column name {found!r} reads like a prompt; use --no-header if the first"
+            " line is a row, or --header if it is a header"
+        )
+    return found
+
+
+def _numbered(path: Path, names: list[str], first: list[str], column: str | None) -> str:
+    """The prompt column of a file without a header whose first row is ``first``."""
+    if usual := find_column(first, None):
+        raise UsageError(
+            f"{path}: its first line has the column name {usual!r}, so it is a header; leave"
+            " --no-header out, or remove that line"
+        )
+    if column is None and len(names) == 1:
+        return names[0]
+    found = f"column_{column}" if column and column.isdecimal() else column
+    if found in names:
+        return found
+    missing = f"no column {column!r}" if column else "no name of a prompt column"
+    shown = [f"{name} ({cell[:40]!r})" for name, cell in zip(names, first, strict=True)]
+    raise UsageError(
+        f"{path}: {missing} without a header, where the columns are {', '.join(shown[:20])}; name"
+        " it with --column, such as --column 1"
+    )
 
 
 class _Feed:
@@ -129,7 +184,7 @@ def _parse(path: Path, separator: str) -> Iterator[_Parsed]:
     """All records, the header first; skips blank lines, as CSV readers do."""
     # csv's limit is global and per field; the limit on a record's size bounds every field
     csv.field_size_limit(max(csv.field_size_limit(), _RECORD_BYTES))
-    feed = _Feed(read_lines(path, _RECORD_BYTES))
+    feed = _Feed(read_lines(path, _RECORD_BYTES, quoted=True))
     reader = csv.reader(feed, delimiter=separator, strict=True)
     while True:
         feed.start_record()
@@ -138,31 +193,40 @@ def _parse(path: Path, separator: str) -> Iterator[_Parsed]:
         except StopIteration:
             return
         except csv.Error as error:
-            feed.requeue(str(error))
-            yield _Parsed(None, f"malformed: {error}", feed.record)
+            reason = _LONE_RETURN if "new-line character" in str(error) else str(error)
+            feed.requeue(reason)
+            yield _Parsed(None, f"malformed: {reason}", feed.record)
             continue
         if cells:
             yield _Parsed(cells, None, feed.record)
 
 
-def _sniff(path: Path, column: str | None) -> tuple[str, list[str]]:
-    """The separator and the header.
+def _sniff(path: Path, column: str | None, header: bool) -> tuple[str, list[str]]:
+    """The separator and the first line.
 
-    Of all separators the best is one with which the header holds the prompt column and most rows
-    have as many fields as the header.
+    Of all separators the best is one with which the header, if there is one, holds the prompt
+    column and most rows have as many fields as the first line. Without a header, one that splits
+    nearly all rows alike is better than one that splits none.
     """
     best: tuple[tuple[bool, float, int], str, list[str]] | None = None
-    for separator in _SEPARATORS[path.suffix.lower()]:
+    for separator in _SEPARATORS.get(path.suffix.lower(), _SEPARATORS[".tsv"]):
         sample = list(islice(_parse(path, separator), _SAMPLE_ROWS))
         if not sample:
-            raise UsageError(f"{path}: empty; put a header with the column names first")
+            remedy = "put a header with the column names first" if header else "get it again"
+            raise UsageError(f"{path}: empty; {remedy}")
         if sample[0].cells is None:
             continue
-        header = [name.strip() for name in sample[0].cells]
-        regular = sum(p.cells is not None and len(p.cells) == len(header) for p in sample)
-        key = (find_column(header, column) is not None, regular / len(sample), len(header))
+        first = [name.strip() for name in sample[0].cells]
+        regular = sum(p.cells is not None and len(p.cells) == len(first) for p in sample)
+        share = regular / len(sample)
+        if header:
+            likely = find_column(first, column) is not None
+        else:
+            likely = len(first) > 1 and share >= _TABLE_SHARE
+        key = (likely, share, len(first))
         if best is None or key > best[0]:
-            best = key, separator, header
+            best = key, separator, first
     if best is None:
-        raise UsageError(f"{path}: the header line cannot be read as CSV; check its quotes")
+        what = "header" if header else "first"
+        raise UsageError(f"{path}: the {what} line cannot be read as CSV; check its quotes")
     return best[1], best[2]

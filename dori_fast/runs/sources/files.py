@@ -14,10 +14,17 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from dori_fast.errors import UsageError
+from dori_fast.runs.sources.folders.kept import (
+    kept_files,
+    refuse_inside_table,
+    refuse_partly,
+)
+from dori_fast.runs.sources.folders.shard_sets import check_shard_sets
+from dori_fast.runs.sources.folders.suffixes import SUFFIXES, UNFINISHED
 from dori_fast.runs.sources.hub import HUB, hub_files
 
-SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".arrow", ".tar")
 _MAGIC = re.compile(r"[*?\[{]")
+_SHOWN = 80
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -43,39 +50,86 @@ def input_files(source: str | Path) -> list[InputFile]:
         source: a file; a folder; a pattern; or ``hf:NAME``, see
             :func:`dori_fast.runs.sources.hub.hub_files`. A folder stands for all files of a known
             kind below it and behind links, sorted by path, without names that begin with ``.``
-            or ``_``. A pattern may have ``*``, ``?``, ``[...]``, ``**``, ``{a,b}`` and
-            ``{00000..00041}``; braces count in the order written, the files of each by path.
+            or ``_``. Of a folder that another program keeps (a saved dataset, a Delta table) it
+            stands for the files that count, see
+            :func:`dori_fast.runs.sources.folders.kept.kept_files`. A pattern may have ``*``,
+            ``?``, ``[...]``, ``**``, ``{a,b}`` and ``{00000..00041}``; braces count in the order
+            written, the files of each by path.
 
     Raises:
-        UsageError: no such file, no file of a known kind, or files of several kinds.
+        UsageError: no such file, no file of a known kind, files of several kinds, or shards that
+            are no whole set.
     """
     text = str(source)
     if text.startswith(HUB):
         paths = hub_files(text)
         return [InputFile(path, path.name) for path in paths]
     path = Path(source)
-    if path.is_dir() and path.suffix.lower() not in SUFFIXES:
+    if os.path.isdir(path) and path.suffix.lower() not in SUFFIXES:
         root, paths = path, _below(path)
-    elif _MAGIC.search(text) and not path.exists():
+        whole = True
+    elif _MAGIC.search(text) and not os.path.exists(path):
         root, paths = _fixed_part(path), _matching(text)
+        refuse_partly(paths)
+        whole = False
     else:
         return [InputFile(path, path.name)]
     kinds = sorted({found.suffix.lower() for found in paths})
     if not paths:
-        raise UsageError(f"{source}: no file there; use one of {', '.join(SUFFIXES)}")
+        raise UsageError(f"{source}: {_nothing(path)}; use one of {', '.join(SUFFIXES)}")
     if len(kinds) > 1:
         one = f"{path}/**/*{kinds[0]}" if path.is_dir() else f"*{kinds[0]}"
         raise UsageError(
             f"{source}: files of several kinds ({', '.join(kinds)}); choose one: '{one}'"
         )
+    check_shard_sets(paths, whole=whole)
     names = [found.relative_to(root).as_posix() for found in paths]
     partitions = _partitions(paths, [_hive(name) for name in names])
     return [InputFile(*one) for one in zip(paths, names, partitions, strict=True)]
 
 
+def refuse_missing(text: str) -> None:
+    """Raise UsageError if a text given as prompts is neither a path, a pattern nor ``hf:NAME``."""
+    there = text.startswith(HUB) or os.path.exists(text)
+    if there or Path(text).suffix.lower() in SUFFIXES:
+        # a missing file of a known kind is refused when it is opened
+        return
+    if _MAGIC.search(text) and any(glob.glob(one, recursive=True) for one in _braces(text)):
+        return
+    shown = text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    raise UsageError(
+        f"prompts={shown!r}: no such file or folder; check the path, or pass a list for prompts in"
+        " memory, such as [prompt]"
+    )
+
+
+def _nothing(folder: Path) -> str:
+    """The statement that a folder has no input, with what it has instead."""
+    suffixes = {path.suffix.lower() or path.name for path in _walked(folder)}
+    if suffixes and suffixes <= {*UNFINISHED}:
+        return f"only unfinished downloads there ({', '.join(sorted(suffixes))})"
+    others = f", only {', '.join(sorted(suffixes)[:5])}" if suffixes else ""
+    return f"no file there{others}"
+
+
 def _below(folder: Path) -> list[Path]:
+    refuse_inside_table(folder)
+    kept = _kept(folder)
+    if kept is not None:
+        return kept
     known = [path for path in _walked(folder) if path.suffix.lower() in SUFFIXES]
     return sorted(known, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _kept(folder: Path) -> list[Path] | None:
+    try:
+        return kept_files(folder)
+    except OSError as error:
+        raise _unlisted(folder, error) from error
+
+
+def _unlisted(folder: Path, error: OSError) -> UsageError:
+    return UsageError(f"{folder}: {error.strerror}, its files cannot be listed; make it readable")
 
 
 def _walked(folder: Path) -> Iterator[Path]:
@@ -87,12 +141,14 @@ def _walked(folder: Path) -> Iterator[Path]:
             status = parent.stat()
             entries = [(entry.name, entry.is_dir()) for entry in os.scandir(parent)]
         except OSError as error:
-            raise UsageError(
-                f"{parent}: {error.strerror}, its files cannot be listed; make it readable"
-            ) from error
+            raise _unlisted(parent, error) from error
         itself = (status.st_dev, status.st_ino)
         if itself in above:
             # a link to a folder above it, whose files are found there
+            continue
+        kept = _kept(parent) if parent != folder else None
+        if kept is not None:
+            yield from kept
             continue
         for name, is_folder in entries:
             if name.startswith((".", "_")):

@@ -43,6 +43,7 @@ class Filtered:
         inside = Selection(
             tuple(Condition(self._output_name(c.column), c.op, c.value) for c in selection.where),
             None if selection.keep is None else tuple(map(self._output_name, selection.keep)),
+            selection.header,
         )
         inside.check([*whole.names, *([self.column] if self.column else [])], path)
         known = {*reader.known, *(field.name for field in fields)}

@@ -39,6 +39,8 @@ def hub_files(source: str) -> list[Path]:
             parts["config"],
             split=parts["split"] or "train",
             revision=parts["revision"],
+            # overrides HF_DATASETS_IN_MEMORY_MAX_SIZE: the rows are read from the library's files
+            keep_in_memory=False,
         )
     # loaders and the network raise anything
     except Exception as error:
@@ -46,7 +48,13 @@ def hub_files(source: str) -> list[Path]:
         raise UsageError(
             f"{source}: cannot be loaded ({reason}); check the name, or give a folder of its files"
         ) from error
-    return [Path(file["filename"]) for file in found.cache_files]
+    files = [Path(file["filename"]) for file in found.cache_files]
+    if not files or getattr(found, "_indices", None) is not None:
+        raise UsageError(
+            f"{source}: the library keeps these rows in memory or as a selection, not in files;"
+            " save them with to_parquet, and give that file"
+        )
+    return files
 
 
 def _refuse_paths(source: str, name: str, revision: str | None) -> None:

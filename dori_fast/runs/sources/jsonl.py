@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from dori_fast.errors import UsageError
-from dori_fast.runs.sources.lines import Line, read_lines
+from dori_fast.runs.sources.lines import Line, read_lines, without_marks
 from dori_fast.runs.sources.rows import (
     check_prompt,
     find_column,
@@ -60,11 +60,15 @@ def _parse(line: Line) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def parse_object(raw: bytes, offset: int) -> tuple[dict[str, Any] | None, str | None]:
-    """The JSON object in ``raw``, which lies at ``offset`` in its file; or ``"code: message"``."""
+    """The JSON object in ``raw``, which lies at ``offset`` in its file; or ``"code: message"``.
+
+    A UTF-8 mark in front is skipped: files with marks may have been joined or packed.
+    """
+    text = without_marks(raw)
     try:
-        value = json.loads(raw.decode())
+        value = json.loads(text.decode())
     except UnicodeDecodeError as error:
-        return None, not_utf8(raw[error.start], error.start, offset)
+        return None, not_utf8(text[error.start], error.start, offset + len(raw) - len(text))
     except (ValueError, RecursionError) as error:
         return None, f"malformed: not JSON: {error}"
     if not isinstance(value, dict):
@@ -73,9 +77,14 @@ def parse_object(raw: bytes, offset: int) -> tuple[dict[str, Any] | None, str | 
 
 
 def _survey(path: Path) -> Survey:
-    survey = Survey()
+    survey, first = Survey(), True
     for line in read_lines(path, _LINE_BYTES):
-        value, _ = _parse(line) if line.raw.strip() else (None, None)
+        text = line.raw.strip()
+        if first and text:
+            first = False
+            if text == b"[" or text.startswith((b"[{", b'["')):
+                raise UsageError(f"{path}: a JSON array, not an object per line; name it .json")
+        value, _ = _parse(line) if text else (None, None)
         survey.add(value or {}, path, f"byte {line.end}")
     return survey
 

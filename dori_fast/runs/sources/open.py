@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from dori_fast._text import HEAD_BYTES, stand_in
 from dori_fast.errors import UsageError
 from dori_fast.runs.sources.arrow import ArrowFile
 from dori_fast.runs.sources.concatenated import Concatenated
 from dori_fast.runs.sources.csv import CsvFile
-from dori_fast.runs.sources.files import SUFFIXES, InputFile, input_files
+from dori_fast.runs.sources.files import InputFile, input_files, refuse_missing
 from dori_fast.runs.sources.filtered import Filtered
+from dori_fast.runs.sources.folders.suffixes import kind_of
+from dori_fast.runs.sources.json.array import JsonArray
 from dori_fast.runs.sources.jsonl import JsonLines
 from dori_fast.runs.sources.lines import unreadable
+from dori_fast.runs.sources.memory.values import described, write_in_memory
 from dori_fast.runs.sources.parquet import ParquetFile
 from dori_fast.runs.sources.rows import Reader
 from dori_fast.runs.sources.tar import TarFile, tar_sha256
@@ -26,6 +31,9 @@ from dori_fast.runs.sources.text import PlainText, TextReader
 from dori_fast.runs.sources.where import EVERYTHING, Selection
 from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.durable import disk_refusals
+
+# options that an error names although they are arguments for who has prompts in memory
+_OPTION = re.compile("--(column|where|max-errors)")
 
 
 def open_prompts(
@@ -36,10 +44,13 @@ def open_prompts(
     Args:
         path: a .txt (one prompt per line), .csv or .tsv (any of ``, ; tab |``), .jsonl, .parquet,
             .arrow (as Hugging Face datasets are saved) or .tar (webdataset) file; or a folder, a
-            pattern or ``hf:NAME``, see :func:`dori_fast.runs.sources.files.input_files`.
+            pattern or ``hf:NAME``, see :func:`dori_fast.runs.sources.files.input_files`. A file
+            that is named, not found in a folder, may also be .json (an array, or COCO's captions),
+            .ndjson or .feather.
         column: the prompt column; plain text has none. Default: the first of prompt, caption,
             text, TEXT, Caption and Prompt that the first file has.
-        selection: the wanted rows and columns; default: all.
+        selection: the wanted rows and columns, and whether .csv files have a header; default: all
+            rows and columns, with a header.
 
     Raises:
         UsageError: no such file, unknown suffix, no prompt column, a wanted column is missing,
@@ -54,30 +65,32 @@ def open_prompts(
 
 
 def _open_file(file: InputFile, column: str | None, selection: Selection) -> Reader:
-    path, suffix = file.path, file.path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UsageError(f"{path}: unknown kind of file; use one of {', '.join(SUFFIXES)}")
+    path = file.path
+    kind = kind_of(path)
     try:
-        with path.open("rb"):
-            pass
+        with path.open("rb") as opened:
+            reason = stand_in(opened.read(HEAD_BYTES))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; check the path of the prompts") from error
-    columnar = {".parquet": ParquetFile, ".arrow": ArrowFile}.get(suffix)
+    if reason is not None:
+        raise UsageError(f"{path}: {reason}")
+    columnar = {".parquet": ParquetFile, ".arrow": ArrowFile}.get(kind)
     if columnar is not None:
         return columnar(path, column, selection, file.partition)
-    reader = _open_text(path, suffix, column)
+    reader = _open_text(path, kind, column, selection.header)
     if not selection and not file.partition:
         return reader
     return Filtered(reader, path, selection, file.partition)
 
 
-def _open_text(path: Path, suffix: str, column: str | None) -> TextReader:
-    if suffix == ".txt":
+def _open_text(path: Path, kind: str, column: str | None, header: bool | None) -> TextReader:
+    if kind == ".txt":
         if column is not None:
             raise UsageError(f"{path}: plain text has no columns; leave --column out")
         return PlainText(path)
-    kinds = {".jsonl": JsonLines, ".tar": TarFile}
-    return kinds.get(suffix, CsvFile)(path, column)
+    if kind in (".csv", ".tsv"):
+        return CsvFile(path, column, header)
+    return {".jsonl": JsonLines, ".json": JsonArray, ".tar": TarFile}[kind](path, column)
 
 
 @contextmanager
@@ -85,17 +98,30 @@ def prompts_on_disk(prompts: str | Path | Iterable[object]) -> Iterator[Path]:
     """The path itself, or prompts in memory written to a temporary file.
 
     The file lets a one-shot iterator be hashed before it is scored, without holding it in memory.
+    An error about that file names the object that the prompts came from instead.
+
+    Raises:
+        UsageError: a text that is no path, or an object that holds no prompts; see
+            :func:`dori_fast.runs.sources.memory.values.write_in_memory`.
     """
-    if isinstance(prompts, str | Path):
+    if isinstance(prompts, str | os.PathLike):
+        if isinstance(prompts, str):
+            refuse_missing(prompts)
         yield Path(prompts)
         return
     with TemporaryDirectory(prefix="dori_fast-") as folder:
-        path = Path(folder) / "prompts.jsonl"
-        with disk_refusals(path), path.open("w") as file:
-            for prompt in prompts:
-                # a value that JSON cannot hold is no text, and is quarantined as an object
-                file.write(json.dumps({"prompt": prompt}, default=lambda _: {}) + "\n")
-        yield path
+        with disk_refusals(Path(folder)):
+            path = write_in_memory(prompts, Path(folder))
+        try:
+            yield path
+        except UsageError as error:
+            what = str(error).replace(str(path), described(prompts))
+            # the same kind of error, such as a run over its budget
+            raise type(error)(_OPTION.sub(_as_argument, what)) from error
+
+
+def _as_argument(option: re.Match[str]) -> str:
+    return f"{option[1].replace('-', '_')}="
 
 
 def _content_sha256(path: Path, stopped: threading.Event) -> str:

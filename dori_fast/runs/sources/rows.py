@@ -195,16 +195,22 @@ def passed_names(names: Sequence[str]) -> list[str]:
 
 
 def find_column(names: Iterable[str], wanted: str | None) -> str | None:
-    """The prompt column among ``names``: ``wanted``, or the first usual name; None if absent."""
+    """The prompt column among ``names``: ``wanted``, or the first usual name; None if absent.
+
+    A name may have a byte order mark in front, as that of a file's first column often has.
+    """
     present = set(names)
     candidates = PROMPT_COLUMNS if wanted is None else (wanted,)
-    return next((name for name in candidates if name in present), None)
+    marked = (name for wanted in candidates for name in (wanted, f"\ufeff{wanted}"))
+    return next((name for name in marked if name in present), None)
 
 
-def missing_column(path: Path, missing: str, names: Sequence[str], note: str = "") -> UsageError:
+def missing_column(
+    path: Path, missing: str, names: Sequence[str], note: str = "", remedy: str = ""
+) -> UsageError:
     """The refusal of a file in which :func:`find_column` finds nothing."""
     shown = ", ".join(repr(name) for name in names[:20]) or "none at all"
-    return UsageError(f"{path}: {missing} among {shown}{note}; name it with --column")
+    return UsageError(f"{path}: {missing} among {shown}{note}; name it with --column{remedy}")
 
 
 def limited(reader: Reader, size: int, limit: int | None) -> Iterator[Rows]:

@@ -14,8 +14,10 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
+from dori_fast._text import HEAD_BYTES, stand_in
 from dori_fast.errors import UsageError
 from dori_fast.runs.sources.jsonl import Survey, parse_object
+from dori_fast.runs.sources.lines import is_wide, without_marks
 from dori_fast.runs.sources.rows import (
     check_prompt,
     decode_prompt,
@@ -130,6 +132,8 @@ def _split(name: str) -> tuple[str, str]:
 def _object(member: _Member) -> tuple[dict[str, Any] | None, str | None]:
     if member.content is None:
         return None, f"too_long: {member.size:,} bytes of JSON, the limit is {_JSON_BYTES:,}"
+    if reason := _unfit(member.content):
+        return None, reason
     return parse_object(member.content, member.offset)
 
 
@@ -138,11 +142,25 @@ def _text(member: _Member | None) -> tuple[str | None, str | None]:
         return None, "null: the sample has no .txt"
     if member.content is None:
         return None, too_long(member.size)
-    return decode_prompt(member.content, member.offset)
+    text = without_marks(member.content)
+    marks = len(member.content) - len(text)
+    if reason := _unfit(member.content):
+        return None, reason
+    return decode_prompt(text, member.offset + marks)
+
+
+def _unfit(content: bytes) -> str | None:
+    """``"malformed: reason"`` of a member that is UTF-16, or a pointer in place of its data."""
+    if is_wide(content[:HEAD_BYTES]):
+        return "encoding: UTF-16 or UTF-32 text; convert it to UTF-8"
+    reason = stand_in(content[:HEAD_BYTES])
+    return reason and f"malformed: the member {reason}"
 
 
 def _members(path: Path) -> Iterator[_Member]:
     """The files of an uncompressed archive in order, with the content of texts and JSON.
+
+    Files that a system adds by itself are skipped, see :func:`_is_added`.
 
     Raises:
         UsageError: a member has an absolute name, leaves the folder, is a link or no plain file,
@@ -165,6 +183,8 @@ def _members(path: Path) -> Iterator[_Member]:
                     if info.isdir():
                         continue
                     _check(path, info)
+                    if _is_added(info.name):
+                        continue
                     content = None
                     if info.name.endswith((_TEXT, _JSON)) and info.size <= _JSON_BYTES:
                         raw.seek(info.offset_data)
@@ -208,6 +228,13 @@ def _check_end(path: Path, file: BinaryIO, name: str) -> None:
                 f"{path}: has data behind the end mark after {name}, so it is damaged or several"
                 " archives in one; split them (tar --ignore-zeros reads them all)"
             )
+
+
+def _is_added(name: str) -> bool:
+    """Whether no user packed this file: macOS' ``._NAME``, ``.DS_Store`` and the like."""
+    *folders, base = PurePosixPath(name).parts
+    added = base.startswith(".") or base.casefold() in ("thumbs.db", "desktop.ini", "icon\r")
+    return added or any(part == "__MACOSX" or part.startswith("PaxHeader") for part in folders)
 
 
 def _check(path: Path, info: tarfile.TarInfo) -> None:

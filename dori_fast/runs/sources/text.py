@@ -82,14 +82,17 @@ class TextReader:
 
 
 class PlainText(TextReader):
-    """One prompt per line; an empty line is the empty prompt."""
+    """One prompt per line; an empty line is the empty prompt.
+
+    CR before a line end are no part of the prompt.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, None, pa.schema([]))
 
     def records(self) -> Iterator[Record]:
         for line in read_lines(self.path, PROMPT_BYTES + 2):
-            text = line.raw.removesuffix(b"\n").removesuffix(b"\r")
+            text = line.raw.removesuffix(b"\n").rstrip(b"\r")
             if line.size > len(line.raw):
                 yield Record(None, too_long(line.size), (), line.end)
             else:

@@ -117,23 +117,41 @@ class Selection:
     Attributes:
         where: conditions, all of which a wanted row meets.
         keep: columns that pass through besides the prompt, None for all.
+        header: whether the first line of a .csv or .tsv file has the names of the columns; None
+            also takes it for such, but not if the name of the prompt column reads like a prompt.
     """
 
     where: tuple[Condition, ...] = ()
     keep: tuple[str, ...] | None = None
+    header: bool | None = None
 
     @classmethod
-    def of(cls, where: Sequence[str] = (), keep: Sequence[str] | None = None) -> Selection:
+    def of(
+        cls,
+        where: Sequence[str] = (),
+        keep: Sequence[str] | None = None,
+        header: bool | None = None,
+    ) -> Selection:
         """The selection in text form; UsageError if a condition has another form."""
-        return cls(tuple(map(Condition.parse, where)), None if keep is None else tuple(keep))
+        for name, given in (("where", where), ("keep", keep)):
+            if isinstance(given, str):
+                raise UsageError(f"{name}: must be a list of str, got one str; use [{given!r}]")
+        if not isinstance(header, bool | None):
+            raise UsageError(f"header={header!r}: not True, False or None")
+        kept = None if keep is None else tuple(keep)
+        return cls(tuple(map(Condition.parse, where)), kept, header)
 
     def __bool__(self) -> bool:
         return bool(self.where) or self.keep is not None
 
     def config(self) -> dict[str, Any]:
-        """The selection as plain JSON, empty if it is everything."""
+        """The selection as plain JSON, empty if it is everything.
+
+        ``header`` is in it only if false: rows that a header gives do not depend on the others.
+        """
         where = {"where": [str(condition) for condition in self.where]} if self.where else {}
-        return where | ({} if self.keep is None else {"keep": list(self.keep)})
+        keep = {} if self.keep is None else {"keep": list(self.keep)}
+        return where | keep | ({"header": False} if self.header is False else {})
 
     def kept(self, names: Iterable[str]) -> list[str]:
         """The columns among ``names`` that pass through, in order."""
@@ -153,7 +171,7 @@ class Selection:
         ``!=`` on floats is not among them: statistics leave out NaN, which differs from any number.
         """
         where = [c for c in self.where if c.op != "!=" or not _is_floating(columns[c.column])]
-        return Selection(tuple(where), self.keep)
+        return Selection(tuple(where), self.keep, self.header)
 
     def expression(self, columns: Mapping[str, pa.DataType], path: Path) -> pc.Expression | None:
         """All conditions on a table with these columns, None if there are none."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import pyarrow as pa
 
@@ -34,6 +34,9 @@ class LockedDirectory:
     this one, and removes what a crash left half-written. A job that is not alone leaves everything
     that may be another job's.
 
+    Raises:
+        UsageError: ``resume`` is none of the three.
+
     Raises (on entering):
         UsageError: another process writes here, there is no run to resume (``resume="must"``) or
             there is one already (``"never"``), or the directory cannot be written.
@@ -43,6 +46,9 @@ class LockedDirectory:
     def __init__(
         self, root: Path, record: RunRecord, resume: Resume = "auto", job: Job | None = None
     ) -> None:
+        if resume not in get_args(Resume):
+            choices = ", ".join(map(repr, get_args(Resume)))
+            raise UsageError(f"{root}: resume must be one of {choices}, got {resume!r}")
         self.root = root
         self.record = record
         self.job = job or Job()

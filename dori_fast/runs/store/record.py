@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dori_fast._text import read_stand_in
 from dori_fast._version import __version__
 from dori_fast.errors import IntegrityError
 
@@ -132,6 +133,8 @@ class RunRecord(BaseModel):
                 " move it away to start again, finished shards are kept"
             ) from error
         except (ValidationError, UnicodeDecodeError) as error:
+            if reason := read_stand_in(path):
+                raise IntegrityError(f"{path}: {reason}") from error
             raise IntegrityError(
                 f"{path}: damaged, or written by another version of dori_fast;"
                 " move it away to start again, finished shards are kept"

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dori_fast._text import read_stand_in
 from dori_fast.errors import IntegrityError
 from dori_fast.runs.store.durable import write_durably
 
@@ -91,7 +92,8 @@ def read_footer(path: Path) -> Footer:
         metadata = pq.read_metadata(path).metadata or {}
         return Footer.model_validate_json(metadata[_FOOTER_KEY])
     except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(f"{path}: no readable footer ({_first_line(error)})") from error
+        reason = read_stand_in(path) or _first_line(error)
+        raise IntegrityError(f"{path}: no readable footer ({reason})") from error
     except (KeyError, ValidationError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{path}: no shard of dori_fast") from error
 

@@ -65,11 +65,11 @@ def known_answer(model: Denoiser) -> Ready:
     """
     timestep = model.timesteps(DDIM_STEPS)[0]
     with torch.no_grad():
-        epsilon = model.epsilon(model.encode([_PROMPT]), model.noise([0]), timestep)
+        output = model.output(model.encode([_PROMPT]), model.noise([0]), timestep)
     kind = f"cpu, {torch.get_num_threads()} threads"
     if model.device.type == "cuda":
         kind = torch.cuda.get_device_name(model.device)
-    return Ready(kind, tensors_sha256({"epsilon": epsilon}))
+    return Ready(kind, tensors_sha256({"output": output}))
 
 
 def packed(

@@ -9,8 +9,8 @@ from diffusers import StableDiffusionXLPipeline
 
 import dori_fast as df
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.objections import refusal
 from dori_fast.models.backbones.unet.program import Program
-from dori_fast.models.backbones.unet.recognize import refusal
 from tests.tiny_sdxl import POOLED, WIDTH, save_tiny_sdxl, tiny_unet
 
 PROMPTS = ["a cup of coffee", "the cat on the mat", "", "a cup of coffee"]

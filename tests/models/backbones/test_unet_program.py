@@ -7,8 +7,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dori_fast.models.backbones.unet.objections import refusal
 from dori_fast.models.backbones.unet.program import Program
-from dori_fast.models.backbones.unet.recognize import refusal
 
 SMALL = {
     "sample_size": 16,

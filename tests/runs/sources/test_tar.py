@@ -42,7 +42,8 @@ def test_samples(tmp_path: Path, format: int) -> None:
     members = [m for i, text in enumerate(NASTY) for m in sample(i, text, URL=f"u{i}", width=i)]
     path = tar(tmp_path / "0.tar", members, format)
     rows = read_all(path)
-    assert [row["prompt"] for row in rows] == NASTY
+    # a mark at the start of a file is no part of its text
+    assert [row["prompt"] for row in rows] == [text.removeprefix("\ufeff") for text in NASTY]
     assert [row["key"] for row in rows[:2]] == ["00000/000000000", "00000/000000001"]
     assert [(row["URL"], row["width"]) for row in rows[:2]] == [("u0", 0), ("u1", 1)]
 
@@ -123,6 +124,9 @@ def test_damage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=after):
         open_prompts(path)
     path.write_bytes(b"\x1f\x8b" + bytes(600))
+    with pytest.raises(UsageError, match=r"is compressed \(gzip\); decompress it first"):
+        open_prompts(path)
+    path.write_bytes(b"\x1f\x8a" + bytes(600))
     with pytest.raises(UsageError, match="not a readable tar archive"):
         open_prompts(path)
 
@@ -140,6 +144,32 @@ def test_what_lies_behind_the_end(tmp_path: Path) -> None:
         open_prompts(path)
     path.write_bytes(first + bytes(2 * tarfile.RECORDSIZE))
     assert prompts(path) == ["x"]
+
+
+def test_an_archive_made_on_a_mac(tmp_path: Path) -> None:
+    members: Members = [m for i, text in enumerate("ab") for m in sample(i, text, n=i)]
+    plain = tar(tmp_path / "0.tar", members)
+    added: Members = [(".DS_Store", "x"), ("__MACOSX/00000/._0.jpg", "x"), ("PaxHeader/a.txt", "x")]
+    for name, data in members:
+        folder, _, base = name.rpartition("/")
+        added += [(f"{folder}/._{base}", b"\0\5\x16\7" + bytes(28)), (name, data)]
+    added += [("00000/Thumbs.db", "x"), ("desktop.ini", "x"), ("00000/.txt", "no prompt")]
+    for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT):
+        mac = tar(tmp_path / "1.tar", added, format)
+        assert read_all(mac) == read_all(plain)
+        assert [row["prompt"] for row in read_all(mac)] == ["a", "b"]
+        assert input_sha256(mac) == input_sha256(plain)
+    named = tmp_path / "2.tar"
+    with tarfile.open(named, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, raw in members:
+            info = tarfile.TarInfo(f"./{name}")
+            data = raw.encode() if isinstance(raw, str) else raw
+            info.size, info.pax_headers = len(data), {"LIBARCHIVE.xattr.com.apple.x": "AAAA"}
+            archive.addfile(info, io.BytesIO(data))
+    assert [row["prompt"] for row in read_all(named)] == ["a", "b"]
+    # what is skipped must not leave the archive either
+    with pytest.raises(UsageError, match=r"member '\.\./\.DS_Store' leaves"):
+        open_prompts(tar(tmp_path / "3.tar", [("../.DS_Store", "x")]))
 
 
 def test_two_members_of_one_name(tmp_path: Path) -> None:

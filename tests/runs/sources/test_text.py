@@ -25,7 +25,7 @@ def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
     assert prompts(path) == ["a\u2028b\x0bc\x85d"]
 
 
-@given(st.lists(TEXT.filter(lambda t: "\n" not in t and not t.endswith("\r"))))
+@given(st.lists(TEXT.filter(lambda t: "\n" not in t and "\r" not in t)))
 @settings(max_examples=50, deadline=None)
 def test_round_trip(tmp_path_factory: Any, texts: list[str]) -> None:
     path = write(
@@ -78,7 +78,7 @@ def test_has_no_columns(tmp_path: Path) -> None:
 
 def test_unknown_suffix(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown kind of file; use one of \.txt"):
-        open_prompts(write(tmp_path / "p.xlsx", "x"))
+        open_prompts(write(tmp_path / "p.rtf", "x"))
 
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:

@@ -8,12 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.by_sample import require_by_sample
+from dori_fast.models.backbones.unet.objections import refusal
 from dori_fast.models.backbones.unet.parts import Parts
 from dori_fast.models.backbones.unet.program import Program, added_conditions
-from dori_fast.models.backbones.unet.recognize import refusal, require_denoiser, require_text
+from dori_fast.models.backbones.unet.require import KIND, require_text, require_unet, text_width
+from dori_fast.models.backbones.unet.stock import foreign_module, hooked_block, unbound_method
 from dori_fast.models.engine.attention import Attention
 from dori_fast.models.engine.backbone import Observe
 from dori_fast.models.engine.graphs import Graphs
+from dori_fast.models.engine.snapshot import Snapshot
 from dori_fast.models.engine.state import Timestep
 
 # CLIP's context
@@ -23,10 +28,12 @@ _TOKENS = 77
 class UNet:
     """A UNet as the engine sees it; see :class:`dori_fast.models.engine.backbone.Backbone`."""
 
-    def __init__(self, network: Any, image_size: tuple[int, int]) -> None:
+    def __init__(self, network: Any, image_size: tuple[int, int], borrowed: bool = False) -> None:
         """Raises UsageError if the UNet is not a text-to-image denoiser of a supported kind."""
-        require_denoiser(network)
-        self.network, self.image_size = network, image_size
+        require_unet(_kind(network), network.config)
+        self.network, self.image_size, self.borrowed = network, image_size, borrowed
+        # the network's state when its samples were last found to be independent
+        self._tested: Snapshot | None = None
 
     @property
     def device(self) -> torch.device:
@@ -44,9 +51,10 @@ class UNet:
 
     @property
     def channels_last(self) -> bool:
-        weight: Tensor = self.network.conv_in.weight
-        return not weight.is_contiguous() and weight.is_contiguous(
-            memory_format=torch.channels_last
+        # the first convolution, whatever wraps it
+        weight = next(w for w in self.network.parameters() if w.ndim == 4)
+        return bool(
+            not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
         )
 
     @property
@@ -62,14 +70,14 @@ class UNet:
 
     @property
     def text_width(self) -> int:
-        return int(self.network.config.cross_attention_dim)
+        return text_width(self.network.config)
 
     @property
     def not_shared(self) -> str | None:
         return refusal(self.network)
 
     def require_text(self, width: int, pooled: bool) -> None:
-        require_text(self.network, width, pooled)
+        require_text(self.network.config, width, pooled)
 
     def program(
         self,
@@ -83,6 +91,25 @@ class UNet:
         return Program(self.network, parts, self.image_size, graphs, observe)
 
     def whole(
+        self, latents: Tensor, timestep: Timestep, text: Tensor, pooled: Tensor | None
+    ) -> Tensor:
+        """The network's own forward; see :meth:`Backbone.whole`.
+
+        Raises:
+            UsageError: foreign code in the network lets samples depend on each other.
+        """
+        if self._tested is None or self._tested.changed():
+            foreign = foreign_module(self.network) or hooked_block(self.network)
+            if foreign is not None:
+                one = torch.as_tensor(timestep).flatten()[0]
+                like = (latents.detach(), text.detach(), pooled)
+                require_by_sample(
+                    lambda *given: self._call(given[0], one, *given[1:]), like, foreign
+                )
+            self._tested = Snapshot(self.network)
+        return self._call(latents, timestep, text, pooled)
+
+    def _call(
         self, latents: Tensor, timestep: Timestep, text: Tensor, pooled: Tensor | None
     ) -> Tensor:
         output: Tensor = self.network(
@@ -106,4 +133,24 @@ class UNet:
         return latents, text, torch.zeros(samples, width, **options)
 
     def copy(self) -> UNet:
-        return UNet(copy.deepcopy(self.network), self.image_size)
+        """The same network with weights of its own.
+
+        Raises:
+            UsageError: a method that somebody replaced would run on the original's weights.
+        """
+        bound = unbound_method(self.network)
+        if bound is not None:
+            raise UsageError(
+                f"copy: {bound} would run on the original's weights in a copy too; undo that first,"
+                " and load the model again"
+            )
+        network = copy.deepcopy(self.network).eval().requires_grad_(False)
+        return UNet(network, self.image_size)
+
+
+def _kind(network: Any) -> str:
+    """The class of a UNet; that of diffusers for a compiled or a derived one."""
+    from diffusers import UNet2DConditionModel
+
+    network = getattr(network, "_orig_mod", network)
+    return KIND if isinstance(network, UNet2DConditionModel) else type(network).__name__

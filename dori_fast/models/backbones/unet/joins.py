@@ -12,10 +12,18 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dori_fast.models.backbones.unet.stock import changed_code, hooks, is_plain
 
-def conv_with_bias(conv: Any, x: Tensor, extra: Tensor) -> Tensor:
-    """``conv(x)`` plus ``extra`` [C] or [N, C] on each channel, in one pass where possible."""
-    if extra.ndim == 1 and _is_plain(conv):
+# activations that act on each number by itself, so that channels may be split
+_ELEMENTWISE = (nn.SiLU, nn.Mish, nn.GELU, nn.ReLU)
+
+
+def conv_with_bias(conv: Any, x: Tensor, extra: Tensor, plain: bool) -> Tensor:
+    """``conv(x)`` plus ``extra`` [C] or [N, C] on each channel, in one pass where possible.
+
+    ``plain`` is :func:`is_plain_conv` of it.
+    """
+    if extra.ndim == 1 and plain:
         return F.conv2d(x, conv.weight, conv.bias + extra, conv.stride, conv.padding)
     # each sample has its own bias, or a wrapped convolution (LoRA) has no single bias
     return conv(x) + extra[..., None, None]
@@ -26,7 +34,19 @@ def can_split(resnet: Any, skip_channels: int) -> bool:
     norm = resnet.norm1
     own = norm.num_channels - skip_channels
     whole_groups = own % (norm.num_channels // norm.num_groups) == 0
-    return whole_groups and _is_plain(resnet.conv1) and _is_plain(resnet.conv_shortcut)
+    return (
+        whole_groups
+        and norm.weight is not None
+        and is_plain(norm, nn.GroupNorm)
+        and type(resnet.nonlinearity) in _ELEMENTWISE
+        and not changed_code(resnet.nonlinearity)
+        and not hooks(resnet.nonlinearity)
+        and is_plain_conv(resnet.conv1)
+        and is_plain_conv(resnet.conv_shortcut)
+        and resnet.conv_shortcut.kernel_size == (1, 1)
+        and resnet.conv_shortcut.stride == (1, 1)
+        and resnet.conv_shortcut.padding == (0, 0)
+    )
 
 
 def skip_part(resnet: Any, skip: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,5 +85,13 @@ def _group_norm(norm: nn.GroupNorm, x: Tensor, first_channel: int) -> Tensor:
     return F.group_norm(x, groups, norm.weight[channels], norm.bias[channels], norm.eps)
 
 
-def _is_plain(conv: Any) -> bool:
-    return type(conv) is nn.Conv2d and conv.bias is not None and not conv._forward_hooks
+def is_plain_conv(conv: Any) -> bool:
+    """Whether a convolution is ``F.conv2d`` of its own weight, bias, stride and padding."""
+    # seamless tiling makes the padding circular
+    return (
+        is_plain(conv, nn.Conv2d)
+        and conv.bias is not None
+        and conv.padding_mode == "zeros"
+        and conv.dilation == (1, 1)
+        and conv.groups == 1
+    )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.stock import not_its_weight
 from dori_fast.models.engine.state import Pruned, TextPart
 from dori_fast.models.masks import Masks, NeuronMask, WeightMask
 from dori_fast.ops import neuron_mask
@@ -77,8 +78,10 @@ def check_mask(
                 f"masked: {name!r} is not the second linear layer of a feed-forward; those are"
                 f" {', '.join(layers)}"
             )
-        if not isinstance(layer, nn.Linear):
-            raise UsageError(f"masked: {name} has an adapter; fuse it (pipe.fuse_lora()) first")
-        if pruned.shape[1:] != layer.weight.shape:
-            needs = ", ".join(map(str, layer.weight.shape))
+        reason = not_its_weight(layer)
+        if reason is not None:
+            raise UsageError(f"masked: {name} {reason}")
+        weight = layer.get_parameter("weight")
+        if pruned.shape[1:] != weight.shape:
+            needs = ", ".join(map(str, weight.shape))
             raise UsageError(f"masked: {name} needs masks [M, {needs}], got {list(pruned.shape)}")

@@ -58,9 +58,12 @@ def never_falling_back() -> AbstractContextManager[Any]:
     )
 
 
-def residual(module: Any, x: Tensor, bias: Tensor) -> Tensor:
-    """A residual block; ``bias`` [C] or [N, C] comes from the timestep."""
-    h = joins.conv_with_bias(module.conv1, module.nonlinearity(module.norm1(x)), bias)
+def residual(module: Any, x: Tensor, bias: Tensor, plain: bool) -> Tensor:
+    """A residual block; ``bias`` [C] or [N, C] comes from the timestep.
+
+    ``plain`` is whether its first convolution is.
+    """
+    h = joins.conv_with_bias(module.conv1, module.nonlinearity(module.norm1(x)), bias, plain)
     h = module.conv2(module.nonlinearity(module.norm2(h)))
     return h + (x if module.conv_shortcut is None else module.conv_shortcut(x))
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet import joins, stages
 from dori_fast.models.backbones.unet.masking import check_mask, masked
 from dori_fast.models.backbones.unet.parts import Parts
@@ -60,7 +61,7 @@ class Stage:
 
 
 class Program:
-    """The stages of one UNet of a kind that :mod:`..recognize` accepts.
+    """The stages of one UNet of a kind that :mod:`.objections` accepts.
 
     Attributes:
         cross: stage number of each cross-attention, in order.
@@ -179,8 +180,7 @@ class Program:
     @property
     def value_widths(self) -> dict[str, int]:
         """Number of value neurons of each cross-attention, by name."""
-        widths = (attention.to_v.out_features for attention in self._attentions)
-        return dict(zip(self.names, widths, strict=True))
+        return {name: _width(name, a) for name, a in zip(self.names, self._attentions, strict=True)}
 
     def masked(self, part: TextPart, masks: Masks, text: Tensor) -> TextPart:
         """The text part of N samples under masks; see :func:`.masking.masked`."""
@@ -224,7 +224,7 @@ class Program:
 
     def _build(self, unet: Any) -> None:
         self._module(unet.conv_in)
-        self._skip(unet.conv_in.out_channels)
+        self._skip(unet.config.block_out_channels[0])
         for block in unet.down_blocks:
             for i, resnet in enumerate(block.resnets):
                 self._resnet(resnet)
@@ -232,7 +232,7 @@ class Program:
                 self._skip(resnet.out_channels)
             for downsampler in block.downsamplers or ():
                 self._module(downsampler)
-                self._skip(downsampler.out_channels)
+                self._skip(block.resnets[-1].out_channels)
         self._resnet(unet.mid_block.resnets[0])
         for i, resnet in enumerate(unet.mid_block.resnets[1:]):
             self._transformer(unet.mid_block, i)
@@ -295,6 +295,14 @@ class Program:
             self._attentions.append(layer.attn2)
             self._forwards.append(layer.ff)
         self._add(stages.leave(transformer, self._parts))
+
+
+def _width(name: str, attention: Any) -> int:
+    width = getattr(attention.to_v, "out_features", None)
+    if width is None:
+        kind = type(attention.to_v).__name__
+        raise UsageError(f"{name}: to_v is a {kind} of unknown width; put a linear layer there")
+    return int(width)
 
 
 def added_conditions(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dori_fast.models.backbones.unet import joins
 from dori_fast.models.backbones.unet.parts import Parts
 from dori_fast.models.engine.backbone import Observe
 from dori_fast.models.engine.state import Pruned, State
@@ -22,7 +23,12 @@ Run = Callable[[State, Any], State]
 
 def resnet(module: Any, parts: Parts) -> Run:
     """A residual block on a feature map [N, C, H, W]."""
-    return lambda state, biases: State(parts.residual(module, state.x, biases[module]), state.kept)
+    plain = joins.is_plain_conv(module.conv1)
+
+    def run(state: State, biases: TimeBiases) -> State:
+        return State(parts.residual(module, state.x, biases[module], plain), state.kept)
+
+    return run
 
 
 def concatenate_skip(state: State, _: Any) -> State:

@@ -54,7 +54,7 @@ REQUIRED: dict[str, list[str]] = {
 FLAGS = ("in_turn", "formulas", "both_halves")
 TEXTS = ("image_column", "label", "positive", "starts", "device", "dtype", "model", "revision")
 PATHS = ("clean", "statistics", "retained_images", "unet_weights", "results", "variant")
-VALUES = {"layers": "all", "mode": "paper", "objective": "epsilon"}
+VALUES = {"layers": "all", "mode": "paper", "objective": "epsilon", "units": "x0"}
 
 
 def command(name: str, option: str, *more: str) -> list[str]:

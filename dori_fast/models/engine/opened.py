@@ -1,0 +1,69 @@
+"""A network as the engine finds it: why it runs whole or its stages, and what is switched on."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from dori_fast.models.engine.attention import choose
+from dori_fast.models.engine.backbone import Backbone
+from dori_fast.models.engine.execution import Execution
+from dori_fast.models.engine.graphs import Graphs
+from dori_fast.models.engine.snapshot import Snapshot
+from dori_fast.models.frozen import frozen
+
+
+def evaluating(backbone: Backbone) -> AbstractContextManager[Any]:
+    """The context of every look at a network and of every evaluation.
+
+    A borrowed network has there no dropout and no gradients to its weights; afterwards it is as it
+    was.
+    """
+    return frozen(backbone.network) if backbone.borrowed else nullcontext()
+
+
+def opened(backbone: Backbone, share: bool, wanted: Execution) -> Opened:
+    """A look at a network in evaluation mode."""
+    with evaluating(backbone):
+        return Opened(backbone, share, wanted)
+
+
+class Opened:
+    """One look at a network; what others change afterwards needs another look.
+
+    Args:
+        backbone: the network.
+        share: whether to share work between samples, where the network allows it.
+        wanted: the requested switches.
+
+    Attributes:
+        snapshot: the network's state at this moment.
+        not_shared: reason why work is not shared between samples, or None if it is.
+        kernel: attention kernel of the stages.
+        execution: the switches, with nothing left to "auto".
+        plain: the stages with no switch on, or None if the network runs whole.
+        program: the stages with the switches on, or None.
+
+    Raises:
+        UsageError: a switch cannot be on for this network.
+    """
+
+    def __init__(self, backbone: Backbone, share: bool, wanted: Execution) -> None:
+        self.snapshot = Snapshot(backbone.network)
+        self.not_shared = backbone.not_shared if share else "switched off"
+        name, self.kernel = choose(wanted.attention, backbone.device, backbone.dtype)
+        whole = self.not_shared and f"the network is called whole ({self.not_shared})"
+        compiled, graphs = (
+            wanted.on(switch, backbone.device, whole) for switch in ("compile", "cuda_graphs")
+        )
+        self.execution = Execution(
+            attention="own" if whole else name,
+            compile=compiled,
+            channels_last=backbone.channels_last,
+            cuda_graphs=graphs,
+        )
+        self.plain = self.program = None if whole else backbone.program(self.kernel)
+        if compiled or graphs:
+            self.program = backbone.program(
+                self.kernel, compiled=compiled, graphs=Graphs() if graphs else None
+            )

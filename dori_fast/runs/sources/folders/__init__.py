@@ -1,0 +1,1 @@
+"""Folders that another program keeps: which of their files count."""

@@ -1,0 +1,1 @@
+"""Whole JSON documents: arrays of rows, and the captions of COCO."""

@@ -1,0 +1,102 @@
+"""Images and latents are those of diffusers' own pipelines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import dori_fast as df
+from dori_fast.errors import UsageError
+from dori_fast.models.images import decode, encode
+from tests.models.images.support import (
+    MOMENTS,
+    PROMPT,
+    asymmetric,
+    both,
+    certain,
+    consistency,
+    kl,
+    stock,
+    their_image,
+    their_latents,
+    tiny,
+    vq,
+)
+
+KINDS = {"kl": kl, "tiny": tiny, "asymmetric": asymmetric, "vq": vq}
+
+
+@pytest.mark.parametrize("kind", ["sd", "xl"])
+@pytest.mark.parametrize("name", [*KINDS, "kl-moments", "kl-no-quant"])
+def test_images_and_latents_are_the_pipelines_own(directory, kind, name):
+    if kind == "sd" and name in ("vq", "kl-moments"):
+        pytest.skip("StableDiffusionPipeline cannot decode with VQModel and ignores the moments")
+    makers = {"kl-moments": lambda: kl(**MOMENTS, scaling_factor=0.5), "kl-no-quant": no_quant}
+    root = directory(kind, certain({**KINDS, **makers}[name]()))
+    images = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
+    clean = torch.randn(2, 4, 8, 8)
+    theirs = {i: their_image(root, kind, torch.float32, clean[i : i + 1]) for i in range(2)}
+    wanted = their_latents(root, kind, images, torch.float32)
+    for _, model in both(root, kind):
+        assert model.image_size == (16, 16)
+        torch.testing.assert_close(model.latents(images), wanted, rtol=1e-5, atol=1e-5)
+        ours = model.autoencoder.decode(clean[:, None], [0], 2)[:, 0].numpy()
+        for i, image in theirs.items():
+            # a value on a rounding boundary may differ by one
+            assert np.abs(ours[i] - image[0]).max() <= 1
+            assert image.std() > 1
+        drawn = model.generate(model.encode([PROMPT]), [0], steps=2)
+        assert drawn.shape == (1, 1, 16, 16, 3)
+
+
+def no_quant():
+    return kl(use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3)
+
+
+@pytest.mark.parametrize("kind", ["sd", "xl"])
+def test_a_whole_run_draws_the_pipelines_image(directory, kind):
+    moments = MOMENTS if kind == "xl" else {}
+    root = directory(kind, kl(**moments))
+    for _, model in both(root, kind):
+        ours = model.generate(model.encode([PROMPT]), [5], steps=4, guidance=3.0)[0, 0].numpy()
+        theirs = stock(root, kind)(
+            PROMPT,
+            latents=model.noise([5]),
+            num_inference_steps=4,
+            guidance_scale=3.0,
+            height=16,
+            width=16,
+            output_type="np",
+        ).images[0]
+        assert np.abs(ours - (theirs * 255).round().astype(int)).max() <= 1
+
+
+def test_a_consistency_decoder_continues_the_seeds_random_stream(directory):
+    root = directory("sd", certain(consistency()))
+    images = torch.randint(0, 256, (1, 16, 16, 3), dtype=torch.uint8)
+    wanted = their_latents(root, "sd", images, torch.float32)
+    for _, model in both(root, "sd"):
+        torch.testing.assert_close(model.latents(images), wanted, rtol=1e-5, atol=1e-5)
+        conditions = model.encode([PROMPT, "a dog"])
+        ours = model.generate(conditions, [3, 9], steps=3, guidance=3.0).numpy()
+        for p, prompt in enumerate([PROMPT, "a dog"]):
+            for s, seed in enumerate([3, 9]):
+                theirs = stock(root, "sd")(
+                    prompt,
+                    generator=torch.Generator().manual_seed(seed),
+                    num_inference_steps=3,
+                    guidance_scale=3.0,
+                    output_type="np",
+                ).images[0]
+                assert np.abs(ours[p, s] - (theirs * 255).round().astype(int)).max() <= 1
+    with pytest.raises(UsageError, match="pass the images' seeds"):
+        decode(model.vae, torch.zeros(1, 4, 8, 8), 1)
+
+
+def test_reading_images_does_not_depend_on_neighbors(directory):
+    model = df.load(directory("xl", kl()), device="cpu")
+    images = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
+    alone = torch.cat([model.latents(images[i : i + 1]) for i in range(3)])
+    assert torch.equal(model.latents(images), alone)
+    assert torch.equal(encode(model.vae, images, torch.device("cpu"), torch.float32), alone)
