@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from dori_fast._checks import finite_similarities
 from dori_fast.evaluate import clopper_pearson, mcnemar
 from dori_fast.report.load import Run, rows_of
 from dori_fast.report.names import ATTACK_FIGURE, interval
@@ -43,6 +42,9 @@ def attack_page(run: Run) -> str:
 
 
 def _verdict(rows: list[dict[str, Any]], threshold: float) -> list[Html]:
+    # loads torch, which the other pages do without
+    from dori_fast._checks import finite_similarities
+
     found = {
         name: finite_similarities(np.array([row[key] for row in rows]), threshold)
         for name, key in (("the prompt", "similarity_before"), ("the attack", "similarity"))
