@@ -36,7 +36,7 @@ class Components:
         configs: configuration of each component that has one.
         derived: class of the caller's own by component (or ``pipeline``), if ``classes`` has the
             library's class that it is derived from.
-        missing: components that model_index.json lists and that have no folder.
+        missing: class of each component that model_index.json lists and that has no folder.
         modules: the components themselves, for a pipeline in memory; else empty.
     """
 
@@ -46,7 +46,7 @@ class Components:
     classes: Mapping[str, str]
     configs: Mapping[str, Mapping[str, Any]]
     derived: Mapping[str, str] = field(default_factory=dict)
-    missing: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -70,7 +70,7 @@ class Components:
         classes = {n: _class_of(n, configs.get(n, {}), listed.get(n), directory) for n in there}
         options = {n: v for n, v in index.items() if not isinstance(v, list) and n[0] != "_"}
         pipeline = index.get("_class_name")
-        missing = tuple(name for name in listed if name not in there)
+        missing = {name: kind for name, kind in listed.items() if name not in there}
         return Components(str(directory), pipeline, options, classes, configs, missing=missing)
 
     @staticmethod
@@ -164,10 +164,13 @@ def _class_of(name: str, config: Mapping[str, Any], listed: str | None, director
             f"load: {directory / _CONFIGS[name]} names no class, so neither diffusers nor"
             " transformers wrote it; get the model again"
         )
-    if name in ("unet", "vae") and listed is not None and own != listed:
+    if name == "vae":
+        # opened when an image is asked for, by the class whose configuration it has
+        return str(own or listed)
+    if name == "unet" and listed is not None and own != listed:
         raise UsageError(
-            f"load: {directory}: model_index.json lists a {listed} as {name}, but its"
-            f" configuration is of {own!r}; get the model again"
+            f"load: {directory}: model_index.json lists a {listed} as unet, but its configuration"
+            f" is of {own!r}; get the model again"
         )
     return str(listed or own)
 

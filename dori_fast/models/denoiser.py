@@ -14,16 +14,9 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.hung import why_not_files
+from dori_fast.models.engine import batch
 from dori_fast.models.engine.backbone import Backbone
-from dori_fast.models.engine.batch import (
-    RecentLatents,
-    Samples,
-    SharedLatents,
-    all_pairs,
-    flat_timesteps,
-    own_latents,
-    require_latents,
-)
+from dori_fast.models.engine.batch import RecentLatents, Samples, SharedLatents
 from dori_fast.models.engine.engine import Engine
 from dori_fast.models.engine.execution import Execution
 from dori_fast.models.engine.state import Timestep
@@ -77,9 +70,8 @@ class Denoiser:
         self.image_size, self.latent_shape = backbone.image_size, backbone.latent_shape
         self.device, self.dtype = device, dtype
         self.autoencoder = Autoencoder(vae, self.latent_shape[0], text.has_pooled)
-        self._hashes_at = lru_cache(1)(lambda generation: hashes())
-        self._origin, self.recipe, self.reading = origin, recipe, reading
-        self.schedule = schedule
+        self._origin, self._hashes_at = origin, lru_cache(1)(lambda generation: hashes())
+        self.schedule, self.recipe, self.reading = schedule, recipe, reading
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
         self._masks: Masks | None = None
         self._shared = RecentLatents()
@@ -111,13 +103,9 @@ class Denoiser:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
             "prediction_type": self.schedule.prediction_type,
-            "files": self._hashes,
+            "files": self._hashes_at(self.engine.generation if self._keeps else object()),
             "masks": self._masks and self._masks.sha256(),
         }
-
-    @property
-    def _hashes(self) -> dict[str, str]:
-        return self._hashes_at(self.engine.generation if self._keeps else object())
 
     @property
     def tokenizer(self) -> Any:
@@ -245,8 +233,8 @@ class Denoiser:
 
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
         """Do the work on latents [S, C, H, W] that does not depend on the text, for all prompts."""
-        require_latents(latents, self.latent_shape)
-        return self.engine.share(latents, flat_timesteps(timestep, latents))
+        batch.require_latents(latents, self.latent_shape)
+        return self.engine.share(latents, batch.flat_timesteps(timestep, latents))
 
     def share_noise(self, seeds: Sequence[int], timestep: int) -> SharedLatents:
         """The initial noise of S seeds, shared by all prompts and kept for later calls."""
@@ -267,7 +255,7 @@ class Denoiser:
         """
         if len(condition) != 1:
             raise UsageError(f"share_up_to: condition must be of 1 prompt, got {len(condition)}")
-        return self.engine.advance(all_pairs(condition, shared, self._masks), layer)
+        return self.engine.advance(batch.all_pairs(condition, shared, self._masks), layer)
 
     def epsilon_shared(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
         """Noise predictions [P, S, C, H, W] of P prompts on shared latents; see :meth:`epsilon`."""
@@ -276,16 +264,16 @@ class Denoiser:
 
     def output_shared(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
         """The network's outputs [P, S, C, H, W] on shared latents; see :meth:`output`."""
-        outputs = self.engine.outputs(all_pairs(condition, shared, self._masks))
+        outputs = self.engine.outputs(batch.all_pairs(condition, shared, self._masks))
         return outputs.reshape(len(condition), len(shared), *self.latent_shape)
 
     def samples(self, condition: TextCondition, latents: Tensor, timestep: Timestep) -> Samples:
         """The P x S samples that :meth:`epsilon` evaluates for the same arguments."""
-        require_latents(latents, self.latent_shape)
-        timestep = flat_timesteps(timestep, latents)
+        batch.require_latents(latents, self.latent_shape)
+        timestep = batch.flat_timesteps(timestep, latents)
         if latents.ndim == 5:
-            return own_latents(condition, latents, timestep, self._masks)
-        return all_pairs(condition, self.engine.share(latents, timestep), self._masks)
+            return batch.own_latents(condition, latents, timestep, self._masks)
+        return batch.all_pairs(condition, self.engine.share(latents, timestep), self._masks)
 
     def epsilon_uncond(self, condition: TextCondition, shared: SharedLatents) -> Tensor:
         """Unconditional noise predictions on shared latents; see :meth:`output_uncond`."""
@@ -341,11 +329,9 @@ class Denoiser:
         """
         own = copy.copy(self)
         own.engine, own.recipe, own._shared = self.engine.copy(), None, RecentLatents()
-        own.unet = network = own.engine.backbone.network
+        own.unet = own.engine.backbone.network
         own._origin = {**self._origin, "source": f"weights changed after {self._origin['source']}"}
-        own._hashes_at = lru_cache(1)(
-            lambda _: with_unet_weights(self._hashes, network.state_dict())
-        )
+        own._hashes_at = lru_cache(1)(lambda _: with_unet_weights(self.config()["files"], own.unet))
         return own
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:

@@ -106,8 +106,9 @@ def _vae_of(components: Components, xl: bool) -> tuple[str | None, Mapping[str, 
     if xl and "vae" in components.missing:
         # SDXL is told the size of its images, so its scores depend on the VAE's factor
         raise UsageError(
-            f"load: {components.where} has no vae/, but model_index.json names one, on whose factor"
-            " SDXL's scores depend; restore it, or set vae to [null, null] there"
+            f"load: {components.where} has no vae/, but model_index.json names"
+            f" {components.missing['vae']}, on whose factor SDXL's scores depend; restore it, or"
+            " set vae to [null, null] there"
         )
     return None, {}
 

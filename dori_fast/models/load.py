@@ -23,6 +23,7 @@ from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha2
 from dori_fast.models.files.local_source import require_local
 from dori_fast.models.gate import Reading, require_denoiser
 from dori_fast.models.images.kinds import (
+    SUPPORTED,
     autoencoder_class,
     pipeline_scale_factor,
     vae_scale_factor,
@@ -116,16 +117,19 @@ def load(
     if execution.on("channels_last", device):
         unet.to(memory_format=torch.channels_last)
     vae_class, vae_config = reading.vae
+
+    def vae() -> Any:
+        kind = vae_class and autoencoder_class(vae_class)
+        return kind and open_vae(kind, directory, dtype, device, variant)
+
+    if reading.xl and vae_class in SUPPORTED:
+        # SDXL's scores depend on the factor of the VAE's config, which its weights must fit
+        vae()
     return Denoiser(
         backbone=_backbone(unet, vae_scale_factor(vae_class, vae_config)),
         text=text,
         schedule=Schedule(reading.schedule),
-        vae=cache(
-            lambda: (
-                vae_class
-                and open_vae(autoencoder_class(vae_class), directory, dtype, device, variant)
-            )
-        ),
+        vae=cache(vae),
         device=device,
         dtype=dtype,
         origin={"source": name, "revision": revision},

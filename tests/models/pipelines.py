@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from typing import Any
@@ -52,7 +53,9 @@ def made_of(kind: type, parts: dict[str, Any]) -> Any | None:
         name: parts.get(name, None if default is inspect.Parameter.empty else default)
         for name, default in places.items()
     }
-    # the constructors check parts in their own ways, and raise anything
+    # some constructors write into the configurations of parts
+    given |= {n: copy.deepcopy(given[n]) for n in ("scheduler", "vae") if n in given}
+    # they check parts in their own ways, and raise anything
     try:
         return kind(**given)
     except Exception:

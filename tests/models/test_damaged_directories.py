@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import dori_fast as df
@@ -70,7 +71,7 @@ def with_tokenizer_of_two_files(directory: Path) -> Path:
 
 @pytest.fixture
 def other(kind: str, tiny_directory: Path, tiny_sdxl_directory: Path, tmp_path: Path) -> Path:
-    """A model of the other family, with wider text and a smaller vocabulary.
+    """A model of the other family, with wider text, a smaller vocabulary and larger latents.
 
     A part of another model of the very same shape would be another model, as its sha256 says.
     """
@@ -79,6 +80,12 @@ def other(kind: str, tiny_directory: Path, tiny_sdxl_directory: Path, tmp_path: 
     config = CLIPTextConfig(vocab_size=520, hidden_size=48, num_hidden_layers=2, eos_token_id=519)
     for folder in copy.glob("text_encoder*"):
         CLIPTextModel(config).save_pretrained(folder)
+    AutoencoderKL(
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+    ).save_pretrained(copy / "vae")
     for folder in copy.glob("tokenizer*"):
         shutil.rmtree(folder)
         byte_tokenizer(merges=()).save_pretrained(folder)
@@ -87,6 +94,11 @@ def other(kind: str, tiny_directory: Path, tiny_sdxl_directory: Path, tmp_path: 
 
 def score(directory: Path) -> torch.Tensor:
     return df.detect.Wen(seeds=2).score(df.load(directory, device="cpu", batch_size=2), PROMPTS)
+
+
+def drawn(directory: Path) -> torch.Tensor:
+    model = df.load(directory, device="cpu", batch_size=2)
+    return model.generate(model.encode(PROMPTS), [0], steps=2)
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd of two tokenizer files", "sdxl"])
@@ -98,7 +110,7 @@ def test_one_damaged_file_is_refused_or_changes_nothing(
     whole = shutil.copytree(source, tmp_path / "whole")
     if kind == "sd of two tokenizer files":
         with_tokenizer_of_two_files(whole)
-    expected = score(whole)
+    expected, image = score(whole), drawn(whole)
     files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
     untrue = []
     for name in files:
@@ -106,6 +118,8 @@ def test_one_damaged_file_is_refused_or_changes_nothing(
         DAMAGES[damage](broken / name, other / name)
         try:
             found = score(broken)
+            # scores need no autoencoder
+            assert name.parts[0] != "vae" or torch.equal(drawn(broken), image)
         except (UsageError, IntegrityError) as error:
             told = str(error)
             if not _is_true(told, name, damage):

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dori_fast._text import read_stand_in
 from dori_fast.errors import UnavailableError, UsageError
 from dori_fast.models.files.hashes import variant_of
 from dori_fast.models.files.local_source import local_directory, require_hub_id
@@ -166,6 +167,8 @@ def open_json(directory: Path, name: str) -> dict[str, Any]:
     Raises:
         UsageError: the file is missing or is not JSON.
     """
+    if (reason := read_stand_in(directory / name)) is not None:
+        raise UsageError(f"load: {directory / name} {reason}")
     try:
         return dict(json.loads((directory / name).read_text()))
     except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def file_hashes(
     return hashes
 
 
-def with_unet_weights(hashes: Mapping[str, str], weights: Mapping[str, Tensor]) -> dict[str, str]:
+def with_unet_weights(hashes: Mapping[str, str], unet: Any) -> dict[str, str]:
     """A model's hashes by file or part, with another UNet's weights in place of its own."""
     others = {
         name: sha
@@ -42,7 +43,7 @@ def with_unet_weights(hashes: Mapping[str, str], weights: Mapping[str, Tensor]) 
         if name not in ("unet", "unet_weights")
         and not (name.startswith("unet/") and name.endswith(".safetensors"))
     }
-    return {**others, "unet": tensors_sha256(weights)}
+    return {**others, "unet": tensors_sha256(unet.state_dict())}
 
 
 def text_sha256(text: str) -> str:

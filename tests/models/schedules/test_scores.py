@@ -195,7 +195,7 @@ def test_the_pipelines_index_must_not_name_another_scheduler(pipe: Any, director
     name_in_index(directory, "EulerDiscreteScheduler")
     for name, library, message in (
         ("EulerDiscreteScheduler", "diffusers", "write the same class into both"),
-        ("DDIMScheduler", "my_module", "DDIMScheduler of my_module"),
+        ("DDIMScheduler", "my_module", "my_module.DDIMScheduler is not known"),
         ("LCMScheduler", "diffusers", "distilled"),
         ("EDMEulerScheduler", "diffusers", "sigma_data"),
     ):
