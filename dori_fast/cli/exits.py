@@ -6,12 +6,16 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dori_fast._text import harmless
 from dori_fast.cli.terminal import replace_closed_streams
+
+if TYPE_CHECKING:
+    from dori_fast.runs.methods.row_runs import RowRunResult
+    from dori_fast.runs.result import ScanResult
 
 INTERNAL, USAGE, OVER_BUDGET, INTEGRITY, RESUMABLE = 1, 2, 3, 4, 75
 
@@ -37,6 +41,15 @@ def _print_line(text: str) -> None:
         print(harmless(" ".join(text.split())), file=sys.stderr)
 
 
+def end_over_budget(run: RowRunResult | ScanResult) -> None:
+    """Print the failures of a run over its budget and exit with its code; else do nothing."""
+    from dori_fast.runs.budget import failures_of
+
+    if run.state == "over_budget":
+        print_error(failures_of(run))
+        raise typer.Exit(OVER_BUDGET)
+
+
 @contextmanager
 def reported(debug: bool) -> Iterator[None]:
     """Turn an exception into its message and exit code."""
@@ -55,13 +68,15 @@ def reported(debug: bool) -> Iterator[None]:
 
 def _explain(error: BaseException) -> tuple[int, str]:
     from dori_fast.errors import IntegrityError, UnavailableError, UsageError
-    from dori_fast.runs.errors import StorageError, WorkerError
+    from dori_fast.runs.errors import OverBudgetError, StorageError, WorkerError
 
     if isinstance(error, KeyboardInterrupt):
         by = f" by {error}" if str(error) else ""
         return RESUMABLE, f"interrupted{by}; run the same command again to continue"
     if isinstance(error, StorageError | UnavailableError):
         return RESUMABLE, str(error)
+    if isinstance(error, OverBudgetError):
+        return OVER_BUDGET, str(error)
     if isinstance(error, UsageError):
         return USAGE, str(error)
     if isinstance(error, IntegrityError):

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 
 import typer
 
-from dori_fast.cli.exits import print_warning
+from dori_fast.cli.exits import USAGE, print_error, print_warning
+from dori_fast.cli.needs import unmet
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser
 
 Command = Callable[..., None]
+_CONTEXT = "context"
 
 
 def command(renamed: Mapping[str, str] | None = None) -> Callable[[Command], Command]:
     """Give a command the options of the groups among its parameters.
+
+    Options that have no effect without another one are refused, by :mod:`dori_fast.cli.needs`.
 
     A parameter whose type is a dataclass below is replaced by one option per field of that class,
     and the command receives an instance with the given values. ``--help`` shows these options like
@@ -50,14 +54,24 @@ def command(renamed: Mapping[str, str] | None = None) -> Callable[[Command], Com
                     inspect.Parameter(renamed[name], kind, default=None, annotation=hidden)
                 )
 
+        parameters.append(
+            inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        )
+
         @functools.wraps(function)
         def run(**values: Any) -> None:
+            given = _given(values.pop(_CONTEXT))
             for new, old in renamed.items():
                 value = values.pop(old)
                 if value is not None:
+                    given.add(new)
                     option, now = (f"--{name.replace('_', '-')}" for name in (old, new))
                     print_warning(f"{option} is now {now}; the old name goes with the next version")
                     values[new] = value
+            refusal = unmet(function.__name__, given, values)
+            if refusal is not None:
+                print_error(refusal)
+                raise typer.Exit(USAGE)
             for name, group in groups.items():
                 values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
             function(**values)
@@ -67,6 +81,12 @@ def command(renamed: Mapping[str, str] | None = None) -> Callable[[Command], Com
         return run
 
     return decorate
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the parameters whose values do not come from their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {n for n, source in sources.items() if source and not source.name.startswith("DEFAULT")}
 
 
 def _hidden(hint: Any) -> Any:
@@ -218,6 +238,12 @@ Resume = Annotated[
     typer.Option(
         help="Existing run: auto continues it or starts one, never requires a new directory,"
         " must requires a run."
+    ),
+]
+MaxErrors = Annotated[
+    float,
+    typer.Option(
+        help="Allowed quarantined rows: a fraction if below 1, else a number; never all of them."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Output as JSON.")]

@@ -90,11 +90,12 @@ class Agreement:
 
 
 def agreement(masks: NeuronMask | WeightMask) -> dict[str, Agreement]:
-    """Agreement of M masks, by layer.
+    """Agreement of the M masks that are present, by layer.
 
     Raises:
         UsageError: fewer than two masks.
     """
+    masks = masks.take(masks.present)
     if len(masks) < 2:
         raise UsageError(f"locality: needs at least 2 masks to compare, got {len(masks)}")
     if isinstance(masks, NeuronMask):

@@ -70,8 +70,8 @@ def apply_(mask: NeuronMask | WeightMask, target: Any) -> Applied:
         target: a UNet2DConditionModel, or a pipeline with one.
 
     Raises:
-        UsageError: M > 1, a Denoiser, a layer that is missing or does not fit, or a layer with an
-            adapter or pruned by torch.
+        UsageError: M > 1, a missing mask, a Denoiser, a layer that is missing or does not fit, or a
+            layer with an adapter or pruned by torch.
     """
     unet = unet_of(target)
     return Applied(unet, masked_parameters(mask, unet))
@@ -98,6 +98,7 @@ def masked_layers(mask: NeuronMask | WeightMask, unet: nn.Module) -> dict[str, n
     """
     if len(mask) != 1:
         raise UsageError(f"{len(mask)} masks for one network; pick one, mask[i], or mask.any()")
+    mask.require_present()
     neurons = isinstance(mask, NeuronMask)
     tensors = mask.scales if isinstance(mask, NeuronMask) else mask.pruned
     layers = {}

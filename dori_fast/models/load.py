@@ -20,6 +20,7 @@ from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.execution import Execution, Switch
 from dori_fast.models.files.directory import resolve_directory, unet_home
 from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha256
+from dori_fast.models.files.local_source import require_local
 from dori_fast.models.gate import Reading, require_denoiser
 from dori_fast.models.images.kinds import (
     SUPPORTED,
@@ -105,6 +106,8 @@ def load(
     device = _resolve_device(device)
     dtype = _resolve_dtype(dtype, device)
     name = os.fspath(source)
+    if isinstance(source, os.PathLike):
+        require_local(source)
     directory, revision = resolve_directory(name, revision, variant, local_files_only)
     home = unet_home(name, directory)
     reading = require_denoiser(Components.of_directory(directory, home))

@@ -2,14 +2,16 @@
 
 A :class:`NeuronMask` scales neurons of cross-attention value projections, which NeMo blocks. A
 :class:`WeightMask` zeroes weights of the second feed-forward linear layers, which Wanda prunes.
-Each holds M masks at once, so that the samples of one batch can have different ones.
+Each holds M masks at once, so that the samples of one batch can have different ones. A mask can be
+``missing``: its place is there, but no localization made it, so nothing may be judged under it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Self, TypeVar
 
 import torch
@@ -25,12 +27,11 @@ _M = TypeVar("_M", "NeuronMask", "WeightMask")
 class _Rows:
     """M masks as tensors [M, *] by layer: the part that both kinds share."""
 
+    missing: frozenset[int]
+
     @property
     def _tensors(self) -> Mapping[str, Tensor]:
         raise NotImplementedError
-
-    def _like(self, tensors: Mapping[str, Tensor]) -> Self:
-        return type(self)(tensors)  # type: ignore[call-arg]
 
     def __len__(self) -> int:
         return _count(self._tensors)
@@ -39,20 +40,41 @@ class _Rows:
         """One of the masks, M = 1."""
         if not -len(self) <= row < len(self):
             raise IndexError(f"mask {row} of {len(self)}")
-        return self._like({name: x[row].unsqueeze(0) for name, x in self._tensors.items()})
+        return self.take([row])
 
     def take(self, rows: Sequence[int]) -> Self:
         """The masks of the given rows, in their order."""
-        return self._like({name: x[list(rows)] for name, x in self._tensors.items()})
+        count, tensors = len(self), {name: x[list(rows)] for name, x in self._tensors.items()}
+        missing = frozenset(i for i, row in enumerate(rows) if row % count in self.missing)
+        return type(self)(tensors, missing)  # type: ignore[call-arg]
+
+    @property
+    def present(self) -> list[int]:
+        """Numbers of the masks that are not missing, in order."""
+        return [row for row in range(len(self)) if row not in self.missing]
 
     def in_turn(self, rows: int | Sequence[int]) -> Self:
-        """The M masks taken in turn: a mask for each of n prompts, mask ``i % M`` for prompt i.
+        """The masks taken in turn: of the M that are present, mask ``i % M`` for prompt i.
 
         Args:
             rows: number of prompts, or the prompts' row numbers.
+
+        Raises:
+            UsageError: all masks are missing.
         """
+        present = self.present
+        if not present:
+            self.require_present()
         numbers = range(rows) if isinstance(rows, int) else rows
-        return self.take([row % len(self) for row in numbers])
+        return self.take([present[row % len(present)] for row in numbers])
+
+    def require_present(self) -> None:
+        """Raise UsageError if a mask is missing: a network under it would be the unpruned one."""
+        if self.missing:
+            raise UsageError(
+                f"masks: mask {min(self.missing)} of {len(self)} is missing, since its row was"
+                " quarantined; choose others with masks.take(masks.present)"
+            )
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -61,7 +83,9 @@ class _Rows:
 
     def sha256(self) -> str:
         """Hash of names and values, for the record of what a score depends on."""
-        return tensors_sha256(self._tensors)
+        # masks of old files, which miss none, keep their hash
+        lacking = {"missing": torch.tensor(sorted(self.missing))} if self.missing else {}
+        return tensors_sha256({**self._tensors, **lacking})
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +95,14 @@ class NeuronMask(_Rows):
     Attributes:
         scales: factors, float [M, C] by name of the cross-attention module: 0 blocks a neuron, 1
             leaves it. Other layers keep their values.
+        missing: numbers of masks that no localization made; :meth:`Denoiser.masked` refuses them.
     """
 
     scales: Mapping[str, Tensor]
+    missing: frozenset[int] = field(default_factory=frozenset)
 
     def __post_init__(self) -> None:
-        _check_counts(self.scales, 2, "[M, C]")
+        _check_counts(self.scales, 2, "[M, C]", self.missing)
 
     @property
     def _tensors(self) -> Mapping[str, Tensor]:
@@ -87,6 +113,7 @@ class NeuronMask(_Rows):
         neurons: Sequence[Mapping[str, Sequence[int]]],
         widths: Mapping[str, int],
         factor: float = 0.0,
+        missing: Iterable[int] = (),
     ) -> NeuronMask:
         """M masks that multiply the listed neurons by ``factor``.
 
@@ -94,6 +121,7 @@ class NeuronMask(_Rows):
             neurons: for each mask, lists of neurons by layer; layers may be missing.
             widths: number of neurons C of every layer to cover.
             factor: factor of the listed neurons; default 0.
+            missing: numbers of the masks that are missing; default: none.
 
         Raises:
             UsageError: a layer without a width, or a neuron outside 0..C-1.
@@ -108,7 +136,7 @@ class NeuronMask(_Rows):
                         f"NeuronMask: {name} has neurons 0..{widths[name] - 1}, got {listed}"
                     )
                 scales[name][row, list(listed)] = factor
-        return NeuronMask(scales)
+        return NeuronMask(scales, frozenset(missing))
 
     def neurons(self, row: int = 0) -> dict[str, list[int]]:
         """Lists of the neurons of mask ``row`` whose factor is not 1, by layer."""
@@ -120,20 +148,21 @@ class NeuronMask(_Rows):
 
     def __or__(self, other: NeuronMask) -> NeuronMask:
         """Both masks at once: factors multiply, and M = 1 combines with any M."""
-        return NeuronMask(_merge(self.scales, other.scales, torch.mul))
+        return NeuronMask(_merge(self.scales, other.scales, torch.mul), _lacking(self, other))
 
     def any(self) -> NeuronMask:
-        """All M masks as one (M = 1): the product of their factors."""
-        return NeuronMask({n: scale.prod(0, keepdim=True) for n, scale in self.scales.items()})
+        """All masks that are present as one (M = 1): the product of their factors."""
+        one = {name: scale.prod(0, keepdim=True) for name, scale in self.scales.items()}
+        return NeuronMask(one, _none_of(self))
 
     def save(self, path: str | os.PathLike[str], **provenance: str) -> None:
         """Write a safetensors file with the factors, and ``provenance`` in its header."""
-        mask_file.write_neurons(path, self.scales, provenance)
+        mask_file.write_neurons(path, self.scales, provenance, self.missing)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> NeuronMask:
         """Read a file of :meth:`save`; IntegrityError if it is anything else."""
-        return NeuronMask(mask_file.read_neurons(path))
+        return NeuronMask(*mask_file.read_neurons(path))
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,12 +171,14 @@ class WeightMask(_Rows):
 
     Attributes:
         pruned: bool [M, O, I] by name of the linear layer, True where a weight is set to 0.
+        missing: numbers of masks that no localization made; :meth:`Denoiser.masked` refuses them.
     """
 
     pruned: Mapping[str, Tensor]
+    missing: frozenset[int] = field(default_factory=frozenset)
 
     def __post_init__(self) -> None:
-        _check_counts(self.pruned, 3, "[M, O, I]")
+        _check_counts(self.pruned, 3, "[M, O, I]", self.missing)
 
     @property
     def _tensors(self) -> Mapping[str, Tensor]:
@@ -159,20 +190,22 @@ class WeightMask(_Rows):
 
     def __or__(self, other: WeightMask) -> WeightMask:
         """Both masks at once; M = 1 combines with any M."""
-        return WeightMask(_merge(self.pruned, other.pruned, torch.logical_or))
+        joined = _merge(self.pruned, other.pruned, torch.logical_or)
+        return WeightMask(joined, _lacking(self, other))
 
     def any(self) -> WeightMask:
-        """All M masks as one (M = 1): every weight that any of them prunes."""
-        return WeightMask({name: mask.any(0, keepdim=True) for name, mask in self.pruned.items()})
+        """All masks that are present as one (M = 1): every weight that any of them prunes."""
+        one = {name: mask.any(0, keepdim=True) for name, mask in self.pruned.items()}
+        return WeightMask(one, _none_of(self))
 
     def save(self, path: str | os.PathLike[str], **provenance: str) -> None:
         """Write a safetensors file with a bit per weight, and ``provenance`` in its header."""
-        mask_file.write_weights(path, self.pruned, provenance)
+        mask_file.write_weights(path, self.pruned, provenance, self.missing)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> WeightMask:
         """Read a file of :meth:`save`; IntegrityError if it is anything else."""
-        return WeightMask(mask_file.read_weights(path))
+        return WeightMask(*mask_file.read_weights(path))
 
 
 @dataclass(frozen=True)
@@ -186,7 +219,8 @@ class Masks:
         return max(len(mask) for mask in (self.neurons, self.weights) if mask is not None)
 
     def joined(self, mask: NeuronMask | WeightMask) -> Masks:
-        """These masks and one more."""
+        """These masks and one more; UsageError if one is missing."""
+        mask.require_present()
         if isinstance(mask, NeuronMask):
             mask = mask if self.neurons is None else self.neurons | mask
             joined = Masks(mask, self.weights)
@@ -212,9 +246,11 @@ def stack(masks: Sequence[_M]) -> _M:
     """
     if not masks:
         raise UsageError("stack: no masks")
+    first = [0, *accumulate(map(len, masks))]
+    missing = frozenset(first[i] + row for i, mask in enumerate(masks) for row in mask.missing)
     if isinstance(masks[0], NeuronMask):
-        return type(masks[0])(_stack([m.scales for m in masks], 1))
-    return type(masks[0])(_stack([m.pruned for m in masks], 0))
+        return type(masks[0])(_stack([m.scales for m in masks], 1), missing)
+    return type(masks[0])(_stack([m.pruned for m in masks], 0), missing)
 
 
 def _stack(parts: list[Mapping[str, Tensor]], neutral: int) -> dict[str, Tensor]:
@@ -246,13 +282,32 @@ def _merge(one: Mapping[str, Tensor], two: Mapping[str, Tensor], join: Any) -> d
     return merged
 
 
-def _check_counts(tensors: Mapping[str, Tensor], ndim: int, shape: str) -> None:
+def _lacking(one: _M, two: _M) -> frozenset[int]:
+    """Numbers of the combined masks to which one side is missing."""
+    count = max(len(one), len(two))
+    sides = [
+        mask.missing if len(mask) == count else range(count) if mask.missing else ()
+        for mask in (one, two)
+    ]
+    return frozenset(row for side in sides for row in side)
+
+
+def _none_of(masks: NeuronMask | WeightMask) -> frozenset[int]:
+    """{0} if all masks are missing, so that their union is."""
+    return frozenset({0} if len(masks) and not masks.present else ())
+
+
+def _check_counts(
+    tensors: Mapping[str, Tensor], ndim: int, shape: str, missing: frozenset[int]
+) -> None:
     for name, tensor in tensors.items():
         if tensor.ndim != ndim or len(tensor) != _count(tensors):
             raise UsageError(
                 f"masks: {name} must be {shape} with the same M in all layers,"
                 f" got {list(tensor.shape)}"
             )
+    if missing and not 0 <= min(missing) <= max(missing) < _count(tensors):
+        raise UsageError(f"masks: missing={sorted(missing)} of {_count(tensors)} masks")
 
 
 def _count(tensors: Mapping[str, Tensor]) -> int:

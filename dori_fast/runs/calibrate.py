@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from dori_fast._text import read_stand_in
 from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.runs.budget import MAX_ERRORS, Failure, require_rows, require_within
 from dori_fast.runs.scoring.decision import CalibrationRecord
 from dori_fast.runs.scoring.score import score_rows
 from dori_fast.runs.settings import (
@@ -25,10 +26,10 @@ from dori_fast.runs.settings import (
 from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
 from dori_fast.runs.sources.read_ahead import read_ahead
-from dori_fast.runs.sources.rows import limited
+from dori_fast.runs.sources.rows import Reader, limited
 from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.durable import write_text_durably
-from dori_fast.runs.store.record import differences, library_versions, model_identity
+from dori_fast.runs.store.record import Counts, differences, library_versions, model_identity
 
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
@@ -48,6 +49,7 @@ def calibrate(
     header: bool | None = None,
     batch_size: int | Literal["auto"] = "auto",
     limit: int | None = None,
+    max_errors: float = MAX_ERRORS,
     suspicious: str | Path | Iterable[object] | None = None,
 ) -> CalibrationRecord:
     """Score clean prompts and save the scores, so that scans can compare theirs with them.
@@ -59,36 +61,42 @@ def calibrate(
         model, prompts, detector, seeds, steps, units, column, header, batch_size, limit: as in
             :func:`dori_fast.scan`.
         out: calibration file to write, JSON.
+        max_errors: allowed rows without a score, of each input: a fraction if below 1, else a
+            number of rows.
         suspicious: memorized prompts, for scans that stop early (``cascade``). Such a scan keeps
             its stated share of prompts like these.
 
     Raises:
-        UsageError: wrong arguments, unusable input, or no prompt that can be scored.
+        UsageError: wrong arguments, or an input that is unusable or has no rows.
+        OverBudgetError: more rows failed than allowed; nothing is written.
         StorageError: the disk refused.
     """
     settings = checked(
-        "calibrate", seeds=seeds, steps=steps, units=units, batch_size=batch_size, limit=limit
+        "calibrate",
+        seeds=seeds,
+        steps=steps,
+        units=units,
+        batch_size=batch_size,
+        limit=limit,
+        max_errors=max_errors,
     )
     chosen = chosen_detector(detector, settings)
     with prepared(model, settings):
-        clean = _scores(model, chosen, prompts, column, header, settings)
-        memorized = _Scored("", 0, 0, {})
+        # the shorter list first: a bad one then costs less
+        memorized = None
         if suspicious is not None:
             memorized = _scores(model, chosen, suspicious, column, header, settings)
-    if not clean.per_seed:
-        raise UsageError(
-            f"calibrate: none of {clean.rows} rows of {described(prompts)} could be scored"
-        )
+        clean = _scores(model, chosen, prompts, column, header, settings)
     record = CalibrationRecord(
         detector=chosen.config(),
         model=model_identity(model.config()),
         input_sha256=clean.sha256,
-        rows=clean.rows,
-        quarantined=clean.quarantined,
-        repeated=clean.rows - clean.quarantined - len(clean.per_seed),
+        rows=clean.counts.rows,
+        quarantined=clean.counts.quarantined,
+        repeated=clean.counts.ok - len(clean.per_seed),
         versions=library_versions(),
         scores=[score for score, _ in clean.per_seed.values()],
-        suspicious=[seeds for _, seeds in memorized.per_seed.values()],
+        suspicious=[seeds for _, seeds in memorized.per_seed.values()] if memorized else [],
     )
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_text_durably(Path(out), record.model_dump_json(indent=1))
@@ -127,13 +135,15 @@ def check_comparable(
         )
 
 
+_SCORED = ["row_id", "prompt", "error", "score", "score_per_seed"]
+
+
 @dataclass
 class _Scored:
     """Scores of the distinct prompts of an input: (score, score per seed) by prompt."""
 
     sha256: str
-    rows: int
-    quarantined: int
+    counts: Counts
     per_seed: dict[str, tuple[float, list[float]]]
 
 
@@ -145,24 +155,35 @@ def _scores(
     header: bool | None,
     settings: Settings,
 ) -> _Scored:
-    with (
-        prompts_on_disk(prompts) as path,
-        read_ahead(
-            limited(
-                open_prompts(path, column, Selection.of(header=header)),
-                settings.shard_size,
-                settings.limit,
-            )
-        ) as chunks,
-    ):
-        found = _Scored(input_sha256(path), 0, 0, {})
-        for chunk in chunks:
-            table = score_rows(model, detector, chunk, lambda done: None)
-            found.rows += len(table)
-            columns = (table[name].to_pylist() for name in ("prompt", "score", "score_per_seed"))
-            for prompt, score, per_seed in zip(*columns, strict=True):
-                if score is None:
-                    found.quarantined += 1
-                else:
-                    found.per_seed.setdefault(prompt, (score, per_seed))
+    where = described(prompts)
+    with prompts_on_disk(prompts) as path:
+        reader = open_prompts(path, column, Selection.of(header=header))
+        require_rows(reader, where)
+        _check_prompts(reader, where, settings)
+        found = _Scored(input_sha256(path), Counts(), {})
+        first: Failure | None = None
+        with read_ahead(limited(reader, settings.shard_size, settings.limit)) as chunks:
+            for chunk in chunks:
+                table = score_rows(model, detector, chunk, lambda done: None)
+                for row in table.select(_SCORED).to_pylist():
+                    found.counts.add(1, row["error"] is not None)
+                    if row["error"] is None:
+                        scores = row["score"], row["score_per_seed"]
+                        found.per_seed.setdefault(row["prompt"], scores)
+                    else:
+                        first = first or (row["row_id"], row["error"])
+    require_within(where, found.counts, settings.max_errors, first)
+    if not found.per_seed:
+        raise UsageError(f"calibrate: none of {found.counts.rows} rows of {where} could be scored")
     return found
+
+
+def _check_prompts(reader: Reader, where: str | Path, settings: Settings) -> None:
+    """Check the budget by the rows without a prompt, before minutes of scoring."""
+    counts, first = Counts(), None
+    for rows in limited(reader, settings.shard_size, settings.limit):
+        bad = [i for i, error in enumerate(rows.errors) if error is not None]
+        counts.add(len(rows), len(bad))
+        if bad and first is None:
+            first = rows.first + bad[0], rows.errors[bad[0]] or ""
+    require_within(where, counts, settings.max_errors, first)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dori_fast.errors import DoriError
+from dori_fast.errors import DoriError, UsageError
 
 
 class StorageError(DoriError):
     """The disk refused a write (full, quota, input/output error); what is committed is intact."""
+
+
+class OverBudgetError(UsageError):
+    """More rows of an input failed than ``max_errors`` allows, so that there is no result."""
 
 
 class WorkerError(DoriError):

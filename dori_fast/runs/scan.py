@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dori_fast.errors import UsageError
 from dori_fast.evaluate.futility import futility_bound
+from dori_fast.runs.budget import MAX_ERRORS, require_rows, verdict
 from dori_fast.runs.calibrate import check_comparable, read_calibration
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.result import ScanResult
@@ -31,6 +32,7 @@ from dori_fast.runs.settings import (
     refuse_inside,
 )
 from dori_fast.runs.signals import Interrupts, interruptible
+from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
 from dori_fast.runs.sources.read_ahead import read_ahead
 from dori_fast.runs.sources.rows import Reader, limited
@@ -38,7 +40,6 @@ from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.directory import Resume, RunDirectory
 from dori_fast.runs.store.job import Job
 from dori_fast.runs.store.record import (
-    Counts,
     RunRecord,
     hash_identity,
     library_versions,
@@ -72,10 +73,10 @@ def scan(
     batch_size: int | Literal["auto"] = "auto",
     limit: int | None = None,
     resume: Resume = "auto",
-    max_errors: float = 0.01,
+    max_errors: float = MAX_ERRORS,
     shard_size: int = 2048,
     calibration: str | Path | CalibrationRecord | None = None,
-    fpr: float = FPR,
+    fpr: float | None = None,
     cascade: float | None = None,
     workers: int | Literal["auto"] = 1,
     watchdog: float | None = None,
@@ -115,11 +116,13 @@ def scan(
         limit: number of rows to read; default: all.
         resume: "auto" continues an earlier run if there is one, "never" requires that there is
             none, "must" requires one.
-        max_errors: allowed quarantined rows: a fraction if below 1, else a number of rows.
+        max_errors: allowed quarantined rows: a fraction if below 1, else a number of rows. A scan
+            whose every row failed is over this budget whatever it allows.
         shard_size: rows per shard.
         calibration: result or file of :func:`dori_fast.calibrate` with the same model and detector;
             adds the columns ``p_value`` and ``flagged``.
-        fpr: false-positive rate: wanted share of clean prompts to be flagged.
+        fpr: false-positive rate: wanted share of clean prompts to be flagged, by the
+            calibration; default 0.01.
         cascade: share of the flagged prompts that an approximate, faster scan keeps, such as 0.99.
             It stops early on prompts that the full test would hardly flag; it needs a calibration
             with memorized prompts. Kept rows have the full test's score. Stopped rows have the mean
@@ -128,8 +131,8 @@ def scan(
             come from files. They are spread over the GPUs, or share this process's CPU threads;
             "auto" is one for each GPU, and one on a CPU. Rows equal those of one process, to the
             bit where threads and kind of device are the same.
-        watchdog: seconds after which a silent worker is killed; default: ten times the median
-            block of rows, at least 300.
+        watchdog: seconds after which a silent worker is killed, for more than one worker; default:
+            ten times the median block of rows, at least 300.
         engine: kind of workers: "local", processes of this machine, or "ray", actors of a Ray
             cluster, see :class:`dori_fast.runs.workers.ray.Actors`.
         num_jobs: number of jobs that share the run. Afterwards a call without jobs checks that
@@ -138,8 +141,8 @@ def scan(
         on_progress: called about once a second with a :class:`dori_fast.runs.progress.Progress`.
 
     Raises:
-        UsageError: wrong arguments, unusable input or output, another writer, or a model or
-            detector that cannot be sent to other processes.
+        UsageError: wrong arguments, an input that is unusable or has no rows, unusable output,
+            another writer, or a model or detector that cannot be sent to other processes.
         IntegrityError: ``out`` holds a run with another configuration, model or input, or the
             calibration is another model's or detector's.
         StorageError: the disk refused a write; the same call continues later.
@@ -162,20 +165,23 @@ def scan(
         engine=engine,
     )
     chosen = chosen_detector(detector, settings)
+    if watchdog is not None and engine == "local" and workers == 1:
+        raise UsageError("scan: watchdog kills workers, but there is one process; raise workers")
     with ExitStack() as opened:
         interrupts = opened.enter_context(interruptible())
         path = opened.enter_context(prompts_on_disk(prompts))
         refuse_inside(out, prompts)
         selection = Selection.of(where, keep, header)
         reader = open_prompts(path, column, selection)
+        require_rows(reader, described(prompts))
         model = opened.enter_context(prepared(model, settings))
-        described = model.config()
-        decision = _decision(calibration, fpr, chosen.config(), described)
+        config = model.config()
+        decision = _decision(calibration, fpr, chosen.config(), config)
         if cascade is not None:
             chosen = _cascade(chosen, decision, cascade)
         identity = make_identity(
             detector=chosen.config(),
-            model=described,
+            model=config,
             input_sha256=input_sha256(path),
             column=reader.column,
             selection=selection.config(),
@@ -187,7 +193,7 @@ def scan(
             run_hash=hash_identity(identity),
             identity=identity,
             input_path=str(prompts) if isinstance(prompts, str | Path) else None,
-            model=described,
+            model=config,
             batch_size=model.batch_size,
             execution=asdict(model.engine.execution),
             device_name=device_name(model.device),
@@ -226,9 +232,7 @@ def _finish(
             engine.finish(ledger, show)
             if not ledger.done:
                 raise RuntimeError("scan: shards are left that no worker has scored; run it again")
-            over = _over_budget(ledger.counts, settings.max_errors)
-            state: Literal["done", "over_budget"] = "over_budget" if over else "done"
-            run.record.state = state
+            run.record.state = state = verdict(ledger.counts, settings.max_errors)
         except BaseException:
             run.record.state = "interrupted"
             ledger.settle()
@@ -314,18 +318,18 @@ def _compare_threads(run: RunDirectory) -> None:
 
 def _decision(
     calibration: str | Path | CalibrationRecord | None,
-    fpr: float,
+    fpr: float | None,
     detector: dict[str, Any],
     model: dict[str, Any],
 ) -> Decision | None:
     if calibration is None:
-        if fpr != FPR:
+        if fpr is not None:
             raise UsageError("scan: a false-positive rate needs a calibration; see calibrate")
         return None
     if not isinstance(calibration, CalibrationRecord):
         calibration = read_calibration(calibration)
     check_comparable(calibration, detector, model)
-    return Decision(calibration, fpr)
+    return Decision(calibration, FPR if fpr is None else fpr)
 
 
 def _cascade(detector: Detector, decision: Decision | None, keep: float) -> Detector:
@@ -336,8 +340,3 @@ def _cascade(detector: Detector, decision: Decision | None, keep: float) -> Dete
     if not isinstance(detector, Wen):
         raise UsageError(f"scan: a cascade works with the detector 'wen', not {detector.name!r}")
     return Cascade(detector, futility_bound(decision.suspicious, decision.threshold, keep))
-
-
-def _over_budget(counts: Counts, max_errors: float) -> bool:
-    allowed = max_errors if max_errors >= 1 else max_errors * counts.rows
-    return counts.quarantined > allowed

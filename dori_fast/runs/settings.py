@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dori_fast.errors import UsageError
+from dori_fast.runs.budget import MAX_ERRORS
 from dori_fast.runs.sources.files import SUFFIXES, input_files
 from dori_fast.runs.sources.hub import HUB
 from dori_fast.runs.store import shard_names
@@ -37,7 +38,7 @@ class Settings(BaseModel):
     # row numbers are int64, and the rows of a shard are in memory at once
     limit: Annotated[int, Field(ge=0, lt=2**63)] | None
     resume: Resume = "auto"
-    max_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    max_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)] = MAX_ERRORS
     shard_size: Annotated[int, Field(ge=1, le=2**31)] = 2048
     workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = 1
     watchdog: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

@@ -93,10 +93,13 @@ def test_requests_that_make_no_sense(cli: Any, tiny: str, scanned: Path, tmp_pat
     for arguments, reason in (
         ((plain, "--format", "lm-eval"), "scores alone are no metrics"),
         ((plain, "--format", "model-card", "--label", "nope"), "no column 'nope'"),
-        ((plain, "--format", "model-card", "--formulas"), "--formulas is for csv"),
+        (
+            (plain, "--format", "model-card", "--formulas"),
+            "--formulas has no effect without --format csv",
+        ),
         (
             (scanned, "--format", "csv", "--label", "known"),
-            "csv has every column",
+            "--label has no effect with --format csv",
         ),
         ((tmp_path, "--format", "lm-eval", "--label", "known"), "--label is for scans"),
         ((tmp_path, "--format", "lm-eval"), "no metrics to export"),

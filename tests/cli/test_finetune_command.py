@@ -41,7 +41,8 @@ def inputs(tiny: str, tmp_path: Path) -> list[str | Path]:
             "--retained", tmp_path / "kept.csv", "--masks", tmp_path / "masks.safetensors",
             "--model", tiny, "--device", "cpu", "--steps", "18", "--inner-steps", "2",
             "--starts", "prompt,gaussian", "--starts", "retained", "--retained-batch", "2",
-            "--draw-steps", "2", "--surrogates", "2", "--checkpoint-every", "3"]  # fmt: skip
+            "--draw-steps", "2", "--surrogates", "2", "--checkpoint-every", "3",
+            "--max-errors", "0.5"]  # fmt: skip
 
 
 def ended_by(number: signal.Signals, arguments: list[str | Path], out: Path) -> tuple[int, str]:
@@ -105,7 +106,12 @@ def test_settings_reach_the_method(cli: Any, inputs: list[str | Path], tmp_path:
     other = cli(*inputs, "--out", out, *settings[:-1], "6")
     assert other.code == 4 and "fine_tuning.seed: 5 then, 6 now" in other.err
 
-    plain = cli(*inputs, "--out", tmp_path / "plain", "--without-attack")
+    plain = [*inputs, "--out", tmp_path / "plain", "--without-attack"]
+    idle = cli(*plain)
+    assert idle.code == 2 and "--inner-steps has no effect with --without-attack" in idle.err
+    for name in ("--inner-steps", "--starts", "--starts"):
+        del plain[plain.index(name) : plain.index(name) + 2]
+    plain = cli(*plain)
     assert plain.code == 0 and "prompt loss" in plain.out and "trigger loss" not in plain.out
 
 
@@ -150,7 +156,7 @@ def test_the_demo(cli: Any, tmp_path: Path) -> None:
     done = cli("finetune", "--prompts", tmp_path / "p.csv", "--images", "demo", "--masks", masks,
                "--retained", "demo", "--drawn", "2", "--out", out, "--device", "cpu",
                "--steps", "1", "--inner-steps", "1", "--retained-batch", "2", "--draw-steps", "2",
-               "--surrogates", "1", "--json")  # fmt: skip
+               "--surrogates", "1", "--max-errors", "0.5", "--json")  # fmt: skip
     assert done.code == 0, done.err
     assert "drawing surrogates of 1 images" in done.err
     found = json.loads(done.out)

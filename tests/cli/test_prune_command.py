@@ -40,3 +40,16 @@ def test_usage_errors(cli: Any, tiny: str, tmp_path: Path) -> None:
     assert both.code == 2 and "use one" in both.err
     missing = cli(*command, "--statistics", tmp_path / "s.pt")
     assert missing.code == 2 and "s.pt: no such file" in missing.err
+
+
+def test_over_the_error_budget(cli: Any, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": null}\n{"prompt": 5}\n')
+    out = tmp_path / "run"
+    done = cli("prune", "--prompts", tmp_path / "p.jsonl", "--out", out, "--model", tiny,
+               "--layers", "all")  # fmt: skip
+    assert done.code == 3 and "0 prompts localized" in done.err
+    assert "2 of 2 rows failed, the first: row 0: null: the row has no prompt" in done.err
+    assert not (out / "masks.safetensors").exists()
+    masks = cli("attack", "--prompts", tmp_path / "p.jsonl", "--images", "demo", "--out",
+                tmp_path / "a", "--masks", out)  # fmt: skip
+    assert masks.code == 2 and "finished dori-fast prune that localized a row" in masks.err

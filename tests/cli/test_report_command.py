@@ -94,7 +94,8 @@ def test_a_localisation_and_an_attack(cli: Any, tiny: str, tmp_path: Path) -> No
         ("prune", "--prompts", rows, "--out", tmp_path / "p", "--method", "wanda", "--sparsity",
          "0.1", "--steps", "1"),
         ("attack", "--prompts", rows, "--images", tmp_path, "--out", tmp_path / "a",
-         "--attack-steps", "1", "--draws", "2", "--seeds", "2", "--steps", "1"),
+         "--attack-steps", "1", "--draws", "2", "--seeds", "2", "--steps", "1", "--max-errors",
+         "0.5"),
     ):  # fmt: skip
         done = cli(*command, *common)
         assert done.code == 0, done.err

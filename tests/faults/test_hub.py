@@ -13,7 +13,7 @@ import huggingface_hub.constants as constants
 import pytest
 
 import dori_fast as df
-from dori_fast.cli.exits import RESUMABLE, _explain
+from dori_fast.cli.exits import RESUMABLE, USAGE, _explain
 from dori_fast.errors import UnavailableError, UsageError
 from dori_fast.models.files import directory
 
@@ -67,11 +67,21 @@ def test_asked_five_times_then_resumable(hub: Hub) -> None:
     assert _explain(info.value)[0] == RESUMABLE
 
 
-@pytest.mark.parametrize("hub", [404], indirect=True)
-def test_a_no_is_taken_at_once(hub: Hub) -> None:
-    with pytest.raises(UsageError, match="could not be fetched"):
+@pytest.mark.parametrize(
+    ("hub", "reason"),
+    [
+        (401, "no such model, or it is private or gated.*; check the name, and set HF_TOKEN"),
+        (403, "access is restricted.*; accept the model's conditions on the hub and set HF_TOKEN"),
+        (404, "no such model, or it is private or gated.*; check the name, and set HF_TOKEN"),
+        (400, "status 400.*; check the name"),
+    ],
+    indirect=["hub"],
+)
+def test_a_no_is_taken_at_once(hub: Hub, reason: str) -> None:
+    """A later try would not help, so a job must not be queued again."""
+    with pytest.raises(UsageError, match=f"could not be fetched from the hub .*{reason}") as info:
         df.load("some/model", device="cpu")
-    assert hub.requests == 1
+    assert hub.requests == 1 and _explain(info.value)[0] == USAGE
 
 
 def test_nobody_listens(monkeypatch: Any) -> None:

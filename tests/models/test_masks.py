@@ -10,6 +10,8 @@ import torch
 import dori_fast as df
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models import NeuronMask, WeightMask, stack
+from dori_fast.models.in_place import apply_
+from dori_fast.models.masks import Masks
 
 SEEDS = [0, 3]
 PROMPT = "a cup of coffee"
@@ -233,3 +235,35 @@ def test_neurons_are_listed_by_layer():
         NeuronMask.blocking([{"a": [3]}], {"a": 3})
     with pytest.raises(UsageError, match="no layer 'c'"):
         NeuronMask.blocking([{"c": [0]}], {"a": 3})
+
+
+def test_a_missing_mask_is_never_a_network_without_a_mask(model, tmp_path):
+    scales = random_masks(model, 4).scales
+    masks = NeuronMask(scales, frozenset({1, 3}))
+    weights = WeightMask(
+        {"down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2": torch.zeros(4, 2, 3).bool()},
+        frozenset({3}),
+    )
+    for wrong in (masks, masks[1], masks[-1], masks | random_masks(model, 1), weights):
+        with pytest.raises(UsageError, match=r"is missing, since its row was quarantined"):
+            Masks().joined(wrong)
+    with pytest.raises(UsageError, match="mask 1 of 4 is missing"):
+        model.masked(masks)
+    with pytest.raises(UsageError, match="mask 0 of 1 is missing"):
+        apply_(masks[3], copy.deepcopy(model.unet))
+    plain = NeuronMask(scales)
+    assert masks.present == [0, 2] and masks[2].missing == frozenset()
+    assert masks.take([2, 0]).sha256() == plain.take([2, 0]).sha256()
+    # controls take the masks that are there
+    assert masks.in_turn(3).sha256() == plain.take([0, 2, 0]).sha256()
+    with pytest.raises(UsageError, match="is missing"):
+        masks.take([1, 3]).in_turn(2)
+    assert masks.any().missing == frozenset() and masks.take([1, 3]).any().missing == {0}
+    assert (masks[1] | plain).missing == {0, 1, 2, 3}
+    assert stack([plain, masks, plain]).missing == {5, 7}
+    assert masks.sha256() != plain.sha256()
+    for mask in (masks, weights):
+        mask.save(tmp_path / "m.safetensors", method="nemo")
+        assert type(mask).load(tmp_path / "m.safetensors").missing == mask.missing
+    with pytest.raises(UsageError, match="missing"):
+        NeuronMask(scales, frozenset({4}))

@@ -12,6 +12,7 @@ import pytest
 import dori_fast as df
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.calibrate import calibrate, read_calibration
+from dori_fast.runs.errors import OverBudgetError
 from dori_fast.runs.scoring.decision import CalibrationRecord
 from tests.runs.scanning import Spelling
 
@@ -79,13 +80,31 @@ def test_a_rate_without_a_calibration_is_refused(model: Any, tmp_path: Path):
 
 
 def test_no_usable_prompt_or_file_is_refused(model: Any, tmp_path: Path):
-    with pytest.raises(UsageError, match="none of 1 rows"):
-        calibrate(model, [None], out=tmp_path / "c.json", detector=Spelling())
+    with pytest.raises(OverBudgetError, match="1 of 1 rows failed, the first: row 0: null"):
+        calibrate(model, [None], out=tmp_path / "c.json", detector=Spelling(), max_errors=9)
+    with pytest.raises(UsageError, match="the input has no rows"):
+        calibrate(model, [], out=tmp_path / "c.json", detector=Spelling())
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(IntegrityError, match="no calibration file"):
         read_calibration(tmp_path / "bad.json")
     with pytest.raises(UsageError, match="check the calibration"):
         read_calibration(tmp_path / "none.json")
+
+
+def test_a_calibration_over_its_budget_writes_nothing(model: Any, tmp_path: Path):
+    out = tmp_path / "c.json"
+
+    def made(prompts: list[Any], **how: Any) -> CalibrationRecord:
+        return calibrate(model, prompts, out=out, detector=Spelling(bad="bad"), **how)
+
+    # without a prompt: known before anything is scored; without a score: afterwards
+    for bad, reason in ((None, "null"), ("bad", "nonfinite")):
+        with pytest.raises(OverBudgetError, match=f"1 of 5 rows failed, .*: row 4: {reason}"):
+            made([*CLEAN[:4], bad])
+        with pytest.raises(OverBudgetError, match="1 of 2 rows failed"):
+            made(CLEAN[:4], suspicious=["a", bad])
+        assert not out.exists()
+    assert made([*CLEAN[:4], None], max_errors=0.2).quarantined == 1
 
 
 def test_flagged_share_of_new_clean_prompts_is_the_wanted_one(model: Any, tmp_path: Path):

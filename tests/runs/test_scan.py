@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dori_fast.detect import Wen
-from tests.runs.inputs import NASTY
+from dori_fast.errors import UsageError
+from dori_fast.runs.budget import failures_of
+from tests.runs.inputs import NASTY, write
 from tests.runs.scanning import PROMPTS, Spelling, scanned
 
 
@@ -107,8 +109,32 @@ def test_error_budget(model: Any, tmp_path: Path, max_errors: float, state: str)
     assert json.loads((out / "run.json").read_text())["state"] == state
 
 
-def test_no_rows(model: Any, tmp_path: Path) -> None:
-    result = scanned(model, [], tmp_path / "run", max_errors=0)
+@pytest.mark.parametrize("max_errors", [0, 0.5, 99])
+def test_a_scan_whose_every_row_failed_is_never_done(
+    model: Any, tmp_path: Path, max_errors: float
+) -> None:
+    detector = Spelling(bad="bad")
+    result = scanned(
+        model, [None, "bad", 5], tmp_path / "run", detector=detector, max_errors=max_errors
+    )
+    assert result.state == "over_budget" and result.counts.ok == 0
+    assert failures_of(result) == (
+        f"{result.out}: 3 of 3 rows failed, the first: row 0: null: the row has no prompt; see the"
+        f" column error of {result.out}/shards"
+    )
+
+
+def test_an_input_without_rows_is_refused(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the list of prompts: the input has no rows"):
+        scanned(model, [], tmp_path / "run", max_errors=0)
+    table = write(tmp_path / "p.csv", "prompt,n\na cat,1\n")
+    with pytest.raises(UsageError, match="or none that meets its conditions"):
+        scanned(model, table, tmp_path / "run", where=["n > 1"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_rows_by_the_limit(model: Any, tmp_path: Path) -> None:
+    result = scanned(model, ["a"], tmp_path / "run", max_errors=0, limit=0)
     assert (result.counts.rows, result.state, result.shards) == (0, "done", [])
     assert (result.top(5), list(result.rows()), result.rate) == ([], [], 0.0)
 

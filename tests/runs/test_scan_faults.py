@@ -19,6 +19,7 @@ import pytest
 import dori_fast
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.errors import ScanInterrupted, StorageError
+from tests.runs.inputs import write
 from tests.runs.scanning import PROMPTS, Signalling, Spelling, scanned
 
 
@@ -107,8 +108,7 @@ def test_a_signal_before_the_run_directory_is_there(
 
 
 def test_a_signal_while_a_huge_file_is_hashed(model: Any, tmp_path: Path) -> None:
-    path = tmp_path / "p.txt"
-    path.touch()
+    path = write(tmp_path / "p.txt", "a cat\n" * 1000)
     # takes no disk space, but a minute to hash
     os.truncate(path, 10**11)
     threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGTERM]).start()

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, Header, Limit, ModelOptions, Resume, command
+from dori_fast.cli.exits import Debug, end_over_budget, reported
+from dori_fast.cli.options import (
+    AsJson,
+    Column,
+    Header,
+    Limit,
+    MaxErrors,
+    ModelOptions,
+    Resume,
+    command,
+)
 from dori_fast.cli.sources import demo_images
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
@@ -63,6 +72,7 @@ def attack(
     ] = 16,
     limit: Limit = None,
     resume: Resume = "auto",
+    max_errors: MaxErrors = 0.01,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -70,7 +80,8 @@ def attack(
 
     Attacks the model, pruned or not, and judges images drawn from the embeddings. Enough steps
     inject any image: also attack images that the model never saw, at the same budget. Writes
-    embeddings.safetensors and attack.png. The same command continues an interrupted run.
+    embeddings.safetensors and attack.png. The same command continues an interrupted run. Exit
+    codes are those of scan.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
@@ -100,13 +111,19 @@ def attack(
             block=block,
             limit=limit,
             resume=resume,
+            max_errors=max_errors,
             on_progress=status.progress,
         )
         rows = list(result.run.rows())
-        if any(row["status"] == "ok" for row in rows):
+        run = result.run
+        if run.counts.ok:
             draw_attack(out, result.threshold)
-        status.say(f"{result.run.done:,} rows attacked in {result.run.seconds:.1f} s; see {out}")
+        status.say(
+            f"{run.done:,} rows attacked in {run.seconds:.1f} s, {run.counts.quarantined:,} of"
+            f" {run.counts.rows:,} quarantined; see {out}"
+        )
         print_result(_as_json(result, rows) if as_json else _as_table(result, rows))
+        end_over_budget(run)
 
 
 def _copies(similarity: list[float] | None, threshold: float) -> str:
@@ -132,5 +149,5 @@ def _as_table(result: AttackRun, rows: list[dict[str, Any]]) -> str:
 def _as_json(result: AttackRun, rows: list[dict[str, Any]]) -> str:
     left_out = ("embedding", "losses")
     kept = [{key: value for key, value in row.items() if key not in left_out} for row in rows]
-    found = {"out": str(result.run.out), "threshold": result.threshold, "rows": kept}
-    return json.dumps(found)
+    facts = {"out": str(result.run.out), "state": result.run.state, "threshold": result.threshold}
+    return json.dumps({**facts, "rows": kept})

@@ -11,10 +11,12 @@ from typing import Annotated, Literal
 import typer
 
 from dori_fast.cli.exits import Debug, reported
+from dori_fast.cli.options import command
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
+@command()
 def bench(
     what: Annotated[
         Literal["ops", "scan"], typer.Argument(help="Benchmark: the ops, or a whole scan.")

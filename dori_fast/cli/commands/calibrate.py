@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, FastModelOptions, Header, Limit, Scoring, command
+from dori_fast.cli.options import (
+    AsJson,
+    Column,
+    FastModelOptions,
+    Header,
+    Limit,
+    MaxErrors,
+    Scoring,
+    command,
+)
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 _RATES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0001)
@@ -27,6 +36,7 @@ def calibrate(
     column: Column = None,
     header: Header = None,
     limit: Limit = None,
+    max_errors: MaxErrors = 0.01,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -51,6 +61,7 @@ def calibrate(
             column=column,
             header=header,
             limit=limit,
+            max_errors=max_errors,
             suspicious=suspicious,
         )
         yardstick = Calibration(record.scores)

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, Header, Keep, ModelSource, Where, command, listed
+from dori_fast.cli.options import (
+    AsJson,
+    Column,
+    Header,
+    Keep,
+    MaxErrors,
+    ModelSource,
+    Where,
+    command,
+    listed,
+)
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
 Memory = Annotated[str, typer.Option(help="Memory to use; larger tables spill to the disk.")]
@@ -25,6 +35,7 @@ def dedup(
     header: Header = None,
     where: Where = None,
     keep: Keep = None,
+    max_errors: MaxErrors = 0.01,
     memory: Memory = "1GB",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -47,6 +58,7 @@ def dedup(
             header=header,
             where=where or [],
             keep=listed(keep),
+            max_errors=max_errors,
             memory=memory,
         )
         status.say(

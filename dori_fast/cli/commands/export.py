@@ -11,6 +11,7 @@ import typer
 
 from dori_fast.cli.commands.report import Label, Positive, read_labels
 from dori_fast.cli.exits import Debug, reported
+from dori_fast.cli.options import command
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 from dori_fast.errors import UsageError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Format = Literal["lm-eval", "model-card", "csv"]
 
 
+@command()
 def export(
     result: Annotated[
         Path,
@@ -50,15 +52,15 @@ def export(
 
         labels = read_labels(label, positive)
         if format == "csv":
-            if labels is not None:
-                raise UsageError("export: csv has every column; leave out --label")
             run = open_run(result)
-            if run.record.state != "done":
+            if run.record.state == "over_budget":
+                status.say(
+                    f"{run.record.counts.quarantined:,} rows of the run failed, more than it allows"
+                )
+            elif run.record.state != "done":
                 status.say(f"the run is {run.record.state}: only committed rows are exported")
             lines: Iterable[str] = csv_rows(run, formulas=formulas)
         else:
-            if formulas:
-                raise UsageError("export: --formulas is for csv; leave it out")
             measured = _measured(result, labels)
             if format == "lm-eval":
                 lines = [json.dumps(lm_eval(measured), indent=2), "\n"]

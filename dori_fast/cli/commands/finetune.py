@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, Header, Limit, ModelWeights, Resume, command
+from dori_fast.cli.options import (
+    AsJson,
+    Column,
+    Header,
+    Limit,
+    MaxErrors,
+    ModelWeights,
+    Resume,
+    command,
+)
 from dori_fast.cli.sources import demo_images
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
@@ -110,6 +119,7 @@ def finetune(
     ] = 25,
     limit: Limit = None,
     resume: Resume = "auto",
+    max_errors: MaxErrors = 0.01,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -126,7 +136,8 @@ def finetune(
         from dori_fast.finetune import Adversarial, Pool
         from dori_fast.runs.methods.attack import read_masks
         from dori_fast.runs.methods.cached_images import DrawnPairs
-        from dori_fast.runs.methods.finetune import Drawing, fine_tune
+        from dori_fast.runs.methods.drawing import Drawing
+        from dori_fast.runs.methods.finetune import fine_tune
         from dori_fast.runs.sources.open import open_prompts
         from dori_fast.runs.sources.where import Selection
 
@@ -171,6 +182,7 @@ def finetune(
             limit=limit,
             checkpoint_every=checkpoint_every,
             resume=resume,
+            max_errors=max_errors,
             on_stage=status.say,
             on_step=lambda report: status.line(_line(report)),
         )

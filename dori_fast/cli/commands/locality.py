@@ -9,7 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Header, ModelOptions, command
+from dori_fast.cli.options import (
+    AsJson,
+    Header,
+    MaxErrors,
+    ModelOptions,
+    command,
+)
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 
@@ -37,6 +43,7 @@ def locality(
         int, typer.Option(help="Largest number of embeddings and prompts.", min=2)
     ] = 100,
     header: Header = None,
+    max_errors: MaxErrors = 0.01,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -62,6 +69,7 @@ def locality(
             baselines=baselines or [],
             limit=limit,
             header=header,
+            max_errors=max_errors,
         )
         status.say(f"wrote locality.json and {draw_locality(out).name} to {out}")
         print_result(json.dumps(found) if as_json else _as_table(found))

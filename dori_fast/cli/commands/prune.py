@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson, Column, Header, Limit, ModelOptions, Resume, command
+from dori_fast.cli.exits import Debug, end_over_budget, reported
+from dori_fast.cli.options import (
+    AsJson,
+    Column,
+    Header,
+    Limit,
+    MaxErrors,
+    ModelOptions,
+    Resume,
+    command,
+)
 from dori_fast.cli.terminal import Status, format_table, print_result, quiet_libraries
 
 if TYPE_CHECKING:
@@ -77,13 +86,15 @@ def prune(
         int, typer.Option(help="Number of prompts to draw before and after pruning.", min=0)
     ] = 0,
     resume: Resume = "auto",
+    max_errors: MaxErrors = 0.01,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Find neurons or weights behind memorized prompts.
 
     Makes one mask per prompt. Writes masks.safetensors, layers.png and, with nemo, nemo.csv in
-    the released code's format. The same command continues an interrupted run.
+    the released code's format. The same command continues an interrupted run. Exit codes are
+    those of scan.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
@@ -125,16 +136,20 @@ def prune(
             header=header,
             limit=limit,
             resume=resume,
+            max_errors=max_errors,
             on_progress=status.progress,
         )
         if images:
             save_images(result, loaded, images, seeds=range(4))
-        drawn = draw_prune(out)
+        run = result.run
+        drawn = draw_prune(out) if run.counts.ok else []
+        files = ["masks", *(path.name for path in drawn)] if drawn else ["reasons"]
         status.say(
-            f"{result.run.done:,} prompts localized in {result.run.seconds:.1f} s; masks and"
-            f" {', '.join(path.name for path in drawn)} in {out}"
+            f"{run.done:,} prompts localized in {run.seconds:.1f} s, {run.counts.quarantined:,} of"
+            f" {run.counts.rows:,} quarantined; {', '.join(files)} in {out}"
         )
         print_result(_as_json(result) if as_json else _as_table(result))
+        end_over_budget(run)
 
 
 def _sizes(result: PruneResult) -> list[int]:
@@ -156,5 +171,7 @@ def _as_json(result: PruneResult) -> str:
     rows: list[dict[str, Any]] = []
     for row, size in zip(result.run.rows(), _sizes(result), strict=True):
         kept = ("row_id", "prompt", "status", "error", "evaluations")
-        rows.append({**{key: row[key] for key in kept}, "pruned": size})
-    return json.dumps({"out": str(result.run.out), "layers": result.layers, "rows": rows})
+        pruned = size if row["status"] == "ok" else None
+        rows.append({**{key: row[key] for key in kept}, "pruned": pruned})
+    facts = {"out": str(result.run.out), "state": result.run.state, "layers": result.layers}
+    return json.dumps({**facts, "rows": rows})

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dori_fast.report import Labels
     from dori_fast.runs.store.reopen import StoredRun
 
+_TOP = 50
 Label = Annotated[
     str | None, typer.Option(help="Column of the input that labels memorized rows, for scans.")
 ]
@@ -35,8 +36,11 @@ def report(
         Path | None, typer.Option(help="HTML file to write; default: report.html in RUN.")
     ] = None,
     top: Annotated[
-        int, typer.Option(help="Number of highest-scored prompts to list, for scans.", min=1)
-    ] = 50,
+        int | None,
+        typer.Option(
+            help="Number of highest-scored prompts to list, for scans; default: 50.", min=1
+        ),
+    ] = None,
     label: Label = None,
     positive: Positive = None,
     images: Annotated[
@@ -63,11 +67,11 @@ def report(
         story = (run / "story.json").is_file()
         stored = open_run(run / "scan" if story else run)
         kind = "demo" if story else stored.kind
-        _require_scan(run, kind, {"--label": label, "--positive": positive, "--images": images})
+        _require_scan(run, kind, {"--label": label, "--images": images, "--top": top})
         if images:
             loaded = source.load()
             draw_top_images(loaded, stored, images, range(seeds), steps=steps, guidance=guidance)
-        text = _page(run, kind, stored, top, read_labels(label, positive))
+        text = _page(run, kind, stored, top or _TOP, read_labels(label, positive))
         path = out or run / REPORT
         write_text_durably(path, text)
         if path == stored.root / REPORT:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dori_fast.cli.exits import OVER_BUDGET, Debug, reported
+from dori_fast.cli.exits import Debug, end_over_budget, reported
 from dori_fast.cli.options import (
     AsJson,
     Column,
@@ -18,6 +18,7 @@ from dori_fast.cli.options import (
     Header,
     Keep,
     Limit,
+    MaxErrors,
     Resume,
     Scoring,
     Where,
@@ -51,9 +52,7 @@ def scan(
     keep: Keep = None,
     limit: Limit = None,
     resume: Resume = "auto",
-    max_errors: Annotated[
-        float, typer.Option(help="Allowed quarantined rows: a fraction if below 1, else a number.")
-    ] = 0.01,
+    max_errors: MaxErrors = 0.01,
     shard_size: Annotated[int, typer.Option(help="Rows per shard, the unit of commits.")] = 2048,
     calibration: Annotated[
         Path | None, typer.Option(help="Calibration file of dori-fast calibrate, to flag rows.")
@@ -126,7 +125,7 @@ def scan(
             resume=resume,
             max_errors=max_errors,
             calibration=calibration,
-            fpr=fpr,
+            fpr=None if calibration is None else fpr,
             cascade=cascade,
             workers=workers,
             watchdog=watchdog,
@@ -141,8 +140,7 @@ def scan(
         if result.decision:
             status.say(decision_line(result.decision))
         print_result(_as_json(result, top) if as_json else _as_table(result, top))
-        if result.state == "over_budget":
-            raise typer.Exit(OVER_BUDGET)
+        end_over_budget(result)
 
 
 def _estimate_text(found: Estimate) -> str:

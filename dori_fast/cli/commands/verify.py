@@ -11,13 +11,14 @@ import typer
 
 from dori_fast._text import harmless
 from dori_fast.cli.exits import INTEGRITY, Debug, print_error, reported
-from dori_fast.cli.options import AsJson
+from dori_fast.cli.options import AsJson, command
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
 
 if TYPE_CHECKING:
     from dori_fast.runs.verify.result import Verification
 
 
+@command()
 def verify(
     run: Annotated[Path, typer.Argument(help="Run directory of scan, prune or attack.")],
     sample: Annotated[

@@ -10,6 +10,8 @@ from typing import Any
 from dori_fast._text import read_stand_in
 from dori_fast.errors import UnavailableError, UsageError
 from dori_fast.models.files.hashes import variant_of
+from dori_fast.models.files.local_source import local_directory, require_hub_id
+from dori_fast.models.files.not_a_model import is_model
 from dori_fast.models.files.tensor_file import refuse_doubled_names
 
 # package data, not an import: the demo room stands above this one
@@ -26,27 +28,28 @@ def resolve_directory(
 ) -> tuple[Path, str | None]:
     """The local diffusers directory of a source, and the commit if it came from a hub.
 
+    What is on this disk, or whose first folder is, never goes to the hub; see
+    :mod:`dori_fast.models.files.local_source`.
+
     Raises:
-        UsageError: no such source, or it cannot be fetched.
+        UsageError: no such source, it is no diffusers directory, or it cannot be fetched.
         UnavailableError: the hub did not respond to five tries.
     """
-    directory = _EMBEDDED.get(name, Path(name))
-    if directory.is_dir():
+    directory = _EMBEDDED.get(name) or local_directory(name)
+    if directory is not None:
         if revision is not None:
             raise UsageError(
                 f"load: revision applies to hub ids, but {name!r} is a local directory"
             )
-        if not (directory / "unet" / "config.json").is_file():
-            raise UsageError(
-                f"load: {name!r} has no unet/config.json; expected a diffusers directory"
-            )
         return directory, None
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        known = ", ".join(_EMBEDDED)
+    require_hub_id(name, revision, ", ".join(_EMBEDDED))
+    directory, commit = _download(name, revision, variant, local_files_only)
+    if not is_model(directory):
         raise UsageError(
-            f"load: no model {name!r}; use {known}, a diffusers directory or a hub id (owner/name)"
+            f"load: {name!r} on the hub has no unet/config.json; use a Stable Diffusion 1.x, 2.x or"
+            " XL in diffusers' layout"
         )
-    return _download(name, revision, variant, local_files_only)
+    return directory, commit
 
 
 def unet_home(name: str, directory: Path) -> Path:
@@ -69,7 +72,7 @@ def _fetch(
     name: str, revision: str | None, variant: str | None, local_files_only: bool
 ) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = ["model_index.json"]
     weights = [f".{variant}.", f".{variant}-*."] if variant else ["."]
@@ -86,7 +89,7 @@ def _fetch(
                 local_files_only=local_files_only,
             )
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (_transport_error(), LocalEntryNotFoundError, OSError) as error:
         if local_files_only:
             raise UsageError(
                 f"load: {name!r} is not among the downloaded models; load it once without"
@@ -98,11 +101,19 @@ def _fetch(
                 " run the same command later, or give a local directory"
             ) from error
         raise UsageError(
-            f"load: {name!r} could not be fetched from the hub ({type(error).__name__}); check the"
-            " name and the connection, or give a local directory"
+            f"load: {name!r} could not be fetched from the hub ({_refusal(error)}, or give a local"
+            " directory"
         ) from error
     # a snapshot's folder is named after the commit that the revision resolved to
     return directory, directory.name
+
+
+def _transport_error() -> type[Exception]:
+    """The base of all errors of the library by which the hub's client speaks HTTP."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    found: type[Exception] = HfHubHTTPError.__bases__[0]
+    return found
 
 
 def _may_pass(error: Exception) -> bool:
@@ -112,11 +123,42 @@ def _may_pass(error: Exception) -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
+    status = _status(error)
+    if status is None:
+        # a wrong proxy stays wrong
+        waits = (LocalEntryNotFoundError, _transport_error())
+        return isinstance(error, waits) and type(error).__name__ != "ProxyError"
+    return status == 429 or status >= 500
+
+
+def _status(error: Exception) -> int | None:
+    """The hub's HTTP status; None if it did not answer."""
     # a LocalEntryNotFoundError has the failed request as its cause
     response = getattr(error.__cause__ or error, "response", None)
-    if response is None:
-        return isinstance(error, LocalEntryNotFoundError)
-    return response.status_code == 429 or response.status_code >= 500
+    return None if response is None else int(response.status_code)
+
+
+def _refusal(error: Exception) -> str:
+    """Why a hub refused, and what to do: ``reason); remedy``."""
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+
+    status, kind = _status(error), type(error).__name__
+    if isinstance(error, RevisionNotFoundError):
+        return "no such revision); check the revision"
+    if isinstance(error, GatedRepoError) or status == 403:
+        return (
+            f"status {status}, access is restricted); accept the model's conditions on the hub and"
+            " set HF_TOKEN to your token"
+        )
+    # a hub does not tell a private model from none
+    if status in (401, 404):
+        return (
+            f"status {status}: no such model, or it is private or gated); check the name, and set"
+            " HF_TOKEN to a token that may read it"
+        )
+    if status is not None:
+        return f"status {status}, {kind}); check the name"
+    return f"{kind}); check the name and the connection"
 
 
 def open_json(directory: Path, name: str) -> dict[str, Any]:

@@ -86,6 +86,12 @@ def measured_scan(run: Run, labels: Labels | None = None) -> Measured:
             lack one of the two kinds of rows.
     """
     facts = run.summary()
+    if facts["state"] == "over_budget":
+        raise UsageError(
+            f"{run.root}: {facts['counts']['quarantined']:,} of {facts['counts']['rows']:,} rows"
+            " failed, more than the scan allows; correct the input, or run its command again with"
+            " a larger --max-errors"
+        )
     if facts["state"] != "done":
         raise UsageError(f"{run.root}: the scan is {facts['state']}; finish it first")
     seen, threshold, metrics = Scores(run, 0, labels), facts["threshold"], []

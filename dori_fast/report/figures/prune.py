@@ -27,14 +27,15 @@ def draw_prune(run: str | Path) -> list[Path]:
         UsageError: the directory holds no finished localization.
     """
     run = Path(run)
-    rows = rows_in(run)
+    rows = [row for row in rows_in(run) if row["status"] == "ok"]
     if not rows or not (run / "masks.safetensors").exists():
         raise UsageError(f"{run}: no finished localization; run dori-fast prune first")
     written = [run / LAYERS_FIGURE]
     if "refined" in rows[0]:
         _draw_neurons(rows, NeuronMask.load(run / "masks.safetensors").layers, run / LAYERS_FIGURE)
     else:
-        _draw_weights(WeightMask.load(run / "masks.safetensors"), run / LAYERS_FIGURE)
+        masks = WeightMask.load(run / "masks.safetensors")
+        _draw_weights(masks.take(masks.present), run / LAYERS_FIGURE)
     if (run / "pictures.safetensors").exists():
         _draw_images(rows, load_file(run / "pictures.safetensors"), run / IMAGES_FIGURE)
         written.append(run / IMAGES_FIGURE)

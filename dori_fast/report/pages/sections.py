@@ -22,11 +22,16 @@ def file_name(run: Run) -> str:
 
 def unfinished(run: Run) -> list[Html]:
     """A note if the run has more rows to come, or too many in quarantine."""
-    state = run.summary()["state"]
+    state, counts = run.summary()["state"], run.summary()["counts"]
     if state == "done":
         return []
     if state == "over_budget":
-        return [note("More rows were quarantined than the scan allows.")]
+        return [
+            note(
+                f"{counts['quarantined']:,} of {counts['rows']:,} rows were quarantined, more than"
+                " the run allows: it does not count as done."
+            )
+        ]
     return [note("This run is not finished; the page shows the rows committed so far.")]
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dori_fast._text import read_stand_in
 from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.runs.budget import MAX_ERRORS, Failure, require_rows, require_within
 from dori_fast.runs.dedup.token_table import TokenTable, database
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.settings import refuse_inside
@@ -24,6 +25,7 @@ from dori_fast.runs.sources.rows import Reader
 from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.durable import disk_refusals, write_folder_durably
+from dori_fast.runs.store.record import Counts
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser
@@ -84,6 +86,7 @@ def dedup(
     where: Sequence[str] = (),
     keep: Sequence[str] | None = None,
     header: bool | None = None,
+    max_errors: float = MAX_ERRORS,
     memory: str = MEMORY,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> DedupRecord:
@@ -100,12 +103,14 @@ def dedup(
             distinct sequence in order of first appearance (``prompt`` of the first row,
             ``first_row``, ``count`` of rows, ``ids``), ``rows.parquet`` has ``row_id`` and
             ``unique_row`` of every row; ``dedup.json`` is the record.
-        column, where, keep, header: as in a scan.
+        column, where, keep, header, max_errors: as in a scan. Rows without a prompt are not among
+            the unique ones, so a scan of these does not count them.
         memory: memory of the table, which spills the rest to the disk beside ``out``; default 1GB.
         on_progress: called after every 8,192 rows.
 
     Raises:
         UsageError: as in a scan; ``out`` exists or cannot be made, or DuckDB is not installed.
+        OverBudgetError: more rows have no prompt than allowed; nothing is left.
         StorageError: the disk refused; nothing is left.
         ScanInterrupted: SIGINT or SIGTERM; nothing is left.
     """
@@ -113,22 +118,24 @@ def dedup(
     out, selection = Path(out), Selection.of(where, keep, header)
     refuse_inside(out, prompts)
     reader = open_prompts(prompts, column, selection)
+    require_rows(reader, prompts)
     _make_room(out)
     with interruptible() as interrupts, database(out, memory) as connection:
         table = TokenTable(connection)
-        counts = _fill(table, model, reader, interrupts, on_progress)
+        counts, first = _fill(table, model, reader, interrupts, on_progress)
+        require_within(prompts, counts, max_errors, first)
         table.number()
 
         def write(folder: Path) -> None:
             folder.mkdir()
-            counts["unique"] = _write(folder / UNIQUE, _UNIQUE, table.unique())
+            unique = _write(folder / UNIQUE, _UNIQUE, table.unique())
             _write(folder / ROWS, _ROWS, table.mapping())
-            record = _record(file_sha256(folder / ROWS))
+            record = _record(file_sha256(folder / ROWS), unique)
             (folder / RECORD).write_text(
                 record.model_dump_json(indent=2, exclude_defaults=True) + "\n"
             )
 
-        def _record(rows_sha256: str) -> DedupRecord:
+        def _record(rows_sha256: str, unique: int) -> DedupRecord:
             return DedupRecord(
                 input_path=str(prompts),
                 input_sha256=input_sha256(prompts),
@@ -138,7 +145,9 @@ def dedup(
                 header=header,
                 tokenizer=tokenizer_files(model.config()),
                 rows_sha256=rows_sha256,
-                **counts,
+                rows=counts.rows,
+                unique=unique,
+                quarantined=counts.quarantined,
             )
 
         write_folder_durably(out, write)
@@ -173,9 +182,10 @@ def _fill(
     reader: Reader,
     interrupts: Interrupts,
     on_progress: Callable[[Progress], None] | None,
-) -> dict[str, int]:
-    """Put all rows into the table; return the counts of the record."""
-    counts, began = {"rows": 0, "unique": 0, "quarantined": 0}, perf_counter()
+) -> tuple[Counts, Failure | None]:
+    """Put all rows into the table; return their number by outcome, and the first without prompt."""
+    counts, began = Counts(), perf_counter()
+    first: Failure | None = None
     with read_ahead(reader.chunks(_AT_ONCE)) as chunks:
         for rows in chunks:
             interrupts.check()
@@ -183,13 +193,15 @@ def _fill(
             ids = iter(model.token_ids(scorable))
             found = [None if p is None else next(ids) for p in rows.prompts]
             table.add(rows.first, rows.prompts, found)
-            counts["rows"] += len(rows)
-            counts["quarantined"] += len(rows) - len(scorable)
+            counts.add(len(rows), len(rows) - len(scorable))
+            if first is None and len(scorable) < len(rows):
+                place = rows.prompts.index(None)
+                first = rows.first + place, rows.errors[place] or ""
             if on_progress is not None:
-                done, seconds = counts["rows"], perf_counter() - began
+                done, seconds = counts.rows, perf_counter() - began
                 left = seconds * (1 / rows.fraction - 1) if rows.fraction else None
-                on_progress(Progress(done, counts["quarantined"], done, seconds, remaining=left))
-    return counts
+                on_progress(Progress(done, counts.quarantined, done, seconds, remaining=left))
+    return counts, first
 
 
 def tokenizer_files(config: dict[str, Any]) -> dict[str, str]:

@@ -20,10 +20,12 @@ from dori_fast.errors import IntegrityError, NonFiniteError, UsageError
 from dori_fast.evaluate import CopySimilarity, SmallImages, replication
 from dori_fast.models import NeuronMask, TextCondition, WeightMask
 from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.runs.budget import MAX_ERRORS, require_rows
 from dori_fast.runs.methods.image_files import ImageOfRow, open_images
 from dori_fast.runs.methods.prune import EMBEDDINGS, MASKS
 from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.sources.rows import Rows
 from dori_fast.runs.sources.where import Selection
@@ -74,7 +76,7 @@ class AttackRun:
     """A finished run.
 
     Attributes:
-        run: the run and its rows.
+        run: the run, its rows, and its ``state``.
         threshold: similarity above which an image counts as replicated.
     """
 
@@ -91,10 +93,22 @@ def read_masks(path: str | Path) -> NeuronMask | WeightMask:
     """
     path = Path(path)
     file = path / MASKS if path.is_dir() else path
+    if not file.exists():
+        raise UsageError(
+            f"{file}: no such file; give the run directory of a finished dori-fast prune that"
+            " localized a row, or its masks.safetensors"
+        )
     try:
         return NeuronMask.load(file)
     except IntegrityError:
         return WeightMask.load(file)
+
+
+def without_mask(masks: NeuronMask | WeightMask, row: int) -> str | None:
+    """``"mask: ..."`` if a row of an input has a mask of its own and that is missing, else None."""
+    if len(masks) > 1 and row in masks.missing:
+        return "mask: the localization has none for this row, which it quarantined"
+    return None
 
 
 def masked_rows(
@@ -107,7 +121,7 @@ def masked_rows(
     """A view for rows of an input: each under its own mask, or all under a single one.
 
     Raises:
-        UsageError: the input has more rows than there are masks.
+        UsageError: the input has more rows than there are masks, or a mask is missing.
     """
     count = len(masks)
     if max(ids) >= count > 1:
@@ -135,23 +149,25 @@ def attack(
     block: int = 16,
     limit: int | None = None,
     resume: Resume = "auto",
+    max_errors: float = MAX_ERRORS,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> AttackRun:
     """Attack every row's image into a run directory, resumable block by block.
 
     Args:
         model: the denoiser, without the masks.
-        prompts: as in a scan. Rows without a prompt or a readable image are quarantined, and so
-            are rows whose latents, losses or images are NaN or infinite.
+        prompts: as in a scan. Rows without a prompt, a readable image or a mask of their own are
+            quarantined, and so are rows whose latents, losses or images are NaN or infinite.
         images: a folder, or images by prompt; see :func:`open_images`. An image is read when its
             row is computed, and the row keeps its sha256.
         out: the run directory: a row per image in ``shards/``, and all embeddings in
-            ``embeddings.safetensors`` (``embeddings`` [N, T, D], ``row_id`` [N]).
+            ``embeddings.safetensors`` (``embeddings`` [N, T, D], ``row_id`` [N]), which is left
+            out if there are none.
         method: the attack; its random streams are numbered by row.
         start: ``"prompt"`` or ``"gaussian"``.
         masks: one mask for all rows, or one per row of the input, as ``dori-fast prune`` wrote.
-        in_turn: reuse the masks from the first on if there are more rows than masks; for
-            controls, which have no masks of their own.
+        in_turn: reuse the masks from the first on if there are more rows than masks, without
+            those that are missing; for controls, which have no masks of their own.
         judging: settings for drawing and comparing images; default ``Judging()``.
         column: the prompt column; default: the first usual name.
         header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
@@ -159,20 +175,25 @@ def attack(
         block: rows per block, without effect on the results; default 16.
         limit: number of rows to read; default: all.
         resume: as in a scan.
+        max_errors: as in a scan; ``run.state`` is then ``"over_budget"``.
         on_progress: called after each shard.
 
     Raises:
-        UsageError: wrong arguments, a model without an autoencoder, or more rows than masks.
+        UsageError: wrong arguments, no rows, a model without an autoencoder, or more rows than
+            masks.
         IntegrityError, StorageError, ScanInterrupted: as in a scan.
     """
     if not isinstance(method, Dori):
         raise UsageError(f"attack: method must be a df.attack.Dori, got {method!r}")
     if start not in STARTS:
         raise UsageError(f"attack: start must be one of {', '.join(STARTS)}, got {start!r}")
+    if in_turn and masks is None:
+        raise UsageError("attack: in_turn is about masks, but there are none; give masks")
     model.autoencoder.require()
     judging, selection = judging or Judging(), Selection.of(header=header)
     with prompts_on_disk(prompts) as path:
         reader = open_prompts(path, column, selection)
+        require_rows(reader, described(prompts))
         image_of = open_images(images, reader, image_column, model.image_size)
         attacks = _Attacks(model, method, start, masks, in_turn, judging, image_of)
         run = run_rows(
@@ -187,9 +208,13 @@ def attack(
             selection=selection,
             limit=limit,
             resume=resume,
+            max_errors=max_errors,
             on_progress=on_progress,
         )
-    write_durably(run.out / EMBEDDINGS, lambda file: _save_embeddings(model, run, file))
+    if run.counts.ok:
+        write_durably(run.out / EMBEDDINGS, lambda file: _save_embeddings(model, run, file))
+    else:
+        (run.out / EMBEDDINGS).unlink(missing_ok=True)
     return AttackRun(run, (judging.measure or SmallImages()).threshold)
 
 
@@ -215,10 +240,15 @@ class _Attacks:
         }
 
     def __call__(self, rows: Rows, places: Sequence[int]) -> list[dict[str, Any] | str]:
-        originals = {place: self.image_of(rows, place) for place in places}
+        originals = {place: self._image(rows, place) for place in places}
         images = {p: image for p, image in originals.items() if not isinstance(image, str)}
         found = iter(self._attack(rows, images) if images else [])
         return [image if isinstance(image, str) else next(found) for image in originals.values()]
+
+    def _image(self, rows: Rows, place: int) -> NDArray[np.uint8] | str:
+        masks = None if self.in_turn else self.masks
+        lacking = None if masks is None else without_mask(masks, rows.first + place)
+        return lacking or self.image_of(rows, place)
 
     def _attack(
         self, rows: Rows, images: Mapping[int, NDArray[np.uint8]]
@@ -285,6 +315,5 @@ def _save_embeddings(model: Denoiser, run: RowRunResult, path: Path) -> None:
     rows = [(row["row_id"], row["embedding"]) for row in run.rows() if row["embedding"]]
     shape = model.unconditional.unique.shape[1:]
     found = [np.frombuffer(embedding, np.float32).reshape(shape) for _, embedding in rows]
-    stacked = np.stack(found) if found else np.zeros((0, *shape), np.float32)
     ids = np.array([row_id for row_id, _ in rows], np.int64)
-    save_file({"embeddings": stacked, "row_id": ids}, path)
+    save_file({"embeddings": np.stack(found), "row_id": ids}, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -14,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from dori_fast.errors import UsageError
-from dori_fast.evaluate import CopySimilarity, SmallImages
+from dori_fast.evaluate import SmallImages
 from dori_fast.finetune import Adversarial, Checkpoint, StepReport, Surrogates, surrogates
 from dori_fast.finetune.adversarial import check_model
 from dori_fast.models import NeuronMask, WeightMask
-from dori_fast.models.schedules.vp import DDIM_STEPS
-from dori_fast.runs.methods.attack import masked_rows
+from dori_fast.runs.budget import MAX_ERRORS, require_within
+from dori_fast.runs.errors import OverBudgetError
+from dori_fast.runs.methods.attack import masked_rows, without_mask
 from dori_fast.runs.methods.cached_images import DrawnPairs, Pairs, cached_pairs, cached_surrogates
+from dori_fast.runs.methods.drawing import Drawing
 from dori_fast.runs.methods.prompt_image_rows import PromptImageRows, read_prompt_images
 from dori_fast.runs.methods.step_log import StepLog
 from dori_fast.runs.progress import Progress
@@ -45,29 +47,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT, SCALARS, QUARANTINE = "checkpoint.safetensors", "scalars.jsonl", "quarantine.jsonl"
 MODEL = "model"
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How the pruned model draws surrogates; see :func:`dori_fast.finetune.surrogates`.
-
-    Attributes:
-        count: surrogates per prompt, the first ones among twice as many that are not replicated.
-        steps: DDIM steps.
-        guidance: guidance scale.
-        measure: measure of replication, None for the descriptor of small images.
-    """
-
-    count: int = 4
-    steps: int = DDIM_STEPS
-    guidance: float = 7.5
-    measure: CopySimilarity | None = None
-
-    def config(self) -> dict[str, Any]:
-        """The settings as plain JSON."""
-        measure = (self.measure or SmallImages()).config()
-        how = {"count": self.count, "steps": self.steps, "guidance": self.guidance}
-        return {**how, "measure": measure}
 
 
 @dataclass(frozen=True)
@@ -114,6 +93,7 @@ def fine_tune(
     limit: int | None = None,
     checkpoint_every: int = 25,
     resume: Resume = "auto",
+    max_errors: float = MAX_ERRORS,
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -122,8 +102,8 @@ def fine_tune(
 
     Args:
         model: the original model, in float32, without masks.
-        prompts: as in a scan; rows without a prompt or a readable image are written to
-            ``quarantine.jsonl`` with the reason, and left out.
+        prompts: as in a scan; rows without a prompt, a readable image or a mask of their own are
+            written to ``quarantine.jsonl`` with the reason, and left out.
         images: the memorized images, a folder or images by prompt; see
             :func:`dori_fast.runs.methods.image_files.open_images`.
         out: the run directory: ``run.json``, ``surrogates.safetensors``,
@@ -142,18 +122,23 @@ def fine_tune(
         limit: number of rows of ``prompts`` to read; default: all.
         checkpoint_every: steps between checkpoints, without effect on the weights; default 25.
         resume: as in a scan.
+        max_errors: allowed rows that are left out, of ``prompts`` and of ``retained`` each: a
+            fraction if below 1, else a number of rows. Checked before anything is computed.
         on_stage: called with the name of each stage before the training.
         on_step: called with the report of each step.
         on_progress: called after every step.
 
     Raises:
-        UsageError: wrong arguments, a model without an autoencoder, or no row is left.
+        UsageError: wrong arguments, a model without an autoencoder, or a file without rows.
+        OverBudgetError: more rows are left out than allowed; only ``quarantine.jsonl`` is written.
         NonFiniteError: surrogates, losses or weights that are NaN or infinite.
         IntegrityError: ``out`` holds a run with other settings, images or model.
         StorageError, ScanInterrupted: as in a scan; repeat the call to resume.
     """
     if checkpoint_every < 1:
         raise UsageError(f"finetune: checkpoint_every must be at least 1, got {checkpoint_every}")
+    if isinstance(retained, DrawnPairs) and retained_images is not None:
+        raise UsageError("finetune: retained_images is for a file of pairs, but pairs are drawn")
     if not isinstance(method, Adversarial):
         raise UsageError(f"finetune: method must be a df.finetune.Adversarial, got {method!r}")
     check_model(model)
@@ -168,6 +153,7 @@ def fine_tune(
         header=header,
         image_column=image_column,
         limit=limit,
+        refuse=lambda row: without_mask(masks, row),
     )
     if isinstance(retained, DrawnPairs):
         kept: PromptImageRows | DrawnPairs = retained
@@ -176,6 +162,7 @@ def fine_tune(
         folder = retained.parent if retained_images is None else retained_images
         kept = read_prompt_images(retained, folder, size)
     run = _Run(Path(out), model, method, masks, drawing or Drawing(), memorized, kept, say)
+    run.check_budget(((prompts, memorized), (retained, kept)), max_errors)
     record = run.record(Path(prompts))
     with interruptible() as interrupts, LockedDirectory(run.out, record, resume) as directory:
         record.state = "interrupted"
@@ -229,10 +216,27 @@ class _Run:
             batch_size=self.model.batch_size,
             versions=library_versions(),
         )
-        counts = record.counts
-        counts.ok, counts.quarantined = len(self.memorized.rows), len(self.memorized.refused)
-        counts.rows = counts.ok + counts.quarantined
+        record.counts = self.memorized.counts
         return record
+
+    def check_budget(self, files: Iterable[tuple[Any, Any]], max_errors: float) -> None:
+        """Raise OverBudgetError if too many rows of a file are left out, and write them down.
+
+        Args:
+            files: the names of the files, and their rows.
+            max_errors: the budget of each.
+        """
+        see = f"see {self.out / QUARANTINE}, and correct the input"
+        try:
+            for name, part in files:
+                if isinstance(part, PromptImageRows):
+                    require_within(name, part.counts, max_errors, part.first_failure, see)
+        except OverBudgetError:
+            # a run that is here keeps its own list
+            if not (self.out / "run.json").exists():
+                self.out.mkdir(parents=True, exist_ok=True)
+                self.write_quarantine()
+            raise
 
     @property
     def refused(self) -> list[dict[str, Any]]:

@@ -20,18 +20,20 @@ from dori_fast.evaluate.locality import (
     pairwise_distances,
     value_discrepancy,
 )
+from dori_fast.runs.budget import MAX_ERRORS, require_rows, require_within
 from dori_fast.runs.methods.attack import read_masks
 from dori_fast.runs.methods.prune import read_embeddings
 from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.durable import write_text_durably
-from dori_fast.runs.store.record import RunRecord
+from dori_fast.runs.store.record import Counts, RunRecord
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser, TextCondition
 
 RESULTS = "locality.json"
+_AT_ONCE = 1024
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -46,6 +48,7 @@ def locality(
     baselines: Sequence[str | Path] = (),
     limit: int = 100,
     header: bool | None = None,
+    max_errors: float = MAX_ERRORS,
 ) -> dict[str, Any]:
     """Compare the embeddings that an attack found with each other, and prompts with prompts.
 
@@ -59,6 +62,8 @@ def locality(
         baselines: run directories of the same methods on memorized prompts, in the same order.
         limit: maximum number of embeddings and of prompts of each kind; default 100.
         header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
+        max_errors: allowed quarantined rows of each run and of each file of prompts, up to
+            ``limit``: a fraction if below 1, else a number of rows.
 
     Returns:
         The content of ``locality.json``: quantiles of distances, discrepancies by layer and
@@ -66,20 +71,24 @@ def locality(
 
     Raises:
         UsageError: a run or its masks are missing, or there are fewer than two to compare.
+        OverBudgetError: more rows failed than allowed.
     """
     if len(triggers) != len(baselines):
         raise UsageError("locality: needs a run on memorized prompts for each run on triggers")
+    for run in (attacked, *triggers, *baselines):
+        _check_run(Path(run), max_errors)
     embeddings = dict(list(read_embeddings(attacked).items())[:limit])
     if len(embeddings) < 2:
         raise UsageError(f"{attacked}: holds {len(embeddings)} embeddings; needs 2 to compare")
     found = model.condition(torch.stack(list(embeddings.values())))
-    usual = model.encode(_prompts(ordinary, limit, header))
+    usual = model.encode(_prompts(ordinary, limit, header, max_errors))
     distances = {"found": found, "ordinary": usual}
     method = RunRecord.read(Path(attacked) / "run.json").identity["detector"]
     if method["start"] == "gaussian":
         starts, _ = starting_points(model, "gaussian", None, list(embeddings), method["seed"])
         distances["starts"] = model.condition(starts)
-    conditions = {"found": found, "memorized": model.encode(_prompts(memorized, limit, header))}
+    known = model.encode(_prompts(memorized, limit, header, max_errors))
+    conditions = {"found": found, "memorized": known}
     results = {
         "counts": {name: len(c) for name, c in {**distances, **conditions}.items()},
         "distances": {name: _quantiles(c) for name, c in distances.items()},
@@ -98,18 +107,37 @@ def locality(
     return results
 
 
-def _prompts(prompts: str | Path | Iterable[object], limit: int, header: bool | None) -> list[str]:
+def _check_run(run: Path, max_errors: float) -> None:
+    """Check the budget of a run directory; a file of masks has no rows that could have failed."""
+    if (run / "run.json").is_file():
+        counts = RunRecord.read(run / "run.json").counts
+        require_within(run, counts, max_errors, None, f"see the column error of {run}/shards")
+
+
+def _prompts(
+    prompts: str | Path | Iterable[object], limit: int, header: bool | None, max_errors: float
+) -> list[str]:
+    name = described(prompts)
     chosen: list[str] = []
+    counts, first = Counts(), None
     with prompts_on_disk(prompts) as path:
-        for rows in open_prompts(path, selection=Selection.of(header=header)).chunks(1024):
-            chosen += [prompt for prompt in rows.prompts if prompt is not None]
-            if len(chosen) >= limit:
+        reader = open_prompts(path, selection=Selection.of(header=header))
+        require_rows(reader, name)
+        for rows in reader.chunks(_AT_ONCE):
+            for place, prompt in enumerate(rows.prompts):
+                if len(chosen) == limit:
+                    break
+                counts.add(1, prompt is None)
+                if prompt is not None:
+                    chosen.append(prompt)
+                elif first is None:
+                    first = rows.first + place, rows.errors[place] or ""
+            if len(chosen) == limit:
                 break
+    require_within(name, counts, max_errors, first)
     if len(chosen) < 2:
-        raise UsageError(
-            f"{described(prompts)}: holds {len(chosen)} usable prompts; needs 2 to compare"
-        )
-    return chosen[:limit]
+        raise UsageError(f"{name}: holds {len(chosen)} usable prompts; needs 2 to compare")
+    return chosen
 
 
 def _quantiles(condition: TextCondition) -> list[float]:

@@ -17,8 +17,10 @@ from dori_fast.errors import IntegrityError, NonFiniteError, UsageError
 from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
+from dori_fast.runs.budget import MAX_ERRORS, require_rows
 from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store.digest import file_sha256
@@ -56,8 +58,9 @@ class PruneResult:
     """A finished localization.
 
     Attributes:
-        run: the run and its rows.
-        masks: one mask per row, empty for quarantined rows; as saved in ``masks.safetensors``.
+        run: the run, its rows, and its ``state``.
+        masks: one mask per row, ``missing`` for quarantined rows; as saved in
+            ``masks.safetensors``.
         layers: layers of the masks, in order.
     """
 
@@ -99,6 +102,7 @@ def prune(
     header: bool | None = None,
     limit: int | None = None,
     resume: Resume = "auto",
+    max_errors: float = MAX_ERRORS,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> PruneResult:
     """Localize every prompt of an input into a run directory, resumable prompt by prompt.
@@ -106,9 +110,10 @@ def prune(
     Args:
         model: the denoiser.
         prompts: as in a scan. Rows without a prompt, or with predictions that are NaN or infinite,
-            are quarantined and get an empty mask.
+            are quarantined, and their mask is missing.
         out: the run directory: a row per prompt in ``shards/``, all masks in
             ``masks.safetensors``, and NeMo's neurons in the released code's format in ``nemo.csv``.
+            The last two are left out if no row could be localized.
         method: NeMo, or Wanda with ``joint=False`` (for a joint mask, which is one computation
             over all prompts, call its ``localize``).
         embeddings: run directory of an attack on the same prompts. Each row's adversarial
@@ -117,6 +122,7 @@ def prune(
         header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
         limit: number of rows to read; default: all.
         resume: as in a scan.
+        max_errors: as in a scan; ``run.state`` is then ``"over_budget"``.
         on_progress: called after each shard.
 
     Raises:
@@ -132,12 +138,14 @@ def prune(
     found = None if embeddings is None else read_embeddings(embeddings)
     config = method.config()
     if found is not None:
-        config["embeddings"] = file_sha256(Path(embeddings or "") / EMBEDDINGS)
+        config["embeddings"] = file_sha256(embeddings_file(embeddings or ""))
     selection = Selection.of(header=header)
     with prompts_on_disk(prompts) as path:
+        reader = open_prompts(path, column, selection)
+        require_rows(reader, described(prompts))
         run = run_rows(
             model,
-            open_prompts(path, column, selection),
+            reader,
             path,
             out=Path(out),
             method=config,
@@ -149,10 +157,15 @@ def prune(
             selection=selection,
             limit=limit,
             resume=resume,
+            max_errors=max_errors,
             on_progress=on_progress,
         )
     masks = _masks(model, run, layers, nemo)
     provenance = {"method": method.name, "run": str(Path(out).name)}
+    if not run.counts.ok:
+        for name in (MASKS, TABLE):
+            (run.out / name).unlink(missing_ok=True)
+        return PruneResult(run, masks, layers)
     write_durably(run.out / MASKS, lambda file: masks.save(file, **provenance))
     if nemo:
         write_durably(run.out / TABLE, lambda file: _write_table(run, len(layers), file))
@@ -184,15 +197,22 @@ def save_images(
     write_durably(result.run.out / IMAGES, lambda file: save_file(images, file))
 
 
+def embeddings_file(run: str | Path) -> Path:
+    """The file of embeddings in an attack's run directory, or that file itself."""
+    return Path(run) if Path(run).is_file() else Path(run) / EMBEDDINGS
+
+
 def read_embeddings(run: str | Path) -> dict[int, torch.Tensor]:
     """The embeddings [T, D] in an attack's run directory, by row.
 
     Raises:
-        UsageError: the directory holds no finished attack.
+        UsageError: the directory holds no finished attack, or one without a result.
     """
-    path = Path(run) / EMBEDDINGS
+    path = embeddings_file(run)
     if not path.exists():
-        raise UsageError(f"{path}: no such file; give the run directory of a finished attack")
+        raise UsageError(
+            f"{path}: no such file; give the run directory of a finished attack that attacked a row"
+        )
     saved = load_file(path)
     rows = saved["row_id"].tolist()
     return dict(zip(rows, torch.from_numpy(saved["embeddings"]), strict=True))
@@ -231,18 +251,20 @@ def _masks(
     model: Denoiser, run: RowRunResult, layers: Sequence[str], nemo: bool
 ) -> NeuronMask | WeightMask:
     rows = list(run.rows())
-    if not rows:
-        raise UsageError("prune: the input has no rows")
+    missing = frozenset(i for i, row in enumerate(rows) if row["status"] != "ok")
     if nemo:
         widths = {name: model.engine.value_widths[name] for name in layers}
         lists = [dict(zip(layers, row["refined"] or [], strict=False)) for row in rows]
-        return NeuronMask.blocking(lists, widths)
+        return NeuronMask.blocking(lists, widths, missing=missing)
     shapes = {name: tuple(model.unet.get_submodule(name).weight.shape) for name in layers}
     return WeightMask(
         {
             name: torch.stack([_unpacked(row["pruned"], i, shape) for row in rows])
+            if rows
+            else torch.zeros((0, *shape), dtype=torch.bool)
             for i, (name, shape) in enumerate(shapes.items())
-        }
+        },
+        missing,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dori_fast.runs.budget import MAX_ERRORS, Verdict, verdict
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.settings import checked
 from dori_fast.runs.signals import interruptible
@@ -44,14 +45,18 @@ class RowRunResult:
     Attributes:
         out: the run directory.
         shards: paths of the shards, in row order.
-        done: rows computed by this call, without those of earlier calls.
+        done: rows with a result that this call computed, without those of earlier calls.
         seconds: duration of this call.
+        counts: number of rows, ok and quarantined, of the whole input.
+        state: ``"done"``, or ``"over_budget"`` if more rows were quarantined than allowed.
     """
 
     out: Path
     shards: list[Path]
     done: int
     seconds: float
+    counts: Counts
+    state: Verdict
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows in order as dictionaries; holds one shard in memory."""
@@ -72,6 +77,7 @@ def run_rows(
     selection: Selection = EVERYTHING,
     limit: int | None = None,
     resume: Resume = "auto",
+    max_errors: float = MAX_ERRORS,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RowRunResult:
     """Compute result columns for every row of an input, resumably.
@@ -88,13 +94,21 @@ def run_rows(
         selection: the selection that the reader was opened with; part of the run's identity.
         limit: number of rows to read; default: all.
         resume: as in a scan.
+        max_errors: as in a scan.
         on_progress: called after each shard.
 
     Raises:
         UsageError, IntegrityError, StorageError, ScanInterrupted: as in a scan.
     """
     settings = checked(
-        "run", seeds=1, steps=1, batch_size="auto", limit=limit, shard_size=at_once, resume=resume
+        "run",
+        seeds=1,
+        steps=1,
+        batch_size="auto",
+        limit=limit,
+        shard_size=at_once,
+        resume=resume,
+        max_errors=max_errors,
     )
     described = model.config()
     identity = make_identity(
@@ -115,7 +129,8 @@ def run_rows(
         versions=library_versions(),
     )
     schema = _schema(reader, columns)
-    began, done, shards = perf_counter(), 0, []
+    # rows that this call handled, and those of them that got a result
+    began, computed, done, shards = perf_counter(), 0, 0, []
     with interruptible() as interrupts, RunDirectory(out, record, schema, resume) as run:
         record.state = "interrupted"
         try:
@@ -124,24 +139,25 @@ def run_rows(
                 footer = run.committed.get(index)
                 if footer is None:
                     footer = run.commit(index, _table(rows, compute, schema, columns))
-                    done += len(rows)
+                    computed += footer.rows
+                    done += footer.rows - footer.quarantined
                 record.counts.add(footer.rows, footer.quarantined)
                 shards.append(run.path(index))
                 if on_progress is not None:
                     seconds = perf_counter() - began
-                    on_progress(_progress(record.counts, done, seconds, rows.fraction))
-            record.state = "done"
+                    on_progress(_progress(record.counts, computed, seconds, rows.fraction))
+            record.state = state = verdict(record.counts, settings.max_errors)
         except BaseException:
             # also the shard whose commit was not recorded before a signal came
             record.counts = run.counted(range(len(shards) + 1))
             raise
         finally:
             record.seconds += perf_counter() - began
-            if not done:
+            if not computed:
                 run.keep_record()
             run.save_record()
         run.seal()
-    return RowRunResult(out, shards, done, perf_counter() - began)
+    return RowRunResult(out, shards, done, perf_counter() - began, record.counts, state)
 
 
 def _progress(counts: Counts, computed: int, seconds: float, fraction: float) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def hub_files(source: str) -> list[Path]:
     parts = _FORM.fullmatch(source)
     if parts is None:
         raise UsageError(f"{source}: not of the form hf:NAME[@REVISION][#[CONFIG/]SPLIT]")
+    _refuse_paths(source, parts["name"], parts["revision"])
     try:
         import datasets
     except ImportError as error:
@@ -53,3 +55,16 @@ def hub_files(source: str) -> list[Path]:
             " save them with to_parquet, and give that file"
         )
     return files
+
+
+def _refuse_paths(source: str, name: str, revision: str | None) -> None:
+    """Refuse what is here, or whose first folder is, before anything goes to the network."""
+    if os.path.isfile(name):
+        raise UsageError(f"{source}: {name!r} is a file; leave out {HUB}")
+    if os.path.exists(name):
+        return
+    first, *more = name.split("/")
+    path = name.startswith((".", "/", "~")) or len(more) > 1
+    if path or (more and revision is None and os.path.lexists(first)):
+        other = "" if path else f", or write {HUB}{name}@main if it is a dataset of the hub"
+        raise UsageError(f"{source}: there is no folder {name!r}; check the path{other}")

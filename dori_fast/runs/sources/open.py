@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,9 @@ from dori_fast.runs.sources.text import PlainText, TextReader
 from dori_fast.runs.sources.where import EVERYTHING, Selection
 from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.durable import disk_refusals
+
+# options that an error names although they are arguments for who has prompts in memory
+_OPTION = re.compile("--(column|where|max-errors)")
 
 
 def open_prompts(
@@ -111,8 +115,13 @@ def prompts_on_disk(prompts: str | Path | Iterable[object]) -> Iterator[Path]:
         try:
             yield path
         except UsageError as error:
-            what = str(error).replace(str(path), described(prompts)).replace("--column", "column=")
-            raise UsageError(what) from error
+            what = str(error).replace(str(path), described(prompts))
+            # the same kind of error, such as a run over its budget
+            raise type(error)(_OPTION.sub(_as_argument, what)) from error
+
+
+def _as_argument(option: re.Match[str]) -> str:
+    return f"{option[1].replace('-', '_')}="
 
 
 def _content_sha256(path: Path, stopped: threading.Event) -> str:

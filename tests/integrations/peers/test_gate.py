@@ -43,7 +43,11 @@ def released(self: Any, prompt: Any = None, guidance_scale: float = 7.5, return_
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(_distilled, "distilled"), (_edm, "EDMEulerScheduler"), (_lcm, "LCMScheduler is a sampler of distilled")],
+    [
+        (_distilled, "distilled"),
+        (_edm, "EDMEulerScheduler"),
+        (_lcm, "LCMScheduler is a sampler of distilled"),
+    ],
 )
 def test_a_model_without_scores_is_refused_by_all_for_one_reason(
     change: Change, reason: str, new: Callable[[str], StableDiffusionPipeline]

@@ -21,7 +21,7 @@ from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.dedup.dedup import dedup
 from dori_fast.runs.dedup.join import join
 from dori_fast.runs.dedup.token_table import batches, database
-from dori_fast.runs.errors import ScanInterrupted, StorageError
+from dori_fast.runs.errors import OverBudgetError, ScanInterrupted, StorageError
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.store.shard import read_footer
 from tests.runs.inputs import NASTY
@@ -43,7 +43,7 @@ def folder(model: Any, tmp_path_factory: Any) -> Path:
     ids = range(len(VARIANTS))
     table = pa.table({"caption": pa.array(VARIANTS, pa.string()), "id": ids})
     pq.write_table(table, root / "p.parquet", row_group_size=7)
-    dedup(model, root / "p.parquet", out=root / "once")
+    dedup(model, root / "p.parquet", out=root / "once", max_errors=0.1)
     return root
 
 
@@ -168,14 +168,19 @@ def test_shards_that_become_unreadable_meanwhile(
         join(folder / "once", bad, out=tmp_path / "joined.parquet")
 
 
-def test_an_input_without_any_prompt(model: Any, tmp_path: Path) -> None:
-    prompts = tmp_path / "p.parquet"
+def test_rows_without_a_prompt_have_the_budget_of_a_scan(model: Any, tmp_path: Path) -> None:
+    """The unique prompts lack them, so that a scan of these would not see them."""
+    prompts, out = tmp_path / "p.parquet", tmp_path / "once"
+    pq.write_table(pa.table({"prompt": pa.array(["a", None], pa.string())}), prompts)
+    with pytest.raises(OverBudgetError, match="1 of 2 rows failed, the first: row 1: null"):
+        dedup(model, prompts, out=out)
     pq.write_table(pa.table({"prompt": pa.array([None, None], pa.string())}), prompts)
-    dedup(model, prompts, out=tmp_path / "once")
-    run = scanned(model, tmp_path / "once" / "unique.parquet", tmp_path / "run")
-    assert join(tmp_path / "once", run.out, out=tmp_path / "joined.parquet") == 2
-    rows = pq.read_table(tmp_path / "joined.parquet").to_pylist()
-    assert [(row["score"], row["status"]) for row in rows] == [(None, "quarantined")] * 2
+    with pytest.raises(OverBudgetError, match="2 of 2 rows failed, the first: row 0: null"):
+        dedup(model, prompts, out=out, max_errors=9)
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), prompts)
+    with pytest.raises(UsageError, match=r"p\.parquet: the input has no rows"):
+        dedup(model, prompts, out=out)
+    assert list(tmp_path.iterdir()) == [prompts]
 
 
 def test_outputs_that_cannot_be(model: Any, folder: Path, run: Path, tmp_path: Path) -> None:

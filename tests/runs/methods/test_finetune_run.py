@@ -18,13 +18,15 @@ from PIL import Image
 
 import dori_fast
 from dori_fast.attack import Dori
+from dori_fast.cli.exits import _explain
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import SmallImages
 from dori_fast.finetune import Adversarial, Checkpoint, Pool, StepReport, surrogates
 from dori_fast.models import NeuronMask
-from dori_fast.runs.errors import ScanInterrupted, StorageError
+from dori_fast.runs.errors import OverBudgetError, ScanInterrupted, StorageError
 from dori_fast.runs.methods.cached_images import DrawnPairs
-from dori_fast.runs.methods.finetune import Drawing, FineTuned, fine_tune
+from dori_fast.runs.methods.drawing import Drawing
+from dori_fast.runs.methods.finetune import FineTuned, fine_tune
 from dori_fast.runs.methods.step_log import StepLog
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.store.reopen import open_run
@@ -64,6 +66,7 @@ class Place:
             "retained": self.root / "kept.csv",
             "drawing": Drawing(2, 2, 3.0),
             "checkpoint_every": 2,
+            "max_errors": 0.3,
         }
         return fine_tune(self.model, self.prompts, self.root, **(settings | changes))
 
@@ -215,13 +218,55 @@ def test_what_is_drawn_is_drawn_once_and_belongs_to_its_run(fresh: Place) -> Non
 
 def test_rows_are_needed(fresh: Place) -> None:
     write(fresh.root / "p.csv", csv_text([["prompt", "image"], ROWS[1]]))
-    with pytest.raises(UsageError, match="no row with a prompt and a readable image.*none.png"):
+    with pytest.raises(OverBudgetError, match="1 of 1 rows failed.*none.png") as info:
+        fresh.run("run", max_errors=9)
+    assert _explain(info.value)[0] == 3
+    write(fresh.root / "p.csv", csv_text([["prompt", "image"]]))
+    with pytest.raises(UsageError, match="the input has no rows"):
         fresh.run("run")
+    write(fresh.root / "p.csv", csv_text([["prompt", "image"], *ROWS]))
+    with pytest.raises(UsageError, match="limit=0 leaves no row to read"):
+        fresh.run("run", limit=0)
     write(fresh.root / "p.csv", csv_text([["prompt", "image"], *ROWS, *ROWS]))
     with pytest.raises(UsageError, match="finetune: 4 masks, but the input has a row 7"):
         fresh.run("run")
     with pytest.raises(UsageError, match="checkpoint_every"):
         fresh.run("run", checkpoint_every=0)
+
+
+# one row of four has no image, and one of three pairs if they are to fail
+@pytest.mark.parametrize(
+    ("file", "budget", "count"), [("prompts", 0.2, "1 of 4"), ("retained", 0.3, "1 of 3")]
+)
+def test_a_run_over_its_budget_stops_before_anything_is_computed(
+    fresh: Place, file: str, budget: float, count: str
+) -> None:
+    name = "lost.png" if file == "retained" else "0.png"
+    write(fresh.root / "kept.csv", csv_text([["prompt", "image"], ["a key", name], *ROWS[2:]]))
+    with pytest.raises(OverBudgetError, match=f"{count} rows failed.*no file .*raise --max-errors"):
+        fresh.run("run", max_errors=budget)
+    left = fresh.root / "run" / "quarantine.jsonl"
+    assert list(left.parent.iterdir()) == [left] and file in left.read_text()
+    # the same call with a larger budget begins there
+    with pytest.raises(ScanInterrupted):
+        fresh.run("run", max_errors=0.34, on_step=stop_after(1))
+    assert fresh.state("run") == "interrupted"
+
+
+def test_rows_whose_mask_is_missing_are_left_out(fresh: Place) -> None:
+    masks = NeuronMask(fresh.masks.scales, frozenset({2}))
+    with pytest.raises(ScanInterrupted):
+        fresh.run("run", masks=masks, max_errors=2, on_step=stop_after(1))
+    lines = (fresh.root / "run" / "quarantine.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["row_id"] for row in rows] == [1, 2]
+    assert rows[1]["error"].startswith("mask: the localization has none for this row")
+
+
+def test_images_of_drawn_pairs_are_refused(fresh: Place) -> None:
+    drawn = DrawnPairs({"demo": 1}, list)
+    with pytest.raises(UsageError, match="retained_images is for a file of pairs"):
+        fresh.run("run", retained=drawn, retained_images=fresh.root)
 
 
 def test_a_model_that_cannot_be_trained_is_refused_at_once(

@@ -17,7 +17,7 @@ from dori_fast.finetune import Adversarial, Pool
 from dori_fast.leaderboard.cells import Cells
 from dori_fast.leaderboard.settings import Settings
 from dori_fast.prune import NeMo, NeuronStatistics, Wanda
-from dori_fast.runs.methods.attack import Judging, attack
+from dori_fast.runs.methods.attack import Judging, attack, read_masks
 from dori_fast.runs.methods.finetune import fine_tune
 from dori_fast.runs.methods.prune import prune
 from tests.finetune.material import IMAGES, PROMPTS, RETAINED, SURROGATES, tuning
@@ -90,7 +90,13 @@ def test_a_localization_keeps_the_rows_that_are_finite(
     rows = list(result.run.rows())
     assert [row["status"] for row in rows] == ["ok", "quarantined", "ok"]
     assert rows[1]["error"].startswith(f"nonfinite: {name}: ")
-    assert all(int(count[1]) == 0 for count in result.masks.counts().values())
+    assert result.masks.missing == {1} and result.run.state == "over_budget"
+    assert read_masks(tmp_path / "run").missing == {1}
+    known = dict.fromkeys(ROWS, NOISE)
+    out = tmp_path / "attack"
+    attacked = list(attack(spoiled, ROWS, known, out=out, masks=result.masks, **HOW).run.rows())
+    assert [row["status"] for row in attacked] == ["ok", "quarantined", "ok"]
+    assert attacked[1]["error"].startswith("mask: ")
 
 
 def test_a_scan_keeps_the_rows_that_are_finite(spoiled: Any, tmp_path: Path) -> None:

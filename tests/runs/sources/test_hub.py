@@ -55,6 +55,33 @@ def test_forms_that_are_refused() -> None:
             hub_files(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "data/prompts",
+            "no folder 'data/prompts'; check the path, or write hf:data/",
+        ),
+        ("./data/prompts", r"no folder '\./data/prompts'; check the path$"),
+        ("a/b/c", r"no folder 'a/b/c'; check the path$"),
+        ("data/p.csv", r"'data/p\.csv' is a file; leave out hf:"),
+    ],
+)
+def test_what_is_here_never_goes_to_the_hub(
+    tmp_path: Path, monkeypatch: Any, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "p.csv").write_text("prompt\na cat\n")
+    # an import of the library would be the first step to the network
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match=message):
+        hub_files(f"hf:{name}")
+    for other in ("hf:owner/prompts", "hf:squad", "hf:data/prompts@main"):
+        with pytest.raises(UsageError, match="needs datasets"):
+            hub_files(other)
+
+
 @pytest.mark.needs("datasets")
 def test_by_name(tmp_path: Path) -> None:
     """In a process of its own, since the library fixes its cache folder at import."""

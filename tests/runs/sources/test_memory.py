@@ -15,6 +15,7 @@ import pytest
 import dori_fast
 from dori_fast.errors import UsageError
 from dori_fast.runs.dedup.dedup import dedup
+from dori_fast.runs.errors import OverBudgetError
 from dori_fast.runs.methods.prune import statistics_of
 from dori_fast.runs.sources.open import input_sha256, open_prompts, prompts_on_disk
 from tests.runs.inputs import NASTY, read_all, refusal
@@ -238,8 +239,10 @@ def test_every_call_reads_them_alike(model: Any, tmp_path: Path) -> None:
     for call in (dori_fast.scan, dori_fast.calibrate):
         with pytest.raises(UsageError, match="'a key': no such file or folder"):
             call(model, "a key", out=tmp_path / "other")
-    with pytest.raises(UsageError, match="none of 1 rows of the list of prompts could be scored"):
+    with pytest.raises(OverBudgetError, match="the list of prompts: 1 of 1 rows failed, the fi"):
         dori_fast.calibrate(model, [None], out=tmp_path / "d.json", detector=Spelling())
+    with pytest.raises(OverBudgetError, match="correct the input, or raise max_errors="):
+        dori_fast.calibrate(model, ["a", None], out=tmp_path / "d.json", detector=Spelling())
 
 
 def test_paths_are_still_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

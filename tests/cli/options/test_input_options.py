@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.cli.test_options import parameters
+from tests.cli.options.test_options import parameters
 
 THREE = ["a red boat on the river", "the old clock tower at noon", "a green door"]
 LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n"
