@@ -32,6 +32,11 @@ def print_warning(message: str) -> None:
     _print_line(f"warning: {message}")
 
 
+def print_note(message: str) -> None:
+    """Print ``note: <what>`` on stderr, in one line."""
+    _print_line(f"note: {message}")
+
+
 def _print_line(text: str) -> None:
     if sys.stderr is None:
         # print would take stdout instead

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 
 import typer
 
-from dori_fast.cli.exits import USAGE, print_error, print_warning
+from dori_fast.cli.exits import USAGE, print_error, print_note, print_warning
 from dori_fast.cli.needs import unmet
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class ModelSource:
     ] = None
 
     def load(self, **fixed: Any) -> Denoiser:
-        """Load the model.
+        """Load the model, and print what it reads otherwise than the model's own pipeline does.
 
         Args:
             fixed: Further arguments of :func:`dori_fast.models.load`.
@@ -153,7 +153,10 @@ class ModelSource:
         from dori_fast.models import load
 
         options = dict(vars(self))
-        return load(options.pop("model"), **options, **fixed)
+        model = load(options.pop("model"), **options, **fixed)
+        for note in model.reading:
+            print_note(note)
+        return model
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def require_denoiser(components: Components) -> Reading:
             f" that differ from those of {components.classes.get(name, stock)}"
         )
     schedule = _schedule_of(components)
-    notes += schedule.notes
+    notes += [f"scheduler: {note}" for note in schedule.notes]
     zeros = components.options.get("force_zeros_for_empty_prompt", True)
     return Reading(xl, xl and bool(zeros), schedule, _vae_of(components, xl), tuple(notes))
 

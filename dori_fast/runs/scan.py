@@ -194,6 +194,7 @@ def scan(
             identity=identity,
             input_path=str(prompts) if isinstance(prompts, str | Path) else None,
             model=config,
+            reading=list(model.reading),
             batch_size=model.batch_size,
             execution=asdict(model.engine.execution),
             device_name=device_name(model.device),

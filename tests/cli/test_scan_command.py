@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,22 @@ def test_table(cli: Any, tiny: str, prompts: Path, tmp_path: Path) -> None:
     summary = done.err.splitlines()[-1]
     assert summary.startswith("8 rows: 8 ok, 0 quarantined; 8 scored now at ")
     assert "prompts/s" in summary and str(tmp_path / "run") in summary
+
+
+def test_what_is_read_otherwise_is_printed_and_recorded(
+    cli: Any, tiny: str, prompts: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    config = model / "scheduler" / "scheduler_config.json"
+    trailing = {**json.loads(config.read_text()), "timestep_spacing": "trailing"}
+    config.write_text(json.dumps(trailing))
+    done = cli("scan", prompts, "--out", tmp_path / "run", "--model", model)
+    assert done.code == 0, done.err
+    (note,) = [line for line in done.err.splitlines() if line.startswith("note: ")]
+    assert "timestep_spacing is trailing, as in distilled checkpoints" in note
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["reading"] == [note.removeprefix("note: ")]
+    assert "note: " not in cli("scan", prompts, "--out", tmp_path / "x", "--model", tiny).err
 
 
 def test_json_and_resume(cli: Any, tiny: str, prompts: Path, tmp_path: Path) -> None:

@@ -227,8 +227,6 @@ class _Reading:
 
     def _notes(self) -> list[str]:
         values, notes = self._values, []
-        if self._name != "DDIMScheduler":
-            notes.append(f"DDIM's timesteps and updates replace those of {self._name}")
         if "timestep_spacing" not in values:
             notes.append(f"{self._name} has no timestep_spacing; DDIM's default, leading, is used")
         if sigmas := [key for key in families.SAMPLER_SIGMAS if values.get(key)]:

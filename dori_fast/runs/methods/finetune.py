@@ -213,6 +213,7 @@ class _Run:
             identity=identity,
             input_path=str(prompts),
             model=described,
+            reading=list(self.model.reading),
             batch_size=self.model.batch_size,
             versions=library_versions(),
         )

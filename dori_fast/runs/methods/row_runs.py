@@ -125,6 +125,7 @@ def run_rows(
         identity=identity,
         input_path=str(path),
         model=described,
+        reading=list(model.reading),
         batch_size=model.batch_size,
         versions=library_versions(),
     )

@@ -81,6 +81,7 @@ class RunRecord(BaseModel):
     other fields may change when a run is resumed.
 
     Attributes:
+        reading: sentences on what of the model was read otherwise than its own pipeline does.
         execution: options by which the network was run.
         device_name: device that it ran on.
         threads: CPU threads of each process; None if unknown, or if the run was resumed with
@@ -98,6 +99,7 @@ class RunRecord(BaseModel):
     input_path: str | None
     model: dict[str, Any]
     batch_size: int
+    reading: list[str] = []
     execution: dict[str, Any] = {}
     device_name: str | None = None
     threads: int | None = None
