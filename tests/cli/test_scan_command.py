@@ -56,6 +56,8 @@ def test_what_is_read_otherwise_is_printed_and_recorded(
     assert "timestep_spacing is trailing, as in distilled checkpoints" in note
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["reading"] == [note.removeprefix("note: ")]
+    assert cli("report", tmp_path / "run").code == 0
+    assert "as in distilled checkpoints" in (tmp_path / "run" / "report.html").read_text()
     assert "note: " not in cli("scan", prompts, "--out", tmp_path / "x", "--model", tiny).err
 
 
