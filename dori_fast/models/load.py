@@ -23,6 +23,7 @@ from dori_fast.models.files.hashes import file_hashes, tensors_sha256, text_sha2
 from dori_fast.models.files.local_source import require_local
 from dori_fast.models.gate import Reading, require_denoiser
 from dori_fast.models.images.kinds import (
+    NO_VAE_FACTOR,
     SUPPORTED,
     autoencoder_class,
     pipeline_scale_factor,
@@ -125,8 +126,9 @@ def load(
     if reading.xl and vae_class in SUPPORTED:
         # SDXL's scores depend on the factor of the VAE's config, which its weights must fit
         vae()
+    factor = vae_scale_factor(vae_class, vae_config)
     return Denoiser(
-        backbone=_backbone(unet, vae_scale_factor(vae_class, vae_config)),
+        backbone=_backbone(unet, factor),
         text=text,
         schedule=Schedule(reading.schedule),
         vae=cache(vae),
@@ -141,6 +143,7 @@ def load(
                 variant=variant,
                 local_files_only=local_files_only,
             ),
+            **_unusual(reading, factor),
             **laid,
         },
         reading=reading.notes,
@@ -198,6 +201,16 @@ def _backbone(unet: Any, factor: int, borrowed: bool = False) -> Backbone:
     return backbone_of(unet, (height * factor, width * factor), borrowed)
 
 
+def _unusual(reading: Reading, factor: int) -> dict[str, str]:
+    """Facts of SDXL's conditions that no hashed file says, where they are not the base model's."""
+    found = {}
+    if reading.xl and not reading.zero_for_empty:
+        found["force_zeros_for_empty_prompt"] = "false"
+    if reading.xl and factor != NO_VAE_FACTOR:
+        found["vae_scale_factor"] = str(factor)
+    return found
+
+
 def _parts(text: TextSide | TextSideXL) -> dict[str, list[str]]:
     """Names of the parts that a score depends on, by kind."""
     second = ["_2"] if text.has_pooled else []
@@ -249,7 +262,8 @@ def _from_pipeline(
             f"load: the pipeline is {has_dtype} on {has_device}, requested {to_dtype} on"
             f" {to_device}; move it first with pipe.to(...)"
         )
-    backbone = _backbone(pipe.unet, pipeline_scale_factor(pipe), borrowed=True)
+    factor = pipeline_scale_factor(pipe)
+    backbone = _backbone(pipe.unet, factor, borrowed=True)
     wanted = how["execution"].channels_last
     if wanted != "auto" and wanted != backbone.channels_last:
         layout = "channels_last" if wanted else "contiguous_format"
@@ -271,7 +285,7 @@ def _from_pipeline(
         device=has_device,
         dtype=has_dtype,
         origin={"source": f"pipeline:{type(pipe).__name__}", "revision": None},
-        hashes=lambda: _pipeline_hashes(pipe, text),
+        hashes=lambda: {**_pipeline_hashes(pipe, text), **_unusual(reading, factor)},
         reading=reading.notes,
         **how,
     )

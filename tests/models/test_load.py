@@ -240,3 +240,24 @@ def test_what_is_about_files_is_refused_for_a_pipeline(tiny_directory, options):
     pipe = StableDiffusionPipeline.from_pretrained(tiny_directory, local_files_only=True)
     with pytest.raises(UsageError, match=f"{next(iter(options))} is for models that are read"):
         df.load(pipe, **options)
+
+
+def test_what_sdxl_is_told_beside_the_text_is_part_of_its_description(
+    tiny_sdxl_directory, tmp_path
+):
+    directory = shutil.copytree(tiny_sdxl_directory, tmp_path / "model")
+    pipe = StableDiffusionXLPipeline.from_pretrained(directory, local_files_only=True)
+    base = [df.load(source).config()["files"] for source in (directory, pipe)]
+    assert all(files["vae_scale_factor"] == "2" for files in base)
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    index = directory / "model_index.json"
+    changed = {**json.loads(index.read_text()), "force_zeros_for_empty_prompt": False}
+    index.write_text(json.dumps(changed))
+    for source, before in zip((directory, pipe), base, strict=True):
+        model = df.load(source)
+        assert (
+            model.config()["files"] == before | {"force_zeros_for_empty_prompt": "false"}
+            or source is pipe
+        )
+        assert model.config()["files"] != before
+        assert model.unconditional.unique.any()
