@@ -178,7 +178,10 @@ class Session:
 
     def _finish_norms(self, pipe: Any, report: Report) -> None:
         try:
-            supported.require_scored(Components.of_pipeline(pipe), "noise_norms")
+            # with scan_steps, accelerate has looked at the tokenizers
+            whole = self.settings.scan_steps is None
+            components = Components.of_pipeline(pipe)
+            supported.require_scored(components, "noise_norms", tokenizers=whole)
             norms, timesteps = self._norms.finish(pipe.scheduler)
         except UsageError as error:
             if self.settings.scan_steps is not None:

@@ -9,6 +9,8 @@ from dori_fast.models import Denoiser
 from dori_fast.models.backbones.unet.stock import Functions
 from dori_fast.models.components import Components
 from dori_fast.models.gate import require_denoiser
+from dori_fast.models.text.encoders import PARTS
+from dori_fast.models.text.recognize import require_tokenizer
 
 _REMEDY = "pass a StableDiffusionPipeline or StableDiffusionXLPipeline (SD 1.x, SD 2.x, SDXL)"
 _TRANSFORMERS = (
@@ -83,17 +85,22 @@ def _why_not(pipe: Any) -> str:
     return "its denoising loop is unknown"
 
 
-def require_scored(components: Components, who: str) -> None:
+def require_scored(components: Components, who: str, *, tokenizers: bool = True) -> None:
     """Check that noise norms of a model have a meaning, by the gate that ``df.load`` passes.
 
     Args:
         components: the model.
         who: first words of the message.
+        tokenizers: whether to look into the vocabularies too, which takes a tenth of a second.
 
     Raises:
         UsageError: they have none.
     """
     try:
         require_denoiser(components)
+        for tokenizer, encoder in PARTS if tokenizers else ():
+            if tokenizer in components.modules:
+                there = components.modules
+                require_tokenizer(there[tokenizer], there[encoder], tokenizer)
     except UsageError as error:
         raise UsageError(f"{who}: {str(error).removeprefix('load: ')}") from error

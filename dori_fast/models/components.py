@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dori_fast.errors import UsageError
-from dori_fast.models.files.directory import open_json
+from dori_fast.models.files.directory import open_json, text_config
 
 # where a pipeline and a directory have the configuration of a component
 _CONFIGS = {
@@ -68,6 +68,7 @@ class Components:
             n: open_json(home.get(n, directory), _CONFIGS[n]) for n in there if n in _CONFIGS
         }
         classes = {n: _class_of(n, configs.get(n, {}), listed.get(n), directory) for n in there}
+        configs = {n: text_config(c) if "text_encoder" in n else c for n, c in configs.items()}
         options = {n: v for n, v in index.items() if not isinstance(v, list) and n[0] != "_"}
         pipeline = index.get("_class_name")
         missing = {name: kind for name, kind in listed.items() if name not in there}

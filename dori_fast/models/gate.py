@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dori_fast.errors import UsageError
-from dori_fast.models.backbones.unet.require import require_pooled, require_text, require_unet
+from dori_fast.models.backbones.unet.require import (
+    corrected_size,
+    require_pooled,
+    require_text,
+    require_unet,
+)
 from dori_fast.models.components import Components
 from dori_fast.models.schedules.known import KnownSchedule, schedule_in_files, schedule_of
 from dori_fast.models.text.encoders import PARTS
@@ -41,6 +46,15 @@ _SHARE_COMPONENTS = {
     "StableDiffusionPix2PixZeroPipeline": _SD,
     "StableDiffusionSAGPipeline": _SD,
 }
+# their constructors correct the sample_size of UNets that old releases of diffusers saved
+_CORRECTS_SIZE = (
+    *(f"StableDiffusion{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "DiffEdit")),
+    *(f"StableDiffusionPAG{task}Pipeline" for task in ("", "Img2Img", "Inpaint")),
+    "CycleDiffusionPipeline",
+    "LEditsPPPipelineStableDiffusion",
+    "StableDiffusionInpaintPipelineLegacy",
+    "StableDiffusionPipelineSafe",
+)
 _NEEDED = {
     _SD: ("unet", "scheduler", "tokenizer", "text_encoder"),
     _XL: ("unet", "scheduler", "tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
@@ -56,6 +70,8 @@ class Reading:
         xl: whether it has SDXL's two text encoders.
         zero_for_empty: whether the empty prompt's embeddings are zeros, as in SDXL's base model.
         schedule: the noise schedule.
+        sample_size: height and width of latents in place of the UNet's configuration; None if that
+            is right.
         vae: class and configuration of the image autoencoder, ``(None, {})`` without one.
         notes: sentences on everything that is read otherwise than the model's own pipeline would.
     """
@@ -63,6 +79,7 @@ class Reading:
     xl: bool
     zero_for_empty: bool
     schedule: KnownSchedule
+    sample_size: int | None
     vae: tuple[str | None, Mapping[str, Any]]
     notes: tuple[str, ...] = ()
 
@@ -96,8 +113,20 @@ def require_denoiser(components: Components) -> Reading:
         )
     schedule = _schedule_of(components)
     notes += [f"scheduler: {note}" for note in schedule.notes]
+    size = corrected_size(unet) if _corrects_size(components) else None
+    if size is not None:
+        notes.append(
+            f"unet: sample_size is {size}, not {unet['sample_size']}: {components.pipeline} sets it"
+            " for UNets that diffusers saved before release 0.9"
+        )
     zeros = components.options.get("force_zeros_for_empty_prompt", True)
-    return Reading(xl, xl and bool(zeros), schedule, _vae_of(components, xl), tuple(notes))
+    vae = _vae_of(components, xl)
+    return Reading(xl, xl and bool(zeros), schedule, size, vae, tuple(notes))
+
+
+def _corrects_size(components: Components) -> bool:
+    """Whether the pipeline's constructor, which has not run for files, sets a sample_size."""
+    return not components.modules and components.pipeline in _CORRECTS_SIZE
 
 
 def _vae_of(components: Components, xl: bool) -> tuple[str | None, Mapping[str, Any]]:

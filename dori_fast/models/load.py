@@ -113,6 +113,8 @@ def load(
     home = unet_home(name, directory)
     reading = require_denoiser(Components.of_directory(directory, home))
     unet = open_unet(home, dtype, device, variant)
+    if reading.sample_size is not None:
+        unet.register_to_config(sample_size=reading.sample_size)
     laid = {} if unet_weights is None else {"unet_weights": lay_over_(unet_weights, unet)}
     text = open_text(directory, reading, dtype, device, variant)
     if execution.on("channels_last", device):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from dori_fast.errors import IntegrityError, UsageError
-from dori_fast.models.files.directory import open_json, require_weights
-from dori_fast.models.files.hashes import first_nonfinite
+from dori_fast.models.files.directory import open_json, require_weights, text_config
+from dori_fast.models.files.hashes import chosen_variant, first_nonfinite
 from dori_fast.models.gate import Reading
 from dori_fast.models.text.assemble import text_side
 from dori_fast.models.text.encoders import PARTS, TextSide, TextSideXL
@@ -19,6 +19,9 @@ from dori_fast.models.text.vocabulary import (
     require_vocabulary_files,
     unbuilt_words,
 )
+
+# what the libraries raise on damaged weights, and on configurations with values of another kind
+_UNREADABLE = (OSError, RuntimeError, ValueError, AttributeError, KeyError, TypeError)
 
 
 def open_unet(
@@ -61,9 +64,9 @@ def open_text(
     tokenizers, encoders = [], []
     for (tokenizer, encoder), kind in list(zip(PARTS, kinds, strict=True))[: 1 + reading.xl]:
         tokenizers.append(_open_tokenizer(directory, tokenizer))
-        encoders.append(
-            _open_frozen(kind, directory, encoder, device, dtype=dtype, variant=variant)
-        )
+        # outputs by name, whatever the configuration says
+        how: dict[str, Any] = {"dtype": dtype, "variant": variant, "return_dict": True}
+        encoders.append(_open_frozen(kind, directory, encoder, device, **how))
     return text_side(tokenizers, encoders, reading.zero_for_empty)
 
 
@@ -91,16 +94,18 @@ def _open(kind: Any, directory: Path, part: str, *, variant: str | None, **optio
     from safetensors import SafetensorError
 
     folder = directory / part
+    variant = chosen_variant(folder, variant)
     require_weights(folder, variant)
     options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     try:
         module, found = kind.from_pretrained(folder, variant=variant, **options)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+    except (SafetensorError, *_UNREADABLE) as error:
         reason = _first_line(error)
         if "ignore_mismatched_sizes" in reason:
             # transformers names the weights in its log alone
             reason = "its weights have other shapes than its config.json; get both again"
-        raise IntegrityError(f"load: {folder} cannot be read: {reason}") from error
+        remedy = "" if "; " in reason else "; get its configuration and weights again"
+        raise IntegrityError(f"load: {folder} cannot be read: {reason}{remedy}") from error
     if missing := sorted(found["missing_keys"]):
         # the libraries would fill them with random numbers
         raise IntegrityError(
@@ -118,7 +123,7 @@ def _open_tokenizer(directory: Path, part: str) -> Any:
     kind = config.get("tokenizer_class")
     if kind not in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
         require_tokenizer_class(str(kind), part)
-    encoder = open_json(directory, f"{dict(PARTS)[part]}/config.json")
+    encoder = text_config(open_json(directory, f"{dict(PARTS)[part]}/config.json"))
     require_pad_token(folder, config, encoder.get("hidden_act", "quick_gelu"))
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)

@@ -186,3 +186,20 @@ def test_processors_of_the_callers_are_not_shared_over(new):
     df.accelerate(pipe, share=True)
     with pytest.raises(UsageError, match=r"\(Mine\) may look at other rows"):
         call(pipe)
+
+
+def test_scores_need_a_tokenizer_that_belongs_to_the_text_encoder(new):
+    sd = new("sd")
+    sd.tokenizer.add_tokens(["<cat>", "<dog>", "<fish>"])
+    with pytest.raises(UsageError, match=r"^accelerate: leave .*: tokenizer has .* words"):
+        df.accelerate(sd, scan_steps=1)
+    df.accelerate(sd)
+    call(sd)
+    with pytest.raises(UsageError, match=r"^noise_norms: tokenizer has .* words"):
+        _ = sd.noise_norms
+
+
+def test_patch_names_the_function_for_pipelines(new):
+    sd = new("sd")
+    with pytest.raises(UsageError, match=r"^patch: name must be one of wen,.*use df.accel"):
+        df.patch(sd)

@@ -137,7 +137,7 @@ def test_networks_of_other_code_are_other_models(pipe):
     pipe.unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
     seen.append(df.load(pipe).config())
     pipe.unet.disable_freeu()
-    LyCORIS(pipe.unet.conv_in)
+    LyCORIS(pipe.unet.get_submodule(f"{CROSS}.to_q"))
     seen.append(df.load(pipe).config())
     assert all(one != other for i, one in enumerate(seen) for other in seen[:i])
     assert "unet/hung" not in seen[0]["files"]

@@ -87,6 +87,11 @@ def unpatch(name: str) -> None:
 
 
 def _peer(name: str) -> Peer:
+    if not isinstance(name, str):
+        raise UsageError(
+            f"patch: name must be one of {', '.join(PEERS)}, the released code to speed up, got a"
+            f" {type(name).__name__}; use df.accelerate for a pipeline"
+        )
     if name not in PEERS:
         raise UsageError(f"patch: unknown name {name!r}; use one of {', '.join(PEERS)}")
     return PEERS[name]

@@ -20,6 +20,7 @@ _EMBEDDED = {"demo": _DEMO / "model", "demo-finetuned": _DEMO / "model"}
 # embedded models that share everything but the UNet with the first
 _OWN_UNETS = {"demo-finetuned": _DEMO / "finetuned"}
 _PARTS = ("unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "vae")
+_OTHER_VARIANTS = ["*.fp16.*", "*.non_ema.*"]
 _TRIES, _PAUSE_SECONDS = 5, 1.0
 
 
@@ -74,21 +75,21 @@ def _fetch(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    def snapshot(patterns: list[str], ignored: list[str] | None) -> Path:
+        how: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+        found = snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored, **how)
+        return Path(found)
+
     patterns = ["model_index.json"]
     weights = [f".{variant}.", f".{variant}-*."] if variant else ["."]
     for part in _PARTS:
         patterns += [f"{part}/*.json", f"{part}/*.txt"]
         patterns += [f"{part}/*{middle}safetensors" for middle in weights]
     try:
-        directory = Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=patterns,
-                ignore_patterns=None if variant else ["*.fp16.*", "*.non_ema.*"],
-                local_files_only=local_files_only,
-            )
-        )
+        directory = snapshot(patterns, None if variant else _OTHER_VARIANTS)
+        if variant and (parts := _without_weights(directory)):
+            # diffusers reads the plain weights of parts that do not have the variant
+            snapshot([f"{part}/*.safetensors" for part in parts], _OTHER_VARIANTS)
     except (_transport_error(), LocalEntryNotFoundError, OSError) as error:
         if local_files_only:
             raise UsageError(
@@ -106,6 +107,13 @@ def _fetch(
         ) from error
     # a snapshot's folder is named after the commit that the revision resolved to
     return directory, directory.name
+
+
+def _without_weights(directory: Path) -> list[str]:
+    """The networks of a model that have no weights while others have some."""
+    networks = [part for part in _PARTS if (directory / part / "config.json").is_file()]
+    bare = [part for part in networks if not any((directory / part).glob("*.safetensors"))]
+    return bare if len(bare) < len(networks) else []
 
 
 def _transport_error() -> type[Exception]:
@@ -176,6 +184,15 @@ def open_json(directory: Path, name: str) -> dict[str, Any]:
             f"load: {directory / name} is missing or unreadable; is the diffusers directory"
             " complete?"
         ) from error
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a text encoder's configuration that transformers reads.
+
+    A folder of the whole CLIP, such as OpenAI's, has it beside that of the image encoder.
+    """
+    whole, nested = config.get("model_type") == "clip", config.get("text_config")
+    return dict(nested) if whole and isinstance(nested, dict) else config
 
 
 def require_weights(folder: Path, variant: str | None) -> None:

@@ -16,6 +16,18 @@ def variant_of(weights: Path) -> str | None:
     return weights.stem.partition(".")[2].partition("-")[0] or None
 
 
+def chosen_variant(folder: Path, variant: str | None) -> str | None:
+    """The variant whose weights diffusers' pipelines read in a part's folder.
+
+    A part without the wanted variant has its plain weights, if another part has the variant.
+    """
+    found = {variant_of(path) for path in folder.glob("*.safetensors")}
+    if variant in found or None not in found:
+        return variant
+    elsewhere = map(variant_of, folder.parent.glob("*/*.safetensors"))
+    return None if variant in elsewhere else variant
+
+
 def file_hashes(
     directory: Path, parts: Iterable[str], variant: str | None = None
 ) -> dict[str, str]:
@@ -26,8 +38,9 @@ def file_hashes(
     """
     hashes = {}
     for part in parts:
+        chosen = chosen_variant(directory / part, variant)
         for path in sorted((directory / part).iterdir()):
-            weights = path.suffix == ".safetensors" and variant_of(path) == variant
+            weights = path.suffix == ".safetensors" and variant_of(path) == chosen
             if weights or path.suffix in (".json", ".txt"):
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()

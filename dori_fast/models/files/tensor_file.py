@@ -32,7 +32,9 @@ def refuse_doubled_names(path: Path) -> None:
     try:
         json.loads(header, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path}: cannot be read: {error}") from error
+        raise IntegrityError(
+            f"{path}: cannot be read: its header is damaged ({error}); get the file again"
+        ) from error
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

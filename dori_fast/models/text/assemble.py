@@ -7,6 +7,7 @@ from typing import Any
 
 from dori_fast.models.text.encoders import PARTS, TextSide, TextSideXL
 from dori_fast.models.text.recognize import (
+    require_named_outputs,
     require_one_context,
     require_tokenizer,
 )
@@ -30,6 +31,8 @@ def text_side(
         require_tokenizer(tokenizer, encoder, name)
     if len(encoders) == 1:
         return TextSide(tokenizers[0], encoders[0])
+    for (_, name), encoder in zip(PARTS, encoders, strict=True):
+        require_named_outputs(encoder, name)
     require_one_context(*map(context_of, tokenizers, encoders))
     both, pair = (tokenizers[0], tokenizers[1]), (encoders[0], encoders[1])
     return TextSideXL(both, pair, zero_for_empty)

@@ -27,13 +27,10 @@ def with_all_vectors(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     words = vectors_by_placeholder(tokenizer)
     if not words or not prompts:
         return list(prompts)
-    names = {tokenizer.convert_tokens_to_ids(name): name for name in words}
-    rows = tokenizer(
-        list(prompts), add_special_tokens=False, truncation=False, padding=False, verbose=False
-    )["input_ids"]
+    # tokens are in small letters, so a placeholder with capitals stays one vector, as in diffusers
     return [
-        _replaced(prompt, sorted({names[i] for i in ids if i in names}), words)
-        for prompt, ids in zip(prompts, rows, strict=True)
+        _replaced(prompt, sorted(words.keys() & set(tokenizer.tokenize(prompt))), words)
+        for prompt in prompts
     ]
 
 

@@ -45,6 +45,19 @@ def require_encoder(name: str, config: Mapping[str, Any], part: str) -> None:
         )
 
 
+def require_named_outputs(encoder: Any, part: str) -> None:
+    """Check that a text encoder in memory names its outputs, as SDXL's pipelines read them.
+
+    Raises:
+        UsageError: it returns tuples.
+    """
+    if not getattr(encoder.config, "return_dict", True):
+        raise UsageError(
+            f"load: {part} returns tuples (return_dict is False), but SDXL's pipelines read its"
+            f" outputs by name; set pipe.{part}.config.return_dict = True"
+        )
+
+
 def require_tokenizer_class(name: str, part: str) -> None:
     """Check the name of a tokenizer's class, from ``model_index.json`` or the object.
 

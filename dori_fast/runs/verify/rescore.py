@@ -58,12 +58,12 @@ def recorded_model(record: RunRecord, model: Denoiser | str | Path | None) -> De
 
 
 def recorded_variant(record: RunRecord) -> str | None:
-    """The variant of the weight files in the record, which are all of one variant."""
+    """The variant of the weight files in the record; parts that do not have it are plain."""
     from dori_fast.models.files.hashes import variant_of
 
     paths = map(Path, record.model["files"])
     found = (variant_of(path) for path in paths if path.suffix == ".safetensors")
-    return next(found, None)
+    return next(filter(None, found), None)
 
 
 def recorded_detector(config: dict[str, Any]) -> Detector:

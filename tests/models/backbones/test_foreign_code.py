@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 
 import dori_fast as df
+from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.objections import refusal
 from tests.models.backbones.foreign import (
     CROSS,
@@ -236,3 +237,21 @@ def test_fused_projections_of_other_weights_are_seen(new):
     # the fused projection leaves the adapter out
     pipe.unet.fuse_qkv_projections()
     require_true(pipe, "fused projections are not those")
+
+
+class Quantized(nn.Linear):
+    """A layer whose input has 8 bits between the least and the largest number of the batch."""
+
+    def forward(self, x):
+        scale = x.abs().max() / 127
+        return super().forward((x / scale).round() * scale)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_quantized_layers_that_scale_by_the_batch_are_refused(new, family):
+    pipe = new(family)
+    for module in list(pipe.unet.modules()):
+        if type(module) is nn.Linear:
+            module.__class__ = Quantized
+    with pytest.raises(UsageError, match=r"\(Quantized\) gives a sample another output beside"):
+        df.load(pipe, batch_size=2)

@@ -23,6 +23,8 @@ from dori_fast.models.engine.state import Timestep
 
 # CLIP's context
 _TOKENS = 77
+# in a batch that tests foreign code
+_SAMPLES = 2
 
 
 class UNet:
@@ -87,6 +89,13 @@ class UNet:
         graphs: Graphs | None = None,
         observe: Observe | None = None,
     ) -> Program:
+        """The network's stages.
+
+        Raises:
+            UsageError: foreign code in the network lets samples depend on each other.
+        """
+        # the stages call foreign layers, such as quantized ones, as they are
+        self._require_by_sample(*self.zeros(_SAMPLES), torch.tensor(0))
         parts = Parts(attention, compiled)
         return Program(self.network, parts, self.image_size, graphs, observe)
 
@@ -98,16 +107,24 @@ class UNet:
         Raises:
             UsageError: foreign code in the network lets samples depend on each other.
         """
-        if self._tested is None or self._tested.changed():
-            foreign = foreign_module(self.network) or hooked_block(self.network)
-            if foreign is not None:
-                one = torch.as_tensor(timestep).flatten()[0]
-                like = (latents.detach(), text.detach(), pooled)
-                require_by_sample(
-                    lambda *given: self._call(given[0], one, *given[1:]), like, foreign
-                )
-            self._tested = Snapshot(self.network)
+        one = torch.as_tensor(timestep).flatten()[0]
+        self._require_by_sample(latents.detach(), text.detach(), pooled, one)
         return self._call(latents, timestep, text, pooled)
+
+    def _require_by_sample(
+        self, latents: Tensor, text: Tensor, pooled: Tensor | None, timestep: Tensor
+    ) -> None:
+        """Test foreign code in the network, if it has changed since the last test."""
+        if self._tested is not None and not self._tested.changed():
+            return
+        foreign = foreign_module(self.network) or hooked_block(self.network)
+        if foreign is not None:
+            require_by_sample(
+                lambda *given: self._call(given[0], timestep, *given[1:]),
+                (latents, text, pooled),
+                foreign,
+            )
+        self._tested = Snapshot(self.network)
 
     def _call(
         self, latents: Tensor, timestep: Timestep, text: Tensor, pooled: Tensor | None

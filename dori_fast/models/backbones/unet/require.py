@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -24,6 +25,9 @@ _REMEDIES = {
     "encoder_hid_dim_type": "call pipe.unload_ip_adapter() first if an IP-Adapter is loaded",
 }
 _TAKES_POOLED = "text_time"
+# diffusers before this release wrote UNets of 64 x 64 latents with a smaller sample_size
+_OLD, _OLD_SIZE = (0, 9), 64
+_RELEASE = re.compile(r"(\d+)\.(\d+)")
 # SDXL's added conditions: original size, crop and target size
 _TIME_IDS = 6
 
@@ -78,6 +82,16 @@ def require_unet(kind: str, config: Mapping[str, Any]) -> None:
             "load: a UNet with dual_cross_attention takes two conditions; use one of text alone"
         )
     _require_sizes(config)
+
+
+def corrected_size(config: Mapping[str, Any]) -> int | None:
+    """The ``sample_size`` that Stable Diffusion's pipelines set for a UNet of an old release.
+
+    None if they leave the configuration as it is.
+    """
+    size, release = config.get("sample_size"), _RELEASE.match(str(config.get("_diffusers_version")))
+    old = release is not None and tuple(map(int, release.groups())) < _OLD
+    return _OLD_SIZE if old and isinstance(size, int) and size < _OLD_SIZE else None
 
 
 def _require_sizes(config: Mapping[str, Any]) -> None:
