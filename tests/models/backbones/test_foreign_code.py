@@ -255,3 +255,12 @@ def test_quantized_layers_that_scale_by_the_batch_are_refused(new, family):
             module.__class__ = Quantized
     with pytest.raises(UsageError, match=r"\(Quantized\) gives a sample another output beside"):
         df.load(pipe, batch_size=2)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_a_hook_on_a_layer_that_answers_from_other_samples_is_refused(new, family):
+    pipe = new(family)
+    mixed = lambda module, args, out: out.mean(0, keepdim=True).expand_as(out)  # noqa: E731
+    pipe.unet.conv_in.register_forward_hook(mixed)
+    with pytest.raises(UsageError, match=r"unet\.conv_in \(it has forward hooks\) gives a sample"):
+        df.load(pipe, batch_size=4)

@@ -14,7 +14,7 @@ from dori_fast.models.backbones.unet.objections import refusal
 from dori_fast.models.backbones.unet.parts import Parts
 from dori_fast.models.backbones.unet.program import Program, added_conditions
 from dori_fast.models.backbones.unet.require import KIND, require_text, require_unet, text_width
-from dori_fast.models.backbones.unet.stock import foreign_module, hooked_block, unbound_method
+from dori_fast.models.backbones.unet.stock import foreign_module, hooked_module, unbound_method
 from dori_fast.models.engine.attention import Attention
 from dori_fast.models.engine.backbone import Observe
 from dori_fast.models.engine.graphs import Graphs
@@ -117,7 +117,9 @@ class UNet:
         """Test foreign code in the network, if it has changed since the last test."""
         if self._tested is not None and not self._tested.changed():
             return
-        foreign = foreign_module(self.network) or hooked_block(self.network)
+        foreign, hooked = foreign_module(self.network), hooked_module(self.network)
+        if hooked is not None:
+            foreign = foreign or f"{hooked} (it has forward hooks)"
         if foreign is not None:
             require_by_sample(
                 lambda *given: self._call(given[0], timestep, *given[1:]),

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dori_fast.models.backbones.unet.stock import foreign_module, hooked_block
+from dori_fast.models.backbones.unet.stock import foreign_module, hooked_module
 
 _FREEU = ("s1", "s2", "b1", "b2")
 
@@ -16,7 +16,7 @@ def hung_on(network: nn.Module) -> list[str]:
 
     Equal networks have equal descriptions. Two replaced functions of one place have as well.
     """
-    found = [x for x in (foreign_module(network), hooked_block(network)) if x is not None]
+    found = [x for x in (foreign_module(network), hooked_module(network)) if x is not None]
     for name, module in network.named_modules():
         factors = [getattr(module, factor, None) for factor in _FREEU]
         if any(factors):

@@ -231,15 +231,6 @@ def foreign_processor(network: nn.Module) -> str | None:
     return None
 
 
-def hooked_block(network: nn.Module) -> str | None:
-    """The first module of diffusers' with a torch hook on its forward, or None."""
-    for name, module in network.named_modules():
-        hooked = module._forward_hooks or module._forward_pre_hooks
-        if hooked and type(module).__module__.startswith("diffusers."):
-            return f"{place(name)} (it has forward hooks)"
-    return None
-
-
 def unbound_method(network: nn.Module) -> str | None:
     """The first replaced method that a deep copy would leave bound to this network, or None.
 
