@@ -278,3 +278,8 @@ def test_a_row_of_a_frame_and_labels_are_no_list() -> None:
 
 def test_a_set_is_no_column() -> None:
     assert "a set in place of a column's values" in refusal(lambda: read({"prompt": {"a", "b"}}))
+
+
+@pytest.mark.parametrize("column", [["prompt"], 0, b"prompt"])
+def test_a_column_has_one_name(column: Any) -> None:
+    assert "not the name of one column" in refusal(lambda: read({"prompt": THREE}, column))
