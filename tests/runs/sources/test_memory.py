@@ -283,3 +283,11 @@ def test_a_set_is_no_column() -> None:
 @pytest.mark.parametrize("column", [["prompt"], 0, b"prompt"])
 def test_a_column_has_one_name(column: Any) -> None:
     assert "not the name of one column" in refusal(lambda: read({"prompt": THREE}, column))
+
+
+def test_a_transform_of_a_dataset_is_not_passed_over() -> None:
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_dict({"prompt": THREE})
+    lower = dataset.with_transform(lambda rows: {"prompt": ["x" for _ in rows["prompt"]]})
+    assert "a Dataset with a transform" in refusal(lambda: read(lower))
+    assert [row["prompt"] for row in read(dataset.with_format("numpy"))] == THREE

@@ -101,6 +101,11 @@ def _of_pandas(frame: Any) -> Batches:
 
 def _of_datasets(dataset: Any) -> Batches:
     """The rows that the dataset shows, in its order, whatever its files hold."""
+    if (getattr(dataset, "format", None) or {}).get("type") == "custom":
+        raise UsageError(
+            "prompts: a Dataset with a transform, whose rows are not those that it holds; apply it"
+            " with map, or call reset_format"
+        )
     rows = dataset.with_format("arrow")
     schema = dataset.features.arrow_schema if dataset.features else None
     batches = rows.iter(batch_size=_ROWS)
