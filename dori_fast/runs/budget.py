@@ -94,6 +94,16 @@ def require_rows(reader: Reader, where: str | Path) -> None:
         )
 
 
+def require_readable(reader: Reader, where: str | Path, max_errors: float) -> None:
+    """Raise OverBudgetError if more rows lack a usable prompt than the budget allows."""
+    counts, first = Counts(), None
+    for rows in reader.chunks(1024):
+        failed = [(rows.first + i, error) for i, error in enumerate(rows.errors) if error]
+        counts.add(len(rows), len(failed))
+        first = first or next(iter(failed), None)
+    require_within(where, counts, max_errors, first)
+
+
 def _line(where: str, counts: Counts, first: Failure | None, see: str) -> str:
     named = "" if first is None else f", the first: row {first[0]}: {first[1]}"
     more = ", or raise --max-errors" if counts.ok else ""

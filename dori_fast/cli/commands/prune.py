@@ -119,7 +119,7 @@ def prune(
         else:
             usual = read_statistics(statistics) if statistics else None
             chosen = NeMo(
-                statistics_of(loaded, clean, header) if clean else usual,
+                statistics_of(loaded, clean, header, max_errors) if clean else usual,
                 layers=layers,
                 mode=mode,
                 threshold=THRESHOLD if threshold is None else threshold,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dori_fast._checks import seed_tuple
 from dori_fast.models.frozen import frozen
 from dori_fast.models.images.convert import decode, encode
 from dori_fast.models.images.kinds import class_and_config, require_autoencoder
@@ -47,7 +48,7 @@ class Autoencoder:
 
     def decode(self, latents: Tensor, seeds: Sequence[int], batch: int) -> Tensor:
         """Images [P, S, H, W, 3] of latents [P, S, C, h, w] of S seeds; see :func:`decode`."""
-        prompts, flat = len(latents), latents.flatten(0, 1)
+        prompts, flat, seeds = len(latents), latents.flatten(0, 1), seed_tuple(seeds)
         of_each = [*seeds] * prompts
         with frozen(self.module) as module:
             images = decode(module, flat, batch, upcast=self._xl, seeds=of_each)

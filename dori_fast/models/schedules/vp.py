@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.models.schedules.known import KnownSchedule
 
@@ -203,9 +204,16 @@ def _sampler(known: KnownSchedule) -> Any:
 def unit_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise [S, *shape] of S seeds, float32.
 
-    Each is drawn on the CPU from its own seed, so that it is the same on every device.
+    Each is drawn on the CPU from its own seed, so that it is the same on every device. A whole
+    number n stands for the seeds 0..n-1.
+
+    Raises:
+        UsageError: other seeds, such as a text.
     """
-    draws = [torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
+    draws = [
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        for seed in seed_tuple(seeds)
+    ]
     return torch.stack(draws) if draws else torch.zeros(0, *shape)
 
 

@@ -36,7 +36,8 @@ def open_images(
     """A function that returns the image of a row.
 
     Args:
-        source: a folder; or images of ``size`` by prompt, such as the embedded model's.
+        source: a folder; or images by prompt, uint8 [H, W, 3] of ``size``, such as the embedded
+            model's.
         reader: the rows.
         column: column of file names relative to the folder.
         size: (H, W) of the model's images. A file's image is rotated as its EXIF data say,
@@ -44,10 +45,15 @@ def open_images(
             cropped evenly on both sides.
 
     Raises:
-        UsageError: no such folder or column, or images of another size.
+        UsageError: no such folder or column, or images of another kind or size.
     """
     if isinstance(source, Mapping):
         return _by_prompt(source, size)
+    if not isinstance(source, str | Path):
+        raise UsageError(
+            f"images: a {type(source).__name__}, neither a folder nor images by prompt; pass a path"
+            " or a dict"
+        )
     folder = Path(source)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give --images a folder of images, or demo")
@@ -155,8 +161,9 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _by_prompt(known: Mapping[str, NDArray[np.uint8]], size: tuple[int, int]) -> ImageOfRow:
-    for image in known.values():
+def _by_prompt(known: Mapping[str, Any], size: tuple[int, int]) -> ImageOfRow:
+    images = {prompt: _as_image(prompt, image) for prompt, image in known.items()}
+    for image in images.values():
         if image.shape[:2] != size:
             height, width = image.shape[:2]
             raise UsageError(
@@ -165,7 +172,21 @@ def _by_prompt(known: Mapping[str, NDArray[np.uint8]], size: tuple[int, int]) ->
             )
 
     def image_of(rows: Rows, place: int) -> NDArray[np.uint8] | str:
-        found = known.get(rows.prompts[place] or "")
+        found = images.get(rows.prompts[place] or "")
         return "image: none is known for this prompt" if found is None else found
 
     return image_of
+
+
+def _as_image(prompt: object, value: Any) -> NDArray[np.uint8]:
+    """An image in memory, also of PIL or torch, as uint8 [H, W, 3]."""
+    kind = type(value).__name__
+    if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+        image = np.asarray(value)
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+            return image
+        kind = f"{image.dtype} {list(image.shape)}"
+    raise UsageError(
+        f"images: that of {str(prompt)[:40]!r} is {kind}, not uint8 [H, W, 3] with values 0 to 255;"
+        " convert it"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dori_fast._text import read_stand_in
@@ -17,9 +18,10 @@ from dori_fast.errors import IntegrityError, NonFiniteError, UsageError
 from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
-from dori_fast.runs.budget import MAX_ERRORS, require_rows
+from dori_fast.runs.budget import MAX_ERRORS, require_readable, require_rows
 from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.sources.columnar import first_line
 from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.sources.where import Selection
@@ -79,16 +81,25 @@ def read_statistics(path: str | Path) -> NeuronStatistics:
 
 
 def statistics_of(
-    model: Denoiser, prompts: str | Path | Iterable[object], header: bool | None = None
+    model: Denoiser,
+    prompts: str | Path | Iterable[object],
+    header: bool | None = None,
+    max_errors: float = MAX_ERRORS,
 ) -> NeuronStatistics:
-    """Statistics over clean prompts, as in a scan; skips rows without a usable prompt."""
+    """Statistics over clean prompts, as in a scan; skips rows without a usable prompt.
 
-    def usable(path: Path) -> Iterator[str]:
-        for rows in open_prompts(path, selection=Selection.of(header=header)).chunks(1024):
-            yield from (prompt for prompt in rows.prompts if prompt is not None)
-
+    Raises:
+        UsageError: fewer than two usable prompts.
+        OverBudgetError: more rows without a usable prompt than ``max_errors`` allows.
+    """
     with prompts_on_disk(prompts) as path:
-        return NeuronStatistics.collect(model, usable(path))
+        reader = open_prompts(path, selection=Selection.of(header=header))
+        require_rows(reader, described(prompts))
+        require_readable(reader, described(prompts), max_errors)
+        usable = (
+            prompt for rows in reader.chunks(1024) for prompt in rows.prompts if prompt is not None
+        )
+        return NeuronStatistics.collect(model, usable)
 
 
 def prune(
@@ -207,15 +218,24 @@ def read_embeddings(run: str | Path) -> dict[int, torch.Tensor]:
 
     Raises:
         UsageError: the directory holds no finished attack, or one without a result.
+        IntegrityError: the file holds something else.
     """
     path = embeddings_file(run)
     if not path.exists():
         raise UsageError(
             f"{path}: no such file; give the run directory of a finished attack that attacked a row"
         )
-    saved = load_file(path)
-    rows = saved["row_id"].tolist()
-    return dict(zip(rows, torch.from_numpy(saved["embeddings"]), strict=True))
+    if reason := read_stand_in(path):
+        raise IntegrityError(f"{path}: {reason}")
+    try:
+        saved = load_file(path)
+        rows, embeddings = saved["row_id"].tolist(), torch.from_numpy(saved["embeddings"])
+        return dict(zip(rows, embeddings, strict=True))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"{path}: holds no embeddings of an attack ({first_line(error)}); give the run"
+            " directory of dori-fast attack"
+        ) from error
 
 
 def _compute(

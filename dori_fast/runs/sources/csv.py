@@ -33,6 +33,10 @@ _SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}
 _TABLE_SHARE = 0.8
 # names of columns have fewer words, prompts seldom
 _SENTENCE_WORDS = 4
+# the same in files of one column, whose usual header is one word
+_LONE_SENTENCE_WORDS = 3
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_EXCEL_MARK = re.compile(rb'"?sep=.?"?\s*', re.IGNORECASE)
 
 
 class _Parsed(NamedTuple):
@@ -112,12 +116,19 @@ def _named(
         raise missing_column(path, missing, names, f" (separated by {separator!r})", remedy)
     if names.count(found) > 1:
         raise UsageError(f"{path}: column {found!r} occurs twice; rename one of them")
-    if header is None and len(found.split()) >= _SENTENCE_WORDS:
+    if header is None and _reads_like_a_row(found, names):
         raise UsageError(
             f"{path}: the column name {found!r} reads like a prompt; use --no-header if the first"
             " line is a row, or --header if it is a header"
         )
     return found
+
+
+def _reads_like_a_row(found: str, names: list[str]) -> bool:
+    words = len(found.split())
+    if words >= (_LONE_SENTENCE_WORDS if len(names) == 1 else _SENTENCE_WORDS):
+        return True
+    return words > 1 and any(_NUMBER.fullmatch(name) for name in names)
 
 
 def _numbered(path: Path, names: list[str], first: list[str], column: str | None) -> str:
@@ -214,6 +225,11 @@ def _sniff(path: Path, column: str | None, header: bool) -> tuple[str, list[str]
         if not sample:
             remedy = "put a header with the column names first" if header else "get it again"
             raise UsageError(f"{path}: empty; {remedy}")
+        if _EXCEL_MARK.fullmatch(sample[0].lines[0].raw):
+            raise UsageError(
+                f"{path}: its first line is Excel's mark of the separator, neither a header nor a"
+                " row; remove that line"
+            )
         if sample[0].cells is None:
             continue
         first = [name.strip() for name in sample[0].cells]

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from urllib.parse import unquote
@@ -25,6 +26,8 @@ from dori_fast.runs.sources.hub import HUB, hub_files
 
 _MAGIC = re.compile(r"[*?\[{]")
 _SHOWN = 80
+# most files of one pair of braces
+_NUMBERS = 1_000_000
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -57,8 +60,8 @@ def input_files(source: str | Path) -> list[InputFile]:
             written, the files of each by path.
 
     Raises:
-        UsageError: no such file, no file of a known kind, files of several kinds, or shards that
-            are no whole set.
+        UsageError: no such file, no file of a known kind, files of several kinds, a file found
+            twice, or shards that are no whole set.
     """
     text = str(source)
     if text.startswith(HUB):
@@ -74,6 +77,7 @@ def input_files(source: str | Path) -> list[InputFile]:
         whole = False
     else:
         return [InputFile(path, path.name)]
+    _refuse_doubled(paths)
     kinds = sorted({found.suffix.lower() for found in paths})
     if not paths:
         raise UsageError(f"{source}: {_nothing(path)}; use one of {', '.join(SUFFIXES)}")
@@ -101,6 +105,27 @@ def refuse_missing(text: str) -> None:
         f"prompts={shown!r}: no such file or folder; check the path, or pass a list for prompts in"
         " memory, such as [prompt]"
     )
+
+
+def _refuse_doubled(paths: Sequence[Path]) -> None:
+    """Raise UsageError if links or a pattern give a file twice, whose rows would be doubled.
+
+    Links to one file elsewhere are files of their own: a cache has one blob for equal files.
+    """
+    real = cache(os.path.realpath)
+    seen: dict[str, Path] = {}
+    for path in paths:
+        other = seen.setdefault(os.path.join(real(path.parent), path.name), path)
+        if other is not path:
+            raise _doubled(path, other)
+    for path in paths:
+        if path.is_symlink() and (there := seen.get(real(path), path)) is not path:
+            raise _doubled(path, there)
+
+
+def _doubled(path: Path, other: Path) -> UsageError:
+    what = "matched twice" if path == other else f"the same file as {other}, by a link"
+    return UsageError(f"{path}: {what}, so its rows would count twice; choose it once by a pattern")
 
 
 def _nothing(folder: Path) -> str:
@@ -170,17 +195,22 @@ def _matching(pattern: str) -> list[Path]:
     return found
 
 
-def _braces(pattern: str) -> list[str]:
+def _braces(pattern: str) -> Iterator[str]:
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
-        return [pattern]
+        yield pattern
+        return
     span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
     if span:
-        options = [f"{i:0{len(span[1])}d}" for i in range(int(span[1]), int(span[2]) + 1)]
+        numbers = range(int(span[1]), int(span[2]) + 1)
+        if len(numbers) > _NUMBERS:
+            raise UsageError(f"{pattern}: stands for {len(numbers):,} files; check the numbers")
+        options = [f"{i:0{len(span[1])}d}" for i in numbers]
     else:
         options = match[1].split(",")
     head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [whole for option in options for whole in _braces(head + option + tail)]
+    for option in options:
+        yield from _braces(head + option + tail)
 
 
 def _fixed_part(pattern: Path) -> Path:

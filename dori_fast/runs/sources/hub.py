@@ -61,6 +61,9 @@ def _refuse_paths(source: str, name: str, revision: str | None) -> None:
     """Refuse what is here, or whose first folder is, before anything goes to the network."""
     if os.path.isfile(name):
         raise UsageError(f"{source}: {name!r} is a file; leave out {HUB}")
+    if os.path.isfile(os.path.join(name, "dataset_dict.json")):
+        # the library would read its caches too
+        raise UsageError(f"{source}: {name!r} is a folder of save_to_disk; leave out {HUB}")
     if os.path.exists(name):
         return
     first, *more = name.split("/")

@@ -56,6 +56,8 @@ def open_prompts(
         UsageError: no such file, unknown suffix, no prompt column, a wanted column is missing,
             files do not fit together, or a file is unreadable.
     """
+    if column is not None and not isinstance(column, str):
+        raise UsageError(f"column={column!r}: not the name of one column, a str")
     files = input_files(path)
     readers: list[Reader] = []
     for file in files:

@@ -231,10 +231,10 @@ def _check_end(path: Path, file: BinaryIO, name: str) -> None:
 
 
 def _is_added(name: str) -> bool:
-    """Whether no user packed this file: macOS' ``._NAME``, ``.DS_Store`` and the like."""
+    """Whether no user packed this file: macOS' ``._NAME``, ``.Trashes/`` and the like."""
     *folders, base = PurePosixPath(name).parts
     added = base.startswith(".") or base.casefold() in ("thumbs.db", "desktop.ini", "icon\r")
-    return added or any(part == "__MACOSX" or part.startswith("PaxHeader") for part in folders)
+    return added or any(part.startswith((".", "__MACOSX", "PaxHeader")) for part in folders)
 
 
 def _check(path: Path, info: tarfile.TarInfo) -> None:

@@ -14,6 +14,8 @@ import pyarrow as pa
 from dori_fast.runs.sources.lines import read_lines
 from dori_fast.runs.sources.rows import PROMPT_BYTES, Rows, decode_prompt, too_long
 
+_RETURNS = "CR within the line where lines end in LF; convert all line ends to LF"
+
 
 class Record(NamedTuple):
     """One row of a text format.
@@ -84,7 +86,7 @@ class TextReader:
 class PlainText(TextReader):
     """One prompt per line; an empty line is the empty prompt.
 
-    CR before a line end are no part of the prompt.
+    CR before a line end are no part of the prompt; a line with several others is quarantined.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,5 +97,8 @@ class PlainText(TextReader):
             text = line.raw.removesuffix(b"\n").rstrip(b"\r")
             if line.size > len(line.raw):
                 yield Record(None, too_long(line.size), (), line.end)
+            elif (returns := text.count(b"\r")) > 1:
+                # several lines of a classic Mac file that was joined with one of LF
+                yield Record(None, f"malformed: {returns} {_RETURNS}", (), line.end)
             else:
                 yield Record(*decode_prompt(text, line.offset), (), line.end)

@@ -180,3 +180,14 @@ def test_runs_refuse_unknown_names_before_any_work(model, tmp_path):
         with pytest.raises(UsageError, match=reason):
             run()
         assert not out.exists()
+
+
+def test_seeds_of_noise_and_images_are_no_text(model):
+    condition = model.encode(["a"])
+    for seeds in ("12", b"12", {1: 2}, 1.5, [0.5], None):
+        for draw in (model.noise, lambda seeds: model.generate(condition, seeds, steps=1)):
+            with pytest.raises(UsageError, match="seeds must be a whole number or a list of them"):
+                draw(seeds)
+    for seeds in (2, (0, 1), np.arange(2), torch.arange(2)):
+        assert torch.equal(model.noise(seeds), model.noise([0, 1]))
+        assert model.generate(condition, seeds, steps=1).shape == (1, 2, 16, 16, 3)

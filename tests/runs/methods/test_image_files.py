@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dori_fast.runs.methods.image_files import read_image
+from dori_fast.errors import UsageError
+from dori_fast.runs.methods.image_files import open_images, read_image
+from dori_fast.runs.sources.open import open_prompts
 
 PICTURE: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
 
@@ -111,3 +114,19 @@ def test_stand_ins_are_named(folder: Path) -> None:
         "image: 'p.png' is a Git LFS pointer, not the data; run git lfs pull"
     )
     assert "'h.png' is a web page, not the data" in read(folder, "h.png")
+
+
+def test_images_in_memory_are_images(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\n")
+    reader = open_prompts(tmp_path / "p.txt")
+    rows = next(iter(reader.chunks(1)))
+    for image in (PICTURE, Image.fromarray(PICTURE), torch.from_numpy(PICTURE), PICTURE[::1]):
+        found = open_images({"a": image}, reader, "image", (16, 16))(rows, 0)
+        np.testing.assert_array_equal(found, PICTURE)
+    grey, alpha = PICTURE[:, :, 0], np.dstack([PICTURE, PICTURE[:, :, :1]])
+    for image in (PICTURE / 255, PICTURE.astype(int), grey, alpha, PICTURE.tolist(), "a.png", None):
+        with pytest.raises(UsageError, match=r"that of 'a' is .*, not uint8 \[H, W, 3\]"):
+            open_images({"b": PICTURE, "a": image}, reader, "image", (16, 16))
+    for source in ([PICTURE], PICTURE, None, b"images"):
+        with pytest.raises(UsageError, match="neither a folder nor images by prompt"):
+            open_images(source, reader, "image", (16, 16))

@@ -7,17 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.prune import NeMo, NeuronMask, Wanda, WeightMask, stack
 from dori_fast.prune.nemo.published_csv import read_nemo_csv
 from dori_fast.report import draw_prune
-from dori_fast.runs.errors import ScanInterrupted
+from dori_fast.runs.errors import OverBudgetError, ScanInterrupted
 from dori_fast.runs.methods.prune import (
     PruneResult,
     prune,
+    read_embeddings,
     read_statistics,
     save_images,
     statistics_of,
@@ -130,7 +132,9 @@ def test_images_before_and_after(model: Any, prompts: Path, tmp_path: Path) -> N
 
 
 def test_statistics_of_a_file(model: Any, prompts: Path, tmp_path: Path) -> None:
-    taken = statistics_of(model, prompts)
+    with pytest.raises(OverBudgetError, match="1 of 4 rows failed, the first: row 2: too_long"):
+        statistics_of(model, prompts)
+    taken = statistics_of(model, prompts, max_errors=1)
     assert taken.count == 3
     taken.save(tmp_path / "s.safetensors")
     assert read_statistics(tmp_path / "s.safetensors").sha256() == taken.sha256()
@@ -145,3 +149,15 @@ def test_nothing_to_draw_and_nothing_to_prune(model: Any, tmp_path: Path) -> Non
         draw_prune(tmp_path)
     with pytest.raises(UsageError, match="the input has no rows"):
         found(model, write(tmp_path / "none.txt", ""), tmp_path / "run")
+
+
+def test_a_file_that_holds_no_embeddings(tmp_path: Path) -> None:
+    pointer, other = tmp_path / "p.safetensors", tmp_path / "o.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 5\n")
+    save_file({"embeddings": np.zeros((1, 2, 3))}, other)
+    (tmp_path / "cut.safetensors").write_bytes(other.read_bytes()[:20])
+    with pytest.raises(IntegrityError, match="is a Git LFS pointer"):
+        read_embeddings(pointer)
+    for path in (other, tmp_path / "cut.safetensors"):
+        with pytest.raises(IntegrityError, match="holds no embeddings of an attack"):
+            read_embeddings(path)

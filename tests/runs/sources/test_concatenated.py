@@ -178,3 +178,29 @@ def test_the_digest_knows_files_names_and_order(tmp_path: Path) -> None:
     assert len(seen) == 4
     (tmp_path / "d").rename(tmp_path / "elsewhere")
     assert input_sha256(tmp_path / "elsewhere") in seen
+
+
+def test_no_file_counts_twice(tmp_path: Path) -> None:
+    for name in ("v1/p.txt", "v2/p.txt", "blob"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "v2" / "up").symlink_to(tmp_path / "v2")
+    for pattern in ("v2/**/*.txt", "v{1,1}/*.txt", "v{1,*}/*.txt"):
+        with pytest.raises(UsageError, match="its rows would count twice"):
+            input_files(tmp_path / pattern)
+    # equal files of a cache are links to one blob
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "v1" / name).symlink_to("../blob")
+    assert prompts(tmp_path / "v1") == ["blob", "blob", "v1/p.txt"]
+    (tmp_path / "v1" / "c.txt").symlink_to("p.txt")
+    with pytest.raises(UsageError, match=r"c\.txt: the same file as .*p\.txt, by a link"):
+        input_files(tmp_path / "v1")
+    (tmp_path / "v1" / "c.txt").unlink()
+    (tmp_path / "latest").symlink_to("v1")
+    with pytest.raises(UsageError, match="by a link"):
+        input_files(tmp_path)
+
+
+def test_braces_of_too_many_numbers(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"stands for 1,000,000,000 files; check the numbers"):
+        input_files(tmp_path / "{0..999999999}.txt")

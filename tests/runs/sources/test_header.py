@@ -106,3 +106,24 @@ def test_calibrate_estimate_and_dedup(model: Any, tmp_path: Path) -> None:
     plain = write(tmp_path / "q.csv", "prompt\na\n")
     dedup(model, plain, out=tmp_path / "plain")
     assert "header" not in (tmp_path / "plain" / "dedup.json").read_text()
+
+
+def test_a_first_row_that_reads_like_a_prompt_is_no_header(tmp_path: Path) -> None:
+    for text in ("a green door\na cat\n", "red boat,1\ngreen door,2\n", "red boat;0.5\nb;-1\n"):
+        path = write(tmp_path / "p.csv", text)
+        name = text.split("\n", 1)[0].split(",")[0].split(";")[0]
+        assert "reads like a prompt" in refusal(lambda p=path, n=name: rows(p, n, header=None))
+        assert len(rows(path, name, header=True)) == 1
+    for text in ("image description\na\n", "desc,2019\na,1\n", "the image prompt,n\na,1\n"):
+        path = write(tmp_path / "p.csv", text)
+        assert rows(path, text.split("\n", 1)[0].split(",")[0], header=None) == ["a"]
+
+
+@pytest.mark.parametrize("header", [None, True, False])
+def test_the_mark_that_excel_writes_is_neither_header_nor_row(
+    tmp_path: Path, header: bool | None
+) -> None:
+    for mark in ("sep=;", "sep=,", '"sep=;"', "SEP=\t", "\ufeffsep=;"):
+        for end in ("\n", "\r\n", "\r"):
+            path = write(tmp_path / "p.csv", end.join([mark, "prompt;n", "a;1", ""]))
+            assert "remove that line" in refusal(lambda p=path: rows(p, header=header))

@@ -146,3 +146,9 @@ def test_a_dataset_that_the_library_would_keep_in_memory(tmp_path: Path) -> None
     assert read == str(len(NASTY)), done.stderr
     assert len(refused) == 2
     assert all("UsageError hf:" in line and "save them with to_parquet" in line for line in refused)
+
+
+def test_a_saved_folder_is_read_without_hf(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(UsageError, match="is a folder of save_to_disk; leave out hf:"):
+        hub_files(f"hf:{tmp_path}")

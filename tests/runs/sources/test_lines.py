@@ -98,3 +98,10 @@ def test_marks_inside_a_file(tmp_path: Path) -> None:
     assert read_all(write(tmp_path / "p.csv", quoted)) == [{"prompt": "a", "error": None, "n": "1"}]
     # within a text it is a character like others
     assert prompts(write(tmp_path / "p.txt", "a\n\ufeffb\n")) == ["a", "\ufeffb"]
+
+
+def test_lines_of_a_classic_file_joined_with_another_are_quarantined(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.txt", "a\rb\rc\rd\n" + "e\r\n" * 9)
+    rows = read_all(path)
+    assert [row["prompt"] for row in rows] == [None, *"e" * 9]
+    assert rows[0]["error"].startswith("malformed: 3 CR within the line")

@@ -251,3 +251,43 @@ def test_paths_are_still_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for path in ("a key.txt", "*.txt", "a key.{txt}", str(tmp_path), Path("a key.txt")):
         with prompts_on_disk(path) as found:
             assert [r.prompts for r in open_prompts(found).chunks(9)] == [["a"]]
+
+
+@pytest.mark.parametrize("error", [ValueError("no\nmore"), OSError(5, "gone"), ZeroDivisionError()])
+def test_a_generator_that_fails_is_named(error: Exception) -> None:
+    def values() -> Iterator[str]:
+        yield "a"
+        raise error
+
+    for given in (values(), ({"prompt": value} for value in values())):
+        message = refusal(lambda given=given: read(given))
+        assert f"the generator raised {type(error).__name__}" in message
+        assert "after 1 parts" in message and "\n" not in message and "free" not in message
+
+
+def test_a_row_of_a_frame_and_labels_are_no_list() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"prompt": THREE, "kind": THREE})
+    assert "so one row of a table" in refusal(lambda: read(frame.iloc[0]))
+    labelled = pandas.Series(THREE, index=["x", "y", "z"])
+    assert [row["prompt"] for row in read(labelled)] == THREE
+    assert "pass one level" in refusal(lambda: read(pandas.MultiIndex.from_frame(frame)))
+    mixed = pandas.DataFrame({"prompt": ["a", 1]})
+    assert "(Expected bytes, got a 'int' object, Conv" in refusal(lambda: read(mixed))
+
+
+def test_a_set_is_no_column() -> None:
+    assert "a set in place of a column's values" in refusal(lambda: read({"prompt": {"a", "b"}}))
+
+
+@pytest.mark.parametrize("column", [["prompt"], 0, b"prompt"])
+def test_a_column_has_one_name(column: Any) -> None:
+    assert "not the name of one column" in refusal(lambda: read({"prompt": THREE}, column))
+
+
+def test_a_transform_of_a_dataset_is_not_passed_over() -> None:
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_dict({"prompt": THREE})
+    lower = dataset.with_transform(lambda rows: {"prompt": ["x" for _ in rows["prompt"]]})
+    assert "a Dataset with a transform" in refusal(lambda: read(lower))
+    assert [row["prompt"] for row in read(dataset.with_format("numpy"))] == THREE

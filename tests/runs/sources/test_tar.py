@@ -150,6 +150,7 @@ def test_an_archive_made_on_a_mac(tmp_path: Path) -> None:
     members: Members = [m for i, text in enumerate("ab") for m in sample(i, text, n=i)]
     plain = tar(tmp_path / "0.tar", members)
     added: Members = [(".DS_Store", "x"), ("__MACOSX/00000/._0.jpg", "x"), ("PaxHeader/a.txt", "x")]
+    added += [(".Trashes/501/a.txt", "x"), (".Spotlight-V100/a.txt", "x"), (".git/HEAD.txt", "x")]
     for name, data in members:
         folder, _, base = name.rpartition("/")
         added += [(f"{folder}/._{base}", b"\0\5\x16\7" + bytes(28)), (name, data)]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from dori_fast.errors import UsageError
+from dori_fast.errors import DoriError, UsageError
 from dori_fast.runs.sources.columnar import first_line
 
+# values of a mapping that are no column; sets have another order in every process
+_NO_COLUMNS = (str, bytes, Mapping, set, frozenset)
 # fixed, so that equal tables give equal files however they are cut
 _ROWS = 1024
 
+T = TypeVar("T")
 Batches = tuple[pa.Schema, Iterator[pa.Table]]
 
 
@@ -34,12 +37,32 @@ def table_batches(prompts: Any) -> Batches | None:
                 raise
             # libraries raise anything at columns that they cannot convert
             except Exception as error:
+                reason = ", ".join(map(str, error.args)).split("\n", 1)[0]
                 raise UsageError(
-                    f"a {type(prompts).__name__} that is no table of columns"
-                    f" ({first_line(error)}); pass a list of str"
+                    f"a {type(prompts).__name__} that is no table of columns ({reason});"
+                    " correct that column or leave it out, or pass a list of str"
                 ) from error
-            return schema.remove_metadata(), _recut(tables)
+            return schema.remove_metadata(), _recut(pulled(tables, type(prompts).__name__))
     return None
+
+
+def pulled(values: Iterator[T], kind: str) -> Iterator[T]:
+    """The values of an iterator that is not ours; what it raises is a UsageError.
+
+    An OSError in it would otherwise look like one of the disk that the values are written to.
+    """
+    count = 0
+    try:
+        for value in values:
+            yield value
+            count += 1
+    except DoriError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"prompts: the {kind} raised {type(error).__name__} ({first_line(error)}) after"
+            f" {count:,} parts; correct it, or pass a list of str"
+        ) from error
 
 
 def _recut(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -78,6 +101,11 @@ def _of_pandas(frame: Any) -> Batches:
 
 def _of_datasets(dataset: Any) -> Batches:
     """The rows that the dataset shows, in its order, whatever its files hold."""
+    if (getattr(dataset, "format", None) or {}).get("type") == "custom":
+        raise UsageError(
+            "prompts: a Dataset with a transform, whose rows are not those that it holds; apply it"
+            " with map, or call reset_format"
+        )
     rows = dataset.with_format("arrow")
     schema = dataset.features.arrow_schema if dataset.features else None
     batches = rows.iter(batch_size=_ROWS)
@@ -110,7 +138,9 @@ def _of_frame(frame: Any) -> Batches:
 
 
 def _values(column: Any) -> Any:
-    if isinstance(column, str | bytes | Mapping) or not hasattr(column, "__iter__"):
+    if isinstance(column, str | bytes | Mapping | set | frozenset) or not hasattr(
+        column, "__iter__"
+    ):
         raise UsageError(
             f"a mapping with a {type(column).__name__} in place of a column's values; pass a list"
             " of str, or a mapping from each column's name to a list of its values"

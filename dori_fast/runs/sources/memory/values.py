@@ -16,8 +16,11 @@ import pyarrow as pa
 from dori_fast.errors import UsageError
 from dori_fast.runs.sources.columnar import first_line
 from dori_fast.runs.sources.folders.suffixes import SUFFIXES
-from dori_fast.runs.sources.memory.tables import is_column, table_batches
+from dori_fast.runs.sources.memory.tables import is_column, pulled, table_batches
+from dori_fast.runs.sources.rows import find_column
 
+# more are rows, not columns
+_ROW_LABELS = 256
 _LISTS = "pass a list of str, a table with a column of prompts, or the path of a file"
 
 
@@ -39,7 +42,8 @@ def write_in_memory(prompts: Any, folder: Path) -> Path:
     _refuse(prompts)
     found = table_batches(prompts)
     if found is None:
-        return _write_lines(_values(prompts), folder / "prompts.jsonl")
+        values = pulled(_values(prompts), type(prompts).__name__)
+        return _write_lines(values, folder / "prompts.jsonl")
     schema, tables = found
     path = folder / "prompts.arrow"
     try:
@@ -91,10 +95,23 @@ def _refuse(prompts: Any) -> None:
         raise UsageError("prompts: an open file, whose lines have their line ends; pass its path")
     if isinstance(prompts, Mapping):
         _refuse_mapping(prompts)
+    if label := _label_of_a_row(prompts):
+        raise UsageError(
+            f"prompts: a {kind} with the label {label!r}, so one row of a table; pass the table, or"
+            " a list with the prompt"
+        )
     if isinstance(prompts, np.ndarray) and prompts.ndim != 1:
         raise UsageError(
             f"prompts: an array of shape {prompts.shape}; pass one dimension, such as array[:, 0]"
         )
+
+
+def _label_of_a_row(prompts: Any) -> str | None:
+    """The name of a prompt column among the labels of a short Series, such as ``df.iloc[0]``."""
+    labels = getattr(prompts, "index", None) if is_column(prompts) else None
+    if labels is None or callable(labels) or len(labels) > _ROW_LABELS:
+        return None
+    return find_column([label for label in labels if isinstance(label, str)], None)
 
 
 def _refuse_mapping(prompts: Mapping[Any, Any]) -> None:
@@ -121,7 +138,12 @@ def _values(prompts: Any) -> Iterator[Any]:
 def _column_values(column: Any) -> Iterator[Any]:
     """The values of a column; missing ones become None."""
     if hasattr(column, "isna"):
-        pairs = zip(column, column.isna(), strict=True)
+        try:
+            pairs = zip(column, column.isna(), strict=True)
+        except NotImplementedError as error:
+            raise UsageError(
+                f"prompts: a {type(column).__name__}, whose values are no texts; pass one level"
+            ) from error
         return (None if missing else value for value, missing in pairs)
     return iter(column.to_pylist() if hasattr(column, "to_pylist") else column.to_list())
 
