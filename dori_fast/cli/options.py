@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -46,7 +46,7 @@ def command(renamed: Mapping[str, str] | None = None) -> Callable[[Command], Com
             parameters += (
                 _fields(groups[name])
                 if name in groups
-                else [parameter.replace(kind=kind, annotation=hints[name])]
+                else [parameter.replace(kind=kind, annotation=_strict(hints[name]))]
             )
             if name in renamed:
                 hidden = _hidden(hints[name])
@@ -89,6 +89,23 @@ def _given(context: typer.Context) -> set[str]:
     return {n for n, source in sources.items() if source and not source.name.startswith("DEFAULT")}
 
 
+def _path(text: str) -> Path:
+    if not text:
+        # Path("") would be the current folder
+        raise typer.BadParameter("the path is empty; give one (an unset variable of the shell?)")
+    return Path(text)
+
+
+def _strict(hint: Any) -> Any:
+    """The hint of a parameter; one of a path rejects an empty text."""
+    kind, option = get_args(hint) if get_origin(hint) is Annotated else (None, None)
+    if kind not in (Path, Path | None, list[Path], list[Path] | None) or option.parser:
+        return hint
+    option = copy(option)
+    option.parser, option.metavar = _path, option.metavar or "PATH"
+    return Annotated[kind, option]
+
+
 def _hidden(hint: Any) -> Any:
     """An option like that of a hint, with its bounds, but optional and absent from ``--help``."""
     kind, option = get_args(hint)
@@ -101,7 +118,10 @@ def _fields(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(
-            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=f.default,
+            annotation=_strict(hints[f.name]),
         )
         for f in fields(group)
     ]

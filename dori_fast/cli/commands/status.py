@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dori_fast.cli.exits import Debug, reported
-from dori_fast.cli.options import AsJson
+from dori_fast.cli.options import AsJson, command
 from dori_fast.cli.terminal import format_table, print_result
 
 if TYPE_CHECKING:
     from dori_fast.runs.store.status import RunStatus
 
 
+@command()
 def status(
     run: Annotated[Path, typer.Argument(help="Run directory of scan, prune or attack.")],
     as_json: AsJson = False,

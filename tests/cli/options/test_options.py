@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
@@ -68,7 +69,12 @@ def test_every_help_text_names_the_thing_and_ends_in_a_full_stop() -> None:
 
 def test_a_group_loads_with_the_given_options(monkeypatch: Any) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(dori_fast.models, "load", lambda model, **how: seen.append((model, how)))
+
+    def load(model: str, **how: Any) -> Any:
+        seen.append((model, how))
+        return SimpleNamespace(reading=())
+
+    monkeypatch.setattr(dori_fast.models, "load", load)
     given = ModelOptions("somewhere", variant="fp16", unet_weights=Path("w"), dtype="fp32")
     given.load(batch_size=3)
     assert seen == [
