@@ -1,4 +1,4 @@
-"""What lies where a diffusers directory was expected, and how to get one from it, as one line."""
+"""Descriptions of files and folders that are no diffusers directory, each with its remedy."""
 
 from __future__ import annotations
 

@@ -46,12 +46,11 @@ class Schedule:
         prediction_type: the network's output: epsilon, v_prediction or sample.
         alphas_cumprod: float64 [1000], cumulative alphas.
         sampler: diffusers' DDIM scheduler of this schedule.
-        notes: sentences about readings of the model's scheduler that are not literal.
     """
 
     def __init__(self, known: KnownSchedule) -> None:
         self.sampler = _sampler(known)
-        self.prediction_type, self.notes = known.prediction_type, known.notes
+        self.prediction_type = known.prediction_type
         self.alphas_cumprod: Tensor = self.sampler.alphas_cumprod.double()
 
     def timesteps(self, steps: int) -> list[int]:

@@ -31,7 +31,7 @@ def require_vocabulary_files(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise UsageError(
-            f"load: {folder.parent} has no {folder.name}/; expected a complete diffusers directory"
+            f"load: {folder.parent} has no {folder.name}/; use a complete diffusers directory"
         )
     if not (folder / _WHOLE).is_file():
         missing = [name for name in _PAIR if not (folder / name).is_file()]

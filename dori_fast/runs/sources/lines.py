@@ -39,7 +39,7 @@ def read_lines(path: Path, limit: int, *, quoted: bool = False) -> Iterator[Line
     Args:
         path: the file.
         limit: largest number of bytes of a line to keep.
-        quoted: whether quotes protect line ends, as in CSV.
+        quoted: True if quotes protect line ends, as in CSV.
 
     Raises:
         UsageError: the file is UTF-16 or UTF-32; the disk cannot read it; or the line ends are
