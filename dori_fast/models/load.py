@@ -193,8 +193,8 @@ def _refuse_for_pipelines(**options: Any) -> None:
     given = [name for name, value in options.items() if value]
     if given:
         raise UsageError(
-            f"load: {given[0]} is for models that are read from files, not for a pipeline in memory;"
-            " leave it out"
+            f"load: {given[0]} is for models that are read from files, not for a pipeline in"
+            " memory; leave it out"
         )
 
 

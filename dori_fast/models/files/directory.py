@@ -40,7 +40,8 @@ def resolve_directory(
     if directory is not None:
         if revision is not None:
             raise UsageError(
-                f"load: revision applies to hub ids, but {name!r} is a local directory; leave it out"
+                f"load: revision applies to hub ids, but {name!r} is a local directory; leave it"
+                " out"
             )
         return directory, None
     require_hub_id(name, revision, ", ".join(_EMBEDDED))

@@ -81,7 +81,9 @@ def _missing(path: Path, metadata: Mapping[str, str]) -> frozenset[int]:
     try:
         return frozenset(map(int, numbers.split(","))) if numbers else frozenset()
     except ValueError as error:
-        raise IntegrityError(f"{path}: missing masks {numbers!r} are no numbers; get it again") from error
+        raise IntegrityError(
+            f"{path}: missing masks {numbers!r} are no numbers; get it again"
+        ) from error
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -118,7 +118,8 @@ class Selection:
         where: conditions, all of which a wanted row meets.
         keep: columns that pass through besides the prompt, None for all.
         header: True if the first line of .csv and .tsv files has the names of the columns, False if
-            it is a row. None means True, but refuses a prompt column whose name reads like a prompt.
+            it is a row. None means True, except that a prompt column whose name reads like a prompt
+            is refused.
     """
 
     where: tuple[Condition, ...] = ()

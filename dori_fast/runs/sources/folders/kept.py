@@ -140,7 +140,6 @@ def _data_files(folder: Path, state: dict[str, Any]) -> list[Path]:
 def _inside(folder: Path, name: object, where: str) -> Path:
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise UsageError(
-            f"{folder / where}: {name!r} is no name of a file in the folder; save the"
-            " dataset again"
+            f"{folder / where}: {name!r} is no name of a file in the folder; save the dataset again"
         )
     return folder / name
