@@ -34,7 +34,7 @@ _ELSEWHERE = ("predict_epsilon", "timestep_type", "variance_type")
 def problem(
     values: Mapping[str, Any], given: Collection[str], own: Collection[str]
 ) -> tuple[str, str] | None:
-    """What is wrong with a scheduler's options, and the remedy; None if all are known.
+    """The first problem of a scheduler's options and its remedy; None if all are in order.
 
     Args:
         values: options, with the class's defaults for those that are missing.
