@@ -151,7 +151,7 @@ class Wen:
 
         for i in range(self.iterations):
             norm, gradient = magnitude(model, params, pooled, running, len(self.seeds), predict)
-            # NaN is at no target, and an embedding without an update would pass for a mitigated one
+            # NaN never reaches the target, and its embedding, never updated, would look mitigated
             require_finite("mitigate", "magnitudes F", norm, model.dtype)
             require_finite("mitigate", "values of dF/dy", gradient, model.dtype)
             losses[i, running] = norm

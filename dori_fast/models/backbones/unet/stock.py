@@ -70,7 +70,7 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     if type(module) is not kind or changed_code(module) or hooks(module):
         return False
     own = [weight for weight in module._parameters.values() if weight is not None]
-    # not a tensor class of quantization, nor a weight that torch's pruning or weight norm computes
+    # quantized weights have a class of their own; pruned and normalized ones are no parameters
     return "weight" in module._parameters and all(type(weight) is nn.Parameter for weight in own)
 
 

@@ -57,7 +57,7 @@ def refuse_inside_table(folder: Path) -> None:
 def refuse_partly(paths: Sequence[Path]) -> None:
     """Raise UsageError if a pattern takes files that do not count in their folder."""
     for folder in sorted({path.parent for path in paths}):
-        # its files count as much as its own folder's
+        # the folder itself may be the table
         refuse_inside_table(folder / "file")
         state = _state(folder)
         inside = [path for path in paths if path.parent == folder]
