@@ -200,6 +200,17 @@ def _sampler(known: KnownSchedule) -> Any:
     return DDIMScheduler(**{**known.ddim, "clip_sample": False, "thresholding": False})
 
 
+def require_units(where: str, units: str) -> None:
+    """Raise UsageError for unknown units; ``where`` begins the message."""
+    if units not in UNITS:
+        raise UsageError(f"{where}: units must be one of {', '.join(UNITS)}, got {units!r}")
+
+
+def units_config(units: str) -> dict[str, str]:
+    """The entry of ``config()``: none for epsilon, as in runs from before there were units."""
+    return {} if units == "epsilon" else {"units": units}
+
+
 def unit_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise [S, *shape] of S seeds, float32.
 
