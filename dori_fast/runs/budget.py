@@ -89,8 +89,7 @@ def require_rows(reader: Reader, where: str | Path) -> None:
     """Raise UsageError if an input has no rows, since any result over them would mean nothing."""
     if not any(len(rows) for rows in reader.chunks(1)):
         raise UsageError(
-            f"{where}: the input has no rows, or none that meets its conditions; check the file and"
-            " --where"
+            f"{where}: the input has no rows, or none that meets its conditions; check both"
         )
 
 
