@@ -1,4 +1,4 @@
-"""What text from data may hide: unsafe characters, and files that stand in for the data."""
+"""Unsafe characters in text from data, and files that stand in for the data."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def stand_in(head: bytes, *, packed: bool = True) -> str | None:
 
     Args:
         head: first bytes of the file, :data:`HEAD_BYTES` or all of them.
-        packed: whether compressed data count; false for formats that may be compressed.
+        packed: True to recognize compressed data; False for formats that may be compressed.
     """
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if _LFS.match(text):

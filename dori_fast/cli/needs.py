@@ -16,9 +16,9 @@ class Need:
     Attributes:
         command: name of the command's function.
         options: names of the options' parameters.
-        lacking: other option in the sentence "--fpr has no effect LACKING", such as ``"without
+        lacking: end of the sentence "--fpr has no effect LACKING", such as ``"without
             --calibration"``.
-        met: function of the command's values by parameter: whether the options have an effect.
+        met: function of the command's values by parameter that returns whether the options act.
     """
 
     command: str

@@ -165,7 +165,7 @@ class ModelSource:
     ] = None
 
     def load(self, **fixed: Any) -> Denoiser:
-        """Load the model, and print what it reads otherwise than the model's own pipeline does.
+        """Load the model, and print how it is read otherwise than by its own pipeline.
 
         Args:
             fixed: Further arguments of :func:`dori_fast.models.load`.

@@ -13,7 +13,7 @@ from torch import Tensor
 from dori_fast._checks import seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
-from dori_fast.models.schedules.vp import UNITS
+from dori_fast.models.schedules.vp import require_units
 
 
 @dataclass(frozen=True)
@@ -136,16 +136,10 @@ def checked_units(name: str, units: str, compat: str | None) -> str:
         UsageError: unknown units, or units other than epsilon with ``compat``, which reproduces
             released code.
     """
-    if units not in UNITS:
-        raise UsageError(f"{name}: units must be one of {', '.join(UNITS)}, got {units!r}")
+    require_units(name, units)
     if compat and units != "epsilon":
         raise UsageError(f"{name}: compat={compat!r} has units 'epsilon'; leave one of the two out")
     return units
-
-
-def units_config(units: str) -> dict[str, str]:
-    """The entry of ``config()``: none for epsilon, as in runs from before there were units."""
-    return {} if units == "epsilon" else {"units": units}
 
 
 def one_draw(model: Denoiser, seed: int, images: int) -> Tensor:

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dori_fast.detect.detector import SeededDetector, checked_units, seed_list, units_config
+from dori_fast.detect.detector import SeededDetector, checked_units, seed_list
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
 from dori_fast.models.probes import change_of_noise
-from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.schedules.vp import DDIM_STEPS, units_config
 from dori_fast.ops import largest_per_map, ms_ssim
 
 

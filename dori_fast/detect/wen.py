@@ -28,11 +28,10 @@ from dori_fast.detect.detector import (
     checked_units,
     one_draw,
     seed_list,
-    units_config,
 )
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, TextCondition
-from dori_fast.models.schedules.vp import DDIM_STEPS
+from dori_fast.models.schedules.vp import DDIM_STEPS, units_config
 from dori_fast.ops import noise_difference, noise_difference_step
 
 

@@ -102,7 +102,9 @@ def bootstrap_mean(values: PerPrompt, confidence: float = 0.95, seed: int = 0) -
         raise UsageError("bootstrap_mean: no values")
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
-        raise NonFiniteError(f"bootstrap_mean: {bad} of {len(values)} values are NaN or Inf")
+        raise NonFiniteError(
+            f"bootstrap_mean: {bad} of {len(values)} values are NaN or Inf; leave them out"
+        )
     random = np.random.default_rng(seed)
     means = values[random.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])

@@ -91,7 +91,7 @@ def require_scored(components: Components, who: str, *, tokenizers: bool = True)
     Args:
         components: the model.
         who: first words of the message.
-        tokenizers: whether to look into the vocabularies too, which takes a tenth of a second.
+        tokenizers: True to check the vocabularies too, which takes a tenth of a second.
 
     Raises:
         UsageError: they have none.

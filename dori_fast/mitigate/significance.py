@@ -19,7 +19,7 @@ from dori_fast._checks import accumulate_dtype, require_finite, seed_tuple
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
-from dori_fast.models.schedules.vp import DDIM_STEPS, UNITS
+from dori_fast.models.schedules.vp import DDIM_STEPS, require_units
 from dori_fast.models.text.prompts import list_of_str
 
 
@@ -63,8 +63,7 @@ def token_significance(
             f"significance: steps must be 1..total_steps and total_steps at most 1000, got {steps}"
             f" of {total_steps}"
         )
-    if units not in UNITS:
-        raise UsageError(f"significance: units must be one of {', '.join(UNITS)}, got {units!r}")
+    require_units("significance", units)
     condition = model.encode(prompts).one_row_each()
     wide = accumulate_dtype(model.dtype)
     embeddings = condition.unique.detach().to(wide)

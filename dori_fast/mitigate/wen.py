@@ -26,7 +26,7 @@ from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
 from dori_fast.models.probes import shared_prediction, uncond_prediction
-from dori_fast.models.schedules.vp import DDIM_STEPS, UNITS
+from dori_fast.models.schedules.vp import DDIM_STEPS, require_units, units_config
 from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import EmbeddingState, embedding_step
 
@@ -100,8 +100,7 @@ class Wen:
             )
         if not target >= 0 or not lr > 0:
             raise UsageError("mitigate: target must be 0 or more and lr above 0")
-        if units not in UNITS:
-            raise UsageError(f"mitigate: units must be one of {', '.join(UNITS)}, got {units!r}")
+        require_units("mitigate", units)
         self.target, self.iterations = float(target), iterations
         self.lr = finite_number("mitigate", "lr", lr)
         self.total_steps, self.units = total_steps, units
@@ -115,7 +114,7 @@ class Wen:
             "iterations": self.iterations,
             "seeds": list(self.seeds),
             "total_steps": self.total_steps,
-            **({} if self.units == "epsilon" else {"units": self.units}),
+            **units_config(self.units),
         }
 
     def run(self, model: Denoiser, prompts: Sequence[str]) -> Mitigated:
@@ -151,7 +150,7 @@ class Wen:
 
         for i in range(self.iterations):
             norm, gradient = magnitude(model, params, pooled, running, len(self.seeds), predict)
-            # NaN is at no target, and an embedding without an update would pass for a mitigated one
+            # NaN never reaches the target, and its embedding, never updated, would look mitigated
             require_finite("mitigate", "magnitudes F", norm, model.dtype)
             require_finite("mitigate", "values of dF/dy", gradient, model.dtype)
             losses[i, running] = norm

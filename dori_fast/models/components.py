@@ -25,7 +25,7 @@ _LIBRARIES = ("diffusers.", "transformers.")
 
 @dataclass(frozen=True)
 class Components:
-    """What a model consists of, by the names of diffusers' components.
+    """The parts of a model, by the names of diffusers' components.
 
     Attributes:
         where: the directory or the pipeline, for messages.
@@ -107,7 +107,7 @@ class Components:
         """Components in memory, without those that are None.
 
         Args:
-            where: what they are of, for messages.
+            where: name of the model, for messages.
             modules: the components by diffusers' names.
             pipeline: class of their pipeline, if there is one.
             options: the pipeline's own options.
@@ -166,7 +166,7 @@ def _class_of(name: str, config: Mapping[str, Any], listed: str | None, director
             " transformers wrote it; get the model again"
         )
     if name == "vae":
-        # opened when an image is asked for, by the class whose configuration it has
+        # opened at the first image, as the class that its configuration names
         return str(own or listed)
     if name == "unet" and listed is not None and own != listed:
         raise UsageError(

@@ -44,7 +44,7 @@ class Denoiser:
         autoencoder: decodes and encodes images; opened at its first use.
         engine: runs the network, counts its evaluations and shares its work.
         recipe: arguments of :func:`dori_fast.load`, or None if files do not describe the model.
-        reading: sentences on what is read otherwise than the model's own pipeline would.
+        reading: sentences on what is read otherwise than by the model's own pipeline.
         image_size, latent_shape: (H, W) of the images in pixels, and (C, H, W) of one latent.
     """
 
@@ -142,7 +142,7 @@ class Denoiser:
                 f"condition: embeddings must be [P, T, {width}], got {list(embeddings.shape)}"
             )
         if self._text.has_pooled != (pooled is not None):
-            raise UsageError("condition: pooled embeddings are for SDXL models, which need them")
+            raise UsageError("condition: SDXL models need pooled embeddings, others take none")
         self._check_one_mask_each(len(embeddings))
         pooled = None if pooled is None else pooled.to(self.device, self.dtype)
         return TextCondition.of(embeddings.to(self.device, self.dtype), pooled)
@@ -221,7 +221,8 @@ class Denoiser:
             Carries gradients to the condition's embeddings if they require them.
 
         Raises:
-            UsageError: the network says nothing about epsilon there (``schedule.require_epsilon``).
+            UsageError: epsilon does not depend on the network there; see
+                ``schedule.require_epsilon``.
         """
         output = self.output(condition, latents, timestep)
         return self.schedule.epsilon(output, latents, timestep)

@@ -67,13 +67,13 @@ class Reading:
     """How a supported model is read.
 
     Attributes:
-        xl: whether it has SDXL's two text encoders.
-        zero_for_empty: whether the empty prompt's embeddings are zeros, as in SDXL's base model.
+        xl: True for SDXL's two text encoders.
+        zero_for_empty: True if the empty prompt's embeddings are zeros, as in SDXL's base model.
         schedule: the noise schedule.
-        sample_size: height and width of latents in place of the UNet's configuration; None if that
-            is right.
+        sample_size: height and width of latents that replace the UNet's ``sample_size``; None if
+            that is right.
         vae: class and configuration of the image autoencoder, ``(None, {})`` without one.
-        notes: sentences on everything that is read otherwise than the model's own pipeline would.
+        notes: sentences on what is read otherwise than by the model's own pipeline.
     """
 
     xl: bool
@@ -85,13 +85,13 @@ class Reading:
 
 
 def require_denoiser(components: Components) -> Reading:
-    """Check that a model is a text-to-image denoiser of which a score has a meaning.
+    """Check that a model is a text-to-image denoiser whose scores have a meaning.
 
-    Everything that reads a model passes here: directories, hub ids, pipelines in memory, workers,
+    Everything that scores a model passes here: directories, hub ids, pipelines in memory, workers,
     ``accelerate`` and ``patch``. Only names and configurations are read, no weights.
 
     Raises:
-        UsageError: it is not; the message says what is there, what is expected, and what to do.
+        UsageError: it is not, with what is there, what is expected and a remedy.
     """
     stock, notes = _stock_of(components)
     _require_components(components, stock)
@@ -133,7 +133,7 @@ def _vae_of(components: Components, xl: bool) -> tuple[str | None, Mapping[str, 
     if "vae" in components.classes:
         return components.classes["vae"], components.configs["vae"]
     if xl and "vae" in components.missing:
-        # SDXL is told the size of its images, so its scores depend on the VAE's factor
+        # the size of images is an input of SDXL's UNet, and the VAE's factor decides it
         raise UsageError(
             f"load: {components.where} has no vae/, but model_index.json names"
             f" {components.missing['vae']}, on whose factor SDXL's scores depend; restore it, or"

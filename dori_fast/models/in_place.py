@@ -132,7 +132,7 @@ def masked_parameters(mask: NeuronMask | WeightMask, unet: nn.Module) -> dict[st
 
 
 def plain_linear(unet: nn.Module, name: str) -> nn.Linear:
-    """The linear layer of this name, if its output is its weight's alone.
+    """The linear layer of this name, if its weights alone determine its output.
 
     Raises:
         UsageError: as from :func:`apply_`.

@@ -85,8 +85,8 @@ def load(
     does. ``model.engine.execution`` has the resolved values.
 
     Returns:
-        A :class:`Denoiser`. Its ``reading`` says what it reads otherwise than the model's own
-        pipeline does.
+        A :class:`Denoiser`. Its ``reading`` lists what is read otherwise than by the model's own
+        pipeline.
 
     Raises:
         UsageError: no such source, an unsupported kind of model, or a switch that cannot be on
@@ -193,7 +193,8 @@ def _refuse_for_pipelines(**options: Any) -> None:
     given = [name for name, value in options.items() if value]
     if given:
         raise UsageError(
-            f"load: {given[0]} is for models that are read from files, not for a pipeline in memory"
+            f"load: {given[0]} is for models that are read from files, not for a pipeline in"
+            " memory; leave it out"
         )
 
 
@@ -204,7 +205,7 @@ def _backbone(unet: Any, factor: int, borrowed: bool = False) -> Backbone:
 
 
 def _unusual(reading: Reading, factor: int) -> dict[str, str]:
-    """Facts of SDXL's conditions that no hashed file says, where they are not the base model's."""
+    """Facts of SDXL's conditions that no hashed file holds, if other than the base model's."""
     found = {}
     if reading.xl and not reading.zero_for_empty:
         found["force_zeros_for_empty_prompt"] = "false"
@@ -232,7 +233,9 @@ def _resolve_device(device: torch.device | str) -> torch.device:
             f"load: unknown device {device!r}; use auto, cpu, cuda or cuda:N"
         ) from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"load: device {device!r} requested, but torch sees no CUDA device")
+        raise UsageError(
+            f"load: device {device!r} requested, but torch finds no CUDA device; use 'cpu'"
+        )
     return resolved
 
 

@@ -307,7 +307,9 @@ def _check_counts(
                 f" got {list(tensor.shape)}"
             )
     if missing and not 0 <= min(missing) <= max(missing) < _count(tensors):
-        raise UsageError(f"masks: missing={sorted(missing)} of {_count(tensors)} masks")
+        raise UsageError(
+            f"masks: missing must be numbers in 0..{_count(tensors) - 1}, got {sorted(missing)}"
+        )
 
 
 def _count(tensors: Mapping[str, Tensor]) -> int:

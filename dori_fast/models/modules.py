@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.errors import IntegrityError
 from dori_fast.models.files.directory import open_json, require_weights, text_config
 from dori_fast.models.files.hashes import chosen_variant, first_nonfinite
 from dori_fast.models.gate import Reading
@@ -27,19 +27,14 @@ _UNREADABLE = (OSError, RuntimeError, ValueError, AttributeError, KeyError, Type
 def open_unet(
     directory: Path, dtype: torch.dtype, device: torch.device, variant: str | None
 ) -> Any:
-    """The frozen UNet.
+    """The frozen UNet of a model that :func:`dori_fast.models.gate.require_denoiser` accepts.
 
     Raises:
-        UsageError: another kind of network, or pickled weights.
+        UsageError: pickled weights.
         IntegrityError: damaged weights, or weights that are not finite.
     """
     from diffusers import UNet2DConditionModel
 
-    kind = open_json(directory, "unet/config.json").get("_class_name")
-    if kind != "UNet2DConditionModel":
-        raise UsageError(
-            f"load: {kind} is not supported; UNet2DConditionModel (SD 1.x, 2.x, XL) is"
-        )
     return _open_frozen(
         UNet2DConditionModel, directory, "unet", device, torch_dtype=dtype, variant=variant
     )

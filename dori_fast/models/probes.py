@@ -112,7 +112,7 @@ def uncond_prediction(
 def change_of_noise(
     model: Denoiser, condition: TextCondition, shared: SharedLatents, units: str
 ) -> Tensor:
-    """What the network would change about the noise: epsilon - x_T, [P, S, C, H, W].
+    """Difference of the predicted from the initial noise: epsilon - x_T, [P, S, C, H, W].
 
     Arguments and errors are those of :func:`shared_prediction`. A prediction that is not of noise
     is returned as it is. Where alpha_bar goes to 0, epsilon - x_T becomes proportional to the

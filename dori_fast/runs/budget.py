@@ -56,7 +56,7 @@ def verdict(counts: Counts, max_errors: float) -> Verdict:
 
 
 def failures_of(run: Finished) -> str:
-    """The failed rows of a run over its budget in one line: count, first reason, what to do."""
+    """The failed rows of a run over its budget in one line: count, first reason, remedy."""
     first = _first_failure(run.shards) if run.counts.quarantined else None
     see = f"see the column error of {run.out}/shards"
     return _line(str(run.out), run.counts, first, see)
@@ -76,7 +76,7 @@ def require_within(
         counts: number of its rows by outcome.
         max_errors: the budget, as of :func:`verdict`.
         first: the first row that failed, None without failures.
-        see: what to do.
+        see: remedy, for the message.
 
     Raises:
         OverBudgetError: more rows failed than the budget allows.
@@ -89,8 +89,7 @@ def require_rows(reader: Reader, where: str | Path) -> None:
     """Raise UsageError if an input has no rows, since any result over them would mean nothing."""
     if not any(len(rows) for rows in reader.chunks(1)):
         raise UsageError(
-            f"{where}: the input has no rows, or none that meets its conditions; check the file and"
-            " --where"
+            f"{where}: the input has no rows, or none that meets its conditions; check both"
         )
 
 

@@ -109,7 +109,7 @@ def scan(
             :meth:`dori_fast.runs.sources.where.Condition.parse`. Kept rows are numbered from 0.
         keep: columns to pass on to the shards; default: all. Of Parquet files no other columns
             are read.
-        header: whether .csv and .tsv files begin with the names of their columns; False names them
+        header: True if .csv and .tsv files begin with the names of their columns. False names them
             ``column_1``, ``column_2``, ... (``column="1"`` is the first). None takes the first line
             for a header, but refuses a prompt column whose name reads like a prompt.
         batch_size: UNet samples per evaluation; "auto" keeps the model's.

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-ROWS = {"Faults": 26, "Bad inputs": 21}
+ROWS = {"Faults": 26, "Bad inputs": 32}
 
 
 def named(page: str) -> dict[tuple[str, int], list[str]]:
@@ -37,8 +37,8 @@ def test_every_row_is_there() -> None:
     assert set(PAGE) == {(name, i) for name, n in ROWS.items() for i in range(1, n + 1)}
 
 
-def test_at_least_46_of_47_are_shown_by_a_test() -> None:
-    assert sum(map(bool, PAGE.values())) >= 46
+def test_all_but_one_are_shown_by_a_test() -> None:
+    assert sum(map(bool, PAGE.values())) >= sum(ROWS.values()) - 1
 
 
 def test_the_tests_exist() -> None:

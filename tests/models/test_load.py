@@ -242,9 +242,7 @@ def test_what_is_about_files_is_refused_for_a_pipeline(tiny_directory, options):
         df.load(pipe, **options)
 
 
-def test_what_sdxl_is_told_beside_the_text_is_part_of_its_description(
-    tiny_sdxl_directory, tmp_path
-):
+def test_inputs_of_sdxl_beside_the_text_are_part_of_its_description(tiny_sdxl_directory, tmp_path):
     directory = shutil.copytree(tiny_sdxl_directory, tmp_path / "model")
     pipe = StableDiffusionXLPipeline.from_pretrained(directory, local_files_only=True)
     base = [df.load(source).config()["files"] for source in (directory, pipe)]

@@ -26,7 +26,7 @@ class SharedLatents:
         layer: the cross-attention before which the state stands. If it is not 0, the state serves
             one prompt only.
         uncond: unconditional outputs [S, C, H, W], or None until they are needed.
-        generation: the engine's, at which state and uncond were computed.
+        generation: the engine's generation when state and uncond were computed.
     """
 
     latents: Tensor

@@ -1,4 +1,4 @@
-"""A network as the engine finds it: why it runs whole or its stages, and what is switched on."""
+"""The way in which the engine runs a network: whole or in stages, with which switches."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from dori_fast.models.frozen import frozen
 
 
 def evaluating(backbone: Backbone) -> AbstractContextManager[Any]:
-    """The context of every look at a network and of every evaluation.
+    """The context in which a network is opened and evaluated.
 
-    A borrowed network has there no dropout and no gradients to its weights; afterwards it is as it
-    was.
+    In it, a borrowed network has no dropout and no gradients to its weights. Afterwards it is as it
+    was before.
     """
     return frozen(backbone.network) if backbone.borrowed else nullcontext()
 
 
 def opened(backbone: Backbone, share: bool, wanted: Execution) -> Opened:
-    """A look at a network in evaluation mode."""
+    """A network opened in evaluation mode."""
     with evaluating(backbone):
         return Opened(backbone, share, wanted)
 
 
 class Opened:
-    """One look at a network; what others change afterwards needs another look.
+    """A network as it was at one moment. After changes by others it must be opened again.
 
     Args:
         backbone: the network.
-        share: whether to share work between samples, where the network allows it.
+        share: True to share work between samples, where the network allows it.
         wanted: the requested switches.
 
     Attributes:

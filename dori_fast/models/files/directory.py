@@ -29,7 +29,7 @@ def resolve_directory(
 ) -> tuple[Path, str | None]:
     """The local diffusers directory of a source, and the commit if it came from a hub.
 
-    What is on this disk, or whose first folder is, never goes to the hub; see
+    A name never goes to the hub if it, or its first folder, is on this disk; see
     :mod:`dori_fast.models.files.local_source`.
 
     Raises:
@@ -40,7 +40,8 @@ def resolve_directory(
     if directory is not None:
         if revision is not None:
             raise UsageError(
-                f"load: revision applies to hub ids, but {name!r} is a local directory"
+                f"load: revision applies to hub ids, but {name!r} is a local directory; leave it"
+                " out"
             )
         return directory, None
     require_hub_id(name, revision, ", ".join(_EMBEDDED))
@@ -125,7 +126,7 @@ def _transport_error() -> type[Exception]:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether a later try may succeed: the hub was unreachable, busy or broken, not refusing."""
+    """Whether a later try may succeed: the hub was unreachable, busy or broken."""
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -140,7 +141,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _status(error: Exception) -> int | None:
-    """The hub's HTTP status; None if it did not answer."""
+    """The HTTP status of the hub's response; None without a response."""
     # a LocalEntryNotFoundError has the failed request as its cause
     response = getattr(error.__cause__ or error, "response", None)
     return None if response is None else int(response.status_code)
@@ -158,7 +159,7 @@ def _refusal(error: Exception) -> str:
             f"status {status}, access is restricted); accept the model's conditions on the hub and"
             " set HF_TOKEN to your token"
         )
-    # a hub does not tell a private model from none
+    # a private model has the same status as none
     if status in (401, 404):
         return (
             f"status {status}: no such model, or it is private or gated); check the name, and set"
@@ -181,8 +182,7 @@ def open_json(directory: Path, name: str) -> dict[str, Any]:
         return dict(json.loads((directory / name).read_text()))
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"load: {directory / name} is missing or unreadable; is the diffusers directory"
-            " complete?"
+            f"load: {directory / name} is missing or unreadable; use a complete diffusers directory"
         ) from error
 
 

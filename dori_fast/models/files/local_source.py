@@ -1,4 +1,4 @@
-"""Paths before the network: what a source's name stands for, decided by what is on this disk.
+"""Local path or hub id: what a source's name stands for, decided by what is on this disk.
 
 A name goes to the hub only if nothing of that name is here, its first folder is not here either,
 and it has the form of a hub id.
@@ -62,14 +62,14 @@ def local_directory(name: str) -> Path | None:
 
 
 def require_local(path: os.PathLike[str]) -> None:
-    """Raise UsageError if there is nothing at a path: an object that is a path is no hub id."""
+    """Raise UsageError if nothing is at a path, since a path object is never a hub id."""
     name = os.fspath(path)
     if local_directory(name) is None:
         _refuse_path(name)
 
 
 def require_hub_id(name: str, revision: str | None, embedded: str) -> None:
-    """Check a name of which nothing is on this disk, before anything goes to the network.
+    """Check a name that is not on this disk, before anything goes to the network.
 
     Args:
         name: the source.

@@ -14,7 +14,7 @@ from dori_fast.models.files.tensor_file import read_tensors
 from dori_fast.ops import pack_mask, unpack_mask
 
 _FORMAT = "dori_fast.mask/1"
-# entry of the header, of files with missing masks alone
+# entry of the header, only in files with missing masks
 _MISSING = "missing"
 Path = str | os.PathLike[str]
 
@@ -81,7 +81,9 @@ def _missing(path: Path, metadata: Mapping[str, str]) -> frozenset[int]:
     try:
         return frozenset(map(int, numbers.split(","))) if numbers else frozenset()
     except ValueError as error:
-        raise IntegrityError(f"{path}: missing masks {numbers!r} are no numbers") from error
+        raise IntegrityError(
+            f"{path}: missing masks {numbers!r} are no numbers; get it again"
+        ) from error
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What lies where a diffusers directory was expected, and how to get one from it, as one line."""
+"""Descriptions of files and folders that are no diffusers directory, each with its remedy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from dori_fast._text import read_stand_in
 
 _SHOWN = 6
 # Stable Diffusion XL's header has 0.2 MB
@@ -87,8 +89,8 @@ def about_unet_alone(folder: Path) -> str:
 def about_file(path: Path) -> str:
     """Description of a file where a model was expected, and the remedy after "; "."""
     suffix = path.suffix.lower()
-    if _starts_with(path, b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the file itself; get that with git lfs pull"
+    if reason := read_stand_in(path):
+        return reason
     if path.name == "model_index.json" or is_model(path.parent):
         return f"is a file of a diffusers directory; use {str(path.parent)!r}"
     if is_model(path.parent.parent):
@@ -152,14 +154,6 @@ def _pipeline(folder: Path) -> str:
         return str(json.loads((folder / "model_index.json").read_text())["_class_name"])
     except (OSError, ValueError, KeyError, TypeError):
         return "an unknown pipeline"
-
-
-def _starts_with(path: Path, mark: bytes) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(mark)) == mark
-    except OSError:
-        return False
 
 
 def _tensor_names(path: Path) -> set[str]:

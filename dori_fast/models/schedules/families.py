@@ -49,7 +49,7 @@ _DISTILLED = (
     "a sampler of distilled weights, whose unconditional prediction means nothing after"
     " distillation"
 )
-_TOKENS = "a sampler of discrete tokens"
+_TOKENS = "discrete tokens"
 _EXPLODING = "variance-exploding noise"
 _SHIFTED = "DDPM's betas with a shifted signal-to-noise ratio"
 
@@ -78,8 +78,8 @@ REFUSED = {
     "LTXEulerAncestralRFScheduler": _FLOW,
     "MiniMaxH3Scheduler": _FLOW,
     "PiflowScheduler": _FLOW,
-    "RFD4ProteinaScheduler": "a sampler of protein structures",
-    "RePaintScheduler": "a sampler that inpaints a given image",
+    "RFD4ProteinaScheduler": "protein structures",
+    "RePaintScheduler": "inpainting of a given image",
     "SCMScheduler": "consistency models in trigonometric flow",
     "ScoreSdeVeScheduler": _EXPLODING,
     "ScoreSdeVpScheduler": "score matching over continuous time",

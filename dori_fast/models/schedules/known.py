@@ -51,7 +51,7 @@ def known_schedule(
         UsageError: noise that is not DDPM's, a class or option that is not known, or a value that
             diffusers does not accept.
     """
-    return _Reading(_supported(class_name, who), config, who).facts(pipeline)
+    return _NamedConfig(_supported(class_name, who), config, who).facts(pipeline)
 
 
 def schedule_of(scheduler: Any, *, pipeline: str = "", who: str = "load") -> KnownSchedule:
@@ -70,9 +70,9 @@ def schedule_of(scheduler: Any, *, pipeline: str = "", who: str = "load") -> Kno
             " of diffusers, so its noise schedule is not known; use a scheduler of diffusers, such"
             " as DDIMScheduler"
         )
-    reading = _Reading(_supported(kind.__name__, who), scheduler.config, who)
-    reading.require_unchanged(scheduler)
-    return reading.facts(pipeline)
+    named = _NamedConfig(_supported(kind.__name__, who), scheduler.config, who)
+    named.require_unchanged(scheduler)
+    return named.facts(pipeline)
 
 
 def schedule_in_files(
@@ -128,8 +128,8 @@ def _supported(name: object, who: str) -> str:
     return name
 
 
-class _Reading:
-    """One config, read through the class that it names."""
+class _NamedConfig:
+    """One config, read by the class that it names."""
 
     def __init__(self, name: str, config: Mapping[str, Any], who: str) -> None:
         import diffusers
@@ -189,7 +189,7 @@ class _Reading:
                 )
 
     def facts(self, pipeline: str) -> KnownSchedule:
-        """The facts, unless they contradict one another."""
+        """The facts; UsageError if they contradict one another."""
         if self._values["prediction_type"] == "epsilon" and self._ends_at_zero:
             raise self._refusal(
                 "the last cumulative alpha is 0 (rescale_betas_zero_snr), where a prediction of"

@@ -34,7 +34,7 @@ _ELSEWHERE = ("predict_epsilon", "timestep_type", "variance_type")
 def problem(
     values: Mapping[str, Any], given: Collection[str], own: Collection[str]
 ) -> tuple[str, str] | None:
-    """What is wrong with a scheduler's options, and the remedy; None if all are known.
+    """The first problem of a scheduler's options and its remedy; None if all are in order.
 
     Args:
         values: options, with the class's defaults for those that are missing.
@@ -78,8 +78,8 @@ def _other_noise(values: Mapping[str, Any]) -> tuple[str, str] | None:
             return f"its config sets {key}, an option of flow matching", REMEDY
     if values.get("timestep_type", "discrete") != "discrete":
         return (
-            f"timestep_type is {values['timestep_type']!r}, where the network is asked at"
-            " logarithms of EDM's sigma, not at timesteps",
+            f"timestep_type is {values['timestep_type']!r}, where the network takes"
+            " logarithms of EDM's sigma, not timesteps",
             REMEDY,
         )
     if values.get("variance_type") in ("learned", "learned_range"):

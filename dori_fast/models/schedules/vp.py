@@ -46,12 +46,11 @@ class Schedule:
         prediction_type: the network's output: epsilon, v_prediction or sample.
         alphas_cumprod: float64 [1000], cumulative alphas.
         sampler: diffusers' DDIM scheduler of this schedule.
-        notes: sentences about readings of the model's scheduler that are not literal.
     """
 
     def __init__(self, known: KnownSchedule) -> None:
         self.sampler = _sampler(known)
-        self.prediction_type, self.notes = known.prediction_type, known.notes
+        self.prediction_type = known.prediction_type
         self.alphas_cumprod: Tensor = self.sampler.alphas_cumprod.double()
 
     def timesteps(self, steps: int) -> list[int]:
@@ -199,6 +198,17 @@ def _sampler(known: KnownSchedule) -> Any:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(**{**known.ddim, "clip_sample": False, "thresholding": False})
+
+
+def require_units(where: str, units: str) -> None:
+    """Raise UsageError for unknown units; ``where`` begins the message."""
+    if units not in UNITS:
+        raise UsageError(f"{where}: units must be one of {', '.join(UNITS)}, got {units!r}")
+
+
+def units_config(units: str) -> dict[str, str]:
+    """The entry of ``config()``: none for epsilon, as in runs from before there were units."""
+    return {} if units == "epsilon" else {"units": units}
 
 
 def unit_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:

@@ -32,11 +32,6 @@ class TextSide:
         """D, the width of the embeddings."""
         return int(self.text_encoder.config.hidden_size)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the embeddings."""
-        return _dtype_of(self.text_encoder)
-
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch: int) -> TextCondition:
         """Encode prompts in batches of a fixed size; equal token sequences are encoded once.
@@ -101,16 +96,6 @@ class TextSideXL:
     def width(self) -> int:
         """D, the width of the embeddings."""
         return int(self.text_encoder.config.hidden_size + self.text_encoder_2.config.hidden_size)
-
-    @property
-    def pooled_width(self) -> int:
-        """E, the width of the pooled embeddings."""
-        return int(self.text_encoder_2.config.projection_dim)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the embeddings."""
-        return _dtype_of(self.text_encoder_2)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch: int) -> TextCondition:
@@ -197,11 +182,6 @@ def _in_batches(
         padded, seen = (pad_rows(rows, batch).to(encoder.device) for rows in (some, shown))
         chunks.append(pick(_call(encoder, padded, seen if masked else None)))
     return [torch.cat(pieces)[: len(tokens.ids)] for pieces in zip(*chunks, strict=True)]
-
-
-def _dtype_of(encoder: Any) -> torch.dtype:
-    dtype: torch.dtype = encoder.dtype
-    return dtype
 
 
 def _call(encoder: Any, ids: Tensor, mask: Tensor | None) -> Any:

@@ -1,4 +1,4 @@
-"""Hashes of tokenizers and of text encoders' settings in memory, whose files nobody has."""
+"""Hashes of tokenizers and of text encoders' settings in memory, in place of files' hashes."""
 
 from __future__ import annotations
 

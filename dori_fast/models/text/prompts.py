@@ -38,7 +38,7 @@ def refuse_other_iterables(where: str, values: Any, name: str = "prompts") -> No
     """Reject an argument that iterates over something else than its prompts, in order.
 
     A ``str`` is a sequence of its letters, and a mapping or a data frame is one of its keys or
-    column names. Each would be scored without a word.
+    column names. Each would be scored silently.
 
     Raises:
         UsageError: such an argument, or one that cannot be iterated.

@@ -15,8 +15,8 @@ ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWit
 """The class of each text encoder; SDXL has both, SD 1.x and 2.x have the first."""
 
 _MODEL_TYPES = ("clip_text_model", "clip")
-# transformers takes the pooled state at the largest id for configs of before its pull 24773, in
-# which this number is wrong; Stable Diffusion's are such
+# configs from before transformers' pull 24773, Stable Diffusion's too, have this wrong number; for
+# them transformers takes the pooled state at the largest id
 _LEGACY_EOS = 2
 # an embedding matrix may be rounded up to a multiple of these for speed
 _ROUNDED_TO = (2, 4, 8, 16, 32, 64, 128)
@@ -35,13 +35,13 @@ def require_encoder(name: str, config: Mapping[str, Any], part: str) -> None:
     """
     if name != ENCODERS[part]:
         raise UsageError(
-            f"load: {part} is a {name}; {ENCODERS[part]} is supported (SD 1.x, 2.x, XL); use a"
-            " model with CLIP text encoders"
+            f"load: {part} is a {name}, but only {ENCODERS[part]} is supported (SD 1.x, 2.x, XL);"
+            " use a model with CLIP text encoders"
         )
     if config.get("model_type", _MODEL_TYPES[0]) not in _MODEL_TYPES:
         raise UsageError(
-            f"load: {part}'s configuration is of a {config['model_type']!r}; CLIP's is supported"
-            " (SD 1.x, 2.x, XL); use a model with CLIP text encoders"
+            f"load: {part}'s configuration is of a {config['model_type']!r}, but only CLIP's is"
+            " supported (SD 1.x, 2.x, XL); use a model with CLIP text encoders"
         )
 
 
@@ -66,8 +66,8 @@ def require_tokenizer_class(name: str, part: str) -> None:
     """
     if name not in TOKENIZERS:
         raise UsageError(
-            f"load: {part} is a {name}; transformers' CLIPTokenizer is supported (SD 1.x, 2.x, XL);"
-            " use the model's own CLIPTokenizer"
+            f"load: {part} is a {name}, but only transformers' CLIPTokenizer is supported (SD 1.x,"
+            " 2.x, XL); use the model's own CLIPTokenizer"
         )
 
 

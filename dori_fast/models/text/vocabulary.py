@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dori_fast._text import read_stand_in
 from dori_fast.errors import IntegrityError, UsageError
 
 _WHOLE, _PAIR = "tokenizer.json", ("vocab.json", "merges.txt")
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_POINTER = "version https://git-lfs.github.com/spec/"
 _END = "</w>"
 
 
@@ -31,7 +31,7 @@ def require_vocabulary_files(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise UsageError(
-            f"load: {folder.parent} has no {folder.name}/; expected a complete diffusers directory"
+            f"load: {folder.parent} has no {folder.name}/; use a complete diffusers directory"
         )
     if not (folder / _WHOLE).is_file():
         missing = [name for name in _PAIR if not (folder / name).is_file()]
@@ -78,10 +78,8 @@ def _text(path: Path) -> str | None:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"load: {path} cannot be read ({error}); get it again") from error
-    if text.startswith(_POINTER):
-        raise IntegrityError(
-            f"load: {path} is a Git LFS pointer, not the file itself; get it with git lfs pull"
-        )
+    if reason := read_stand_in(path):
+        raise IntegrityError(f"load: {path} {reason}")
     return text
 
 

@@ -32,7 +32,7 @@ from dori_fast._checks import require_finite, threshold_number
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition, stack
 from dori_fast.models.probes import change_of_noise, value_magnitudes
-from dori_fast.models.schedules.vp import DDIM_STEPS, UNITS
+from dori_fast.models.schedules.vp import DDIM_STEPS, require_units, units_config
 from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import largest_per_map, ms_ssim
 from dori_fast.prune.nemo.candidates import THETA_END, Candidates, CandidateSets
@@ -96,8 +96,7 @@ class NeMo:
         self._given, self._taken = statistics, WeakKeyDictionary[Any, NeuronStatistics]()
         if not 0 <= theta_end < 5:
             raise UsageError(f"nemo: theta_end must be in 0..5, got {theta_end}")
-        if units not in UNITS:
-            raise UsageError(f"nemo: units must be one of {', '.join(UNITS)}, got {units!r}")
+        require_units("nemo", units)
         self.theta_end, self._layers, self._width = float(theta_end), layers, width
         self.units = units
 
@@ -135,7 +134,7 @@ class NeMo:
             "threshold": self.threshold,
             "theta_end": self.theta_end,
             "statistics": self._given and self._given.sha256(),
-            **({} if self.units == "epsilon" else {"units": self.units}),
+            **units_config(self.units),
         }
 
     def layers(self, model: Denoiser) -> list[str]:

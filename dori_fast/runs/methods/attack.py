@@ -170,7 +170,7 @@ def attack(
             those that are missing; for controls, which have no masks of their own.
         judging: settings for drawing and comparing images; default ``Judging()``.
         column: the prompt column; default: the first usual name.
-        header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
+        header: True if .csv and .tsv files begin with column names, False if not; as in a scan.
         image_column: column of file names relative to the folder; default ``image``.
         block: rows per block, without effect on the results; default 16.
         limit: number of rows to read; default: all.

@@ -116,8 +116,8 @@ def fine_tune(
         retained_images: folder of the file's images; default: the file's own folder.
         drawing: settings for drawing surrogates; default ``Drawing()``.
         column: the prompt column of ``prompts``; default: the first usual name.
-        header: whether ``prompts`` begins with the names of its columns, as in a scan. The file of
-            retained prompts always does.
+        header: True if ``prompts`` begins with column names, False if not; as in a scan. The file
+            of retained prompts always does.
         image_column: column of file names relative to the folder ``images``; default ``image``.
         limit: number of rows of ``prompts`` to read; default: all.
         checkpoint_every: steps between checkpoints, without effect on the weights; default 25.
@@ -138,7 +138,9 @@ def fine_tune(
     if checkpoint_every < 1:
         raise UsageError(f"finetune: checkpoint_every must be at least 1, got {checkpoint_every}")
     if isinstance(retained, DrawnPairs) and retained_images is not None:
-        raise UsageError("finetune: retained_images is for a file of pairs, but pairs are drawn")
+        raise UsageError(
+            "finetune: retained_images is for a file of pairs, but pairs are drawn; leave it out"
+        )
     if not isinstance(method, Adversarial):
         raise UsageError(f"finetune: method must be a df.finetune.Adversarial, got {method!r}")
     check_model(model)

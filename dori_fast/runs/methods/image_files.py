@@ -115,7 +115,7 @@ def _path(folder: Path, name: str) -> Path | str:
         if (folder / name).is_file():
             return folder / name
         windows = PureWindowsPath(name)
-        # a drive is part of a literal name if that is all that speaks for Windows
+        # no file has this name literally, so a backslash or a drive makes it one of Windows
         if "\\" in name or windows.drive:
             if _leaves(windows):
                 return f"image: {name!r} leaves the folder"
@@ -131,7 +131,7 @@ def _leaves(name: PurePath) -> bool:
 
 
 def _near(folder: Path, name: str) -> str:
-    """What is there instead of a file of this name, such as one in other case."""
+    """Hint at what is there instead of a file of this name, such as one in other case."""
     path = folder / name.replace("\\", "/")
     if path.is_symlink():
         target = os.readlink(path)

@@ -61,7 +61,7 @@ def locality(
         triggers: run directories of ``prune(..., embeddings=attacked)``, one per method.
         baselines: run directories of the same methods on memorized prompts, in the same order.
         limit: maximum number of embeddings and of prompts of each kind; default 100.
-        header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
+        header: True if .csv and .tsv files begin with column names, False if not; as in a scan.
         max_errors: allowed quarantined rows of each run and of each file of prompts, up to
             ``limit``: a fraction if below 1, else a number of rows.
 
@@ -136,7 +136,7 @@ def _prompts(
                 break
     require_within(name, counts, max_errors, first)
     if len(chosen) < 2:
-        raise UsageError(f"{name}: holds {len(chosen)} usable prompts; needs 2 to compare")
+        raise UsageError(f"{name}: holds {len(chosen)} usable prompts; give at least 2")
     return chosen
 
 

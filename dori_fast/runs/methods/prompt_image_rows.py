@@ -81,7 +81,7 @@ def read_prompt_images(
         images: a folder, or images by prompt; see :func:`open_images`.
         size: (H, W) of the model's images.
         column: the prompt column; default: the first usual name.
-        header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
+        header: True if .csv and .tsv files begin with column names, False if not; as in a scan.
         image_column: column of file names relative to the folder; default ``image``.
         limit: number of rows to read; default: all.
         refuse: function that returns ``"code: message"`` for the number of a row to be left out,

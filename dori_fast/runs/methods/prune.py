@@ -130,7 +130,7 @@ def prune(
         embeddings: run directory of an attack on the same prompts. Each row's adversarial
             embedding is localized instead of its prompt; rows without one are quarantined.
         column: the prompt column; default: the first usual name.
-        header: whether .csv and .tsv files begin with the names of their columns, as in a scan.
+        header: True if .csv and .tsv files begin with column names, False if not; as in a scan.
         limit: number of rows to read; default: all.
         resume: as in a scan.
         max_errors: as in a scan; ``run.state`` is then ``"over_budget"``.

@@ -56,7 +56,7 @@ class CsvFile(TextReader):
     Args:
         path: the file.
         column: the prompt column; default: the first usual name, or the only column.
-        header: whether the first line has the names of the columns, see
+        header: True if the first line has the names of the columns, see
             :class:`dori_fast.runs.sources.where.Selection`. If false, they are ``column_1``,
             ``column_2``, ..., and ``column`` may be the number alone.
 

@@ -39,7 +39,7 @@ def read_lines(path: Path, limit: int, *, quoted: bool = False) -> Iterator[Line
     Args:
         path: the file.
         limit: largest number of bytes of a line to keep.
-        quoted: whether quotes protect line ends, as in CSV.
+        quoted: True if quotes protect line ends, as in CSV.
 
     Raises:
         UsageError: the file is UTF-16 or UTF-32; the disk cannot read it; or the line ends are
@@ -107,7 +107,7 @@ def _by_return(file: BinaryIO, limit: int, offset: int) -> Iterator[Line]:
 
 
 def _ends_in_return(path: Path, file: BinaryIO, sample: bytes, quoted: bool) -> bool:
-    """Whether lines end in CR; ``sample`` is what was read of the file so far."""
+    """Whether lines end in CR; ``sample`` holds the first bytes of the file."""
     if quoted and (first := _first_end(sample)) is not None:
         return first == b"\r"
     feeds, returns = sample.count(b"\n"), _lone_returns(sample)

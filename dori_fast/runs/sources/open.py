@@ -32,7 +32,7 @@ from dori_fast.runs.sources.where import EVERYTHING, Selection
 from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.durable import disk_refusals
 
-# options that an error names although they are arguments for who has prompts in memory
+# options in an error, which are arguments to a caller with prompts in memory
 _OPTION = re.compile("--(column|where|max-errors)")
 
 
@@ -57,7 +57,7 @@ def open_prompts(
             files do not fit together, or a file is unreadable.
     """
     if column is not None and not isinstance(column, str):
-        raise UsageError(f"column={column!r}: not the name of one column, a str")
+        raise UsageError(f"column={column!r}: not the name of one column; pass one str")
     files = input_files(path)
     readers: list[Reader] = []
     for file in files:

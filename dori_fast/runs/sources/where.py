@@ -117,8 +117,9 @@ class Selection:
     Attributes:
         where: conditions, all of which a wanted row meets.
         keep: columns that pass through besides the prompt, None for all.
-        header: whether the first line of a .csv or .tsv file has the names of the columns; None
-            also takes it for such, but not if the name of the prompt column reads like a prompt.
+        header: True if the first line of .csv and .tsv files has the names of the columns, False if
+            it is a row. None means True, except that a prompt column whose name reads like a prompt
+            is refused.
     """
 
     where: tuple[Condition, ...] = ()
@@ -137,7 +138,7 @@ class Selection:
             if isinstance(given, str):
                 raise UsageError(f"{name}: must be a list of str, got one str; use [{given!r}]")
         if not isinstance(header, bool | None):
-            raise UsageError(f"header={header!r}: not True, False or None")
+            raise UsageError(f"header must be True, False or None, got {header!r}")
         kept = None if keep is None else tuple(keep)
         return cls(tuple(map(Condition.parse, where)), kept, header)
 

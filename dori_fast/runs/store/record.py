@@ -81,7 +81,7 @@ class RunRecord(BaseModel):
     other fields may change when a run is resumed.
 
     Attributes:
-        reading: sentences on what of the model was read otherwise than its own pipeline does.
+        reading: sentences on what is read otherwise than by the model's own pipeline.
         execution: options by which the network was run.
         device_name: device that it ran on.
         threads: CPU threads of each process; None if unknown, or if the run was resumed with

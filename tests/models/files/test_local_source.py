@@ -1,4 +1,4 @@
-"""Paths before the network: what is here is named and refused at once, and hub ids alone go out."""
+"""What is on this disk is read or refused at once; only hub ids go to the network."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def here(tmp_path: Path, monkeypatch: Any) -> Path:
         save_file({tensor: torch.zeros(1) for tensor in tensors}, models / name)
     for name in ("a.ckpt", "a.pt", "a.bin", "a.gguf", "a.zip", "a.txt", "index.json"):
         (models / name).write_bytes(b"no weights")
-    (models / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (models / "pointer.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0a\n"
+    )
     tree = {
         "ldm": ["model.safetensors", "v1-inference.yaml"],
         "lora": ["pytorch_lora_weights.safetensors"],

@@ -121,7 +121,7 @@ def test_configs_without_effect_are_accepted():
     require_autoencoder("AutoencoderKL", {"shift_factor": None}, 4, xl=False)
 
 
-def test_an_ignored_key_is_refused_when_images_are_asked_for(directory):
+def test_an_ignored_key_is_refused_at_the_first_image(directory):
     root = directory("sd", kl(**MOMENTS))
     for _, model in both(root, "sd"):
         assert df.detect.Wen(seeds=1).score(model, [PROMPT]).shape == (1,)

@@ -177,7 +177,7 @@ def test_options_that_do_not_change_the_noise_change_nothing_but_notes() -> None
     }
 
 
-def test_notes_tell_readings_that_are_not_literal() -> None:
+def test_notes_name_readings_that_are_not_literal() -> None:
     def notes(name: str, pipeline: str = "", **config: Any) -> str:
         return "\n".join(known_schedule(name, BETAS | config, pipeline=pipeline).notes)
 

@@ -6,19 +6,19 @@ from typing import Any
 
 from torch import nn
 
+from dori_fast.models.backbones.unet.objections import FREEU
 from dori_fast.models.backbones.unet.stock import foreign_module, hooked_module
-
-_FREEU = ("s1", "s2", "b1", "b2")
 
 
 def hung_on(network: nn.Module) -> list[str]:
     """Descriptions of foreign code, FreeU's factors and adapters at another scale than their own.
 
-    Equal networks have equal descriptions. Two replaced functions of one place have as well.
+    Equal networks have equal descriptions. So do networks that differ only in the function that
+    replaces one method.
     """
     found = [x for x in (foreign_module(network), hooked_module(network)) if x is not None]
     for name, module in network.named_modules():
-        factors = [getattr(module, factor, None) for factor in _FREEU]
+        factors = [getattr(module, factor, None) for factor in FREEU]
         if any(factors):
             found.append(f"unet.{name} (FreeU {factors})")
         found += _scales(name, module)
@@ -37,16 +37,10 @@ def _scales(name: str, layer: Any) -> list[str]:
     return [] if now == own and not merged else [f"unet.{name} (adapters {now}, merged {merged})"]
 
 
-def adapted(network: nn.Module) -> str | None:
-    """Name of the first layer with an adapter, or None."""
-    names = (n for n, m in network.named_modules() if hasattr(m, "get_base_layer"))
-    return next(names, None)
-
-
 def why_not_files(network: nn.Module) -> str | None:
     """Why files with the weights would be another network, with a remedy, or None."""
-    layer = adapted(network)
-    if layer is not None:
+    adapted = (name for name, m in network.named_modules() if hasattr(m, "get_base_layer"))
+    if (layer := next(adapted, None)) is not None:
         return f"unet.{layer} has an adapter; pipe.fuse_lora() and pipe.unload_lora_weights() first"
     hung = hung_on(network)
     return f"{hung[0]}, which files do not hold; undo that first" if hung else None

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.stock import (
     Functions,
     changed_code,
@@ -65,23 +64,7 @@ _ATTENTION = {
     "is_causal": False,
 }
 _ADDED_EMBEDDINGS = (None, "text_time")
-_IMAGE_INPUTS = ("text_image_proj", "image_proj", "ip_image_proj")
-_FREEU = ("s1", "s2", "b1", "b2")
-
-
-def require_no_image(unet: Any) -> None:
-    """Check that a UNet's forward needs no embedded image beside the text.
-
-    Raises:
-        UsageError: it does (IP-Adapter, Kandinsky); a prompt alone has no prediction.
-    """
-    kind = getattr(unet.config, "encoder_hid_dim_type", None)
-    if getattr(unet, "encoder_hid_proj", None) is not None and kind in _IMAGE_INPUTS:
-        raise UsageError(
-            f"load: the UNet takes an image beside the text (encoder_hid_dim_type {kind!r}), which"
-            " a score of a prompt does not have; unload the IP-Adapter first"
-            " (pipe.unload_ip_adapter())"
-        )
+FREEU = ("s1", "s2", "b1", "b2")
 
 
 def refusal(unet: Any) -> str | None:
@@ -160,7 +143,7 @@ class _Objections:
         yield from (f"mid block: {o}" if name == "mid_block" else o for o in objections)
         if objections:
             return
-        if any(getattr(block, attribute, None) for attribute in _FREEU):
+        if any(getattr(block, attribute, None) for attribute in FREEU):
             yield "FreeU is on"
         crossed = getattr(block, "has_cross_attention", False)
         yield from self._lists(name, block, ("resnets", "attentions") if crossed else ("resnets",))

@@ -28,6 +28,7 @@ _TAKES_POOLED = "text_time"
 # diffusers before this release wrote UNets of 64 x 64 latents with a smaller sample_size
 _OLD, _OLD_SIZE = (0, 9), 64
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
+_APART = "do not belong together; use the UNet and the text encoders of one model"
 # SDXL's added conditions: original size, crop and target size
 _TIME_IDS = 6
 
@@ -79,7 +80,7 @@ def require_unet(kind: str, config: Mapping[str, Any]) -> None:
         )
     if config["dual_cross_attention"]:
         raise UsageError(
-            "load: a UNet with dual_cross_attention takes two conditions; use one of text alone"
+            "load: a UNet with dual_cross_attention takes two conditions; use a UNet of text alone"
         )
     _require_sizes(config)
 
@@ -107,8 +108,8 @@ def _require_sizes(config: Mapping[str, Any]) -> None:
         widths = set(width) if isinstance(width, list | tuple) else {width}
         if len(widths) != 1:
             raise UsageError(
-                f"load: the UNet's blocks take text of several widths ({width!r}); use one with a"
-                " single cross_attention_dim"
+                f"load: the UNet's blocks take text of several widths ({width!r}); use a UNet with"
+                " a single cross_attention_dim"
             )
 
 
@@ -135,8 +136,7 @@ def require_pooled(config: Mapping[str, Any], encoder: Mapping[str, Any]) -> Non
     if takes != pooled + _TIME_IDS * per_number:
         raise UsageError(
             f"load: the UNet's added conditions have {takes} numbers, but the pooled text has"
-            f" {pooled} and its {_TIME_IDS} sizes {_TIME_IDS * per_number}; the parts do not belong"
-            " together"
+            f" {pooled} and its {_TIME_IDS} sizes {_TIME_IDS * per_number}, so they {_APART}"
         )
 
 
@@ -146,7 +146,7 @@ def require_text(config: Mapping[str, Any], width: int, pooled: bool) -> None:
     Args:
         config: configuration of a UNet that :func:`require_unet` accepts.
         width: width of the embeddings.
-        pooled: whether a pooled embedding comes with them (SDXL).
+        pooled: True if a pooled embedding comes with them (SDXL).
 
     Raises:
         UsageError: they do not fit.
@@ -155,12 +155,12 @@ def require_text(config: Mapping[str, Any], width: int, pooled: bool) -> None:
     takes_pooled = config["addition_embed_type"] == _TAKES_POOLED
     if takes_pooled != pooled:
         expected = "two text encoders (SDXL)" if takes_pooled else "one text encoder"
-        raise UsageError(f"load: this UNet needs {expected}; the parts do not belong together")
+        raise UsageError(f"load: this UNet needs {expected}, so the parts {_APART}")
     takes = text_width(config)
     if takes != width:
         raise UsageError(
-            f"load: the UNet takes text of width {takes}, the text encoder makes {width}; the parts"
-            " do not belong together"
+            f"load: the UNet takes text of width {takes}, the text encoder makes {width}, so they"
+            f" {_APART}"
         )
 
 

@@ -70,7 +70,7 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     if type(module) is not kind or changed_code(module) or hooks(module):
         return False
     own = [weight for weight in module._parameters.values() if weight is not None]
-    # not a tensor class of quantization, nor a weight that torch's pruning or weight norm computes
+    # quantized weights have a class of their own; pruned and normalized ones are no parameters
     return "weight" in module._parameters and all(type(weight) is nn.Parameter for weight in own)
 
 
@@ -128,14 +128,11 @@ def _moved_by_accelerate(module: Any, forward: Any) -> bool:
     """Whether a module's forward is accelerate's, around the class's own."""
     hook, before = vars(module).get("_hf_hook"), vars(module).get("_old_forward")
     each = getattr(hook, "hooks", [hook])
-    known = all(type(h).__module__ == "accelerate.hooks" and _is(h, _MOVERS) for h in each)
+    kinds = [type(one) for one in each]
+    known = all(k.__module__ == "accelerate.hooks" and k.__name__ in _MOVERS for k in kinds)
     wrapped = isinstance(forward, partial)
     own = getattr(before, "__func__", None) is type(module).forward
     return known and wrapped and own and forward.func.__module__ == "accelerate.hooks"
-
-
-def _is(thing: Any, names: set[str]) -> bool:
-    return type(thing).__name__ in names
 
 
 def _changed_functions(kind: type) -> Iterator[str]:

@@ -45,7 +45,7 @@ def kept_files(folder: Path) -> list[Path] | None:
 
 
 def refuse_inside_table(folder: Path) -> None:
-    """Raise UsageError if a folder lies in a Delta table, whose log knows the files."""
+    """Raise UsageError if a folder lies in a Delta table, whose log lists the files."""
     for parent in folder.absolute().parents:
         if (parent / LOG).is_dir():
             raise UsageError(
@@ -57,7 +57,7 @@ def refuse_inside_table(folder: Path) -> None:
 def refuse_partly(paths: Sequence[Path]) -> None:
     """Raise UsageError if a pattern takes files that do not count in their folder."""
     for folder in sorted({path.parent for path in paths}):
-        # its files count as much as its own folder's
+        # the folder itself may be the table
         refuse_inside_table(folder / "file")
         state = _state(folder)
         inside = [path for path in paths if path.parent == folder]
@@ -140,6 +140,6 @@ def _data_files(folder: Path, state: dict[str, Any]) -> list[Path]:
 def _inside(folder: Path, name: object, where: str) -> Path:
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise UsageError(
-            f"{folder / where}: {name!r} is no name of a file in the folder; save again"
+            f"{folder / where}: {name!r} is no name of a file in the folder; save the dataset again"
         )
     return folder / name

@@ -1,4 +1,4 @@
-"""Shards named NAME-00000-of-00003: a whole set, once."""
+"""Check of shards named NAME-00000-of-00003: every shard of one set, once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_shard_sets(paths: Sequence[Path], *, whole: bool) -> None:
 
     Args:
         paths: the files of an input.
-        whole: whether sets must be whole, as in a folder; a pattern may choose some.
+        whole: True to require whole sets, as in a folder; a pattern may choose some shards.
 
     Raises:
         UsageError: shards of two totals, or two of one number, so that rows would be read twice; or

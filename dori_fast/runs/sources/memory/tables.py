@@ -11,7 +11,7 @@ import pyarrow as pa
 from dori_fast.errors import DoriError, UsageError
 from dori_fast.runs.sources.columnar import first_line
 
-# values of a mapping that are no column; sets have another order in every process
+# values of a mapping that are no column; the order of a set differs between processes
 _NO_COLUMNS = (str, bytes, Mapping, set, frozenset)
 # fixed, so that equal tables give equal files however they are cut
 _ROWS = 1024
@@ -138,9 +138,7 @@ def _of_frame(frame: Any) -> Batches:
 
 
 def _values(column: Any) -> Any:
-    if isinstance(column, str | bytes | Mapping | set | frozenset) or not hasattr(
-        column, "__iter__"
-    ):
+    if isinstance(column, _NO_COLUMNS) or not hasattr(column, "__iter__"):
         raise UsageError(
             f"a mapping with a {type(column).__name__} in place of a column's values; pass a list"
             " of str, or a mapping from each column's name to a list of its values"
