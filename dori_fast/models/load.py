@@ -109,6 +109,8 @@ def load(
     name = os.fspath(source)
     if isinstance(source, os.PathLike):
         require_local(source)
+        # a folder called as an embedded model is that folder
+        name = os.path.join(os.curdir, name)
     directory, revision = resolve_directory(name, revision, variant, local_files_only)
     home = unet_home(name, directory)
     reading = require_denoiser(Components.of_directory(directory, home))

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-from dori_fast.errors import UsageError
+from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models.files import mask_file
 from dori_fast.models.files.hashes import tensors_sha256
 
@@ -162,7 +162,7 @@ class NeuronMask(_Rows):
     @staticmethod
     def load(path: str | os.PathLike[str]) -> NeuronMask:
         """Read a file of :meth:`save`; IntegrityError if it is anything else."""
-        return NeuronMask(*mask_file.read_neurons(path))
+        return _whole(NeuronMask, path, *mask_file.read_neurons(path))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +205,7 @@ class WeightMask(_Rows):
     @staticmethod
     def load(path: str | os.PathLike[str]) -> WeightMask:
         """Read a file of :meth:`save`; IntegrityError if it is anything else."""
-        return WeightMask(*mask_file.read_weights(path))
+        return _whole(WeightMask, path, *mask_file.read_weights(path))
 
 
 @dataclass(frozen=True)
@@ -295,6 +295,15 @@ def _lacking(one: _M, two: _M) -> frozenset[int]:
 def _none_of(masks: NeuronMask | WeightMask) -> frozenset[int]:
     """{0} if all masks are missing, so that their union is."""
     return frozenset({0} if len(masks) and not masks.present else ())
+
+
+def _whole(kind: type[_M], path: str | os.PathLike[str], *content: Any) -> _M:
+    try:
+        return kind(*content)
+    except UsageError as error:
+        raise IntegrityError(
+            f"{os.fspath(path)}: damaged ({error}); make the masks again"
+        ) from error
 
 
 def _check_counts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,3 +257,12 @@ def test_inputs_of_sdxl_beside_the_text_are_part_of_its_description(tiny_sdxl_di
         assert model.config()["files"]["force_zeros_for_empty_prompt"] == "false"
         assert "force_zeros_for_empty_prompt" not in before
         assert model.unconditional.unique.any()
+
+
+def test_a_path_is_a_folder_even_if_it_is_called_as_an_embedded_model(
+    tiny_directory, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_directory, tmp_path / "demo")
+    assert df.load(Path("demo")).latent_shape == (4, 8, 8)
+    assert df.load("demo").config()["files"] != df.load(Path("demo")).config()["files"]

@@ -267,3 +267,11 @@ def test_a_missing_mask_is_never_a_network_without_a_mask(model, tmp_path):
         assert type(mask).load(tmp_path / "m.safetensors").missing == mask.missing
     with pytest.raises(UsageError, match="missing"):
         NeuronMask(scales, frozenset({4}))
+
+
+def test_a_file_of_masks_whose_missing_numbers_are_none_of_its_masks_is_damaged(tmp_path):
+    path = tmp_path / "masks.safetensors"
+    NeuronMask({"a": torch.ones(2, 3)}, frozenset({1})).save(path)
+    path.write_bytes(path.read_bytes().replace(b'"[1]"', b'"[7]"'))
+    with pytest.raises(IntegrityError, match=r"masks\.safetensors: damaged \(.*0\.\.1"):
+        NeuronMask.load(path)

@@ -50,7 +50,7 @@ def refuse_inside_table(folder: Path) -> None:
         if (parent / LOG).is_dir():
             raise UsageError(
                 f"{folder}: lies in the Delta table {parent}, whose log says which files count;"
-                " give the table's folder, and choose rows with --where"
+                " give the table's folder"
             )
 
 
