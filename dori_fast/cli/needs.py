@@ -99,10 +99,6 @@ def _demo_pairs(values: Values) -> bool:
     return bool(values["retained"] == "demo")
 
 
-# options that are given under two names
-_FLAGS = {"both_halves": "--both-halves/--conditional-half"}
-
-
 def unmet(command: str, given: Collection[str], values: Values) -> str | None:
     """The first given option of a command that has no effect, as an error, or None.
 
@@ -116,7 +112,7 @@ def unmet(command: str, given: Collection[str], values: Values) -> str | None:
             continue
         for name in need.options:
             if name in given:
-                option = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+                option = f"--{name.replace('_', '-')}"
                 return (
                     f"{command}: {option} has no effect {need.lacking}; leave one of them out"
                     if need.lacking.startswith("with ")

@@ -272,6 +272,8 @@ def test_a_missing_mask_is_never_a_network_without_a_mask(model, tmp_path):
 def test_a_file_of_masks_whose_missing_numbers_are_none_of_its_masks_is_damaged(tmp_path):
     path = tmp_path / "masks.safetensors"
     NeuronMask({"a": torch.ones(2, 3)}, frozenset({1})).save(path)
-    path.write_bytes(path.read_bytes().replace(b'"[1]"', b'"[7]"'))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"missing":"1"', b'"missing":"7"'))
+    assert path.read_bytes() != whole
     with pytest.raises(IntegrityError, match=r"masks\.safetensors: damaged \(.*0\.\.1"):
         NeuronMask.load(path)
