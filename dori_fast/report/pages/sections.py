@@ -48,7 +48,7 @@ def run_facts(run: Run) -> Html:
             ("UNet sha256", ", ".join(unet) or None),
             ("UNet weights laid over, sha256", hashes.get("unet_weights")),
             ("masks sha256", model.get("masks")),
-            ("read otherwise than by its pipeline", "; ".join(record["reading"]) or None),
+            ("read otherwise than by its pipeline", "; ".join(record.get("reading", [])) or None),
             ("dtype, device", f"{model.get('dtype')}, {model.get('device')}"),
             ("method", settings(identity["detector"])),
             ("input", record["input_path"]),

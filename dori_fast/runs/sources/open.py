@@ -107,8 +107,6 @@ def prompts_on_disk(prompts: str | Path | Iterable[object]) -> Iterator[Path]:
             :func:`dori_fast.runs.sources.memory.values.write_in_memory`.
     """
     if isinstance(prompts, str | os.PathLike):
-        if prompts == "":
-            raise UsageError("the path of the prompts is empty; give one, or a list of prompts")
         if isinstance(prompts, str):
             refuse_missing(prompts)
         yield Path(prompts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import platform
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -99,7 +100,7 @@ class RunRecord(BaseModel):
     input_path: str | None
     model: dict[str, Any]
     batch_size: int
-    reading: list[str] = []
+    reading: Annotated[list[str], Field(exclude_if=operator.not_)] = []
     execution: dict[str, Any] = {}
     device_name: str | None = None
     threads: int | None = None

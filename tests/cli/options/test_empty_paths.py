@@ -32,5 +32,5 @@ def test_no_command_takes_an_empty_path_for_the_current_folder(
 
 
 def test_an_empty_text_is_no_path_of_prompts(tmp_path: Path, tiny_directory: Path) -> None:
-    with pytest.raises(UsageError, match="the path of the prompts is empty"):
+    with pytest.raises(UsageError, match="prompts='': no such file or folder"):
         df.scan(lambda: df.load(tiny_directory), "", out=tmp_path / "run")
