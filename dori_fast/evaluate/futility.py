@@ -7,7 +7,6 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dori_fast._checks import threshold_number
 from dori_fast.errors import NonFiniteError, UsageError
 
 
@@ -39,7 +38,9 @@ def futility_bound(per_seed: ArrayLike, threshold: float, keep: float) -> float:
             f"cascade: {bad} of {len(scores)} prompts have scores that are NaN or Inf; leave"
             " quarantined rows out"
         )
-    threshold_number("cascade", threshold)
+    # not through _checks, which loads torch
+    if math.isnan(threshold):
+        raise UsageError(f"cascade: threshold must be a number, got {threshold}")
     positives = scores[scores.mean(axis=1) > threshold]
     rank = math.floor((1 - keep) * (len(positives) + 1) * (1 + 1e-12))
     if rank < 1:

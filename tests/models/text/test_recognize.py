@@ -141,7 +141,7 @@ def test_text_encoders_of_another_class_place_or_width_are_refused():
             lambda: sdxl(text_encoder=projected, text_encoder_2=encoder()),
             "text_encoder is a CLIPTextModelWithProjection",
         ),
-        (lambda: sdxl(text_encoder_2=encoder()), "text_encoder_2 is a CLIPTextModel;"),
+        (lambda: sdxl(text_encoder_2=encoder()), "text_encoder_2 is a CLIPTextModel,"),
         (
             lambda: sdxl(
                 text_encoder_2=encoder(kind=CLIPTextModelWithProjection, projection_dim=16)
