@@ -236,12 +236,18 @@ def to_epsilon(output: Tensor, x_t: Tensor, alpha_bar: float | Tensor, kind: str
     """
     if kind == "epsilon":
         return output
-    wide = output.float() if output.dtype.itemsize < 4 else output
-    x_t = x_t.to(wide.dtype)
-    signal, noise = _amplitudes(alpha_bar, wide.dtype)
+    wide, x_t, signal, noise = _widened(output, x_t, alpha_bar)
     if kind == "v_prediction":
         return signal * wide + noise * x_t
     return (x_t - signal * wide) / noise
+
+
+def _widened(
+    output: Tensor, x_t: Tensor, alpha_bar: float | Tensor
+) -> tuple[Tensor, Tensor, Any, Any]:
+    """Output and x_t in float32 or wider, and the amplitudes of signal and noise."""
+    wide = output.float() if output.dtype.itemsize < 4 else output
+    return wide, x_t.to(wide.dtype), *_amplitudes(alpha_bar, wide.dtype)
 
 
 def to_x0(output: Tensor, x_t: Tensor, alpha_bar: float, kind: str) -> Tensor:
@@ -252,9 +258,7 @@ def to_x0(output: Tensor, x_t: Tensor, alpha_bar: float, kind: str) -> Tensor:
     """
     if kind == "sample":
         return output
-    wide = output.float() if output.dtype.itemsize < 4 else output
-    x_t = x_t.to(wide.dtype)
-    signal, noise = _amplitudes(alpha_bar, wide.dtype)
+    wide, x_t, signal, noise = _widened(output, x_t, alpha_bar)
     if kind == "v_prediction":
         return signal * x_t - noise * wide
     return (x_t - noise * wide) / signal
