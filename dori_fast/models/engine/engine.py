@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -13,15 +12,14 @@ from dori_fast.errors import UsageError
 from dori_fast.models.engine.attention import Attention, forward_mode
 from dori_fast.models.engine.backbone import Backbone, Observe, Program
 from dori_fast.models.engine.batch import Samples, SharedLatents
-from dori_fast.models.engine.batch_size import auto_batch_size, out_of_memory
+from dori_fast.models.engine.batch_size import auto_batch_size
 from dori_fast.models.engine.execution import Execution
 from dori_fast.models.engine.forward_mode import FusedDerivatives
+from dori_fast.models.engine.full_batches import FullBatches
 from dori_fast.models.engine.opened import evaluating, opened
 from dori_fast.models.engine.state import State, TextPart, Timestep
 from dori_fast.models.masks import NeuronMask, WeightMask
 from dori_fast.models.text.conditions import pad_rows
-
-_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -44,7 +42,7 @@ class Engine:
         self._opened = opened(self.backbone, self._share, self._wanted)
         if batch_size == "auto":
             batch_size = auto_batch_size(backbone, self._opened.plain)
-        self.batch_size = int(batch_size)
+        self._batches = FullBatches(int(batch_size))
 
     @property
     def not_shared(self) -> str | None:
@@ -88,13 +86,16 @@ class Engine:
     @property
     def batch_size(self) -> int:
         """Samples per evaluation (the fixed, padded batch shape)."""
-        return self._batch_size
+        return self._batches.size
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        if value < 1:
-            raise UsageError(f"batch_size must be at least 1, got {value}")
-        self._batch_size = value
+        self._batches.size = value
+
+    @property
+    def rows_computed(self) -> int:
+        """Rows of batches so far: samples, padding, and those of parts of the network."""
+        return self._batches.rows
 
     @property
     def program(self) -> Program:
@@ -252,30 +253,9 @@ class Engine:
         return self._in_batches(received, samples.text, samples.which).x
 
     def _in_batches(self, compute: Callable[..., State], *indices: Tensor) -> State:
-        """``compute`` on full batches of the indices [N], N >= 1; the padding is cut off.
-
-        If memory runs out, this and all later batches are halved, down to one sample.
-        """
-        while True:
-            try:
-                with evaluating(self.backbone):
-                    return self._in_full_batches(compute, *indices)
-            except RuntimeError as error:
-                if self.batch_size == 1 or not out_of_memory(error):
-                    raise
-            # outside the handler, whose traceback would keep the failed batch's tensors
-            self.batch_size //= 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            _log.warning("out of memory: batches are of %d samples now", self.batch_size)
-
-    def _in_full_batches(self, compute: Callable[..., State], *indices: Tensor) -> State:
-        batch, n = self.batch_size, indices[0].shape[0]
-        chunks = [
-            compute(*(pad_rows(index[start : start + batch], batch) for index in indices))
-            for start in range(0, n, batch)
-        ]
-        return State.join(chunks).first(n)
+        """``compute`` on full batches of the indices [N], N >= 1; the padding is cut off."""
+        with evaluating(self.backbone):
+            return self._batches.run(compute, *indices)
 
     def _full_batch(self, samples: Samples, text: Tensor, which: Tensor) -> Tensor:
         unique, shared, program = samples.unique, samples.shared, self._program
