@@ -77,7 +77,7 @@ def stages(site: Path, out: Path, dry_run: bool) -> list[Stage]:
             (python, "setup.py", "-q", "egg_info", "build_ext", "--inplace"),
             {"DORI_WITH_CUDA": "AUTO", "DORI_REQUIRE_EXTENSION": "1"},
         ),
-        Stage("doctor", 40, (python, "-m", "dori_fast.cli", "doctor")),
+        Stage("doctor", 40, (python, "-m", "dori_fast", "doctor")),
         Stage(
             "op_tests",
             150,
