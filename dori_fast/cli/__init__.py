@@ -15,15 +15,16 @@ from dori_fast.cli.commands.calibrate import calibrate
 from dori_fast.cli.commands.dedup import dedup, join
 from dori_fast.cli.commands.demo import demo
 from dori_fast.cli.commands.doctor import doctor
-from dori_fast.cli.commands.export import export
 from dori_fast.cli.commands.finetune import finetune
 from dori_fast.cli.commands.listing import ls
 from dori_fast.cli.commands.locality import locality
 from dori_fast.cli.commands.prune import prune
-from dori_fast.cli.commands.report import report
+from dori_fast.cli.commands.results.export import export
+from dori_fast.cli.commands.results.flag import flag
+from dori_fast.cli.commands.results.report import report
+from dori_fast.cli.commands.results.status import status
+from dori_fast.cli.commands.results.verify import verify
 from dori_fast.cli.commands.scan import scan
-from dori_fast.cli.commands.status import status
-from dori_fast.cli.commands.verify import verify
 from dori_fast.cli.exits import USAGE, print_error
 from dori_fast.cli.terminal import print_result
 
@@ -65,6 +66,7 @@ app.command()(prune)
 app.command()(attack)
 app.command()(finetune)
 app.command()(locality)
+app.command()(flag)
 app.command()(report)
 app.command()(export)
 app.command()(status)

@@ -87,9 +87,10 @@ class RunRecord(BaseModel):
         device_name: device that it ran on.
         threads: CPU threads of each process; None if unknown, or if the run was resumed with
             another number. Execution, device and threads change scores by rounding alone.
-        threshold: score above which rows are flagged, in a calibrated scan.
-        observed: share of the ``clean_prompts`` above the threshold and its 95 % interval,
-            [value, low, high].
+        threshold: score above which a cascade keeps its stated share of rows; in early calibrated
+            runs, score above which rows are flagged.
+        observed, clean_prompts: of early calibrated runs, share of the clean prompts above the
+            threshold with its 95 % interval, [value, low, high], and their number.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -152,12 +153,10 @@ def make_identity(
     column: str | None,
     limit: int | None,
     shard_size: int,
-    decision: Mapping[str, Any] | None = None,
     selection: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The identity of a run: everything that its rows depend on, as plain JSON."""
     return {
-        **({"decision": dict(decision)} if decision else {}),
         **({"selection": dict(selection)} if selection else {}),
         "schema_version": SCHEMA_VERSION,
         "detector": dict(detector),

@@ -12,7 +12,6 @@ from dori_fast.runs.workers.ledger import Lease, Ledger
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
-    from dori_fast.runs.scoring.decision import Decision
 
 
 class Engine:
@@ -21,15 +20,11 @@ class Engine:
     Args:
         model: the run's model.
         detector: the run's detector.
-        decision: rule by which rows are flagged, in a calibrated scan.
         run_hash: hash of the run's identity, which every shard carries.
     """
 
-    def __init__(
-        self, model: Denoiser, detector: Detector, decision: Decision | None, run_hash: str
-    ) -> None:
-        self.model, self.detector = model, detector
-        self.decision, self.run_hash = decision, run_hash
+    def __init__(self, model: Denoiser, detector: Detector, run_hash: str) -> None:
+        self.model, self.detector, self.run_hash = model, detector, run_hash
         self._before = model.engine.evaluations
 
     @property
@@ -65,5 +60,5 @@ class Engine:
         Raises:
             StorageError: the disk refused; what was committed before is intact.
         """
-        table = score_rows(self.model, self.detector, lease.rows, on_block, self.decision)
+        table = score_rows(self.model, self.detector, lease.rows, on_block)
         return commit_shard(lease.path, table, self.run_hash, lease.rows.first)
