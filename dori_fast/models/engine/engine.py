@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,8 @@ class Engine:
 
     Attributes:
         backbone: the network.
-        evaluations: sample evaluations so far, without padding.
+        batches: its evaluations in full batches.
+        evaluations: sample evaluations so far, without padding and what ran out of memory.
     """
 
     def __init__(
@@ -40,9 +40,12 @@ class Engine:
         self.evaluations, self._generation = 0, 0
         self._share, self._wanted = share, execution
         self._opened = opened(self.backbone, self._share, self._wanted)
-        if batch_size == "auto":
-            batch_size = auto_batch_size(backbone, self._opened.plain)
-        self._batches = FullBatches(int(batch_size))
+        automatic = batch_size == "auto"
+        if automatic:
+            with evaluating(backbone):
+                graphs = self._opened.graphs
+                batch_size = auto_batch_size(backbone, self._opened.program, graphs=graphs)
+        self.batches = FullBatches(int(batch_size), self._opened.release, automatic=automatic)
 
     @property
     def not_shared(self) -> str | None:
@@ -70,6 +73,7 @@ class Engine:
             changed = snapshot.changed()
         if changed:
             self._opened = opened(self.backbone, self._share, self._wanted)
+            self.batches.release = self._opened.release
             self._generation += 1
         elif snapshot.written():
             self.weights_changed()
@@ -85,17 +89,20 @@ class Engine:
 
     @property
     def batch_size(self) -> int:
-        """Samples per evaluation (the fixed, padded batch shape)."""
-        return self._batches.size
+        """Samples per evaluation (the fixed, padded batch shape), at this moment.
+
+        Halved if memory runs out. Within :func:`.gradients.differentiating` it has another value.
+        """
+        return self.batches.size
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        self._batches.size = value
+        self.batches.size = value
 
     @property
     def rows_computed(self) -> int:
         """Rows of batches so far: samples, padding, and those of parts of the network."""
-        return self._batches.rows
+        return self.batches.rows
 
     @property
     def program(self) -> Program:
@@ -132,23 +139,6 @@ class Engine:
         self._generation += 1
         if self._program is not None:
             self._program.weights_changed()
-
-    @contextmanager
-    def recomputing(self, on: bool = True) -> Iterator[None]:
-        """A context whose backward passes recompute the activations within a stage.
-
-        Only the states between stages are kept.
-        """
-        program = self.program if on else self._program
-        if program is None:
-            yield
-            return
-        before, program.recompute = program.recompute, on
-        try:
-            with evaluating(self.backbone):
-                yield
-        finally:
-            program.recompute = before
 
     @torch.no_grad()
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
@@ -255,7 +245,7 @@ class Engine:
     def _in_batches(self, compute: Callable[..., State], *indices: Tensor) -> State:
         """``compute`` on full batches of the indices [N], N >= 1; the padding is cut off."""
         with evaluating(self.backbone):
-            return self._batches.run(compute, *indices)
+            return self.batches.run(compute, *indices)
 
     def _full_batch(self, samples: Samples, text: Tensor, which: Tensor) -> Tensor:
         unique, shared, program = samples.unique, samples.shared, self._program
@@ -313,7 +303,9 @@ class Engine:
 
     def copy(self) -> Engine:
         """An engine with the same settings on its own copy of the network."""
-        return Engine(self.backbone.copy(), self.batch_size, self._share, self._wanted)
+        own = Engine(self.backbone.copy(), self.batch_size, self._share, self._wanted)
+        own.batches.automatic = self.batches.automatic
+        return own
 
     def _variant(self, attention: Attention, observe: Observe | None = None) -> Program:
         """The network's stages with another attention kernel or with an observer."""
