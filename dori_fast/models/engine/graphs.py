@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -53,7 +53,7 @@ class Graphs:
     def __init__(self, network: nn.Module, recorder: Recorder | None = None) -> None:
         self._recorded: OrderedDict[Hashable, Compute] = OrderedDict()
         self._recorder = recorder or CudaRecorder()
-        self._weights: list[dict[str, Tensor | None]] = [
+        self._weights: list[Mapping[str, Tensor | None]] = [
             weights
             for module in network.modules()
             for weights in (module._parameters, module._buffers)
