@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ FORWARD_BACKWARD = pytest.mark.parametrize("backward", [False, True], ids=["forw
 
 @pytest.fixture(scope="module")
 def load(tiny_directory):
-    return lambda batch_size: df.load(tiny_directory, dtype="float64", batch_size=batch_size)
+    return lru_cache(lambda size: df.load(tiny_directory, dtype="float64", batch_size=size))
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +40,14 @@ def attacked(model, starts, draws, steps=2, **options):
     return result, model.engine.evaluations - before[0], model.engine.rows_computed - before[1]
 
 
-@FORWARD_BACKWARD
-@pytest.mark.parametrize(("limit", "refused"), [(16, [32]), (8, [32, 16])])
-@pytest.mark.parametrize("draws", [8, 20])
+@pytest.mark.parametrize(
+    ("limit", "refused", "draws", "backward"),
+    [(16, [32], 8, False), (8, [32, 16], 8, True), (8, [32, 16], 20, False)],
+)
 def test_an_attack_ends_as_with_smaller_batches(
     load, large, starts, limit, refused, draws, backward
 ):
-    """A batch holds all problems, one or two of them, or a part of one."""
+    """A batch holds two problems, one, or a part of one."""
     memory = Memory(limit, backward=backward)
     with memory.of(large.unet):
         found, evaluations, rows = attacked(large, starts, draws)
@@ -81,9 +84,8 @@ def test_recomputing_problems_are_cut_as_well(load, large, starts):
     assert torch.equal(found.embeddings, attacked(load(8), starts, 8)[0].embeddings)
 
 
-@FORWARD_BACKWARD
-def test_an_attack_with_tokens_ends_as_without_a_limit(large, backward):
-    attack, memory = Tokens(steps=3, draws=8, tokens=2), Memory(8, backward=backward)
+def test_an_attack_with_tokens_ends_as_without_a_limit(large):
+    attack, memory = Tokens(steps=2, draws=8, tokens=2), Memory(8, backward=True)
     with memory.of(large.unet):
         found = attack.run(large, PROMPTS, IMAGES)
     assert memory.refused == [32, 16] and memory.live == 0 and large.batch_size == 32
@@ -92,10 +94,9 @@ def test_an_attack_with_tokens_ends_as_without_a_limit(large, backward):
     torch.testing.assert_close(found.losses, whole.losses, rtol=1e-9, atol=0)
 
 
-@FORWARD_BACKWARD
-@pytest.mark.parametrize("seeds", [4, 20])
+@pytest.mark.parametrize(("seeds", "backward"), [(4, True), (20, False)])
 def test_a_mitigation_ends_as_without_a_limit(large, seeds, backward):
-    method, memory = Wen(0.0, iterations=3, seeds=seeds), Memory(8, backward=backward)
+    method, memory = Wen(0.0, iterations=2, seeds=seeds), Memory(8, backward=backward)
     with memory.of(large.unet):
         found = method.run(large, PROMPTS)
         # one that is found in the first iteration serves the others
@@ -109,8 +110,7 @@ def test_a_mitigation_ends_as_without_a_limit(large, seeds, backward):
     torch.testing.assert_close(significant, wanted, rtol=1e-9, atol=1e-9)
 
 
-@FORWARD_BACKWARD
-@pytest.mark.parametrize("limit", [16, 8])
+@pytest.mark.parametrize(("limit", "backward"), [(16, True), (8, False)])
 def test_fine_tuning_ends_as_without_a_limit(large, limit, backward):
     memory, seen = Memory(limit, backward=backward), []
     options = {"on_checkpoint": lambda checkpoint: seen.append(checkpoint.run)}
@@ -132,7 +132,7 @@ def test_passes_of_a_training_step_that_failed_leave_no_gradient(large, backward
     memory = Memory(backward=backward, failing=(2,))
     with memory.of(large.unet):
         found = train(method, large)
-    assert memory.refused == [1] or memory.refused == [3]
+    assert memory.refused == [3]
     whole = train(method, large)
     torch.testing.assert_close(weights(found), weights(whole), rtol=1e-9, atol=1e-9)
 

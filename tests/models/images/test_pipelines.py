@@ -106,6 +106,16 @@ def test_a_consistency_decoder_continues_the_seeds_random_stream(directory):
         decode(model.vae, torch.zeros(1, 4, 8, 8))
 
 
+def test_images_are_decoded_one_by_one(directory):
+    """So none depends on its neighbors, and the peak of memory is that of one image."""
+    model, sizes = df.load(directory("sd", kl()), device="cpu", batch_size=8), []
+    model.vae.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    latents = torch.randn(5, *model.latent_shape)
+    together = decode(model.vae, latents)
+    assert sizes == [1] * 5
+    assert torch.equal(together, torch.cat([decode(model.vae, x[None]) for x in latents]))
+
+
 def test_reading_images_does_not_depend_on_neighbors(directory):
     model = df.load(directory("xl", kl()), device="cpu")
     images = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
