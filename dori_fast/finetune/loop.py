@@ -21,7 +21,8 @@ from dori_fast.finetune.settings import Settings
 from dori_fast.finetune.step_report import StepReport
 from dori_fast.finetune.triggers import Triggers, embeddings_of
 from dori_fast.models import Denoiser
-from dori_fast.models.engine.memory import Shrinking, free_cached
+from dori_fast.models.engine.gradients import fitted
+from dori_fast.models.engine.memory import Shrinking
 from dori_fast.models.files.hashes import tensors_sha256
 
 Pairs = Sequence[tuple[str, NDArray[np.uint8]]]
@@ -132,7 +133,7 @@ class Run:
                 autocast=self.method.autocast,
             )
 
-        return self._passes.run(passes, lambda: free_cached(self.model.device))
+        return fitted(self.model.engine, passes, self._passes)
 
     def _rate(self) -> float:
         """Learning rate of the next step."""

@@ -29,7 +29,6 @@ class Engine:
 
     Attributes:
         backbone: the network.
-        batches: its evaluations in full batches.
         evaluations: sample evaluations so far, without padding and what ran out of memory.
     """
 
@@ -45,7 +44,7 @@ class Engine:
             with evaluating(backbone):
                 graphs = self._opened.graphs
                 batch_size = auto_batch_size(backbone, self._opened.program, graphs=graphs)
-        self.batches = FullBatches(int(batch_size), self._opened.release, automatic=automatic)
+        self._batches = FullBatches(int(batch_size), self._opened.release, automatic=automatic)
 
     @property
     def not_shared(self) -> str | None:
@@ -73,7 +72,7 @@ class Engine:
             changed = snapshot.changed()
         if changed:
             self._opened = opened(self.backbone, self._share, self._wanted)
-            self.batches.release = self._opened.release
+            self._batches.release = self._opened.release
             self._generation += 1
         elif snapshot.written():
             self.weights_changed()
@@ -88,21 +87,26 @@ class Engine:
         return self._generation
 
     @property
+    def batches(self) -> FullBatches:
+        """The evaluations in full batches."""
+        return self._batches
+
+    @property
     def batch_size(self) -> int:
         """Samples per evaluation (the fixed, padded batch shape), at this moment.
 
         Halved if memory runs out. Within :func:`.gradients.differentiating` it has another value.
         """
-        return self.batches.size
+        return self._batches.size
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        self.batches.size = value
+        self._batches.size = value
 
     @property
     def rows_computed(self) -> int:
         """Rows of batches so far: samples, padding, and those of parts of the network."""
-        return self.batches.rows
+        return self._batches.rows
 
     @property
     def program(self) -> Program:
@@ -245,7 +249,7 @@ class Engine:
     def _in_batches(self, compute: Callable[..., State], *indices: Tensor) -> State:
         """``compute`` on full batches of the indices [N], N >= 1; the padding is cut off."""
         with evaluating(self.backbone):
-            return self.batches.run(compute, *indices)
+            return self._batches.run(compute, *indices)
 
     def _full_batch(self, samples: Samples, text: Tensor, which: Tensor) -> Tensor:
         unique, shared, program = samples.unique, samples.shared, self._program
@@ -304,7 +308,7 @@ class Engine:
     def copy(self) -> Engine:
         """An engine with the same settings on its own copy of the network."""
         own = Engine(self.backbone.copy(), self.batch_size, self._share, self._wanted)
-        own.batches.automatic = self.batches.automatic
+        own._batches.automatic = self._batches.automatic
         return own
 
     def _variant(self, attention: Attention, observe: Observe | None = None) -> Program:

@@ -82,9 +82,14 @@ class FullBatches:
         finally:
             self.size, self._differentiating = before, False
 
-    def fitted(self, step: Callable[[], T]) -> T:
-        """``step()``, repeated with half the size whenever memory runs out; see `Shrinking`."""
-        return self._pieces.run(step, self.release)
+    def fitted(self, step: Callable[[], T], pieces: Shrinking | None = None) -> T:
+        """``step()``, repeated with half the size whenever memory runs out.
+
+        Args:
+            step: function as in :meth:`Shrinking.run`.
+            pieces: size of its own by which the step cuts its samples; default: that of batches.
+        """
+        return (pieces or self._pieces).run(step, self.release)
 
     def _run(self, compute: Callable[..., State], *indices: Tensor) -> State:
         size, n = self.size, indices[0].shape[0]

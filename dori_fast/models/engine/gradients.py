@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dori_fast.models.engine.backbone import Program
 from dori_fast.models.engine.batch_size import auto_batch_size
 from dori_fast.models.engine.engine import Engine
-from dori_fast.models.engine.memory import T
+from dori_fast.models.engine.memory import Shrinking, T
 from dori_fast.models.engine.opened import evaluating
 
 
@@ -44,7 +44,7 @@ def differentiating(engine: Engine, recompute: bool = False) -> Iterator[None]:
         yield
 
 
-def fitted(engine: Engine, step: Callable[[], T]) -> T:
+def fitted(engine: Engine, step: Callable[[], T], pieces: Shrinking | None = None) -> T:
     """``step()``, repeated with half of ``engine.batch_size`` whenever memory runs out.
 
     ``engine.evaluations`` counts the repeat alone, ``engine.rows_computed`` the failed try too.
@@ -53,6 +53,7 @@ def fitted(engine: Engine, step: Callable[[], T]) -> T:
         engine: the engine, within :func:`differentiating`.
         step: function that cuts its samples by the batch size and owns their graphs. It starts from
             nothing at each call; its random draws are made before.
+        pieces: size of its own by which the step cuts its samples; default: the batch size.
     """
     before = engine.evaluations
 
@@ -60,7 +61,7 @@ def fitted(engine: Engine, step: Callable[[], T]) -> T:
         engine.evaluations = before
         return step()
 
-    return engine.batches.fitted(counted)
+    return engine.batches.fitted(counted, pieces)
 
 
 @contextmanager

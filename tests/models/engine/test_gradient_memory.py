@@ -110,6 +110,17 @@ def test_a_mitigation_ends_as_without_a_limit(large, seeds, backward):
     torch.testing.assert_close(significant, wanted, rtol=1e-9, atol=1e-9)
 
 
+def test_squares_summed_before_the_failure_do_not_count(load):
+    """Each prompt's 8 seeds are one evaluation; that of the last prompt fails."""
+    model, method, memory = load(8), Wen(0.0, iterations=1, seeds=8), Memory(failing=(2,))
+    with memory.of(model.unet):
+        found = method.run(model, PROMPTS)
+    assert memory.refused == [8] and model.batch_size == 8
+    torch.testing.assert_close(
+        found.embeddings, method.run(model, PROMPTS).embeddings, rtol=1e-9, atol=1e-9
+    )
+
+
 @pytest.mark.parametrize(("limit", "backward"), [(16, True), (8, False)])
 def test_fine_tuning_ends_as_without_a_limit(large, limit, backward):
     memory, seen = Memory(limit, backward=backward), []
