@@ -13,6 +13,7 @@ from dori_fast.attack.base import Attack
 from dori_fast.attack.draws import Draws
 from dori_fast.attack.stopping import Progress
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.engine.gradients import differentiating, fitted
 from dori_fast.models.probes import prediction
 from dori_fast.ops import add_noise, diffusion_loss
 
@@ -90,9 +91,12 @@ class Progression(ABC):
         return found
 
     def run(self) -> None:
-        """Take all steps; only the stop rule waits for the device."""
+        """Take all steps; only the stop rule waits for the device.
+
+        If memory runs out, the rest of the run has smaller evaluations.
+        """
         attack = self.attack
-        with self.model.engine.recomputing(attack.recompute):
+        with differentiating(self.model.engine, attack.recompute):
             for step in range(attack.steps):
                 if step in attack.checkpoints:
                     self.kept[step] = self.current()
@@ -115,21 +119,25 @@ class Progression(ABC):
             bool [P], True where the gradients are finite. The other problems must not be updated.
         """
         leaves = [leaf for leaf in (embeddings, pooled) if leaf is not None and leaf.requires_grad]
-        for leaf in leaves:
-            leaf.grad = None
         timesteps, noise = self._draws.take(self.running.tolist())
-        self.losses[step, self.running.to(self.model.device)] = 0
-        for rows, draws, share in self._chunks():
-            problems = self.running[rows]
-            on_device = problems.to(self.model.device)
-            loss = share * self._loss(
-                self.model.condition(embeddings, pooled)[problems],
-                self.latents[on_device],
-                noise[rows, draws],
-                timesteps[rows, draws],
-            )
-            (loss * self._scale[on_device]).sum().backward(inputs=leaves)
-            self.losses[step, on_device] += loss.detach()
+
+        def add_up() -> None:
+            for leaf in leaves:
+                leaf.grad = None
+            self.losses[step, self.running.to(self.model.device)] = 0
+            for rows, draws, share in self._chunks():
+                problems = self.running[rows]
+                on_device = problems.to(self.model.device)
+                loss = share * self._loss(
+                    self.model.condition(embeddings, pooled)[problems],
+                    self.latents[on_device],
+                    noise[rows, draws],
+                    timesteps[rows, draws],
+                )
+                (loss * self._scale[on_device]).sum().backward(inputs=leaves)
+                self.losses[step, on_device] += loss.detach()
+
+        fitted(self.model.engine, add_up)
         self.nonfinite += self.active & ~self.losses[step].isfinite()
         finite = torch.ones_like(self.active)
         for leaf in leaves:

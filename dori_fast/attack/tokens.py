@@ -34,6 +34,7 @@ from dori_fast.attack.result import TokensResult
 from dori_fast.attack.stopping import Stop
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
+from dori_fast.models.engine.gradients import fitted
 from dori_fast.models.prefixed import PrefixedPrompts
 from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import EmbeddingState, embedding_step
@@ -160,12 +161,11 @@ class _Choices(Progression):
             ]
         )
         tokens = draw(self.choices[rows], uniform.to(self.choices.device))
-        encoded, slots = self.prefixed.encode(self.running, tokens)
         with torch.no_grad():
-            self.leaf[rows] = encoded.to(self.leaf.dtype)
+            self.leaf[rows] = self.prefixed.encode(self.running, tokens)[0].to(self.leaf.dtype)
         finite = self.backward(step, self.leaf, None)
         grad = torch.zeros_like(self.choices)
-        grad[rows] = self._through_the_encoder(encoded, slots, rows)
+        grad[rows] = fitted(self.model.engine, lambda: self._through_the_encoder(tokens, rows))
         finite &= grad.isfinite().flatten(1).all(1)
         moves = self.active & finite
         grad = grad.clamp(-1, 1) + self.weight_decay * self.choices
@@ -173,16 +173,23 @@ class _Choices(Progression):
         nearest = project(self.choices.masked_fill(~self.prefixed.allowed, -torch.inf))
         self.choices = torch.where(moves[:, None, None], nearest, self.choices)
 
-    def _through_the_encoder(self, encoded: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
-        """Gradients [A, K, V] of the one-hot choices, from those of the embeddings."""
+    def _through_the_encoder(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Gradients [A, K, V] of the one-hot choices, from those of the embeddings.
+
+        The prompts are encoded again, a batch at a time: no graph waits for the UNet.
+        """
         assert self.leaf.grad is not None  # noqa: S101
         outer = self.leaf.grad[rows]
         # scale by a power of two into the range of float16, and undo it afterwards (exact)
         exponent = torch.frexp(outer.flatten(1).abs().amax(1)).exponent
         factor = torch.ldexp(torch.ones_like(outer[:, 0, 0]), -exponent)[:, None, None]
-        (inner,) = torch.autograd.grad(encoded, slots, (outer * factor).to(encoded.dtype))
-        # one product per problem: the rounding of a product may depend on its size
-        each = [problem @ self.prefixed.table.T for problem in inner]
+        each = []
+        for some in torch.arange(len(rows)).split(self.model.batch_size):
+            encoded, slots = self.prefixed.encode(self.running[some], tokens[some.to(rows.device)])
+            slope = (outer * factor)[some.to(rows.device)].to(encoded.dtype)
+            (inner,) = torch.autograd.grad(encoded, slots, slope)
+            # one product per problem: the rounding of a product may depend on its size
+            each += [problem @ self.prefixed.table.T for problem in inner]
         return torch.stack(each).to(factor.dtype) / factor
 
     def current(self) -> Tensor:

@@ -21,6 +21,8 @@ from dori_fast.finetune.settings import Settings
 from dori_fast.finetune.step_report import StepReport
 from dori_fast.finetune.triggers import Triggers, embeddings_of
 from dori_fast.models import Denoiser
+from dori_fast.models.engine.gradients import fitted
+from dori_fast.models.engine.memory import Shrinking
 from dori_fast.models.files.hashes import tensors_sha256
 
 Pairs = Sequence[tuple[str, NDArray[np.uint8]]]
@@ -49,6 +51,7 @@ class Run:
         self.captions = embeddings_of(model, [prompt for prompt, _ in retained])
         self.triggers = Triggers(method.pool, self.prompts, self.captions, method.seed)
         self.weights = Weights(self.model.unet, method.weight_decay, method.ema)
+        self._passes = Shrinking(method.at_once, "training passes")
 
     def advance(self) -> StepReport:
         """One outer step."""
@@ -62,9 +65,7 @@ class Run:
         lr = self._rate()
         self.step += 1
         with self.weights.trainable():
-            losses = backward(
-                model, groups, generator, at_once=method.at_once, autocast=method.autocast
-            )
+            losses = self._backward(groups, generator)
             norm = self.weights.update(lr, method.clip, self.step)
         model.engine.weights_changed()
         self.evaluations += sum(len(group.x_0) for group in groups.values())
@@ -115,6 +116,24 @@ class Run:
             teacher = self.original if method.distil else None
             groups["retained"] = Group(*pairs, method.retained_weight, teacher=teacher)
         return groups
+
+    def _backward(self, groups: dict[str, Group], generator: torch.Generator) -> dict[str, Tensor]:
+        """Losses and gradients of one step, in smaller passes once memory ran out."""
+        drawn = generator.get_state()
+
+        def passes() -> dict[str, Tensor]:
+            # a repeat has the same draws, and nothing of what ran out of memory
+            generator.set_state(drawn)
+            self.weights.drop_gradients()
+            return backward(
+                self.model,
+                groups,
+                generator,
+                at_once=self._passes.size,
+                autocast=self.method.autocast,
+            )
+
+        return fitted(self.model.engine, passes, self._passes)
 
     def _rate(self) -> float:
         """Learning rate of the next step."""

@@ -75,7 +75,8 @@ class Denoiser:
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
         self._masks: Masks | None = None
         self._shared = RecentLatents()
-        self._empty: TextCondition | None = None
+        # by batch size, as the shared noise is: another shape may differ in the last bits
+        self._empty: dict[int, TextCondition] = {}
         # between calls, the caller may train a network of its own
         self._keeps = not backbone.borrowed
 
@@ -87,9 +88,6 @@ class Denoiser:
     @batch_size.setter
     def batch_size(self, value: int) -> None:
         self.engine.batch_size = value
-        # results of another batch shape may differ in the last bits
-        self._shared.clear()
-        self._empty = None
 
     @property
     def vae(self) -> Any:
@@ -150,9 +148,10 @@ class Denoiser:
     @property
     def unconditional(self) -> TextCondition:
         """The condition of the empty prompt, P = 1."""
-        if self._empty is None or not self._keeps:
-            self._empty = self._text.empty(self.batch_size)
-        return self._empty
+        size = self.batch_size
+        if size not in self._empty or not self._keeps:
+            self._empty[size] = self._text.empty(size)
+        return self._empty[size]
 
     def unconditional_for(self, condition: TextCondition) -> TextCondition:
         """The empty prompt in place of each of P prompts, under the same masks."""
@@ -239,7 +238,7 @@ class Denoiser:
 
     def share_noise(self, seeds: Sequence[int], timestep: int) -> SharedLatents:
         """The initial noise of S seeds, shared by all prompts and kept for later calls."""
-        key = (self.engine.generation, tuple(seeds), timestep)
+        key = (self.engine.generation, self.batch_size, tuple(seeds), timestep)
         if not self._keeps:
             return self.share(self.noise(seeds), timestep)
         return self._shared.get(key, lambda: self.share(self.noise(seeds), timestep))
@@ -316,7 +315,7 @@ class Denoiser:
             steps=steps,
             guidance=guidance,
         )
-        return self.autoencoder.decode(latents, seeds, self.batch_size)
+        return self.autoencoder.decode(latents, seeds)
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:

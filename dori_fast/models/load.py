@@ -70,7 +70,8 @@ def load(
             replace the source's own; see :func:`dori_fast.models.overlay.lay_over_`.
         dtype: torch dtype or its name, or ``"auto"`` (float32 on a CPU, float16 on a GPU).
         device: any torch device, or ``"auto"`` (cuda if there is one).
-        batch_size: samples per evaluation; ``"auto"`` depends on the model and the device.
+        batch_size: samples per evaluation; ``"auto"`` depends on the model and the device,
+            and on a GPU on whether gradients are taken.
         share: True to do the network's work that does not depend on the text once for all
             prompts, if the architecture is known; False to call the model's own forward for every
             sample.

@@ -69,10 +69,6 @@ class RecentLatents:
             self._by_key.popitem(last=False)
         return self._by_key[key]
 
-    def clear(self) -> None:
-        """Drop all latents."""
-        self._by_key.clear()
-
 
 def require_latents(latents: Tensor, shape: tuple[int, ...]) -> None:
     """Check that latents are [S, *shape] or [P, S, *shape]; raises UsageError."""

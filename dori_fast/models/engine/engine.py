@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ class Engine:
 
     Attributes:
         backbone: the network.
-        evaluations: sample evaluations so far, without padding.
+        evaluations: sample evaluations so far, without padding and what ran out of memory.
     """
 
     def __init__(
@@ -40,9 +39,12 @@ class Engine:
         self.evaluations, self._generation = 0, 0
         self._share, self._wanted = share, execution
         self._opened = opened(self.backbone, self._share, self._wanted)
-        if batch_size == "auto":
-            batch_size = auto_batch_size(backbone, self._opened.plain)
-        self._batches = FullBatches(int(batch_size))
+        automatic = batch_size == "auto"
+        if automatic:
+            with evaluating(backbone):
+                graphs = self._opened.graphs
+                batch_size = auto_batch_size(backbone, self._opened.program, graphs=graphs)
+        self._batches = FullBatches(int(batch_size), self._opened.release, automatic=automatic)
 
     @property
     def not_shared(self) -> str | None:
@@ -70,6 +72,7 @@ class Engine:
             changed = snapshot.changed()
         if changed:
             self._opened = opened(self.backbone, self._share, self._wanted)
+            self._batches.release = self._opened.release
             self._generation += 1
         elif snapshot.written():
             self.weights_changed()
@@ -84,8 +87,16 @@ class Engine:
         return self._generation
 
     @property
+    def batches(self) -> FullBatches:
+        """The evaluations in full batches."""
+        return self._batches
+
+    @property
     def batch_size(self) -> int:
-        """Samples per evaluation (the fixed, padded batch shape)."""
+        """Samples per evaluation (the fixed, padded batch shape), at this moment.
+
+        Halved if memory runs out. Within :func:`.gradients.differentiating` it has another value.
+        """
         return self._batches.size
 
     @batch_size.setter
@@ -132,23 +143,6 @@ class Engine:
         self._generation += 1
         if self._program is not None:
             self._program.weights_changed()
-
-    @contextmanager
-    def recomputing(self, on: bool = True) -> Iterator[None]:
-        """A context whose backward passes recompute the activations within a stage.
-
-        Only the states between stages are kept.
-        """
-        program = self.program if on else self._program
-        if program is None:
-            yield
-            return
-        before, program.recompute = program.recompute, on
-        try:
-            with evaluating(self.backbone):
-                yield
-        finally:
-            program.recompute = before
 
     @torch.no_grad()
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
@@ -313,7 +307,9 @@ class Engine:
 
     def copy(self) -> Engine:
         """An engine with the same settings on its own copy of the network."""
-        return Engine(self.backbone.copy(), self.batch_size, self._share, self._wanted)
+        own = Engine(self.backbone.copy(), self.batch_size, self._share, self._wanted)
+        own._batches.automatic = self._batches.automatic
+        return own
 
     def _variant(self, attention: Attention, observe: Observe | None = None) -> Program:
         """The network's stages with another attention kernel or with an observer."""

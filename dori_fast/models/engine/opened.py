@@ -9,6 +9,7 @@ from dori_fast.models.engine.attention import choose
 from dori_fast.models.engine.backbone import Backbone
 from dori_fast.models.engine.execution import Execution
 from dori_fast.models.engine.graphs import Graphs
+from dori_fast.models.engine.memory import free_cached
 from dori_fast.models.engine.snapshot import Snapshot
 from dori_fast.models.frozen import frozen
 
@@ -43,6 +44,7 @@ class Opened:
         execution: the switches, with nothing left to "auto".
         plain: the stages with no switch on, or None if the network runs whole.
         program: the stages with the switches on, or None.
+        graphs: recorded CUDA graphs of ``program``, or None if they are off.
 
     Raises:
         UsageError: a switch cannot be on for this network.
@@ -63,7 +65,13 @@ class Opened:
             cuda_graphs=graphs,
         )
         self.plain = self.program = None if whole else backbone.program(self.kernel)
+        self.graphs = Graphs(backbone.network) if graphs else None
         if compiled or graphs:
-            self.program = backbone.program(
-                self.kernel, compiled=compiled, graphs=Graphs() if graphs else None
-            )
+            self.program = backbone.program(self.kernel, compiled=compiled, graphs=self.graphs)
+        self._device = backbone.device
+
+    def release(self) -> None:
+        """Free memory that no result needs: CUDA graphs, and what torch holds unused."""
+        if self.graphs is not None:
+            self.graphs.clear()
+        free_cached(self._device)

@@ -46,12 +46,12 @@ class Autoencoder:
         """Raise UsageError as :attr:`module` does."""
         _ = self.module
 
-    def decode(self, latents: Tensor, seeds: Sequence[int], batch: int) -> Tensor:
+    def decode(self, latents: Tensor, seeds: Sequence[int]) -> Tensor:
         """Images [P, S, H, W, 3] of latents [P, S, C, h, w] of S seeds; see :func:`decode`."""
         prompts, flat, seeds = len(latents), latents.flatten(0, 1), seed_tuple(seeds)
         of_each = [*seeds] * prompts
         with frozen(self.module) as module:
-            images = decode(module, flat, batch, upcast=self._xl, seeds=of_each)
+            images = decode(module, flat, upcast=self._xl, seeds=of_each)
         return images.reshape(prompts, len(seeds), *images.shape[1:])
 
     def encode(self, images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -136,7 +136,7 @@ def test_replayed_graphs_give_the_same_bits(tiny_directory, batch_size):
 @pytest.mark.gpu
 def test_one_graph_serves_all_timesteps_and_gradients_go_around_it():
     unet = small_unet(torch.float32).cuda()
-    graphs = Graphs()
+    graphs = Graphs(unet)
     program = Program(unet, Parts(sdpa), graphs=graphs)
     latents, text = torch.randn(2, 4, 16, 16).cuda(), torch.randn(2, 7, 24).cuda()
     with torch.no_grad():
