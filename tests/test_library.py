@@ -25,7 +25,7 @@ KERNELS = [(name, backend) for name, backend in OP_BACKENDS if backend != "refer
 
 @pytest.mark.parametrize(("name", "backend"), KERNELS)
 def test_opcheck(name: str, backend: str) -> None:
-    op = OPS[name].triton if backend == "triton" else OPS[name].dispatched
+    op = OPS[name].kernel(backend)
     for size in SPECS[name].sizes[3:5]:
         results = torch.library.opcheck(op, inputs_of(SPECS[name], size, torch.float32))
         assert len(results) == 4 and set(results.values()) == {"SUCCESS"}

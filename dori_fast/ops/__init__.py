@@ -18,7 +18,6 @@ Equations and their sources stand in `dori_fast.reference`, one module per op.
 from dori_fast.ops.activation_stats import ActivationStats, activation_stats
 from dori_fast.ops.diffusion_loss import add_noise, diffusion_loss
 from dori_fast.ops.embedding_step import EmbeddingState, embedding_step
-from dori_fast.ops.masked_linear import masked_linear
 from dori_fast.ops.ms_ssim import (
     MsSsimSettings,
     largest_per_map,
@@ -45,7 +44,6 @@ __all__ = [
     "diffusion_loss",
     "embedding_step",
     "largest_per_map",
-    "masked_linear",
     "ms_ssim",
     "ms_ssim_pairs",
     "ms_ssim_settings",

@@ -80,8 +80,7 @@ def test_all_nonfinite_values_stay_where_they_are(name: str, backend: str, value
 
 @pytest.mark.parametrize(("name", "backend"), OP_BACKENDS)
 def test_results_repeat_bit_for_bit(name: str, backend: str) -> None:
-    op = OPS[name]
-    kernel = {"reference": op.reference, "triton": op.triton}.get(backend, op.dispatched)
+    kernel = OPS[name].kernel(backend)
     for dtype in DTYPES:
         inputs = inputs_of(SPECS[name], SPECS[name].sizes[4], dtype)
         first = run(kernel, inputs)
