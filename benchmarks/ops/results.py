@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.harness import RESULTS
 
 # in order of preference: "auto" takes the first that runs
-KERNELS = ("cuda", "triton", "cpp", "reference")
+KERNELS = ("triton", "cuda", "cpp", "reference")
 OURS = (*KERNELS, "dori_fast")
 
 

@@ -105,7 +105,7 @@ def describe(rows: list[harness.Row], goal: float | None) -> Iterator[tuple[str,
     eager = next(row for row in rows if row.provider == "eager")
     for row in rows:
         speedup = eager.p50 / row.p50
-        promised = goal if row.provider in ("cpp", "cuda", "reference") else None
+        promised = goal if row.provider in ("cpp", "reference") else None
         line = (
             f"{row.op:21} {row.mode:16} {row.shape:18} {row.dtype:9} {row.provider:8}"
             f" {row.p50:9.1f} {row.bytes / row.p50 / 1e3:7.1f} {row.roofline_pct or 0:7.0f}"

@@ -13,7 +13,9 @@ from dori_fast.triton_kernels._common import (
     CompileCase,
     accumulator,
     block_of,
+    launch,
     named,
+    row_and_block,
     signature,
 )
 
@@ -37,10 +39,11 @@ def _activation_stats_kernel(
 ):
     # One program per block of 128 rows and 64 neurons. 16 warps hold it in registers, 16 elements
     # a thread, so that x is read once although deviations need the mean first.
-    part = tl.program_id(0).to(tl.int64)
+    part, block = row_and_block(N, BLOCK_N)
+    part = part.to(tl.int64)
     first = part * BLOCK_R
     r = first + tl.arange(0, BLOCK_R)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     column = n < N
     # rows beyond R and neurons beyond N are loaded as 0, which adds nothing to any sum
     inside = (r < R)[:, None] & column[None, :]
@@ -128,7 +131,10 @@ def activation_stats_triton(x: Tensor) -> Tensor:
     count = triton.cdiv(rows, _BLOCK_ROWS)
     parts = torch.empty(count, 5, neurons, dtype=torch.float64, device=x.device)
     block = block_of(neurons, _BLOCK_NEURONS)
-    _activation_stats_kernel[(count, triton.cdiv(neurons, block))](
+    launch(
+        _activation_stats_kernel,
+        count * triton.cdiv(neurons, block),
+        x,
         x,
         parts,
         rows,
@@ -139,7 +145,10 @@ def activation_stats_triton(x: Tensor) -> Tensor:
         BLOCK_N=block,
         num_warps=_WARPS,
     )
-    _activation_stats_merge_kernel[(triton.cdiv(neurons, _MERGE_BLOCK_NEURONS),)](
+    launch(
+        _activation_stats_merge_kernel,
+        triton.cdiv(neurons, _MERGE_BLOCK_NEURONS),
+        x,
         parts,
         stats,
         rows,

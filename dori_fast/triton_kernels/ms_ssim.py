@@ -22,6 +22,7 @@ from dori_fast.triton_kernels._common import (
     ELEMENTS,
     CompileCase,
     accumulator,
+    launch,
     named,
     signature,
 )
@@ -55,12 +56,22 @@ class _Pairs:
         groups, images, channels, height, width = planes.shape
         acc = ACCUMULATE[planes.dtype]
         extents = planes.new_empty(groups, images, 2)
-        kernels.extent_kernel[(groups * images,)](
-            planes, pivots, extents, channels, height * width, ACC=acc, BLOCK=_BLOCK
+        launch(
+            kernels.extent_kernel,
+            groups * images,
+            planes,
+            *(planes, pivots, extents, channels, height * width),
+            ACC=acc,
+            BLOCK=_BLOCK,
         )
         ranges = planes.new_empty(groups)
-        kernels.range_kernel[(groups,)](
-            extents, self.pairs, ranges, images, len(self.pairs), ACC=acc, BLOCK=_PAIR_BLOCK
+        launch(
+            kernels.range_kernel,
+            groups,
+            planes,
+            *(extents, self.pairs, ranges, images, len(self.pairs)),
+            ACC=acc,
+            BLOCK=_PAIR_BLOCK,
         )
         return ranges
 
@@ -79,12 +90,19 @@ class _Pairs:
         mean = planes.new_empty(*planes.shape[:3], *inner)
         variance = torch.empty_like(mean)
         count = mean.numel()
-        kernels.moments_kernel[(triton.cdiv(count, _WINDOW_BLOCK),)](
-            planes, self.window, mean, variance, count, *sizes, **options
+        launch(
+            kernels.moments_kernel,
+            triton.cdiv(count, _WINDOW_BLOCK),
+            planes,
+            *(planes, self.window, mean, variance, count, *sizes),
+            **options,
         )
         similarity = planes.new_empty(groups, len(self.pairs), channels * inner_l)
         count = similarity.numel()
-        kernels.similarity_kernel[(triton.cdiv(count, _WINDOW_BLOCK),)](
+        launch(
+            kernels.similarity_kernel,
+            triton.cdiv(count, _WINDOW_BLOCK),
+            planes,
             planes,
             mean,
             variance,
@@ -102,8 +120,13 @@ class _Pairs:
             **options,
         )
         means = planes.new_empty(groups, len(self.pairs))
-        kernels.mean_kernel[(means.numel(),)](
-            similarity, means, similarity.shape[2], ACC=acc, BLOCK=_BLOCK
+        launch(
+            kernels.mean_kernel,
+            means.numel(),
+            planes,
+            *(similarity, means, similarity.shape[2]),
+            ACC=acc,
+            BLOCK=_BLOCK,
         )
         return means
 
@@ -113,7 +136,10 @@ def _center(maps: Tensor, rescale: bool, dtype: torch.dtype) -> tuple[Tensor, Te
     groups, images, channels, height, width = maps.shape
     planes = torch.empty(maps.shape, dtype=dtype, device=maps.device)
     pivots = planes.new_empty(groups, images, channels)
-    kernels.center_kernel[(groups * images * channels,)](
+    launch(
+        kernels.center_kernel,
+        groups * images * channels,
+        maps,
         maps,
         planes,
         pivots,
@@ -133,7 +159,10 @@ def _halved(planes: Tensor) -> Tensor:
     """Return the planes at the next coarser scale."""
     height, width = planes.shape[-2:]
     half = planes.new_empty(*planes.shape[:-2], height // 2, width // 2)
-    kernels.pool_kernel[(triton.cdiv(half.numel(), _BLOCK),)](
+    launch(
+        kernels.pool_kernel,
+        triton.cdiv(half.numel(), _BLOCK),
+        planes,
         planes,
         half,
         half.numel(),
@@ -164,13 +193,12 @@ def ms_ssim_triton(
     maps = maps if maps[0, 0].is_contiguous() else maps.contiguous()
     per_group = (4 * maps.shape[1] + len(pairs)) * maps[0, 0].numel()
     chunk = max(1, _WORKSPACE // per_group)
-    with torch.cuda.device_of(maps):
-        for part, to in zip(maps.split(chunk), result.split(chunk), strict=True):
-            planes, pivots = _center(part, rescale, dtype)
-            for scale, beta in enumerate(betas):
-                planes = planes if scale == 0 else _halved(planes)
-                mean = compared.means(planes, pivots, luminance=scale == len(betas) - 1)
-                to *= torch.where(mean <= 0, 0.0, mean**beta)
+    for part, to in zip(maps.split(chunk), result.split(chunk), strict=True):
+        planes, pivots = _center(part, rescale, dtype)
+        for scale, beta in enumerate(betas):
+            planes = planes if scale == 0 else _halved(planes)
+            mean = compared.means(planes, pivots, luminance=scale == len(betas) - 1)
+            to *= torch.where(mean <= 0, 0.0, mean**beta)
     return result
 
 

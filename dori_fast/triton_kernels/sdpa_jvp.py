@@ -14,6 +14,7 @@ from dori_fast.triton_kernels._common import (
     INTERPRETING,
     CompileCase,
     accumulator,
+    launch,
     named,
     signature,
 )
@@ -52,27 +53,29 @@ def sdpa_jvp_triton(
     tensors = [_aligned(q if x is None else x) for x in (q, k, v, tq, tk, tv)]
     results = [x if _is_aligned(x) else _padded(x) for x in (out, tangent)]
     grid = (batch * heads * triton.cdiv(queries, tile["BLOCK_M"]), slices)
-    with torch.cuda.device_of(q):
-        sdpa_jvp_kernel[grid](
-            *tensors,
-            *results,
-            heads,
-            slices,
-            queries,
-            keys,
-            width,
-            scale,
-            *(stride // unit for x in (*tensors, results[0]) for stride in x.stride()[:3]),
-            HAS_TQ=tq is not None,
-            HAS_TK=tk is not None,
-            HAS_TV=tv is not None,
-            DTYPE=tl.float32 if INTERPRETING and q.dtype == torch.bfloat16 else _TYPES[q.dtype],
-            ACC=ACCUMULATE[q.dtype],
-            UNIT=unit,
-            **tile,
-            num_warps=_WARPS,
-            **_options(q.dtype.itemsize),
-        )
+    launch(
+        sdpa_jvp_kernel,
+        grid,
+        q,
+        *tensors,
+        *results,
+        heads,
+        slices,
+        queries,
+        keys,
+        width,
+        scale,
+        *(stride // unit for x in (*tensors, results[0]) for stride in x.stride()[:3]),
+        HAS_TQ=tq is not None,
+        HAS_TK=tk is not None,
+        HAS_TV=tv is not None,
+        DTYPE=tl.float32 if INTERPRETING and q.dtype == torch.bfloat16 else _TYPES[q.dtype],
+        ACC=ACCUMULATE[q.dtype],
+        UNIT=unit,
+        **tile,
+        num_warps=_WARPS,
+        **_options(q.dtype.itemsize),
+    )
     for x, result in zip((out, tangent), results, strict=True):
         if result is not x:
             x.copy_(result)

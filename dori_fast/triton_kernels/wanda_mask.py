@@ -13,6 +13,7 @@ from dori_fast.triton_kernels._common import (
     CompileCase,
     accumulator,
     block_of,
+    launch,
     named,
     signature,
 )
@@ -80,21 +81,23 @@ def wanda_mask_triton(
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
     act_norm = act_norm.contiguous()
     block = block_of(columns, 1 << 20)
-    with torch.cuda.device_of(weight):
-        _wanda_mask_kernel[(rows,)](
-            weight,
-            act_norm,
-            act_norm if base_act_norm is None else base_act_norm.contiguous(),
-            mask.view(torch.int8),
-            columns,
-            count,
-            weight.stride(0),
-            HAS_BASE=base_act_norm is not None,
-            **_constants(wide=weight.dtype == torch.float64),
-            ACC=ACCUMULATE[weight.dtype],
-            BLOCK=block,
-            num_warps=_warps(block),
-        )
+    launch(
+        _wanda_mask_kernel,
+        rows,
+        weight,
+        weight,
+        act_norm,
+        act_norm if base_act_norm is None else base_act_norm.contiguous(),
+        mask.view(torch.int8),
+        columns,
+        count,
+        weight.stride(0),
+        HAS_BASE=base_act_norm is not None,
+        **_constants(wide=weight.dtype == torch.float64),
+        ACC=ACCUMULATE[weight.dtype],
+        BLOCK=block,
+        num_warps=_warps(block),
+    )
     return mask
 
 

@@ -35,6 +35,28 @@ def widest_load(ptx: str) -> int:
     return max((int(count or 1) * int(bits) // 8 for count, bits in loads), default=0)
 
 
+def approximations(ptx: str) -> list[str]:
+    """Return the instructions for roots and quotients that are not correctly rounded."""
+    return sorted(set(re.findall(r"(?:r?sqrt|div|rcp)\.(?:approx|full)[\w.]*", ptx)))
+
+
+def longest_sum(ttir: str) -> int:
+    """Return the length of the longest floating-point sum whose order the compiler chooses."""
+    reductions = re.findall(
+        r'"tt\.reduce"[^\n]*axis = (\d+)[^\n]*\n.*?= arith\.(\w+).*?: \(tensor<([\dx]+)xf\d+>',
+        ttir,
+        re.DOTALL,
+    )
+    return max(
+        (
+            int(shape.split("x")[int(axis)])
+            for axis, operation, shape in reductions
+            if operation == "addf"
+        ),
+        default=0,
+    )
+
+
 def usage(cubin: bytes) -> dict[str, int]:
     """Return registers and stack bytes (spills), as the GPU's assembler reports them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -74,6 +96,8 @@ def report(case: Any, capability: int) -> dict[str, Any]:
         # a launch requests this; the assembler reports only what it reserves itself
         "shared": kernel.metadata.shared,
         "widest_load": widest_load(kernel.asm["ptx"]),
+        "approximations": approximations(kernel.asm["ptx"]),
+        "longest_sum": longest_sum(kernel.asm["ttir"]),
     }
 
 
