@@ -204,6 +204,8 @@ def scan(
         )
         schema = shard_schema(reader.schema, decided=decision is not None)
         scoring = _workers(Engine(model, chosen, decision, record.run_hash), settings)
+        # a loaded model that only workers need would take memory of the first one's GPU
+        del model
         interrupts.check()
         with RunDirectory(Path(out), record, schema, resume, job) as run:
             _compare_threads(run)
@@ -243,6 +245,7 @@ def _finish(
         finally:
             seconds = perf_counter() - began
             run.record.counts, run.record.seconds = ledger.counts, earlier + seconds
+            run.record.add_spent(engine.evaluations, engine.rows_computed)
             # halved if memory ran out
             run.record.batch_size = engine.batch_size
             if not ledger.scored:
@@ -258,6 +261,7 @@ def _finish(
         state=state,
         decision=decision,
         evaluations=engine.evaluations,
+        rows_computed=engine.rows_computed,
         merkle_root=run.seal() if run.job.alone else "",
     )
 

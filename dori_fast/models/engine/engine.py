@@ -208,6 +208,9 @@ class Engine:
             part = self._text_part(program, samples, text)
             device, timestep = tangents.device, shared.timestep_of(which)
 
+            # once more, as in ``evaluations``: the batch computes values and slopes
+            self._batches.rows += len(which)
+
             def output(latents: Tensor) -> Tensor:
                 return program.suffix(program.prefix(latents, timestep), part, timestep)
 
@@ -265,7 +268,8 @@ class Engine:
             rows = text.to(unique.device)
             pooled = None if samples.pooled is None else samples.pooled[rows]
             latents = shared.latents[which.to(unique.device)]
-            return self.plain(latents, shared.timestep_of(which), unique[rows], pooled)
+            timestep = shared.timestep_of(which)
+            return self.backbone.whole(latents, timestep, unique[rows], pooled)
         state = self._prefix(program, shared, which)
         part = self._text_part(program, samples, text)
         return program.suffix(state, part, shared.timestep_of(which), shared.layer)
@@ -277,6 +281,8 @@ class Engine:
 
         Nothing is shared or padded, and gradients reach the weights too.
         """
+        self.evaluations += len(latents)
+        self._batches.rows += len(latents)
         return self.backbone.whole(latents, timestep, text, pooled)
 
     @torch.no_grad()
