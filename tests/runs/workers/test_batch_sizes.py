@@ -85,7 +85,7 @@ def test_workers_whose_first_batch_does_not_fit_get_work(
 
 
 def test_one_process_out_of_memory_scores_the_shard_anew(
-    tiny_directory: Path, rounding: None, tmp_path: Path, monkeypatch: Any
+    tiny_directory: Path, tmp_path: Path, monkeypatch: Any, request: Any
 ) -> None:
     own = df.load(tiny_directory, batch_size=8)
     # so that it is restored, which the fault replaces
@@ -94,6 +94,8 @@ def test_one_process_out_of_memory_scores_the_shard_anew(
         detector = Faulty({"small cat 37": "memory"}, tmp_path)
         scanned(own, PROMPTS, tmp_path / "run", detector=detector, shard_size=20)
     assert sizes(tmp_path / "run") == [8, 4, 4] and own.batch_size == 8
+    # the faulty detector has it of its own
+    request.getfixturevalue("rounding")
     assert "to the bit" in rescored(tmp_path / "run", own)
 
 
