@@ -116,4 +116,4 @@ class _Embeddings(Progression):
         return self.params.detach().clone()
 
     def embeddings(self) -> Tensor:
-        return self.params[self.running.to(self.model.device)]
+        return self.params[self.rows]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype
+from dori_fast._checks import accumulate_dtype, to_device
 from dori_fast.attack.base import Attack
 from dori_fast.attack.draws import Draws
 from dori_fast.attack.stopping import Progress
@@ -25,6 +25,7 @@ class Progression(ABC):
 
     Attributes:
         running: int64 [A] on the CPU, the problems that still run.
+        rows: the same on the model's device.
         active: bool [P] on the model's device, True for the same problems.
         losses: [steps, P], each step's loss before its update; NaN once a problem has stopped.
         nonfinite: int64 [P] on the model's device, steps whose loss was NaN or infinite.
@@ -41,6 +42,7 @@ class Progression(ABC):
         self.attack, self.model, self.latents = attack, model, latents
         count, wide = len(latents), accumulate_dtype(model.dtype)
         self.running = torch.arange(count)
+        self.rows = to_device(self.running, model.device)
         self.active = torch.ones(count, dtype=torch.bool, device=model.device)
         self.losses = torch.full((attack.steps, count), torch.nan, dtype=wide, device=model.device)
         self.nonfinite = torch.zeros(count, dtype=torch.int64, device=model.device)
@@ -90,7 +92,7 @@ class Progression(ABC):
         return found
 
     def run(self) -> None:
-        """Take all steps; only the stop rule waits for the device."""
+        """Take all steps; besides :meth:`update`, only the stop rule waits for the device."""
         attack = self.attack
         with self.model.engine.recomputing(attack.recompute):
             for step in range(attack.steps):
@@ -118,10 +120,9 @@ class Progression(ABC):
         for leaf in leaves:
             leaf.grad = None
         timesteps, noise = self._draws.take(self.running.tolist())
-        self.losses[step, self.running.to(self.model.device)] = 0
+        self.losses[step, self.rows] = 0
         for rows, draws, share in self._chunks():
-            problems = self.running[rows]
-            on_device = problems.to(self.model.device)
+            problems, on_device = self.running[rows], self.rows[rows]
             loss = share * self._loss(
                 self.model.condition(embeddings, pooled)[problems],
                 self.latents[on_device],
@@ -157,7 +158,7 @@ class Progression(ABC):
     ) -> Tensor:
         """Losses [A] of A problems on noise [A, B, *] and timesteps [A, B]."""
         model = self.model
-        alpha_bar = model.alphas_cumprod[timesteps].to(model.device)
+        alpha_bar = to_device(model.alphas_cumprod[timesteps], model.device)
         x_t = add_noise(x_0, noise, alpha_bar)
         if self.attack.objective == "prediction":
             output = prediction(model, condition, x_t, timesteps)
@@ -176,9 +177,10 @@ class Progression(ABC):
         stop, every = self.attack.stop, self.attack.check_every
         if stop is None or step % every or step == self.attack.steps:
             return
-        rows = self.running.to(self.model.device)
+        rows = self.rows
         with torch.no_grad():
             progress = Progress(step, self.running, self.embeddings(), self.losses[:step, rows])
             done = stop(progress).cpu()
+        self.active[to_device(self.running[done], rows.device)] = False
         self.running = self.running[~done]
-        self.active[rows[done.to(rows.device)]] = False
+        self.rows = to_device(self.running, rows.device)

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype
+from dori_fast._checks import accumulate_dtype, to_device
 from dori_fast.attack.base import Attack, problems_of
 from dori_fast.attack.draws import stream
 from dori_fast.attack.progression import Progression
@@ -152,14 +152,15 @@ class _Choices(Progression):
         self.leaf = like.new_zeros(self.shape[0], *like.shape[1:], dtype=wide).requires_grad_()
 
     def update(self, step: int) -> None:
-        rows, k = self.running.to(self.model.device), self.shape[1]
+        """One step; waits once for the drawn tokens, which the CPU puts into the prompts."""
+        rows, k = self.rows, self.shape[1]
         uniform = torch.stack(
             [
                 torch.rand(k, generator=self.streams[row], dtype=torch.float64)
                 for row in self.running.tolist()
             ]
         )
-        tokens = draw(self.choices[rows], uniform.to(self.choices.device))
+        tokens = draw(self.choices[rows], to_device(uniform, self.choices.device))
         encoded, slots = self.prefixed.encode(self.running, tokens)
         with torch.no_grad():
             self.leaf[rows] = encoded.to(self.leaf.dtype)

@@ -182,8 +182,8 @@ class Denoiser:
             UsageError: a layer or width does not fit, or the numbers of masks differ.
         """
         self.engine.check_mask(mask)
-        view = copy.copy(self)
-        view._masks, view._shared = (self._masks or Masks()).joined(mask), RecentLatents()
+        view, masks = copy.copy(self), self._masks or Masks()
+        view._masks, view._shared = masks.joined(mask, self.device), RecentLatents()
         return view
 
     @property

@@ -26,9 +26,9 @@ from dori_fast.runs.methods.drawing import Drawing
 from dori_fast.runs.methods.prompt_image_rows import PromptImageRows, read_prompt_images
 from dori_fast.runs.methods.step_log import StepLog
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.scoring.spent import Spent
 from dori_fast.runs.signals import Interrupts, interruptible
 from dori_fast.runs.sources.memory.values import prompts_path
-from dori_fast.runs.spent import Spent
 from dori_fast.runs.store.directory import LockedDirectory, Resume
 from dori_fast.runs.store.durable import (
     write_durably,

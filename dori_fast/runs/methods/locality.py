@@ -23,10 +23,10 @@ from dori_fast.evaluate.locality import (
 from dori_fast.runs.budget import MAX_ERRORS, require_rows, require_within
 from dori_fast.runs.methods.attack import read_masks
 from dori_fast.runs.methods.prune import read_embeddings
+from dori_fast.runs.scoring.spent import Spent
 from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.sources.where import Selection
-from dori_fast.runs.spent import Spent
 from dori_fast.runs.store.durable import write_text_durably
 from dori_fast.runs.store.record import Counts, RunRecord
 

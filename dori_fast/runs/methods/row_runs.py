@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from dori_fast.runs.budget import MAX_ERRORS, Verdict, verdict
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.scoring.spent import Spent
 from dori_fast.runs.settings import checked
 from dori_fast.runs.signals import interruptible
 from dori_fast.runs.sources.open import input_sha256
 from dori_fast.runs.sources.rows import Reader, Rows, limited
 from dori_fast.runs.sources.where import EVERYTHING, Selection
-from dori_fast.runs.spent import Spent
 from dori_fast.runs.store.directory import Resume, RunDirectory
 from dori_fast.runs.store.record import (
     Counts,

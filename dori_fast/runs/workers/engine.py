@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dori_fast.runs.scoring.score import score_rows
-from dori_fast.runs.spent import Spent
+from dori_fast.runs.scoring.spent import Spent
 from dori_fast.runs.store.shard import Footer, commit_shard
 from dori_fast.runs.workers.ledger import Lease, Ledger
 
