@@ -143,8 +143,8 @@ class Progression(ABC):
     def _chunks(self) -> Iterator[tuple[slice, slice, float]]:
         """Problems and draws that fill one evaluation each, and their share of a problem's draws.
 
-        Problems are kept whole where they fit, so that the order of sums within a problem is
-        always the same.
+        Problems are kept whole where they fit, so that sums over a problem's draws have the same
+        order in any call.
         """
         size, draws = self.model.batch_size, self.attack.draws
         at_once, width = max(1, size // draws), min(size, draws)

@@ -99,7 +99,8 @@ class Tokens(Attack):
         """Find K tokens to put before each of P prompts.
 
         The result of a problem depends on (model, image, prompt, seed, id) and on the batch shape
-        of an evaluation (``model.batch_size``) alone: not on the other problems, nor on P.
+        of an evaluation (``model.batch_size``) alone: not on the other problems, nor on P; to the
+        bit on a CPU only, as in :meth:`dori_fast.attack.Dori.run`.
 
         Args:
             model: the denoiser, plain or a masked view with one mask for all problems or one each.

@@ -19,7 +19,8 @@ def auto_batch_size(backbone: Backbone, program: Program | None) -> int:
 
     On a CPU this depends on the model alone, so scores do too. On a GPU it is the largest power of
     two, at most 64, that fits the free memory by the peaks of two small evaluations; beyond 64 a
-    GPU gains nothing more. On an otherwise free GPU it depends on model and GPU alone.
+    GPU gains nothing more. On an otherwise free GPU it depends on model and GPU alone. Since the
+    last bits of a score depend on it, each shard of a run records it.
     """
     if backbone.device.type == "cpu":
         return 4 if backbone.parameters > _LARGE_MODEL_PARAMETERS else 32

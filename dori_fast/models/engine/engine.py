@@ -26,8 +26,9 @@ from dori_fast.models.text.conditions import pad_rows
 class Engine:
     """A frozen network as a function of (text rows, latents, timestep).
 
-    Every evaluation has ``batch_size`` samples, the last one padded, so that an output does not
-    depend, to the bit, on order or on the neighbors in its batch.
+    Every evaluation has ``batch_size`` samples, the last one padded. So on a CPU an output does not
+    depend, to the bit, on order or on the neighbors in its batch. On a GPU that is not proven
+    ("What 'to the bit' means" in docs/integrity.md).
 
     Attributes:
         backbone: the network.

@@ -173,7 +173,7 @@ def _in_batches(
     """The tensors that ``pick`` selects from the encoder's output, [U, *] each, by token row.
 
     Every call of the encoder has the same shape [batch, T], the last one padded with its own last
-    row, so that an embedding does not depend on the prompts beside it.
+    row, so that on a CPU an embedding does not depend, to the bit, on the prompts beside it.
     """
     # without prompts, one row of padding gives empty tensors of the right width
     ids = tokens.ids if len(tokens.ids) else torch.full((1, tokens.context), tokens.pad_id)
