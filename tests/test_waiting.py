@@ -2,7 +2,7 @@
 
 A plain ``.to(device)`` of a CPU tensor first waits until the GPU has done everything that it was
 given. ``_checks.to_device`` does not, and neither does a copy with ``non_blocking=True``. The rule
-reads one function at a time; test_attack_on_a_gpu.py has what is called from loops elsewhere.
+reads one function at a time; attack/test_waiting.py sees what an attack calls.
 """
 
 from __future__ import annotations

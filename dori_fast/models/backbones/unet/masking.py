@@ -28,11 +28,14 @@ def masked(
         names: names of the cross-attentions, in order.
         second_linears: names of the second feed-forward linears, in order.
     """
-    own = to_device(text, part.keys_values[0][1].device)
-    keys_values = [
-        (key, _scaled(value, masks.neurons, name, own))
-        for name, (key, value) in zip(names, part.keys_values, strict=True)
-    ]
+    keys_values = part.keys_values
+    if masks.neurons is not None:
+        # once for all layers
+        own = to_device(text, keys_values[0][1].device)
+        keys_values = [
+            (key, _scaled(value, masks.neurons, name, own))
+            for name, (key, value) in zip(names, keys_values, strict=True)
+        ]
     weights = {} if masks.weights is None else masks.weights.pruned
     rows = tuple(text.tolist())
     pruned = {
@@ -43,8 +46,8 @@ def masked(
     return dataclasses.replace(part, keys_values=keys_values, pruned=pruned)
 
 
-def _scaled(value: Tensor, mask: NeuronMask | None, name: str, rows: Tensor) -> Tensor:
-    scale = None if mask is None else mask.scales.get(name)
+def _scaled(value: Tensor, mask: NeuronMask, name: str, rows: Tensor) -> Tensor:
+    scale = mask.scales.get(name)
     if scale is None:
         return value
     # a view's masks are on its device, so that this waits for nothing
