@@ -47,9 +47,6 @@ class Faulty(Wen):
                 self._meet(self.faults[prompt])
         return super().scores(model, prompts, positions)
 
-    def per_seed(self, model: Any, condition: Any) -> Any:
-        return rounded(model, super().per_seed(model, condition))
-
     def _is_due(self, kind: str) -> bool:
         for number in range(self.times):
             try:
@@ -75,6 +72,13 @@ class Faulty(Wen):
         elif kind == "device":
             raise torch.AcceleratorError("CUDA error: device-side assert triggered")
         raise ValueError("no such luck")
+
+
+class Rounding(Faulty):
+    """A faulty detector whose scores depend on the batch size."""
+
+    def per_seed(self, model: Any, condition: Any) -> Any:
+        return rounded(model, super().per_seed(model, condition))
 
 
 def rounded(model: Any, scores: torch.Tensor) -> torch.Tensor:

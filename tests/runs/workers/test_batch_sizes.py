@@ -17,7 +17,7 @@ from dori_fast.detect import Wen
 from dori_fast.runs.store import shard_names
 from dori_fast.runs.store.shard import read_footer
 from dori_fast.runs.workers.processes import ProcessSlot
-from tests.runs.faulty import LOADED, OPTIONS, Faulty, refusing, rounded
+from tests.runs.faulty import LOADED, OPTIONS, Rounding, refusing, rounded
 from tests.runs.scanning import scanned
 
 PROMPTS = [f"small cat {i}" for i in range(60)]
@@ -62,7 +62,7 @@ def test_a_worker_out_of_memory_notes_its_smaller_batches(
 ) -> None:
     run = tmp_path / "run"
     (tmp_path / "marks").mkdir()
-    detector = Faulty({"small cat 35": "memory"}, tmp_path / "marks")
+    detector = Rounding({"small cat 35": "memory"}, tmp_path / "marks")
     result = scanned(small, PROMPTS, run, detector=detector, workers=2, **OPTIONS)
     found = sizes(run)
     # the first rows of shard 3 had batches of 8, and were then scored once more
@@ -78,7 +78,7 @@ def test_workers_whose_first_batch_does_not_fit_get_work(
     small: Any, rounding: None, tmp_path: Path
 ) -> None:
     (tmp_path / "marks").mkdir()
-    detector = Faulty({LOADED: "memory"}, tmp_path / "marks", times=2)
+    detector = Rounding({LOADED: "memory"}, tmp_path / "marks", times=2)
     scanned(small, PROMPTS, tmp_path / "run", detector=detector, workers=2, **OPTIONS)
     assert sizes(tmp_path / "run") == [4] * 6
     assert "to the bit" in rescored(tmp_path / "run", small)
@@ -91,7 +91,7 @@ def test_one_process_out_of_memory_scores_the_shard_anew(
     # so that it is restored, which the fault replaces
     with monkeypatch.context() as patched:
         patched.setattr(F, "conv2d", F.conv2d)
-        detector = Faulty({"small cat 37": "memory"}, tmp_path)
+        detector = Rounding({"small cat 37": "memory"}, tmp_path)
         scanned(own, PROMPTS, tmp_path / "run", detector=detector, shard_size=20)
     assert sizes(tmp_path / "run") == [8, 4, 4] and own.batch_size == 8
     # the faulty detector has it of its own
