@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype
+from dori_fast._checks import accumulate_dtype, to_device
 from dori_fast.attack.base import Attack
 from dori_fast.attack.draws import Draws
 from dori_fast.attack.stopping import Progress
@@ -26,6 +26,7 @@ class Progression(ABC):
 
     Attributes:
         running: int64 [A] on the CPU, the problems that still run.
+        rows: the same on the model's device.
         active: bool [P] on the model's device, True for the same problems.
         losses: [steps, P], each step's loss before its update; NaN once a problem has stopped.
         nonfinite: int64 [P] on the model's device, steps whose loss was NaN or infinite.
@@ -42,6 +43,7 @@ class Progression(ABC):
         self.attack, self.model, self.latents = attack, model, latents
         count, wide = len(latents), accumulate_dtype(model.dtype)
         self.running = torch.arange(count)
+        self.rows = to_device(self.running, model.device)
         self.active = torch.ones(count, dtype=torch.bool, device=model.device)
         self.losses = torch.full((attack.steps, count), torch.nan, dtype=wide, device=model.device)
         self.nonfinite = torch.zeros(count, dtype=torch.int64, device=model.device)
@@ -91,7 +93,7 @@ class Progression(ABC):
         return found
 
     def run(self) -> None:
-        """Take all steps; only the stop rule waits for the device.
+        """Take all steps; besides :meth:`update`, only the stop rule waits for the device.
 
         If memory runs out, the rest of the run has smaller evaluations.
         """
@@ -124,10 +126,9 @@ class Progression(ABC):
         def add_up() -> None:
             for leaf in leaves:
                 leaf.grad = None
-            self.losses[step, self.running.to(self.model.device)] = 0
+            self.losses[step, self.rows] = 0
             for rows, draws, share in self._chunks():
-                problems = self.running[rows]
-                on_device = problems.to(self.model.device)
+                problems, on_device = self.running[rows], self.rows[rows]
                 loss = share * self._loss(
                     self.model.condition(embeddings, pooled)[problems],
                     self.latents[on_device],
@@ -150,8 +151,8 @@ class Progression(ABC):
     def _chunks(self) -> Iterator[tuple[slice, slice, float]]:
         """Problems and draws that fill one evaluation each, and their share of a problem's draws.
 
-        Problems are kept whole where they fit, so that the order of sums within a problem is
-        always the same.
+        Problems are kept whole where they fit, so that sums over a problem's draws have the same
+        order in any call.
         """
         size, draws = self.model.batch_size, self.attack.draws
         at_once, width = max(1, size // draws), min(size, draws)
@@ -165,7 +166,7 @@ class Progression(ABC):
     ) -> Tensor:
         """Losses [A] of A problems on noise [A, B, *] and timesteps [A, B]."""
         model = self.model
-        alpha_bar = model.alphas_cumprod[timesteps].to(model.device)
+        alpha_bar = to_device(model.alphas_cumprod[timesteps], model.device)
         x_t = add_noise(x_0, noise, alpha_bar)
         if self.attack.objective == "prediction":
             output = prediction(model, condition, x_t, timesteps)
@@ -184,9 +185,10 @@ class Progression(ABC):
         stop, every = self.attack.stop, self.attack.check_every
         if stop is None or step % every or step == self.attack.steps:
             return
-        rows = self.running.to(self.model.device)
+        rows = self.rows
         with torch.no_grad():
             progress = Progress(step, self.running, self.embeddings(), self.losses[:step, rows])
             done = stop(progress).cpu()
+        self.active[to_device(self.running[done], rows.device)] = False
         self.running = self.running[~done]
-        self.active[rows[done.to(rows.device)]] = False
+        self.rows = to_device(self.running, rows.device)

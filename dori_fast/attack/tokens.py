@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype
+from dori_fast._checks import accumulate_dtype, to_device
 from dori_fast.attack.base import Attack, problems_of
 from dori_fast.attack.draws import stream
 from dori_fast.attack.progression import Progression
@@ -100,7 +100,8 @@ class Tokens(Attack):
         """Find K tokens to put before each of P prompts.
 
         The result of a problem depends on (model, image, prompt, seed, id) and on the batch shape
-        of an evaluation (``model.batch_size``) alone: not on the other problems, nor on P.
+        of an evaluation (``model.batch_size``) alone: not on the other problems, nor on P; to the
+        bit on a CPU only, as in :meth:`dori_fast.attack.Dori.run`.
 
         Args:
             model: the denoiser, plain or a masked view with one mask for all problems or one each.
@@ -153,14 +154,15 @@ class _Choices(Progression):
         self.leaf = like.new_zeros(self.shape[0], *like.shape[1:], dtype=wide).requires_grad_()
 
     def update(self, step: int) -> None:
-        rows, k = self.running.to(self.model.device), self.shape[1]
+        """One step; waits once for the drawn tokens, which the CPU puts into the prompts."""
+        rows, k = self.rows, self.shape[1]
         uniform = torch.stack(
             [
                 torch.rand(k, generator=self.streams[row], dtype=torch.float64)
                 for row in self.running.tolist()
             ]
         )
-        tokens = draw(self.choices[rows], uniform.to(self.choices.device))
+        tokens = draw(self.choices[rows], to_device(uniform, self.choices.device))
         with torch.no_grad():
             self.leaf[rows] = self.prefixed.encode(self.running, tokens)[0].to(self.leaf.dtype)
         finite = self.backward(step, self.leaf, None)

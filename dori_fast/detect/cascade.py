@@ -1,7 +1,7 @@
 """A seeded detector that drops a prompt once more seeds are unlikely to change the decision.
 
 It is approximate and opt-in. The score of a dropped prompt is the mean over its evaluated seeds; a
-prompt that reaches its last seed has the full test's score, to the bit.
+prompt that reaches its last seed has the full test's score, on a CPU to the bit.
 """
 
 from __future__ import annotations

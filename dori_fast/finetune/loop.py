@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dori_fast._checks import to_device
 from dori_fast.attack import AttackResult
 from dori_fast.attack.draws import stream
 from dori_fast.finetune.batches import Group, backward
@@ -90,28 +91,29 @@ class Run:
         """The training groups of this step."""
         method, model, device = self.method, self.model, self.model.device
         images = self.triggers.images(rows).repeat_interleave(method.draws)
+        shown = to_device(images, device)
         texts = {}
         if found is not None:
             texts["triggers"] = found.embeddings.repeat_interleave(method.draws, 0)
         if method.with_prompts:
-            texts["prompts"] = self.prompts[images.to(device)]
+            texts["prompts"] = self.prompts[shown]
         groups = {}
         for name, text in texts.items():
             which = torch.randint(self.surrogates.shape[1], images.shape, generator=generator)
-            x_0 = self.surrogates[images.to(device), which.to(device)]
+            x_0 = self.surrogates[shown, to_device(which, device)]
             groups[name] = Group(x_0, text.to(x_0.dtype), 1 / len(texts))
         if method.redirect and found is not None:
             which = torch.randint(self.surrogates.shape[1], images.shape, generator=generator)
             groups["redirected"] = Group(
-                self.surrogates[images.to(device), which.to(device)],
+                self.surrogates[shown, to_device(which, device)],
                 texts["triggers"].to(self.memorized.dtype),
                 method.redirect,
-                seen=self.memorized[images.to(device)],
+                seen=self.memorized[shown],
                 first=int(method.redirect_from * len(model.alphas_cumprod)),
             )
         if method.retained_weight:
             size = (method.retained_batch,)
-            which = torch.randint(len(self.retained), size, generator=generator).to(device)
+            which = to_device(torch.randint(len(self.retained), size, generator=generator), device)
             pairs = self.retained[which], self.captions[which]
             teacher = self.original if method.distil else None
             groups["retained"] = Group(*pairs, method.retained_weight, teacher=teacher)

@@ -47,10 +47,10 @@ def accelerate(
         pipe: A StableDiffusionPipeline or StableDiffusionXLPipeline.
         scan_steps: Number of UNet runs after which every call ends and returns the latents reached,
             undecoded; a call with fewer steps runs all of them. Default: None, the whole call.
-        kv_cache: Projection of the text's keys and values once per call, bitwise equal. "auto"
-            turns it off if code of the caller runs between the steps (a callback, a torch hook in
-            the UNet), if the UNet is compiled, and in inference mode; ``pipe.report.not_cached``
-            has the reason.
+        kv_cache: Projection of the text's keys and values once per call, bitwise equal on a CPU.
+            "auto" turns it off if code of the caller runs between the steps (a callback, a torch
+            hook in the UNet), if the UNet is compiled, and in inference mode;
+            ``pipe.report.not_cached`` has the reason.
         share: Evaluation of bitwise equal rows of a UNet batch only once: the unconditional halves
             of prompts drawn from the same latents, in the first step. Smaller batches round
             differently. "auto" turns it on with ``scan_steps``, unless processors or hooks of the

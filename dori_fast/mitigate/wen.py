@@ -121,7 +121,8 @@ class Wen:
     def run(self, model: Denoiser, prompts: Sequence[str]) -> Mitigated:
         """Change the embeddings of P >= 1 prompts.
 
-        Each result is that of the prompt alone, to the bit.
+        Each result is that of the prompt alone: to the bit on a CPU, up to rounding on a GPU, where
+        the backward pass of attention may add in any order.
 
         Raises:
             UsageError: no prompts, epsilon at zero terminal signal-to-noise ratio, or as in

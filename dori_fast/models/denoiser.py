@@ -35,8 +35,8 @@ class Denoiser:
     variance-preserving parametrization of DDPM and DDIM with unit initial noise, and converts
     epsilon-, v- and sample-predictions to epsilon.
 
-    Every evaluation of the network has the same shape, ``batch_size`` samples, the last one padded.
-    So a prediction does not depend, to the bit, on order or on the neighbors in its batch.
+    Every evaluation of the network has the same shape, ``batch_size`` samples, the last one padded,
+    so that on a CPU a prediction does not depend, to the bit, on order or neighbors in its batch.
 
     Attributes:
         unet: the network.
@@ -181,8 +181,8 @@ class Denoiser:
             UsageError: a layer or width does not fit, or the numbers of masks differ.
         """
         self.engine.check_mask(mask)
-        view = copy.copy(self)
-        view._masks, view._shared = (self._masks or Masks()).joined(mask), RecentLatents()
+        view, masks = copy.copy(self), self._masks or Masks()
+        view._masks, view._shared = masks.joined(mask, self.device), RecentLatents()
         return view
 
     @property

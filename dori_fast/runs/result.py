@@ -32,6 +32,7 @@ class ScanResult:
         state: ``"done"``, or ``"over_budget"`` if more rows were quarantined than allowed.
         decision: rule by which rows were flagged, in a calibrated scan.
         evaluations: UNet sample evaluations of this call, without padding.
+        rows_computed: UNet rows that this call computed: samples, padding, parts of the network.
         merkle_root: root over run.json and the shards, as in manifest.json. Note it elsewhere:
             ``dori-fast verify --root`` then proves that nothing was edited.
     """
@@ -45,6 +46,7 @@ class ScanResult:
     state: Literal["done", "over_budget"]
     decision: Decision | None = None
     evaluations: int = 0
+    rows_computed: int = 0
     merkle_root: str = ""
 
     @property

@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype
+from dori_fast._checks import accumulate_dtype, to_device
 from dori_fast.triton_kernels import _ms_ssim_kernels as kernels
 from dori_fast.triton_kernels._common import (
     ACCUMULATE,
@@ -39,9 +39,8 @@ def _window(kernel_size: int, sigma: float, like: Tensor) -> Tensor:
     half = (kernel_size - 1) / 2
     weights = [math.exp(-(((i - half) / sigma) ** 2) / 2) for i in range(kernel_size)]
     total = math.fsum(weights)
-    return torch.tensor(
-        [weight / total for weight in weights], dtype=like.dtype, device=like.device
-    )
+    window = torch.tensor([weight / total for weight in weights], dtype=like.dtype)
+    return to_device(window, like.device)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models", ICLR 2024.
 
 The pipeline's own code still handles prompts, latents and steps. Norms are computed from its UNet's
-predictions, so they equal the released ones bitwise, in the pipeline's dtype.
+predictions, so on a CPU they equal the released ones bitwise, in the pipeline's dtype.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ def auto_batch_size(
     On a CPU this depends on the model alone, so scores do too. On a GPU it is the largest power of
     two, at most 64, that fits the free memory by the peaks of two small evaluations. The limit of
     64 is a guess. Memory that other processes hold at this moment is not free, so the size depends
-    on model and GPU alone only on an otherwise free GPU.
+    on model and GPU alone only on an otherwise free GPU. Since the last bits of a score depend on
+    it, each shard of a run records it.
 
     Args:
         backbone: the network.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from dori_fast._checks import to_device
 from dori_fast.errors import UsageError
 from dori_fast.models.engine.attention import Attention, forward_mode
 from dori_fast.models.engine.backbone import Backbone, Observe, Program
@@ -24,8 +25,9 @@ from dori_fast.models.text.conditions import pad_rows
 class Engine:
     """A frozen network as a function of (text rows, latents, timestep).
 
-    Every evaluation has ``batch_size`` samples, the last one padded, so that an output does not
-    depend, to the bit, on order or on the neighbors in its batch.
+    Every evaluation has ``batch_size`` samples, the last one padded. So on a CPU an output does not
+    depend, to the bit, on order or on the neighbors in its batch. On a GPU that is not proven
+    ("What 'to the bit' means" in docs/integrity.md).
 
     Attributes:
         backbone: the network.
@@ -201,13 +203,17 @@ class Engine:
         def derivative(text: Tensor, which: Tensor, sample: Tensor) -> State:
             part = self._text_part(program, samples, text)
             device, timestep = tangents.device, shared.timestep_of(which)
+            latents = shared.latents[to_device(which, device)]
+
+            # once more, as in ``evaluations``: the batch computes values and slopes
+            self._batches.rows += len(which)
 
             def output(latents: Tensor) -> Tensor:
                 return program.suffix(program.prefix(latents, timestep), part, timestep)
 
-            along = tangents[sample.to(device)]
+            along = tangents[to_device(sample, device)]
             with FusedDerivatives():
-                slope = torch.func.jvp(output, (shared.latents[which.to(device)],), (along,))[1]
+                slope = torch.func.jvp(output, (latents,), (along,))[1]
             return State(slope)
 
         order = torch.arange(len(tangents))
@@ -256,10 +262,11 @@ class Engine:
         if program is None:
             if samples.masks is not None:
                 raise UsageError(f"masks: the layers are not known ({self.not_shared})")
-            rows = text.to(unique.device)
+            rows = to_device(text, unique.device)
             pooled = None if samples.pooled is None else samples.pooled[rows]
-            latents = shared.latents[which.to(unique.device)]
-            return self.plain(latents, shared.timestep_of(which), unique[rows], pooled)
+            latents = shared.latents[to_device(which, unique.device)]
+            timestep = shared.timestep_of(which)
+            return self.backbone.whole(latents, timestep, unique[rows], pooled)
         state = self._prefix(program, shared, which)
         part = self._text_part(program, samples, text)
         return program.suffix(state, part, shared.timestep_of(which), shared.layer)
@@ -271,12 +278,14 @@ class Engine:
 
         Nothing is shared or padded, and gradients reach the weights too.
         """
+        self.evaluations += len(latents)
+        self._batches.rows += len(latents)
         return self.backbone.whole(latents, timestep, text, pooled)
 
     @torch.no_grad()
     def _prefix(self, program: Program, shared: SharedLatents, which: Tensor) -> State:
         """The work before the text comes in, which therefore carries no gradient."""
-        rows = which.to(shared.latents.device)
+        rows = to_device(which, shared.latents.device)
         if shared.state is not None and shared.generation == self._generation:
             return shared.state.take(rows)
         if shared.layer:
@@ -295,10 +304,10 @@ class Engine:
         distinct, position = torch.unique(text, return_inverse=True)
         parts = []
         for rows in distinct.split(group):
-            rows = pad_rows(rows, group).to(device)
+            rows = to_device(pad_rows(rows, group), device)
             pooled = None if samples.pooled is None else samples.pooled[rows]
             parts.append(program.text_part(samples.unique[rows], pooled))
-        part = TextPart.join(parts).take(position.to(device))
+        part = TextPart.join(parts).take(to_device(position, device))
         return part if samples.masks is None else program.masked(part, samples.masks, text)
 
     def check_mask(self, mask: NeuronMask | WeightMask) -> None:

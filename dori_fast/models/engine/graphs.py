@@ -1,7 +1,7 @@
 """CUDA graphs: the launches of a batch recorded once for each shape, then replayed as one.
 
-They help where a batch is so small that launching takes longer than computing. A replay gives the
-same bits as the launches that it repeats.
+They help where a batch is so small that launching takes longer than computing. A replay repeats
+the same kernels on the same shapes; a gpu test compares its bits with those of the launches.
 
 A graph reads weights where they were when it was recorded, so all graphs are dropped once a weight
 lies elsewhere. Graphs of one model share a memory pool: replays follow one another, inputs lie

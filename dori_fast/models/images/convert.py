@@ -67,7 +67,7 @@ def encode(
 ) -> Tensor:
     """Scaled latents [N, C, h, w] of images, uint8 [N, H, W, 3]: the posterior mean, no noise.
 
-    Images are encoded one by one, so that no latent depends, to the bit, on its neighbors.
+    Images are encoded one by one, so that no latent depends on its neighbors.
 
     Args:
         vae: a diffusers autoencoder; one without a posterior returns its latents.

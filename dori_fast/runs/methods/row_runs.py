@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from dori_fast.runs.budget import MAX_ERRORS, Verdict, verdict
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.scoring.spent import Spent
 from dori_fast.runs.settings import checked
 from dori_fast.runs.signals import interruptible
 from dori_fast.runs.sources.open import input_sha256
@@ -49,6 +50,8 @@ class RowRunResult:
         seconds: duration of this call.
         counts: number of rows, ok and quarantined, of the whole input.
         state: ``"done"``, or ``"over_budget"`` if more rows were quarantined than allowed.
+        evaluations: UNet sample evaluations of this call, without padding.
+        rows_computed: UNet rows that this call computed: samples, padding, parts of the network.
     """
 
     out: Path
@@ -57,6 +60,8 @@ class RowRunResult:
     seconds: float
     counts: Counts
     state: Verdict
+    evaluations: int = 0
+    rows_computed: int = 0
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows in order as dictionaries; holds one shard in memory."""
@@ -132,6 +137,7 @@ def run_rows(
     schema = _schema(reader, columns)
     # rows that this call handled, and those of them that got a result
     began, computed, done, shards = perf_counter(), 0, 0, []
+    spent = Spent(model)
     with interruptible() as interrupts, RunDirectory(out, record, schema, resume) as run:
         record.state = "interrupted"
         try:
@@ -139,7 +145,9 @@ def run_rows(
                 interrupts.check()
                 footer = run.committed.get(index)
                 if footer is None:
-                    footer = run.commit(index, _table(rows, compute, schema, columns))
+                    size, table = model.batch_size, _table(rows, compute, schema, columns)
+                    # halved within the shard if memory ran out: then its rows have no one size
+                    footer = run.commit(index, table, size if model.batch_size == size else None)
                     computed += footer.rows
                     done += footer.rows - footer.quarantined
                 record.counts.add(footer.rows, footer.quarantined)
@@ -154,11 +162,14 @@ def run_rows(
             raise
         finally:
             record.seconds += perf_counter() - began
+            record.add_spent(*spent.both)
+            record.batch_size = model.batch_size
             if not computed:
                 run.keep_record()
             run.save_record()
         run.seal()
-    return RowRunResult(out, shards, done, perf_counter() - began, record.counts, state)
+    seconds = perf_counter() - began
+    return RowRunResult(out, shards, done, seconds, record.counts, state, *spent.both)
 
 
 def _progress(counts: Counts, computed: int, seconds: float, fraction: float) -> Progress:

@@ -18,6 +18,7 @@ from dori_fast.runs.store.record import RunRecord, hash_identity, model_identity
 from dori_fast.runs.store.shard import SAME_COMMAND, Footer, check_shard, shard_columns
 from dori_fast.runs.verify.rescore import (
     TOLERANCE,
+    batches_of,
     differing_rows,
     recorded_detector,
     recorded_model,
@@ -208,11 +209,19 @@ class Checks:
                 here.add(footer.first_row + place - first)
                 place = next(chosen, None)
             first += footer.rows
-            for row, what in differing_rows(loaded, detector, path, here, tolerance):
+            size = footer.batch_size or record.batch_size
+            with batches_of(loaded, size):
+                different = list(differing_rows(loaded, detector, path, here, tolerance))
+                if loaded.batch_size != size:
+                    other.append(f"batch size {size} then, {loaded.batch_size} now")
+            for row, what in different:
                 remedy = f"move the shard away, then {self._again}"
                 self._found(f"shards/{path.name}", f"row {row}: {what}", remedy)
         self.result.rescored = wanted
-        exactly = f"within {tolerance:g} ({'; '.join(other)})" if other else "to the bit"
+        exactly = "to the bit"
+        if other:
+            tolerance = TOLERANCE[record.model["dtype"]]
+            exactly = f"within {tolerance:g} ({'; '.join(dict.fromkeys(other))})"
         self.result.checked.append(f"{wanted} rows scored again, {exactly}; seed {seed}")
 
     @property

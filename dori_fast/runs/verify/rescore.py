@@ -1,9 +1,10 @@
-"""Stored rows scored again and compared: to the bit where the same bits are promised."""
+"""Stored rows scored again and compared, to the bit where nothing that rounds has changed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from dori_fast.models import Denoiser
 
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
-"""Largest relative difference of a score on another kind of device, by the model's dtype."""
+"""Largest relative difference of a score if something that rounds has changed, by dtype."""
 _COMPARED = ("status", "error", "score", "score_per_seed", "n_tokens", "truncated")
 _ROUNDING = ("torch", "triton", "xformers")
 
@@ -82,10 +83,9 @@ def recorded_detector(config: dict[str, Any]) -> Detector:
 
 
 def unlike(record: RunRecord, model: Denoiser) -> list[str]:
-    """Differences in device, threads, libraries and batch size from the run's."""
-    then = {"device": record.device_name, "batch size": record.batch_size, **record.execution}
-    now = {"device": device_name(model.device), "batch size": model.batch_size}
-    now |= asdict(model.engine.execution)
+    """Differences in device, switches, threads and libraries from the run's."""
+    then = {"device": record.device_name, **record.execution}
+    now = {"device": device_name(model.device), **asdict(model.engine.execution)}
     if (threads := threads_of(model.device)) is not None:
         # None in older runs, and in those that were resumed with another number
         then["threads"] = "unknown" if record.threads is None else record.threads
@@ -96,16 +96,35 @@ def unlike(record: RunRecord, model: Denoiser) -> list[str]:
     return [f"{k} {then[k]} then, {now.get(k)} now" for k in then if then[k] != now.get(k)]
 
 
+@contextmanager
+def batches_of(model: Denoiser, size: int) -> Iterator[Denoiser]:
+    """The model with a shard's batch size within the context, less if memory runs out."""
+    before = model.batch_size
+    if before != size:
+        model.batch_size = size
+    try:
+        yield model
+    finally:
+        if model.batch_size != before:
+            model.batch_size = before
+
+
 def differing_rows(
     model: Denoiser, detector: Detector, shard: Path, wanted: Collection[int], tolerance: float
 ) -> Iterator[tuple[int, str]]:
-    """Yield (row, difference) for every ``wanted`` row of a shard that is scored otherwise now."""
+    """Yield (row, difference) for every ``wanted`` row of a shard that is scored otherwise now.
+
+    The tolerance is at least that of another batch size if memory runs out.
+    """
+    size = model.batch_size
     stored = pq.read_table(shard, columns=["row_id", "prompt", *_COMPARED], partitioning=None)
     rows = stored.to_pylist()
     prompts = [row["prompt"] if row["row_id"] in wanted else None for row in rows]
     nothing: list[str | None] = [None] * len(rows)
     chunk = Rows(rows[0]["row_id"], prompts, nothing, pa.table({}), 1.0)
     again = score_rows(model, detector, chunk, lambda done: None).to_pylist()
+    if model.batch_size != size:
+        tolerance = max(tolerance, TOLERANCE[str(model.dtype).removeprefix("torch.")])
     for then, now, prompt in zip(rows, again, prompts, strict=True):
         names = (
             []

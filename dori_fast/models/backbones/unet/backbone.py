@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dori_fast._checks import to_device
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.by_sample import require_by_sample
 from dori_fast.models.backbones.unet.objections import refusal
@@ -133,7 +134,7 @@ class UNet:
     ) -> Tensor:
         output: Tensor = self.network(
             latents,
-            torch.as_tensor(timestep).to(latents.device),
+            to_device(torch.as_tensor(timestep), latents.device),
             text,
             added_cond_kwargs=added_conditions(pooled, self.image_size),
             return_dict=False,
