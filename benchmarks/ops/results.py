@@ -6,7 +6,7 @@ import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, TIMES
 
 # in order of preference: "auto" takes the first that runs
 KERNELS = ("cuda", "triton", "cpp", "reference")
@@ -50,11 +50,13 @@ class Measured:
 
 
 def load(folder: Path = RESULTS) -> list[Measured]:
-    """All measurements of a folder's CSV files, sorted by problem."""
+    """All times in a folder's CSV files, sorted by problem."""
     found: dict[Problem, Measured] = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
+                if row["metric"] not in TIMES:
+                    continue
                 problem = Problem(
                     machine=row["machine"],
                     threads=int(row["threads"]),

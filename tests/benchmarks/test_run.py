@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import harness
+from benchmarks.harness import rows
 from benchmarks.ops import run
 from benchmarks.ops.cases import CASES
 from tests.ops.contract import NOT_IN_CPP
@@ -33,7 +34,7 @@ FACTS = {
 def test_a_new_row_replaces_the_old_one_and_leaves_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
     first = harness.make_row([1.0, 2.0, 3.0, 4.0, 5.0], **FACTS)
     assert (first.p20, first.p50, first.p80) == (1.8, 3.0, 4.2)
     assert (
@@ -42,9 +43,9 @@ def test_a_new_row_replaces_the_old_one_and_leaves_the_rest(
     path = harness.record([first, dataclasses.replace(first, provider="cpp", p50=1.0)])
     assert harness.record([dataclasses.replace(first, p50=9.0)]) == path
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["provider"], row["p50"]) for row in rows] == [("cpp", "1.0"), ("eager", "9.0")]
-    assert list(rows[0]) == [field.name for field in dataclasses.fields(harness.Row)]
+        found = list(csv.DictReader(file))
+    assert [(row["provider"], row["p50"]) for row in found] == [("cpp", "1.0"), ("eager", "9.0")]
+    assert list(found[0]) == [field.name for field in dataclasses.fields(harness.Row)]
 
 
 def test_rows_from_before_a_column_was_added_are_kept(tmp_path: Path) -> None:
@@ -59,9 +60,9 @@ def test_rows_from_before_a_column_was_added_are_kept(tmp_path: Path) -> None:
         writer.writerows(old)
     harness.record([row], tmp_path)
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(r["provider"], r["roofline_pct"]) for r in rows] == [("cpp", ""), ("eager", "50.0")]
-    assert rows[0]["p50"] == rows[1]["p50"] == "1.5"
+        found = list(csv.DictReader(file))
+    assert [(r["provider"], r["roofline_pct"]) for r in found] == [("cpp", ""), ("eager", "50.0")]
+    assert found[0]["p50"] == found[1]["p50"] == "1.5"
 
 
 def test_providers_are_timed_in_turn() -> None:
