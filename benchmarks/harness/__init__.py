@@ -1,6 +1,6 @@
 """Timers, rows and the CSV files that keep them, for all benchmarks."""
 
-from benchmarks.harness.recorder import NotHere, Recorder, add_options
+from benchmarks.harness.recorder import Case, NotHere, Recorder, add_options
 from benchmarks.harness.rows import (
     ALL,
     FAILED,
@@ -35,6 +35,7 @@ __all__ = [
     "RESULTS",
     "SKIPPED",
     "TIMES",
+    "Case",
     "NotHere",
     "Recorder",
     "Row",
