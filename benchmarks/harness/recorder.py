@@ -87,7 +87,8 @@ class Case:
     @property
     def name(self) -> str:
         """Facts that tell the case from others."""
-        return " ".join(str(self.facts.get(k, "")) for k in ("op", "mode", "provider", "shape"))
+        told = ("op", "mode", "provider", "shape", "dtype")
+        return " ".join(str(self.facts[name]) for name in told if self.facts.get(name))
 
     def write(self, samples: Sequence[float], *, metric: str, unit: str, **facts: Any) -> Row:
         """Record a row and print it."""

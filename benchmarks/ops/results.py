@@ -74,6 +74,41 @@ def load(folder: Path = RESULTS) -> list[Measured]:
     return [found[problem] for problem in sorted(found)]
 
 
+@dataclass(frozen=True, order=True)
+class Figure:
+    """A measurement that is no time, or a case that gave none; `value` is a text with its unit."""
+
+    machine: str
+    threads: int
+    op: str
+    mode: str
+    shape: str
+    dtype: str
+    provider: str
+    metric: str
+    value: str
+
+
+def figures(folder: Path = RESULTS) -> list[Figure]:
+    """All rows of a folder's CSV files whose metric is no time of a call, sorted."""
+    found = []
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["metric"] in TIMES:
+                    continue
+                number = "" if row["p50"] == "nan" else f"{float(row['p50']):.4g} {row['unit']}"
+                found.append(
+                    Figure(
+                        row["machine"],
+                        int(row["threads"]),
+                        *(row[n] for n in ("op", "mode", "shape", "dtype", "provider", "metric")),
+                        f"{number} {row.get('note') or ''}".strip(),
+                    )
+                )
+    return sorted(found)
+
+
 def place(machine: str, threads: int) -> str:
     """Name of a machine, with the number of threads if a CPU computed."""
     return f"{machine}, {threads} thread{'s' if threads > 1 else ''}" if threads else machine

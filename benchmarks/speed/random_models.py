@@ -183,9 +183,7 @@ def random_pipeline_xl(
         text_encoder_2=random_weights(lambda: CLIPTextModelWithProjection(second), dtype, device),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        vae=_random_vae(
-            width, dtype, device, with_vae, scaling_factor=0.13025, force_upcast=True
-        ),
+        vae=_random_vae(width, dtype, device, with_vae, scaling_factor=0.13025, force_upcast=True),
         scheduler=PNDMScheduler(**_NOISE),
     )
 
