@@ -85,7 +85,7 @@ class _Rooms:
         where = (sys.executable, "-m", f"benchmarks.{module}")
         return (*where, *given.split(), *self.device, *self.results)
 
-    def scan(self, model: str, providers: str, real: str = "") -> tuple[str, ...]:
+    def scan(self, model: str, providers: str, real: str) -> tuple[str, ...]:
         """A command of the end-to-end scan."""
         few = "--prompts 2 --seeds 2 --rounds 2 --batch-size 2"
         always = f"--model {model} --providers {providers}"
@@ -118,7 +118,9 @@ def _scans(out: Path, dry_run: bool) -> list[Stage]:
         Stage(
             "scan_sd14",
             60,
-            run.scan("{sd14}", "dori_fast uncond_shared cfg_batched eager", "--rounds 5"),
+            run.scan(
+                "{sd14}", "dori_fast uncond_shared cfg_batched eager", "--prompts 32 --rounds 5"
+            ),
             "prompts per second on SD 1.4's topology, ours against the papers' ways",
         ),
         Stage(
@@ -188,7 +190,7 @@ def _methods(out: Path, dry_run: bool) -> list[Stage]:
         Stage(
             "nemo",
             50,
-            run("speed.gpu.nemo", "", "--prompts 4", dry_nemo),
+            run("speed.gpu.nemo", "", "--prompts 3", dry_nemo),
             "UNet rows and seconds of NeMo, ours against the released procedure",
             2,
         ),
@@ -217,7 +219,7 @@ def _checks(out: Path, dry_run: bool) -> list[Stage]:
             run(
                 "speed.gpu.positions",
                 "--model {sd14}",
-                "--ways plain channels_last cuda_graphs whole_network",
+                "--positions 8 --ways plain channels_last cuda_graphs whole_network",
                 few_positions,
             ),
             "does a prediction have the same bits at every position of a batch",

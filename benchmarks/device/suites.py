@@ -12,6 +12,7 @@ _NO_TESTS_COLLECTED = 5
 _CONTRACT = "tests/ops/test_contract.py"
 # files with tests for a GPU; naming them saves the collection of all others
 _GPU_TESTS = (
+    "tests/benchmarks/test_run.py",
     "tests/models/engine",
     "tests/integrations/test_composition.py",
     "tests/ops/test_activation_stats.py",

@@ -11,8 +11,9 @@ import torch
 
 from benchmarks import harness
 from benchmarks.harness import rows
-from benchmarks.ops import run
-from benchmarks.ops.cases import CASES
+from benchmarks.ops import merge, run
+from benchmarks.ops.cases import CASES, stats
+from benchmarks.speed.gpu import split
 from tests.ops.contract import NOT_IN_CPP
 
 FACTS = {
@@ -115,3 +116,128 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == run.HEADER
     assert [line.split()[4] for line in lines[1:] if "2x1x4x8x8" in line][:2] == ["eager", "cpp"]
+
+
+def recorded(folder: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    """(metric, note) of a folder's rows by mode and provider."""
+    (path,) = folder.glob("*.csv")
+    with path.open(newline="") as file:
+        return {
+            (row["mode"], row["provider"]): (row["metric"], row["note"])
+            for row in csv.DictReader(file)
+        }
+
+
+def test_a_case_that_fails_costs_its_own_rows_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = dataclasses.replace(CASES[0], shapes=((2, 1, 4, 8, 8),), dtypes=(torch.float32,))
+
+    def broken(*inputs: object) -> torch.Tensor:
+        raise RuntimeError("no such kernel")
+
+    def absent(*inputs: object) -> torch.Tensor:
+        raise harness.NotHere("eager is torchmetrics 1.3.2, found none")
+
+    def wrong(*inputs: torch.Tensor) -> torch.Tensor:
+        return small.eager(*inputs) * 1.001
+
+    cases = [
+        dataclasses.replace(small, mode="broken", eager=broken),
+        dataclasses.replace(small, mode="absent", eager=absent),
+        dataclasses.replace(small, mode="wrong", eager=wrong),
+        dataclasses.replace(small, mode="good"),
+    ]
+    monkeypatch.setattr(run, "CASES", cases)
+    command = ["--rounds", "2", "--device", "cpu", "--results", str(tmp_path)]
+    assert run.main(command) == 1
+    found = recorded(tmp_path)
+    assert found["broken", "all"] == ("failed", "RuntimeError: no such kernel")
+    assert found["absent", "all"] == ("skipped", "eager is torchmetrics 1.3.2, found none")
+    assert found["wrong", "all"][0] == "failed" and "wrong eager" in found["wrong", "all"][1]
+    assert found["good", "eager"] == found["good", "cpp"] == ("cpu_time", "")
+    assert "2 cases failed" in capsys.readouterr().out
+    # measured again, a number replaces the reason
+    monkeypatch.setattr(run, "CASES", [dataclasses.replace(small, mode="broken")])
+    assert run.main(command) == 0
+    found = recorded(tmp_path)
+    assert ("broken", "all") not in found and found["broken", "eager"] == ("cpu_time", "")
+
+
+def test_the_baseline_of_ms_ssim_is_one_version_of_torchmetrics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = next(case for case in CASES if case.op == "ms_ssim")
+    maps = case.make((1, 2, 1, 48, 48), torch.float32, "cpu")
+    monkeypatch.setattr(stats, "_TORCHMETRICS", "1.9.0")
+    with pytest.raises(harness.NotHere, match="eager is torchmetrics 1.9.0, found 1.3.2"):
+        run.check(case, {"eager": case.eager}, maps)
+
+
+def test_copies_of_the_inputs_fill_a_cache_three_times() -> None:
+    x, listed = torch.randn(64, 4).t(), [torch.arange(8), "name"]
+    copies = harness.rotated((x, listed, 3), 16 * x.nbytes)
+    assert sum(c[0].nbytes + c[1][0].nbytes for c in copies) >= 3 * 16 * x.nbytes
+    assert len({c[0].data_ptr() for c in copies}) == len(copies)
+    for copied, (first, *rest), number in copies:
+        assert torch.equal(copied, x) and copied.stride() == x.stride()
+        assert torch.equal(first, listed[0]) and rest == ["name"] and number == 3
+    assert len(harness.rotated((x,), 0)) == 8 and len(harness.rotated((x,), 2**40)) == 128
+
+
+def test_the_commit_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness.commit_id.cache_clear()
+    monkeypatch.setenv("DORI_COMMIT", "0123abc")
+    assert harness.commit_id() == "0123abc"
+    harness.commit_id.cache_clear()
+    monkeypatch.delenv("DORI_COMMIT")
+    assert harness.commit_id() != "0123abc"
+
+
+def test_rows_of_several_calls_are_merged(tmp_path: Path) -> None:
+    old = harness.make_row([1.0], **FACTS)
+    old = dataclasses.replace(old, timestamp="2026-01-01T00:00:00+00:00")
+    new = dataclasses.replace(old, p50=2.0, timestamp="2026-01-02T00:00:00+00:00")
+    other = dataclasses.replace(old, metric="share", unit="%", note="of all", roofline_pct=3.5)
+    # the newer of two rows wins, whatever the order of the folders
+    for name, content in {"second": [new], "first": [old, other], "empty": []}.items():
+        if content:
+            harness.record(content, tmp_path / name)
+    (tmp_path / "first" / "stages.csv").write_text("stage,state\nops,ok\n")
+    into = tmp_path / "results"
+    folders = [str(tmp_path / name) for name in ("second", "first")]
+    assert merge.main([*folders, "--into", str(into)]) == 0
+    (path,) = into.glob("*.csv")
+    assert {(r.metric, r.p50, r.note, r.roofline_pct) for r in merge.rows_of(path)} == {
+        ("cpu_time", 2.0, "", None),
+        ("share", 1.0, "of all", 3.5),
+    }
+    assert merge.main([str(tmp_path / "empty"), "--into", str(into)]) == 1
+
+
+def test_the_shares_of_a_profile() -> None:
+    ops = [("aten::cudnn_convolution", 6.0), ("aten::addmm", 2.0), ("aten::native_group_norm", 1.0)]
+    ops += [("aten::_scaled_dot_product_flash_attention", 0.5), ("aten::mul", 0.5)]
+    assert split.shares(ops) == {
+        "convolution": 60.0,
+        "linear": 20.0,
+        "norm": 10.0,
+        "attention": 5.0,
+        "elementwise": 5.0,
+    }
+    # overlapping kernels count once
+    assert split.busy_share([(0, 10), (5, 20), (30, 40)]) == 75.0
+    assert split.busy_share([]) == 0.0 and split.shares([]) == {}
+
+
+@pytest.mark.gpu
+def test_a_replay_takes_the_kernel_s_time_and_a_launch_the_cpu_s() -> None:
+    x = torch.randn(2**26, device="cuda")
+    call = lambda: x.add_(1)  # noqa: E731
+    replayed = harness.graph_seconds([call] * 8)
+    by_replay, by_events = min(replayed() for _ in range(5)), harness.gpu_seconds(call, 5)
+    # 512 MiB moved: longer than a launch, so both timers see the kernel alone
+    assert 0.5 * by_events < by_replay < 1.2 * by_events
+    assert harness.enqueue_seconds(call, 5) < by_replay
+    with pytest.raises(RuntimeError):
+        harness.graph_seconds([lambda: x.sum().item()])
