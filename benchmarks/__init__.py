@@ -3,7 +3,7 @@
 | room | holds |
 |---|---|
 | `ops` | each op against eager PyTorch: `python -m benchmarks.ops.run` |
-| `speed` | scans, attacks and searches against the peers' procedures; in `speed/gpu` what needs a GPU |
+| `speed` | scans, attacks and searches against the peers' procedures; `speed/gpu`: on a GPU |
 | `peers` | the peers' procedures, and their released code on small models |
 | `quality` | results of detection, pruning, attack and removal on the embedded model |
 | `pages` | Markdown pages and figures of these results |

@@ -16,10 +16,10 @@
 # No network is needed. Besides Python's own library and torch's requirements it imports
 #
 #     torch triton numpy transformers tokenizers safetensors huggingface-hub regex pyyaml requests
-#     tqdm packaging filelock pillow typer pydantic pyarrow
-#     to build: setuptools cmake ninja pybind11        to test: pytest hypothesis scipy
+#     tqdm packaging filelock pillow typer pydantic
+#     to build: setuptools cmake ninja pybind11        to test: pytest hypothesis
 #
-# and nothing else of the project's requirements: no matplotlib, accelerate, peft or scikit-learn.
+# and nothing else of the project's requirements: no pyarrow, scipy, matplotlib, accelerate or peft.
 # Carry what the machine lacks as wheels in .whl/, downloaded on a machine with a network. With
 # transformers 5.17 and torch 2.11, for example:
 #

@@ -164,7 +164,7 @@ def _methods(out: Path, dry_run: bool) -> list[Stage]:
         Stage(
             "sdpa",
             25,
-            run("speed.gpu.sdpa", "", "", "--shrink 64 --samples 1 --rounds 2"),
+            run("speed.gpu.sdpa", "", "", "--shrink 64 --samples 1 --rounds 2 --shapes 2"),
             "the fastest attention kernel at widths 40, 64, 80 and 160, forward and backward",
             2,
         ),

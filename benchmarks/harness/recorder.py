@@ -59,8 +59,9 @@ class Recorder:
             reason = f"{type(error).__name__}: {error}".replace("\n", " ")[:_LONGEST_NOTE]
             self.failed.append(f"{case.name}: {reason}")
             case.write([float("nan")], metric=FAILED, unit="", note=reason)
-        finally:
+            # the traceback has kept the failed case's tensors
             gc.collect()
+        finally:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 

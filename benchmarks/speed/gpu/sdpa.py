@@ -64,10 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = parser_of("sdpa", __doc__, rounds=7)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--shrink", type=int, default=1, help="divide all lengths by this")
+    parser.add_argument("--shapes", type=int, help="shapes to time; default: all")
     options = parsed(parser, arguments)
     recorder = harness.Recorder.of(options, "python -m benchmarks.speed.gpu.sdpa")
     dtype = getattr(torch, options.dtype)
-    for heads, queries, keys, width in _SHAPES:
+    for heads, queries, keys, width in _SHAPES[: options.shapes]:
         sizes = (queries // options.shrink, keys if keys == 77 else keys // options.shrink)
         torch.manual_seed(0)
         q, k, v = (
