@@ -6,27 +6,31 @@ import importlib.util
 import shutil
 import sys
 
+from benchmarks.device.run import ROOT
 from benchmarks.device.stage import Stage
 
 _NO_TESTS_COLLECTED = 5
 _CONTRACT = "tests/ops/test_contract.py"
-# files with tests for a GPU; naming them saves the collection of all others
-_GPU_TESTS = (
-    "tests/benchmarks/test_run.py",
-    "tests/models/engine",
-    "tests/integrations/test_composition.py",
-    "tests/ops/test_activation_stats.py",
-    "tests/ops/test_masked_linear.py",
-    "tests/ops/test_noise_difference.py",
-    "tests/ops/test_sdpa_jvp.py",
-)
+# what a file of tests imports that the machine may lack
+_NEEDS = {"test_composition.py": "accelerate"}
+
+
+def gpu_tests() -> list[str]:
+    """Files with tests for a GPU; naming them saves the collection of all others."""
+    return [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "pytest.mark.gpu" in path.read_text()
+        and (path.name not in _NEEDS or importlib.util.find_spec(_NEEDS[path.name]))
+    ]
 
 
 def suites(dry_run: bool) -> list[Stage]:
     """The tests on the device, then under the sanitizers, the slowest last."""
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    # a module that does not import costs its own tests only
-    pytest += ("--continue-on-collection-errors",)
+    # a module that does not import costs its own tests only; without the strict configuration,
+    # options of plugins that are not installed are no error
+    pytest += ("--continue-on-collection-errors", "-o", "addopts=--strict-markers")
     parallel = ("-n", "8") if importlib.util.find_spec("xdist") and not dry_run else ()
     empty = (0, _NO_TESTS_COLLECTED) if dry_run else (0,)
     return [
@@ -42,7 +46,7 @@ def suites(dry_run: bool) -> list[Stage]:
         Stage(
             "gpu_tests",
             60,
-            (*pytest, "-m", "gpu", *_GPU_TESTS),
+            (*pytest, "-m", "gpu", *gpu_tests()),
             "the tests that need a GPU",
             3,
             accepted=empty,
