@@ -78,7 +78,9 @@ class Problems:
         model, batch, config = self.model, self.attack.draws, self.attack.config()
         x_0 = model.latents(self.images[problem : problem + 1])
         text = model.encode(self.prompts[problem : problem + 1]).embeddings.detach()
-        embedding = text.clone().requires_grad_()
+        # scripts keep what they train in float32
+        wide = torch.promote_types(model.dtype, torch.float32)
+        embedding = text.to(wide, copy=True).requires_grad_()
         adam = torch.optim.Adam([embedding], lr=self.attack.lr)
         draws = Draws(model, [problem], config["seed"], batch)
         losses = []
@@ -86,12 +88,13 @@ class Problems:
             timesteps, noise = (x[0] for x in draws.take([0]))
             alpha_bar = model.alphas_cumprod[timesteps].to(x_0).view(-1, 1, 1, 1)
             x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
+            given = embedding.to(model.dtype).repeat(batch, 1, 1)
             answer = self.unet(
-                x_t, timesteps.to(model.device), encoder_hidden_states=embedding.repeat(batch, 1, 1)
+                x_t.to(model.dtype), timesteps.to(model.device), encoder_hidden_states=given
             ).sample
             # the embedded model predicts the sample
             target = noise if model.schedule.prediction_type == "epsilon" else x_0
-            loss = F.mse_loss(answer, target.expand_as(answer))
+            loss = F.mse_loss(answer.to(wide), target.expand_as(answer).to(wide))
             adam.zero_grad()
             loss.backward()
             adam.step()

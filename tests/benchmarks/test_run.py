@@ -241,3 +241,40 @@ def test_a_replay_takes_the_kernel_s_time_and_a_launch_the_cpu_s() -> None:
     assert harness.enqueue_seconds(call, 5) < by_replay
     with pytest.raises(RuntimeError):
         harness.graph_seconds([lambda: x.sum().item()])
+
+
+def test_providers_of_a_case_are_timed_in_one_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stand-in for the GPU: what is decided, not what is measured."""
+    x = torch.ones(4)
+    calls = {"eager": torch.neg, "ours": torch.abs}
+    bound = {name: lambda call=call: call(x) for name, call in calls.items()}
+
+    def events(call, repeats):
+        call()
+        return 7e-6
+
+    def graph(replayed):
+        assert len(replayed) > 1, "one copy would stay in the cache"
+        if refused in {call.func for call in replayed}:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return lambda: 3e-6
+
+    monkeypatch.setattr(harness, "gpu_seconds", events)
+    monkeypatch.setattr(harness, "graph_seconds", graph)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    card = type("Card", (), {"L2_cache_size": 60 * 2**20})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    refused = None
+    assert run.timed(calls, (x,), bound, 2, events) == (
+        "graph_time",
+        {"eager": [3e-6] * 2, "ours": [3e-6] * 2},
+    )
+    refused = torch.abs
+    assert run.timed(calls, (x,), bound, 2, events) == (
+        "time",
+        {"eager": [7e-6] * 2, "ours": [7e-6] * 2},
+    )
+    assert "ours cannot be recorded as a graph" in capsys.readouterr().out
