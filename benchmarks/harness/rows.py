@@ -154,7 +154,8 @@ def make_row(
 def record(rows: Sequence[Row], folder: Path | None = None) -> Path:
     """Merge rows into the file of their machine; a new measurement replaces the old one.
 
-    A number also replaces the row that says why there was none. The file is whole at any moment.
+    A number also replaces the row that says why there was none, and a time one that was taken in
+    another way. The file is whole at any moment.
     Rows of an older layout are kept, with missing columns empty.
     """
     folder = folder or RESULTS
@@ -167,6 +168,8 @@ def record(rows: Sequence[Row], folder: Path | None = None) -> Path:
     for row in map(asdict, rows):
         for metric, provider in product((FAILED, SKIPPED), (row["provider"], ALL)):
             kept.pop(_key({**row, "metric": metric, "provider": provider}), None)
+        for metric in TIMES if row["metric"] in TIMES else ():
+            kept.pop(_key({**row, "metric": metric}), None)
         kept[_key(row)] = row
     folder.mkdir(parents=True, exist_ok=True)
     # a stage may be ended at any moment

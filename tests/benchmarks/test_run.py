@@ -47,6 +47,11 @@ def test_a_new_row_replaces_the_old_one_and_leaves_the_rest(
         found = list(csv.DictReader(file))
     assert [(row["provider"], row["p50"]) for row in found] == [("cpp", "1.0"), ("eager", "9.0")]
     assert list(found[0]) == [field.name for field in dataclasses.fields(harness.Row)]
+    # a problem has one time, however it was taken
+    harness.record([dataclasses.replace(first, metric="graph_time", p50=2.0)])
+    with path.open(newline="") as file:
+        times = {(row["provider"], row["metric"], row["p50"]) for row in csv.DictReader(file)}
+    assert times == {("cpp", "cpu_time", "1.0"), ("eager", "graph_time", "2.0")}
 
 
 def test_rows_from_before_a_column_was_added_are_kept(tmp_path: Path) -> None:
