@@ -186,9 +186,11 @@ class _Choices(Progression):
         exponent = torch.frexp(outer.flatten(1).abs().amax(1)).exponent
         factor = torch.ldexp(torch.ones_like(outer[:, 0, 0]), -exponent)[:, None, None]
         each = []
-        for some in torch.arange(len(rows)).split(self.model.batch_size):
-            encoded, slots = self.prefixed.encode(self.running[some], tokens[some.to(rows.device)])
-            slope = (outer * factor)[some.to(rows.device)].to(encoded.dtype)
+        size = self.model.batch_size
+        for start in range(0, len(rows), size):
+            some = slice(start, start + size)
+            encoded, slots = self.prefixed.encode(self.running[some], tokens[some])
+            slope = (outer * factor)[some].to(encoded.dtype)
             (inner,) = torch.autograd.grad(encoded, slots, slope)
             # one product per problem: the rounding of a product may depend on its size
             each += [problem @ self.prefixed.table.T for problem in inner]

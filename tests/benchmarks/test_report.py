@@ -75,6 +75,24 @@ def test_the_full_page_has_every_problem(measured: list[results.Measured]) -> No
     assert "- torch==9, commit def+" in text
 
 
+def test_figures_that_are_no_times_have_a_table_of_their_own(tmp_path: Path) -> None:
+    rows = """\
+wanda,with,ours,overhead,%,8,6,6.25,7,0,0,,sd14:8,float16,0,GPU,torch==9,abc,,,
+scan,wen,ours,failed,,8,nan,nan,nan,0,0,,sd14:8,float16,0,GPU,torch==9,abc,,,Error: a | b
+mask,one,cuda,graph_time,us,900,1,2.0,4,1,1,80,30x30,float32,0,GPU,torch==9,abc,,,
+mask,one,cuda,enqueue_time,us,900,1,20.0,4,1,1,,30x30,float32,0,GPU,torch==9,abc,,,
+"""
+    header = CSV.splitlines()[0] + ",repro_cmd,timestamp,note\n"
+    (tmp_path / "gpu.csv").write_text(header + rows)
+    (timed,) = results.load(tmp_path)
+    assert timed.medians == {"cuda": 2.0}
+    text = report.full_page([timed], results.figures(tmp_path))
+    assert "## GPU: other figures" in text
+    assert "| `wanda` with | sd14:8 | float16 | ours | overhead | 6.25 % |" in text
+    assert "| `scan` wen | sd14:8 | float16 | ours | failed | Error: a \\| b |" in text
+    assert "| `mask` one | 30x30 | float32 | cuda | enqueue_time | 20 us |" in text
+
+
 def test_only_what_is_between_the_markers_is_replaced() -> None:
     page = f"a\n{report.BEGIN}\nold\n{report.END}\nb\n"
     once = report.replaced(page, "new")
