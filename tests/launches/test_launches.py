@@ -1,0 +1,210 @@
+"""Every launch of every op compiles for GPUs, without spills, approximations or wrong grids.
+
+By default, every second size of the specs is compiled once for sm_90, dtypes and layouts in turns,
+besides the calls of real runs. With --run-nightly, all sizes meet all dtypes and layouts.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dori_fast.triton_kernels as room
+from tests.launches.apart import compiled_apart
+from tests.launches.occupancy import GRID, blocks_of_sm
+from tests.launches.page import PAGE, preface, section
+from tests.ops.contract import SPECS
+
+pytestmark = [pytest.mark.codegen, pytest.mark.needs("triton")]
+
+ALWAYS = ((90, "few", "real"), (100, "smallest"))
+NIGHTLY = ((80, "few"), (90, "every"), (100, "few", "real"), (100, "every"))
+# launches of one call; MS-SSIM makes three per map and three per pair at each of three scales
+LAUNCHES = {"activation_stats": 2, "diffusion_loss": 2, "ms_ssim": 18}
+# Kernels with one block on an SM at these calls: the block holds its whole work in registers.
+ONE_BLOCK = {"_activation_stats_kernel", "_wanda_mask_kernel"}
+# Kernels that load single elements: neighbors under a window, a list of neurons, few numbers.
+NARROW = {
+    *("moments_kernel", "similarity_kernel", "pool_kernel", "range_kernel"),
+    *("_neuron_mask_in_place_kernel", "_mean_of_draws_kernel"),
+}
+
+Found = dict[str, Any]
+
+
+@pytest.fixture(
+    scope="module",
+    params=(*ALWAYS, *(pytest.param(kind, marks=pytest.mark.nightly) for kind in NIGHTLY)),
+    ids=lambda kind: f"sm_{kind[0]}-{'-'.join(kind[1:])}",
+)
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, Found]:
+    """A capability and everything that was launched and compiled for it."""
+    capability, *kinds = request.param
+    return capability, compiled_apart(tmp_path_factory.mktemp("triton"), capability, *kinds)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """Launches with one mistake each."""
+    return compiled_apart(tmp_path_factory.mktemp("triton"), 90, "planted")
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """Launches of the largest calls, which are not compiled."""
+    return compiled_apart(tmp_path_factory.mktemp("triton"), None, "huge")
+
+
+def launches(found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each launch with the call that made it."""
+    for call in found["calls"]:
+        yield from ((call["call"], launch) for launch in call["launches"])
+
+
+def unguarded(found: Found) -> list[str]:
+    return [call for call, launch in launches(found) if not launch["guarded"]]
+
+
+def beyond_the_grid(found: Found) -> list[str]:
+    return [
+        f"{call}: {launch['kernel']} {launch['grid']}"
+        for call, launch in launches(found)
+        if any(not 0 < count <= most for count, most in zip(launch["grid"], GRID, strict=True))
+    ]
+
+
+def binaries_with(found: Found, fault: str) -> dict[str, Any]:
+    """Kernels and calls whose binary has a value other than 0 or empty there."""
+    return {
+        f"{launch['kernel']} in {call}": found["binaries"][launch["binary"]][fault]
+        for call, launch in launches(found)
+        if found["binaries"][launch["binary"]][fault]
+    }
+
+
+def blocks(capability: int, binary: dict[str, Any]) -> int:
+    return blocks_of_sm(capability, binary["registers"], binary["warps"], binary["shared"])
+
+
+def test_every_launch_compiles(compiled: tuple[int, Found]) -> None:
+    assert compiled[1]["failures"] == {}
+
+
+def test_no_launch_spills_registers(compiled: tuple[int, Found]) -> None:
+    assert binaries_with(compiled[1], "spills") == {}
+
+
+def test_roots_and_quotients_are_rounded(compiled: tuple[int, Found]) -> None:
+    assert binaries_with(compiled[1], "approximations") == {}
+
+
+def test_every_launch_is_on_the_device_of_its_tensors(compiled: tuple[int, Found]) -> None:
+    assert unguarded(compiled[1]) == []
+
+
+def test_every_launch_fits_an_sm(compiled: tuple[int, Found]) -> None:
+    capability, found = compiled
+    too_large = {
+        f"{launch['kernel']} in {call}": binary
+        for call, launch in launches(found)
+        if blocks(capability, binary := found["binaries"][launch["binary"]]) == 0
+    }
+    assert too_large == {}
+
+
+def test_real_launches_fit_twice_and_load_vectors(compiled: tuple[int, Found]) -> None:
+    capability, found = compiled
+    real = {"calls": [call for call in found["calls"] if call["use"]]}
+    for call, launch in launches(real):
+        binary, kernel = found["binaries"][launch["binary"]], launch["kernel"]
+        assert blocks(capability, binary) >= 2 - (kernel in ONE_BLOCK), (call, kernel, binary)
+        assert binary["widest_load"] == 16 or kernel in NARROW, (call, kernel, binary)
+
+
+def test_launches_per_call(compiled: tuple[int, Found]) -> None:
+    for call in compiled[1]["calls"]:
+        expected = {0, LAUNCHES.get(call["op"], 1)}
+        if call["op"] == "ms_ssim" and not call["use"]:
+            # one scale, two, or three
+            expected |= {6, 12}
+        assert len(call["launches"]) in expected, call["call"]
+        assert call["launches"] or not call["use"], call["call"]
+
+
+def test_every_kernel_is_launched(compiled: tuple[int, Found]) -> None:
+    modules = [
+        importlib.import_module(f"{room.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(room.__path__)
+    ]
+    there = {
+        kernel.__name__
+        for module in modules
+        for name, kernel in vars(module).items()
+        if name.endswith("_kernel")
+    }
+    assert len(there) > 10
+    assert there - {launch["kernel"] for _, launch in launches(compiled[1])} == set()
+    assert {call["op"] for call in compiled[1]["calls"]} == set(SPECS)
+
+
+def test_the_page_shows_what_is_compiled(compiled: tuple[int, Found]) -> None:
+    capability, found = compiled
+    real = [call for call in found["calls"] if call["use"]]
+    if not real:
+        pytest.skip("these calls are not on the page")
+    if found["triton"] != importlib.metadata.version("triton") or preface(found["triton"]) not in (
+        text := PAGE.read_text()
+    ):
+        pytest.skip(f"{PAGE.name} was written with another version of triton")
+    wanted = section(capability, {**found, "calls": real})
+    assert wanted in text, f"{PAGE.name} is out of date; run python -m tests.launches.page --write"
+
+
+def test_no_grid_is_too_large(huge: Found) -> None:
+    assert huge["failures"] == {}
+    assert {call["op"] for call in huge["calls"]} == set(SPECS)
+    assert beyond_the_grid(huge) == []
+    assert unguarded(huge) == []
+
+
+def test_planted_mistakes_are_seen(planted: Found) -> None:
+    assert list(planted["failures"]) == ["planted uncompilable"]
+    assert unguarded(planted) == ["planted unguarded"]
+    approximate = binaries_with(planted, "approximations")
+    assert {name.split()[-1] for name in approximate} == {"approximate", "unguarded"}
+    assert {name.split()[-1] for name in binaries_with(planted, "spills")} == {"spilling"}
+    y = {"kernel": "k", "grid": [1, 65_536, 1]}
+    x = {"kernel": "k", "grid": [2**31, 1, 1]}
+    fits = {"kernel": "k", "grid": [2**31 - 1, 65_535, 65_535]}
+    assert len(beyond_the_grid({"calls": [{"call": "c", "launches": [x, y, fits]}]})) == 2
+
+
+def launches_elsewhere(text: str) -> list[str]:
+    """Launches in a source that no `with torch.cuda.device_of(...)` surrounds."""
+    inside: set[ast.AST] = set()
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.With) and any(
+            ast.unparse(item.context_expr).startswith("torch.cuda.device_of(")
+            for item in node.items
+        ):
+            inside.update(ast.walk(node))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+            found.append(node)
+    return [ast.unparse(node) for node in found if node not in inside]
+
+
+def test_no_source_launches_outside_a_device_guard() -> None:
+    for path in Path(room.__path__[0]).glob("*.py"):
+        assert launches_elsewhere(path.read_text()) == [], path.name
+    guarded = "with torch.cuda.device_of(x):\n    kernel[grid](x)\n"
+    assert launches_elsewhere(f"{guarded}kernel[grid](y)") == ["kernel[grid](y)"]
