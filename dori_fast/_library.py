@@ -2,9 +2,10 @@
 
 Schema, fake and reference are Python; the compiled kernels register themselves when the extension
 is loaded. The dispatcher picks the kernel in C++ on a CPU, Triton's on a GPU, and one in CUDA C++
-where Triton is not installed; else the reference. A kernel in CUDA C++ comes before Triton's once a
-committed row shows it at least 1.15 times as fast. Gradients live in the `autograd.Function` of each public function: a registered
-autograd formula costs five times as much per call.
+where Triton is not installed; else the reference. No committed row shows a kernel in CUDA C++ to be
+at least 1.15 times as fast as Triton's; one that is would come first. Gradients live in the
+`autograd.Function` of each public function: a registered autograd formula costs five times as much
+per call.
 """
 
 from __future__ import annotations

@@ -91,22 +91,14 @@ def row_and_block(length, BLOCK: tl.constexpr):
 @triton.jit
 def root(x):
     """Return the correctly rounded square root; tl.sqrt approximates it for float32."""
-    if x.dtype == tl.float64:
-        y = tl.sqrt(x)
-    else:
-        y = tl.sqrt_rn(x)
-    return y
+    return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)
 
 
 @triton.jit
 def quotient(x, y):
     """Return x / y correctly rounded, in the type of x; `/` approximates it for float32."""
     y = tl.cast(y, x.dtype)
-    if x.dtype == tl.float64:
-        z = x / y
-    else:
-        z = tl.div_rn(x, y)
-    return z
+    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
 
 
 @triton.jit

@@ -56,6 +56,23 @@ def approximations(ptx: str) -> list[str]:
     return sorted(set(re.findall(r"\b(?:r?sqrt|rcp|div)\.(?:approx|full)[\w.]*", ptx)))
 
 
+def longest_sum(ttir: str) -> int:
+    """Return the length of the longest floating-point sum whose order the compiler chooses."""
+    reductions = re.findall(
+        r'"tt\.reduce"[^\n]*axis = (\d+)[^\n]*\n.*?= arith\.(\w+).*?: \(tensor<([\dx]+)xf\d+>',
+        ttir,
+        re.DOTALL,
+    )
+    return max(
+        (
+            int(shape.split("x")[int(axis)])
+            for axis, operation, shape in reductions
+            if operation == "addf"
+        ),
+        default=0,
+    )
+
+
 def usage(cubin: Path) -> dict[str, int]:
     """Return registers and stack bytes (spills), as the GPU's assembler reports them."""
     command = [str(CUOBJDUMP), "--dump-resource-usage", str(cubin)]
@@ -74,6 +91,7 @@ def resources(files: dict[str, Path]) -> dict[str, Any]:
         "warps": metadata["num_warps"],
         "widest_load": widest_load(ptx),
         "approximations": approximations(ptx),
+        "longest_sum": longest_sum(files["ttir"].read_text()),
     }
 
 
