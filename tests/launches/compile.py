@@ -40,6 +40,7 @@ CALLS: dict[str, Callable[[], Iterable[Call]]] = {
     "every": cases.every,
     "smallest": cases.smallest,
     "real": real.real,
+    "wide": real.wide,
     "huge": real.huge,
     "planted": planted.planted,
 }
@@ -95,23 +96,25 @@ def resources(files: dict[str, Path]) -> dict[str, Any]:
     }
 
 
-def results(capability: int | None, calls: Iterable[Call]) -> dict[str, Any]:
+def results(capability: int | None, kinds: Iterable[str]) -> dict[str, Any]:
     """Return launches by call, resources by binary, and the errors of calls that failed.
 
     Args:
         capability: compute capability of the GPU to compile for, or None to compile nothing.
-        calls: calls of ops.
+        kinds: keys of CALLS.
     """
     recorder = install_without_compiler() if capability is None else install(capability)
+    calls = [(kind, case) for kind in kinds for case in CALLS[kind]()]
     rows, failures = [], {}
-    for case in calls:
+    for kind, case in calls:
         first = len(recorder.launches)
         try:
             case.call()
         except Exception as error:  # whatever the compiler raises is the result
             failures[str(case)] = _root(error)
         launches = [asdict(launch) for launch in recorder.launches[first:]]
-        rows.append({"call": str(case), "op": case.op, "use": case.use, "launches": launches})
+        named = {"kind": kind, "call": str(case), "op": case.op, "use": case.use}
+        rows.append({**named, "launches": launches})
     binaries = {key: resources(files) for key, files in recorder.files.items()}
     return {
         "triton": triton.__version__,
@@ -132,8 +135,7 @@ def main() -> None:
     parser.add_argument("--capability", type=int, choices=sorted(GPUS))
     parser.add_argument("--calls", choices=sorted(CALLS), action="append", required=True)
     options = parser.parse_args()
-    calls = (case for name in options.calls for case in CALLS[name]())
-    print(json.dumps(results(options.capability, calls)))
+    print(json.dumps(results(options.capability, options.calls)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from tests.launches.cases import Case
+from tests.ops.contract import DTYPES
 
 _HALF, _SINGLE = torch.float16, torch.float32
 
@@ -56,6 +57,20 @@ def real() -> Iterator[Case]:
         yield _case("wanda_mask", size, _SINGLE, f"{network}, Wanda")
     for network, kind, dtype, size in _ATTENTION:
         yield _case("sdpa_jvp", size, dtype, f"{network}, SAIL {kind}")
+
+
+# heads of the embedded model (24, 48), SD (40, 80, 160) and SDXL (64)
+_WIDTHS = (24, 40, 48, 64, 80, 160)
+
+
+def wide() -> Iterator[Case]:
+    """Kernels that hold a whole row in registers, at every width in use and in every dtype."""
+    for dtype in DTYPES:
+        for width in _WIDTHS:
+            yield _case("sdpa_jvp", (2, 4, 256, 256, width, 1, 1, 1), dtype, "self-attention")
+            yield _case("sdpa_jvp", (2, 4, 256, 77, width, 1, 0, 0), dtype, "cross-attention")
+        for columns in (1280, 2560, 5120, 10240):
+            yield _case("wanda_mask", (columns // 4, columns, columns // 100, 1), dtype, "Wanda")
 
 
 # Many rows and long rows, none of more than 2^37 bytes in all.
