@@ -133,7 +133,7 @@ _PREFACE = (
     "in one process.",
     "",
     "- `eager` is the papers' code. The speed-up compares it with the kernel that `auto` takes: on",
-    "  a GPU `cuda`, else `triton`; on a CPU `cpp`, else `reference`.",
+    "  a GPU `triton`, else `cuda`; on a CPU `cpp`, else `reference`.",
     "- With one thread, times are CPU time, which other processes hardly change. With more threads",
     "  and on GPUs, they are wall-clock time.",
     "- 100 % of the roofline is the time of copying as many bytes as the op must move, or of a",
