@@ -71,9 +71,7 @@ inline Tensor tensor() {
 inline int64_t width(dori::DType dtype) {
   return dtype == dori::DType::float64 ? 8 : dtype == dori::DType::float32 ? 4 : 2;
 }
-inline int64_t accumulate_width(dori::DType dtype) {
-  return dtype == dori::DType::float64 ? 8 : 4;
-}
+inline int64_t accumulate_width(dori::DType dtype) { return dtype == dori::DType::float64 ? 8 : 4; }
 
 // Calls run(op, dtype) for each call; calls begin with the number of the op and that of the dtype.
 template <class Run>

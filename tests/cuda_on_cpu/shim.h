@@ -71,13 +71,13 @@ T from_lane(T value, unsigned lane) {
 
 template <class N>
 dim3 extent(N count) {
-  if constexpr (std::is_same_v<N, dim3>) return count;
-  else return dim3(static_cast<unsigned>(count));
+  if constexpr (std::is_same_v<N, dim3>)
+    return count;
+  else
+    return dim3(static_cast<unsigned>(count));
 }
 
-inline uint3 place(unsigned i, dim3 in) {
-  return {i % in.x, i / in.x % in.y, i / in.x / in.y};
-}
+inline uint3 place(unsigned i, dim3 in) { return {i % in.x, i / in.x % in.y, i / in.x / in.y}; }
 
 // Runs body as every thread of every block. Kernels that wait for one another need real threads,
 // and so does a check for races; others are quicker without.

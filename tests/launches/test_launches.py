@@ -7,11 +7,14 @@ besides the calls of real runs. With --run-nightly, all sizes meet all dtypes an
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import pkgutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import dori_fast.triton_kernels as room
 from tests.launches.apart import compiled_apart
@@ -28,7 +31,7 @@ pytestmark = [
 
 ALWAYS = ((90, "few", "real"), (100, "smallest"))
 NIGHTLY = ((80, "few"), (90, "every", "wide"), (100, "every", "wide"), (100, "few", "real"))
-# launches of one call; MS-SSIM makes three per map and three per pair at each of three scales
+# launches of one call, if not 1; of MS-SSIM five at each of three scales, and three more
 LAUNCHES = {"activation_stats": 2, "diffusion_loss": 2, "ms_ssim": 18}
 # Kernels with one block on an SM at these calls: the block holds its whole work in registers.
 ONE_BLOCK = {"_activation_stats_kernel", "_wanda_mask_kernel"}
@@ -55,20 +58,35 @@ def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, Found]:
     """A capability and everything that was launched and compiled for it."""
-    capability, *kinds = request.param
-    return capability, compiled_apart(tmp_path_factory.mktemp("triton"), capability, *kinds)
+    return request.param[0], _compiled_once(tmp_path_factory, *request.param)
+
+
+def _compiled_once(
+    tmp_path_factory: pytest.TempPathFactory, capability: int | None, *kinds: str
+) -> Found:
+    """Compile in one of the test processes; the others read what it found."""
+    shared = tmp_path_factory.getbasetemp()
+    # test processes of one run have folders side by side
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    path = shared / f"{capability}-{'-'.join(kinds)}.json"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            cache = tmp_path_factory.mktemp("triton")
+            path.write_text(json.dumps(compiled_apart(cache, capability, *kinds)))
+    found: Found = json.loads(path.read_text())
+    return found
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """Launches with one mistake each."""
-    return compiled_apart(tmp_path_factory.mktemp("triton"), 90, "planted")
+    return _compiled_once(tmp_path_factory, 90, "planted")
 
 
 @pytest.fixture(scope="module")
 def huge(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """Launches of the largest calls, which are not compiled."""
-    return compiled_apart(tmp_path_factory.mktemp("triton"), None, "huge")
+    return _compiled_once(tmp_path_factory, None, "huge")
 
 
 def launches(found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -158,7 +176,7 @@ def test_launches_per_call(compiled: tuple[int, Found]) -> None:
     for call in compiled[1]["calls"]:
         expected = {0, LAUNCHES.get(call["op"], 1)}
         if call["op"] == "ms_ssim" and call["kind"] != "real":
-            # one scale, two, or three
+            # maps of the spec have one scale, two, or three
             expected |= {6, 12}
         assert len(call["launches"]) in expected, call["call"]
         assert call["launches"] or call["kind"] != "real", call["call"]
