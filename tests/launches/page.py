@@ -26,14 +26,14 @@ calls of real runs on a driver without a GPU, so every launch is compiled with i
 strides and constants. `tests/launches` compares this page with a new compilation.
 
 Sizes are those of the op's spec in `dori_fast/reference/`. A row is one kernel of one call, with
-the number of its launches and the grid of the first. Registers are per thread, shared memory
-(bytes) per block; no kernel spills. Blocks/SM is the number of blocks that run on a multiprocessor
-at once, by registers, warps and shared memory. Occupancy is their share of its 64 warps. Load is
-the widest load from global memory in bytes, at most 16.
+the number of its launches and the grid of the first. Registers and spills (bytes) are per thread,
+shared memory (bytes) per block. Blocks/SM is the number of blocks that run on a multiprocessor at
+once, by registers, warps and shared memory. Occupancy is their share of its 64 warps. Load is the
+widest load from global memory in bytes, at most 16.
 """
 _COLUMNS = (
     *("run", "call", "kernel", "launches", "grid", "threads"),
-    *("registers", "shared", "blocks/SM", "occupancy", "load"),
+    *("registers", "spills", "shared", "blocks/SM", "occupancy", "load"),
 )
 _TEXTS = 3  # the first columns; numbers stand on the right
 _HEADER = (
@@ -63,6 +63,7 @@ def _lines(capability: int, call: dict[str, Any], found: dict[str, Any]) -> Iter
             " x ".join(str(n) for n in launches[0]["grid"] if n > 1) or 1,
             32 * needs["warps"],
             needs["registers"],
+            needs["spills"],
             needs["shared"],
             blocks_of_sm(capability, *of_block),
             f"{occupancy(capability, *of_block):.0%}",
