@@ -7,17 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import (
-    ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
-    block_of,
-    launch,
-    named,
-    row_and_block,
-    signature,
-)
+from dori_fast.triton_kernels._common import ACCUMULATE, block_of, launch, row_and_block
 
 _BLOCK_ROWS = 128
 _BLOCK_NEURONS = 64
@@ -159,34 +149,3 @@ def activation_stats_triton(x: Tensor) -> Tensor:
         BLOCK_N=_MERGE_BLOCK_NEURONS,
     )
     return stats
-
-
-def _compile_case(element: str, aligned: bool) -> CompileCase:
-    kernel = _activation_stats_kernel
-    constexprs = {
-        "ACC": accumulator(element),
-        "BLOCK_R": _BLOCK_ROWS,
-        "BLOCK_N": _BLOCK_NEURONS,
-    }
-    return CompileCase(
-        name=f"activation_stats-{element}-{'aligned' if aligned else 'any'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, parts_ptr="*fp64"),
-        constexprs=constexprs,
-        aligned=("N", *named(kernel, "_ptr", "stride")) if aligned else (),
-        num_warps=_WARPS,
-        vector_loads=aligned,
-    )
-
-
-_MERGE = {"BLOCK_R": _BLOCK_ROWS, "BLOCK_P": _MERGE_BLOCK_PARTS, "BLOCK_N": _MERGE_BLOCK_NEURONS}
-COMPILE_CASES = (
-    *(_compile_case(e, aligned) for e in ELEMENTS for aligned in (True, False)),
-    CompileCase(
-        name="activation_stats-merge",
-        kernel=_activation_stats_merge_kernel,
-        signature=signature(_activation_stats_merge_kernel, "fp64", _MERGE),
-        constexprs=_MERGE,
-        vector_loads=False,
-    ),
-)

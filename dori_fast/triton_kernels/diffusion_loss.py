@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -12,17 +10,12 @@ from torch import Tensor
 from dori_fast._checks import accumulate_dtype
 from dori_fast.triton_kernels._common import (
     ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
     block_of,
     launch,
-    named,
     quotient,
     root,
     row_and_block,
     rows,
-    signature,
     sum_of,
 )
 
@@ -227,47 +220,3 @@ def diffusion_loss_bwd_triton(rate: Tensor, eps_pred: Tensor, eps: Tensor) -> Te
         BLOCK=block,
     )
     return to_pred
-
-
-def _compile_case(
-    name: str,
-    kernel: Any,
-    element: str,
-    *,
-    aligned: bool,
-    block: int = _STREAMED_BLOCK,
-    warps: int = 4,
-) -> CompileCase:
-    constexprs = {"ACC": accumulator(element), "BLOCK": block}
-    numbers = dict.fromkeys(("alpha_bar_ptr", "sum_ptr", "rate_ptr", "loss_ptr"), "*")
-    tensors = [name for name in named(kernel, "_ptr") if name not in numbers]
-    return CompileCase(
-        name=f"{name}-{element}-{'aligned' if aligned else 'any'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, **numbers),
-        constexprs=constexprs,
-        aligned=(*tensors, "L", *named(kernel, "stride")) if aligned else (),
-        num_warps=warps,
-        vector_loads=aligned,
-    )
-
-
-_LOSS = {"block": _LARGEST_BLOCK, "warps": 8}
-COMPILE_CASES = (
-    *(
-        _compile_case(name, kernel, element, aligned=aligned, **sizes)
-        for element in ELEMENTS
-        for aligned in (True, False)
-        for name, kernel, sizes in (
-            ("add_noise", _add_noise_kernel, {}),
-            ("diffusion_loss", _diffusion_loss_kernel, _LOSS),
-            ("diffusion_loss_bwd", _diffusion_loss_bwd_kernel, {}),
-        )
-    ),
-    *(
-        _compile_case(
-            "diffusion_loss-mean", _mean_of_draws_kernel, element, aligned=False, block=16, warps=1
-        )
-        for element in ("fp32", "fp64")
-    ),
-)

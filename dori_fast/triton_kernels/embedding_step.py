@@ -11,16 +11,11 @@ from torch import Tensor
 
 from dori_fast.triton_kernels._common import (
     ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
     block_of,
     launch,
-    named,
     quotient,
     root,
     row_and_block,
-    signature,
 )
 
 _LARGEST_BLOCK = 1024
@@ -167,36 +162,3 @@ def embedding_step_triton(
 
 def _log(beta: float) -> float:
     return math.log(beta) if beta > 0 else -math.inf
-
-
-def _compile_case(element: str, masked: bool) -> CompileCase:
-    kernel = _embedding_step_kernel
-    constexprs = {
-        # a launch takes a stride of 1 for a constant
-        **dict.fromkeys(named(kernel, "_stride_d"), 1),
-        "HAS_ACTIVE": masked,
-        "HAS_FROZEN": masked,
-        "ACC": accumulator(element),
-        "BLOCK": _LARGEST_BLOCK,
-    }
-    types = {
-        **dict.fromkeys(("exp_avg_ptr", "exp_avg_sq_ptr"), "*"),
-        "step_ptr": "*i64",
-        **dict.fromkeys(("active_ptr", "frozen_ptr"), "*i8"),
-        **dict.fromkeys(("lr", "eps", *named(kernel, "log_beta", "to_", "keep_")), "fp64"),
-    }
-    aligned = [
-        name for name in named(kernel, "params_", "grad_", "exp_avg_") if name not in constexprs
-    ]
-    return CompileCase(
-        name=f"embedding_step-{element}-{'masked' if masked else 'all'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, **types),
-        constexprs=constexprs,
-        aligned=(*aligned, "D"),
-    )
-
-
-COMPILE_CASES = tuple(
-    _compile_case(element, masked) for element in ELEMENTS for masked in (True, False)
-)

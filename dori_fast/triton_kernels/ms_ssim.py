@@ -17,15 +17,7 @@ from torch import Tensor
 
 from dori_fast._checks import accumulate_dtype, to_device
 from dori_fast.triton_kernels import _ms_ssim_kernels as kernels
-from dori_fast.triton_kernels._common import (
-    ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
-    launch,
-    named,
-    signature,
-)
+from dori_fast.triton_kernels._common import ACCUMULATE, launch
 
 _BLOCK = 1024
 # smaller, since a pixel under the window takes many registers
@@ -199,48 +191,3 @@ def ms_ssim_triton(
             mean = compared.means(planes, pivots, luminance=scale == len(betas) - 1)
             to *= torch.where(mean <= 0, 0.0, mean**beta)
     return result
-
-
-def _compile_case(
-    name: str, kernel: Any, element: str, constexprs: dict[str, Any], aligned: Sequence[str] = ()
-) -> CompileCase:
-    types = {"pairs_ptr": "*i64", "count": "i64"}
-    if kernel is kernels.center_kernel:
-        types |= dict.fromkeys(("planes_ptr", "pivots_ptr"), "*")
-    return CompileCase(
-        name=f"ms_ssim-{name}-{element}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, **types),
-        constexprs=constexprs,
-        aligned=tuple(aligned),
-        vector_loads=bool(aligned),
-    )
-
-
-def _compile_cases(element: str) -> tuple[CompileCase, ...]:
-    """Return all kernels for one element type of maps; only the first sees half types."""
-    acc = accumulator(element)
-    center = _compile_case(
-        "center",
-        kernels.center_kernel,
-        element,
-        {"RESCALE": True, "ACC": acc, "BLOCK": _BLOCK},
-        aligned=("L", *named(kernels.center_kernel, "_ptr", "stride")),
-    )
-    if element not in ("fp32", "fp64"):
-        return (center,)
-    block = {"ACC": acc, "BLOCK": _BLOCK}
-    window = {"ACC": acc, "WINDOW": 11, "BLOCK": _WINDOW_BLOCK}
-    others: tuple[tuple[str, Any, dict[str, Any]], ...] = (
-        ("pool", kernels.pool_kernel, {"BLOCK": _BLOCK}),
-        ("extent", kernels.extent_kernel, block),
-        ("range", kernels.range_kernel, {"ACC": acc, "BLOCK": _PAIR_BLOCK}),
-        ("moments", kernels.moments_kernel, window),
-        ("similarity", kernels.similarity_kernel, {"LUMINANCE": True, **window}),
-        ("contrast", kernels.similarity_kernel, {"LUMINANCE": False, **window}),
-        ("mean", kernels.mean_kernel, block),
-    )
-    return center, *(_compile_case(name, kernel, element, c) for name, kernel, c in others)
-
-
-COMPILE_CASES = tuple(case for element in ELEMENTS for case in _compile_cases(element))

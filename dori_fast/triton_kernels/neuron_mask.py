@@ -7,17 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import (
-    ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
-    block_of,
-    launch,
-    named,
-    row_and_block,
-    signature,
-)
+from dori_fast.triton_kernels._common import ACCUMULATE, block_of, launch, row_and_block
 
 _LARGEST_BLOCK = 1024
 
@@ -149,35 +139,3 @@ def neuron_mask_in_place_triton(
         ACC=ACCUMULATE[x.dtype],
         BLOCK=block,
     )
-
-
-def _compile_case(element: str, aligned: bool) -> CompileCase:
-    kernel = _neuron_mask_kernel
-    constexprs = {"ACC": accumulator(element), "BLOCK": _LARGEST_BLOCK}
-    return CompileCase(
-        name=f"neuron_mask-{element}-{'aligned' if aligned else 'any'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, scale_ptr="*"),
-        constexprs=constexprs,
-        aligned=("N", *named(kernel, "_ptr", "stride")) if aligned else (),
-        vector_loads=aligned,
-    )
-
-
-def _in_place_compile_case(element: str, has_offsets: bool) -> CompileCase:
-    kernel = _neuron_mask_in_place_kernel
-    constexprs = {"HAS_OFFSETS": has_offsets, "ACC": accumulator(element), "BLOCK": 64}
-    types = {"indices_ptr": "*i64", "offsets_ptr": "*i64", "factor": "fp64"}
-    return CompileCase(
-        name=f"neuron_mask_-{element}-{'lists' if has_offsets else 'list'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, **types),
-        constexprs=constexprs,
-        vector_loads=False,
-    )
-
-
-COMPILE_CASES = (
-    *(_compile_case(e, aligned) for e in ELEMENTS for aligned in (True, False)),
-    *(_in_place_compile_case(e, has_offsets) for e in ELEMENTS for has_offsets in (True, False)),
-)

@@ -13,16 +13,11 @@ from torch import Tensor
 from dori_fast._checks import accumulate_dtype
 from dori_fast.triton_kernels._common import (
     ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
     block_of,
     launch,
-    named,
     quotient,
     root,
     rows,
-    signature,
     sum_of,
 )
 
@@ -255,33 +250,3 @@ def noise_cosine_triton(eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
         BLOCK=block_of(positions, _COSINE_BLOCK),
     )
     return mean
-
-
-def _compile_case(name: str, kernel: Any, element: str, block: int, aligned: bool) -> CompileCase:
-    constexprs = {"ACC": accumulator(element), "BLOCK": block}
-    types = {
-        **dict.fromkeys(("norm_ptr", "mean_ptr"), "*"),
-        **dict.fromkeys(("guidance", "keep", "add"), "fp64"),
-    }
-    tensors = [name for name in named(kernel, "_ptr") if name not in types]
-    return CompileCase(
-        name=f"{name}-{element}-{'aligned' if aligned else 'any'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, **types),
-        constexprs=constexprs,
-        aligned=(*tensors, "L", *named(kernel, "stride")) if aligned else (),
-        num_warps=8 if block == _LARGEST_BLOCK else 4,
-        vector_loads=aligned,
-    )
-
-
-COMPILE_CASES = tuple(
-    _compile_case(name, kernel, element, block, aligned)
-    for name, kernel, block in (
-        ("noise_difference", _noise_difference_kernel, _LARGEST_BLOCK),
-        ("noise_difference_step", _noise_difference_step_kernel, _LARGEST_BLOCK),
-        ("noise_cosine", _noise_cosine_kernel, _COSINE_BLOCK),
-    )
-    for element in ELEMENTS
-    for aligned in (True, False)
-)

@@ -7,16 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import (
-    ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
-    block_of,
-    launch,
-    named,
-    signature,
-)
+from dori_fast.triton_kernels._common import ACCUMULATE, block_of, launch
 
 
 @triton.jit
@@ -111,27 +102,3 @@ def _constants(wide: bool) -> dict[str, object]:
 def _warps(block: int) -> int:
     """Return warps such that a thread holds at most 16 elements, up to 32 warps."""
     return max(4, min(32, block // 512))
-
-
-def _compile_case(element: str, has_base: bool) -> CompileCase:
-    kernel = _wanda_mask_kernel
-    constexprs = {
-        "HAS_BASE": has_base,
-        "ACC": accumulator(element),
-        **_constants(wide=element == "fp64"),
-        "BLOCK": 8192,
-    }
-    types = {"act_norm_ptr": "*", "base_ptr": "*", "mask_ptr": "*i8"}
-    return CompileCase(
-        name=f"wanda_mask-{element}-{'base' if has_base else 'alone'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, **types),
-        constexprs=constexprs,
-        aligned=("N", *named(kernel, "_ptr", "stride")),
-        num_warps=_warps(8192),
-    )
-
-
-COMPILE_CASES = tuple(
-    _compile_case(element, has_base) for element in ELEMENTS for has_base in (True, False)
-)
