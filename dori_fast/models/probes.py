@@ -114,15 +114,28 @@ def change_of_noise(
 ) -> Tensor:
     """Difference of the predicted from the initial noise: epsilon - x_T, [P, S, C, H, W].
 
-    Arguments and errors are those of :func:`shared_prediction`. A prediction that is not of noise
-    is returned as it is. Where alpha_bar goes to 0, epsilon - x_T becomes proportional to the
-    velocity, which is -x_0 there.
+    Arguments and errors are those of :func:`shared_prediction`; see :func:`noise_change`.
     """
-    predicted = shared_prediction(model, condition, shared, units)
+    output = model.output_shared(condition, shared)
+    return noise_change(model, output, shared.latents, int(shared.timestep), units)
+
+
+def noise_change(
+    model: Denoiser, output: Tensor, latents: Tensor, timestep: int, units: str
+) -> Tensor:
+    """Difference epsilon - x_T of network outputs [*, C, H, W] at latents that broadcast to them.
+
+    A prediction that is not of noise is returned as it is. Where alpha_bar goes to 0,
+    epsilon - x_T becomes proportional to the velocity, which is -x_0 there.
+
+    Raises:
+        UsageError: epsilon at a timestep of ``schedule.require_epsilon``.
+    """
+    predicted = model.schedule.in_units(output, latents, timestep, units)
     noise = units == "epsilon" or (
         units == "prediction" and model.schedule.prediction_type == "epsilon"
     )
-    return predicted - shared.latents if noise else predicted
+    return predicted - latents if noise else predicted
 
 
 def prediction_jvp(
