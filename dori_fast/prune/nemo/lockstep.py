@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from dori_fast.prune.nemo.walk import Ask, Asks
 
 # the work before a layer is done in advance for at least so many tests per row computed for it
 _WORTH = 2
+# guesses looked at for one batch; those that do not fit into it have no end
+_LOOK = 256
 
 
 @dataclass(eq=False)
@@ -132,17 +135,9 @@ class Lockstep:
         size = self._rows.model.batch_size
         chosen = _fill(_in_order(active, size), size)
         advanced = self._advance(active, [test for test, _ in chosen])
-        if self._guess:
-            room = size - sum(count for _, count in chosen)
-            first = min(test.first for test, _ in chosen)
-            taken = {id(test) for test, _ in chosen}
-            likely = heapq.merge(*(walk.ahead() for walk in active))
-            fitting = (
-                test
-                for _, _, test in likely
-                if id(test) not in taken and (not advanced or self._begun(test, first))
-            )
-            chosen += _fill(fitting, room)
+        room = size - sum(count for _, count in chosen)
+        if self._guess and room:
+            chosen += _fill(self._likely(active, [test for test, _ in chosen], advanced), room)
         pieces = [_piece(test, count) for test, count in chosen]
         found = self._rows.differences(pieces, advanced).split([count for _, count in chosen])
         for (test, count), part in zip(chosen, found, strict=True):
@@ -150,6 +145,20 @@ class Lockstep:
             # a copy of what waits does not keep the whole batch in memory
             test.parts.append(part.clone() if test.missing else part)
         _score([test for test, _ in chosen if not test.missing])
+
+    def _likely(
+        self, active: Sequence[Walk], chosen: Sequence[Pending], advanced: bool
+    ) -> Iterator[Pending]:
+        """Tests beside the chosen ones that may be wanted later, likeliest first.
+
+        ``advanced`` if they must start, as those do, at the first layer of them all.
+        """
+        first, seen = min(test.first for test in chosen), {id(test) for test in chosen}
+        guesses = heapq.merge(*(walk.ahead() for walk in active))
+        for _, _, test in islice(guesses, _LOOK):
+            if id(test) not in seen and (not advanced or self._begun(test, first)):
+                seen.add(id(test))
+                yield test
 
     def _advance(self, active: Sequence[Walk], chosen: Sequence[Pending]) -> bool:
         """Whether the chosen tests start at the first layer of them all, with the rest done once.

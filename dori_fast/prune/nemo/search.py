@@ -194,14 +194,13 @@ class NeMo:
         return self._each(model, prompts, layers)
 
     def _each(
-        self, model: Denoiser, prompts: Sequence[str] | TextCondition, layers: list[str]
+        self, model: Denoiser, prompts: list[str] | TextCondition, layers: list[str]
     ) -> Iterator[Search | NonFiniteError]:
         groups = -(-len(prompts) // self.at_once(model))
         for group in range(groups):
             # groups of equal size, since small ones fill fewer batches
             part = slice(group * len(prompts) // groups, (group + 1) * len(prompts) // groups)
-            some: Any = prompts
-            some = some[part] if isinstance(some, list) else some[part]
+            some = prompts[part] if isinstance(prompts, list) else prompts[part].one_row_each()
             with torch.no_grad(), _batches_of(model, self._batch(model)):
                 found = self._group(model, some, layers)
             yield from found
@@ -223,39 +222,39 @@ class NeMo:
         self, model: Denoiser, prompts: list[str] | TextCondition, layers: list[str]
     ) -> list[Search | NonFiniteError]:
         """Searches of a few prompts in lockstep."""
-        named = isinstance(prompts, list)
         condition = model.encode(prompts) if isinstance(prompts, list) else prompts
+        names = prompts if isinstance(prompts, list) else [""] * len(prompts)
         noise, timestep = self._noise(model)
         shared = model.share(noise, timestep)
         delta = change_of_noise(model, condition, shared, self.units)
         alike = largest_per_map(ms_ssim(delta))
         widths = {name: model.engine.value_widths[name] for name in layers}
+        kept = [(one > self.threshold).nonzero()[:, 0].tolist() for one in alike]
         found = [
-            Search(prompts[i] if named else "", layers, widths, float(one.max()))
-            for i, one in enumerate(alike)
+            Search(name, layers, widths, float(one.max()), seeds, evaluations=_SEEDS)
+            for name, one, seeds in zip(names, alike, kept, strict=True)
         ]
-        for search, one in zip(found, alike, strict=True):
-            search.seeds = (one > self.threshold).nonzero()[:, 0].tolist()
+        magnitudes = value_magnitudes(model, condition, layers) if any(kept) else {}
+        errors: dict[int, NonFiniteError] = {}
         walks: dict[int, Walk] = {}
-        failed: dict[int, NonFiniteError] = {}
         for i, search in enumerate(found):
             try:
                 require_finite("nemo", "similarities of noise differences", alike[i], model.dtype)
-                if search.seeds:
-                    tries = self._tries(model, condition[i : i + 1], layers)
-                    seeds, kept = tuple(search.seeds), torch.tensor(search.seeds)
-                    asks = walk_of(tries, self.threshold, search)
-                    delta_kept = delta[i][kept.to(delta.device)]
-                    walks[i] = Walk(i, seeds, delta_kept, model.dtype, asks)
+                if search.memorized:
+                    own = {name: of_all[i] for name, of_all in magnitudes.items()}
+                    asks = walk_of(self._tries(model, own), self.threshold, search)
+                    plain = delta[i][torch.tensor(search.seeds, device=delta.device)]
+                    walks[i] = Walk(i, tuple(search.seeds), plain, model.dtype, asks)
             except NonFiniteError as error:
-                failed[i] = error
+                errors[i] = error
         rows = MaskedRows(model, condition, shared, layers, self.units)
         Lockstep(rows, guess=self._masks(model) > 1).run(list(walks.values()))
-        for i, search in enumerate(found):
-            search.tests = len(walks[i].tests) if i in walks else 0
-            search.evaluations = _SEEDS + len(search.seeds) * search.tests
-        failed |= {i: walk.error for i, walk in walks.items() if walk.error is not None}
-        return [failed.get(i, search) for i, search in enumerate(found)]
+        for i, walk in walks.items():
+            found[i].tests = len(walk.tests)
+            found[i].evaluations += len(walk.seeds) * len(walk.tests)
+            if walk.error is not None:
+                errors[i] = walk.error
+        return [errors.get(i, search) for i, search in enumerate(found)]
 
     def _noise(self, model: Denoiser) -> tuple[Tensor, int]:
         timesteps = model.timesteps(DDIM_STEPS)
@@ -265,17 +264,15 @@ class NeMo:
         noise = torch.randn(_SEEDS, *model.latent_shape, generator=generator)
         return noise.to(model.device, model.dtype), timesteps[1]
 
-    def _tries(
-        self, model: Denoiser, condition: TextCondition, layers: Sequence[str]
-    ) -> list[Candidates]:
-        """Sets of candidates of one prompt in the order of their tests."""
-        magnitudes, usual = value_magnitudes(model, condition, layers), self.statistics(model)
-        for name in layers:
-            require_finite("nemo", f"magnitudes of {name}", magnitudes[name], model.dtype)
+    def _tries(self, model: Denoiser, magnitudes: dict[str, Tensor]) -> list[Candidates]:
+        """Sets of candidates of one prompt, with magnitudes [C] by layer, in the order of tests."""
+        usual = self.statistics(model)
+        for name, each in magnitudes.items():
+            require_finite("nemo", f"magnitudes of {name}", each, model.dtype)
         sets = CandidateSets(
-            [magnitudes[name][0].cpu() for name in layers],
-            [usual.mean[name] for name in layers],
-            [usual.std[name] for name in layers],
+            [each.cpu() for each in magnitudes.values()],
+            [usual.mean[name] for name in magnitudes],
+            [usual.std[name] for name in magnitudes],
             twice=self.mode == "reference",
         )
         return sets.down_to(self.theta_end)

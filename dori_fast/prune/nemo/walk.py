@@ -89,8 +89,8 @@ def _first_below(
     for number, candidates in enumerate(tries):
         similarity = yield Ask(sets[number], ahead=lambda known, at=number: ahead(at, known))
         if not similarity > threshold:
-            break
-    return candidates, similarity
+            return candidates, similarity
+    return tries[-1], similarity
 
 
 def _refined(
