@@ -7,7 +7,8 @@ batches: samples, padding, and those of parts of the network. The released proce
 
 Part `default` searches prompt by prompt as on a CPU: one mask at a time, interleaved with the
 released procedure, with CPU seconds of one thread. Part `gpu` searches with batches of 64, as a GPU
-does: all prompts together, and the first three each by itself. A part keeps the other part's results in the file.
+does: all prompts together, and the first three each by itself. A part keeps the other part's
+results in the file.
 
     python -m benchmarks.speed.nemo
 """
