@@ -80,7 +80,7 @@ class Walk:
     @property
     def wanted(self) -> Pending | None:
         """The test that is wanted next, with what was computed of it; None at the end."""
-        return self._ask and self._test(self._ask.blocked, self._ask.first)
+        return None if self._ask is None else self._test(self._ask.blocked, self._ask.first)
 
     def go_on(self) -> None:
         """Send the search all scores that are known, up to the first that is not."""

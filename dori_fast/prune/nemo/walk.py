@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from dori_fast.prune.nemo.candidates import Blocked, Candidates
 from dori_fast.prune.nemo.refine import Known, Trial, refine
@@ -68,11 +69,22 @@ def search(tries: Sequence[Candidates], threshold: float, found: Search) -> Asks
     threshold = max(similarity, threshold)
     found.theta, found.k, found.threshold = initial.theta, initial.k, threshold
     found.initial, found.initial_similarity = initial.by_layer(), similarity
-    slots = frozenset(range(len(initial.neurons)))
-    slots = yield from _refined(initial, slots, initial.layers(), threshold)
-    slots = yield from _refined(initial, slots, initial.singles(slots), threshold, single=True)
+    slots = yield from refine_candidates(initial, threshold)
     found.refined = initial.by_layer(slots)
     found.refined_similarity = yield Ask(initial.blocked(slots))
+
+
+def refine_candidates(
+    candidates: Candidates, threshold: float
+) -> Generator[Ask, float, frozenset[int]]:
+    """The slots that stay blocked: without the others the score stays below the threshold.
+
+    Whole layers are tested first, then single neurons. Yields each test; send its score.
+    """
+    slots = frozenset(range(len(candidates.neurons)))
+    slots = yield from _refined(candidates, slots, candidates.layers(), threshold)
+    singles = candidates.singles(slots)
+    return (yield from _refined(candidates, slots, singles, threshold, single=True))
 
 
 def _first_below(
@@ -87,7 +99,7 @@ def _first_below(
                 yield Ahead(_FURTHER ** (later - number), sets[later], 0)
 
     for number, candidates in enumerate(tries):
-        similarity = yield Ask(sets[number], ahead=lambda known, at=number: ahead(at, known))
+        similarity = yield Ask(sets[number], ahead=partial(ahead, number))
         if not similarity > threshold:
             return candidates, similarity
     return tries[-1], similarity

@@ -10,7 +10,6 @@ from dori_fast.errors import NonFiniteError, UsageError
 from dori_fast.prune import NeMo, NeuronStatistics
 from dori_fast.prune.nemo import lockstep
 
-
 PROMPTS = ["a cup of coffee", "the cat in the hat on the mat", "ZZ 999 !", "a dog", "the cat"]
 
 
