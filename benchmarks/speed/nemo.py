@@ -1,14 +1,13 @@
 """UNet rows of NeMo's search against its released procedure, on the embedded model.
 
-Both search the photographs that the model replicates, in two settings: the released code's, with
-all value layers, and the paper's. Decisions are compared in the first (in the second the released
-code lists some neurons twice, and only its evaluations are counted). Rows are all rows of all
-batches: samples, padding, and those of parts of the network. The released procedure pads nothing.
+All search the photographs that the model replicates. Rows are all rows of all batches: samples,
+padding, and those of parts of the network. The released procedure pads nothing.
 
 Part `default` searches prompt by prompt as on a CPU: one mask at a time, interleaved with the
-released procedure, with CPU seconds of one thread. Part `gpu` searches with batches of 64, as a GPU
-does: all prompts together, and the first three each by itself. A part keeps the other part's
-results in the file.
+released procedure, in its setting (all value layers), with CPU seconds of one thread. Part `gpu`
+searches with batches of 64, as a GPU does: all prompts together, and the first three each by
+itself; in that setting and in the paper's. There, the rows are compared with the evaluations that
+the search needs, which are those of one mask at a time. A part keeps the other part's results.
 
     python -m benchmarks.speed.nemo
 """
@@ -117,7 +116,7 @@ def as_a_gpu(
     }
     print(setting, together, flush=True)
     entries: dict[str, Entry] = {
-        prompt: {"decision_together": decision(search)}
+        prompt: {"decision_together": decision(search), "evaluations": search.evaluations}
         for prompt, search in zip(prompts, found, strict=True)
     }
     for prompt in prompts[:ALONE]:
@@ -128,27 +127,30 @@ def as_a_gpu(
     return together, entries
 
 
-def summary(setting: str, rows: Sequence[Entry], together: Entry) -> Entry:
+def summary(rows: Sequence[Entry], together: Entry) -> Entry:
     """Totals and spreads of one setting."""
-    found: Entry = {"prompts": len(rows)}
-    decisions = ["decision", "decision_together", "decision_alone"]
-    decisions += ["decision_released"] if setting == "released" else []
-    found["same_decisions"] = sum(
-        len({row[name] for name in decisions if name in row}) == 1 for row in rows
-    )
-    found |= {f"together_{name}": value for name, value in together.items()}
-    for name in ("rows", "evaluations", "rows_released"):
-        found[name] = sum(row[name] for row in rows)
-    found["together_over_released_rows"] = round(together["rows"] / found["rows_released"], 3)
+    names = ("decision", "decision_released", "decision_together", "decision_alone")
+    found: Entry = {
+        "prompts": len(rows),
+        "same_decisions": sum(len({row[n] for n in names if n in row}) == 1 for row in rows),
+        **{f"together_{name}": value for name, value in together.items()},
+        "together_rows_over_needed": round(together["rows"] / together["evaluations"], 3),
+    }
     alone = [row for row in rows if "rows_alone" in row]
-    released = sum(row["rows_released"] for row in alone)
-    found["alone"] = len(alone)
-    found["alone_over_released_rows"] = round(sum(r["rows_alone"] for r in alone) / released, 3)
-    for name in ("evaluations", "rows", "seconds"):
-        released = "seconds_released" if name == "seconds" else "rows_released"
-        ratios = [row[released] / row[name] for row in rows]
-        found[f"released_over_ours_{name}"] = _spread(ratios)
+    found["alone_rows_over_needed"] = _ratio(alone, "rows_alone", "evaluations")
+    if all("rows_released" in row for row in rows):
+        for name in ("rows", "evaluations", "rows_released"):
+            found[name] = sum(row[name] for row in rows)
+        found["together_over_released_rows"] = round(together["rows"] / found["rows_released"], 3)
+        found["alone_over_released_rows"] = _ratio(alone, "rows_alone", "rows_released")
+        for name in ("evaluations", "rows", "seconds"):
+            released = "seconds_released" if name == "seconds" else "rows_released"
+            found[f"released_over_ours_{name}"] = _spread([r[released] / r[name] for r in rows])
     return found
+
+
+def _ratio(rows: Sequence[Entry], one: str, other: str) -> float:
+    return round(sum(row[one] for row in rows) / sum(row[other] for row in rows), 3)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -178,19 +180,22 @@ def main(arguments: list[str] | None = None) -> int:
         rows = {row["prompt"]: row for row in earlier.get("rows", [])}
         rows = {prompt: rows.get(prompt, {"prompt": prompt}) for prompt in prompts}
         found: dict[str, Entry] = {}
-        if options.part != "gpu":
+        if options.part != "gpu" and setting == "released":
             found = by_default(statistics, prompts, setting)
             rows = {prompt: row | found[prompt] for prompt, row in rows.items()}
         if options.part != "default":
             together, found = as_a_gpu(statistics, prompts, setting)
             rows = {prompt: row | found[prompt] for prompt, row in rows.items()}
         result[setting] = {"together": together, "rows": list(rows.values())}
-        if all("rows" in row and "decision_together" in row for row in rows.values()):
-            total = summary(setting, list(rows.values()), together)
+        complete = ("decision_together", "decision") if setting == "released" else ()
+        if together and all(name in row for row in rows.values() for name in complete):
+            total = summary(list(rows.values()), together)
             result[setting] = {"summary": total, **result[setting]}
             same = same and total["same_decisions"] == len(rows)
             print(json.dumps(total, indent=1))
-        options.out.write_text(json.dumps({**kept, **result}, indent=1) + "\n", encoding="utf-8")
+        later = {name: kept[name] for name in SETTINGS if name in kept and name not in result}
+        text = json.dumps(result | later, indent=1)
+        options.out.write_text(text + "\n", encoding="utf-8")
     return 0 if same else 1
 
 
