@@ -34,6 +34,7 @@ from dori_fast.attack.result import TokensResult
 from dori_fast.attack.stopping import Stop
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
+from dori_fast.models.precision import fixed_precision
 from dori_fast.models.prefixed import PrefixedPrompts
 from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import EmbeddingState, embedding_step
@@ -173,6 +174,7 @@ class _Choices(Progression):
         nearest = project(self.choices.masked_fill(~self.prefixed.allowed, -torch.inf))
         self.choices = torch.where(moves[:, None, None], nearest, self.choices)
 
+    @fixed_precision()
     def _through_the_encoder(self, encoded: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
         """Gradients [A, K, V] of the one-hot choices, from those of the embeddings."""
         assert self.leaf.grad is not None  # noqa: S101

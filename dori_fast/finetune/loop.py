@@ -61,7 +61,7 @@ class Run:
         groups = self._groups(rows, found, generator)
         lr = self._rate()
         self.step += 1
-        with self.weights.trainable():
+        with model.engine.precision(), self.weights.trainable():
             losses = backward(
                 model, groups, generator, at_once=method.at_once, autocast=method.autocast
             )

@@ -57,10 +57,11 @@ def magnitude(
         for start in range(0, seeds, width):
             part = slice(start, min(start + width, seeds))
             condition = model.condition(leaf, pooled)[rows[some]]
-            norms = noise_difference(*predict(condition, some, part))
-            # sum the squares over the seeds, which may not fit into one evaluation
-            square = norms.square().sum(1)
-            square.sum().backward(inputs=[leaf])
+            with model.engine.precision():
+                norms = noise_difference(*predict(condition, some, part))
+                # sum the squares over the seeds, which may not fit into one evaluation
+                square = norms.square().sum(1)
+                square.sum().backward(inputs=[leaf])
             squares[some] += square.detach()
     norm, grad = squares.sqrt(), leaf.grad
     assert grad is not None  # noqa: S101

@@ -185,7 +185,8 @@ def value_magnitudes(
     found = {}
     for name in chosen:
         project = model.unet.get_submodule(name).to_v
-        rows = [project(text).abs().mean(0) for text in condition.unique]
+        with model.engine.precision():
+            rows = [project(text).abs().mean(0) for text in condition.unique]
         width = model.engine.value_widths[name]
         each = torch.stack(rows) if rows else condition.unique.new_zeros(0, width)
         found[name] = each[condition.index.to(each.device)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from dori_fast.models.engine.full_batches import FullBatches
 from dori_fast.models.engine.opened import evaluating, opened
 from dori_fast.models.engine.state import State, TextPart, Timestep
 from dori_fast.models.masks import NeuronMask, WeightMask
+from dori_fast.models.precision import fixed_precision
 from dori_fast.models.text.conditions import pad_rows
 
 
@@ -41,7 +42,8 @@ class Engine:
         self._share, self._wanted = share, execution
         self._opened = opened(self.backbone, self._share, self._wanted)
         if batch_size == "auto":
-            batch_size = auto_batch_size(backbone, self._opened.plain)
+            with self.precision():
+                batch_size = auto_batch_size(backbone, self._opened.plain)
         self._batches = FullBatches(int(batch_size))
 
     @property
@@ -66,7 +68,7 @@ class Engine:
         about 1 ms for SD 1.x and 4 ms for SDXL on a CPU, next to a batch of evaluations.
         """
         snapshot = self._opened.snapshot
-        with evaluating(self.backbone):
+        with self.evaluating():
             changed = snapshot.changed()
         if changed:
             self._opened = opened(self.backbone, self._share, self._wanted)
@@ -135,20 +137,35 @@ class Engine:
 
     @contextmanager
     def recomputing(self, on: bool = True) -> Iterator[None]:
-        """A context whose backward passes recompute the activations within a stage.
+        """A context for evaluations and their backward passes, in :meth:`precision`.
 
-        Only the states between stages are kept.
+        Its backward passes recompute the activations within a stage: only the states between
+        stages are kept.
         """
         program = self.program if on else self._program
-        if program is None:
-            yield
-            return
-        before, program.recompute = program.recompute, on
-        try:
-            with evaluating(self.backbone):
+        with self.evaluating():
+            if program is None:
                 yield
-        finally:
-            program.recompute = before
+                return
+            before, program.recompute = program.recompute, on
+            try:
+                yield
+            finally:
+                program.recompute = before
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """The context in which the network is opened and evaluated, in :meth:`precision`.
+
+        In it, a borrowed network has no dropout and no gradients to its weights.
+        """
+        return evaluating(self.backbone, self._wanted.allow_tf32)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The precision of all evaluations; enter it for backward passes of your own.
+
+        See :func:`dori_fast.models.precision.fixed_precision`.
+        """
+        return fixed_precision(self._wanted.allow_tf32)
 
     @torch.no_grad()
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
@@ -254,7 +271,7 @@ class Engine:
 
     def _in_batches(self, compute: Callable[..., State], *indices: Tensor) -> State:
         """``compute`` on full batches of the indices [N], N >= 1; the padding is cut off."""
-        with evaluating(self.backbone):
+        with self.evaluating():
             return self._batches.run(compute, *indices)
 
     def _full_batch(self, samples: Samples, text: Tensor, which: Tensor) -> Tensor:
@@ -277,7 +294,8 @@ class Engine:
 
         Nothing is shared or padded, and gradients reach the weights too.
         """
-        return self.backbone.whole(latents, timestep, text, pooled)
+        with self.precision():
+            return self.backbone.whole(latents, timestep, text, pooled)
 
     @torch.no_grad()
     def _prefix(self, program: Program, shared: SharedLatents, which: Tensor) -> State:

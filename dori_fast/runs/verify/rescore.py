@@ -46,6 +46,9 @@ def recorded_model(record: RunRecord, model: Denoiser | str | Path | None) -> De
     if execution.get("attention") == "own":
         del execution["attention"]
     away = described["device"] == "cuda" and not torch.cuda.is_available()
+    if away:
+        # a GPU's switches, which cannot be on here
+        execution = {}
     return load(
         described["source"] if model is None else model,
         revision=described["revision"] if model is None else None,
@@ -84,6 +87,9 @@ def recorded_detector(config: dict[str, Any]) -> Detector:
 def unlike(record: RunRecord, model: Denoiser) -> list[str]:
     """Differences in device, threads, libraries and batch size from the run's."""
     then = {"device": record.device_name, "batch size": record.batch_size, **record.execution}
+    if record.model["device"] == "cuda":
+        # older runs have the precision that their caller's torch had
+        then.setdefault("allow_tf32", "unknown")
     now = {"device": device_name(model.device), "batch size": model.batch_size}
     now |= asdict(model.engine.execution)
     if (threads := threads_of(model.device)) is not None:

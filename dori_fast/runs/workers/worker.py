@@ -68,7 +68,8 @@ def known_answer(model: Denoiser) -> Ready:
         output = model.output(model.encode([_PROMPT]), model.noise([0]), timestep)
     kind = f"cpu, {torch.get_num_threads()} threads"
     if model.device.type == "cuda":
-        kind = torch.cuda.get_device_name(model.device)
+        tf32 = ", TF32" if model.engine.execution.allow_tf32 else ""
+        kind = torch.cuda.get_device_name(model.device) + tf32
     return Ready(kind, tensors_sha256({"output": output}))
 
 
