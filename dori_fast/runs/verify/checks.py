@@ -17,11 +17,11 @@ from dori_fast.runs.store.manifest import MANIFEST, REPORT, Manifest, result_fil
 from dori_fast.runs.store.record import RunRecord, hash_identity, model_identity
 from dori_fast.runs.store.shard import SAME_COMMAND, Footer, check_shard, shard_columns
 from dori_fast.runs.verify.rescore import (
-    TOLERANCE,
     differing_rows,
     recorded_detector,
     recorded_model,
     recorded_variant,
+    tolerance_of,
     unlike,
 )
 from dori_fast.runs.verify.result import Finding, Verification
@@ -197,7 +197,7 @@ class Checks:
         detector = recorded_detector(record.identity["detector"])
         loaded = recorded_model(record, model)
         other = unlike(record, loaded)
-        tolerance = TOLERANCE[record.model["dtype"]] if other else 0.0
+        tolerance = tolerance_of(record, loaded) if other else 0.0
         rows = sum(footer.rows for footer in shards.values())
         wanted = min(rows, max(_LEAST_SAMPLE, math.ceil(sample * rows)))
         chosen = iter(sorted(random.Random(seed).sample(range(rows), wanted)))

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from dori_fast.models import Denoiser
 
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
-"""Largest relative difference of a score on another kind of device, by the model's dtype."""
+"""Largest relative difference of a score on another kind of device, by the model's dtype.
+
+Float32 with TF32 has float16's mantissa, and its tolerance."""
 _COMPARED = ("status", "error", "score", "score_per_seed", "n_tokens", "truncated")
 _ROUNDING = ("torch", "triton", "xformers")
 
@@ -100,6 +102,15 @@ def unlike(record: RunRecord, model: Denoiser) -> list[str]:
     then |= {name: record.versions.get(name) for name in _ROUNDING}
     now |= {name: versions.get(name) for name in _ROUNDING}
     return [f"{k} {then[k]} then, {now.get(k)} now" for k in then if then[k] != now.get(k)]
+
+
+def tolerance_of(record: RunRecord, model: Denoiser) -> float:
+    """The tolerance where :func:`unlike` finds a difference."""
+    dtype = record.model["dtype"]
+    # older runs on a GPU had TF32 in convolutions
+    then = record.execution.get("allow_tf32", record.model["device"] == "cuda")
+    tf32 = dtype == "float32" and (then or model.engine.execution.allow_tf32)
+    return TOLERANCE["float16" if tf32 else dtype]
 
 
 def differing_rows(
