@@ -290,6 +290,11 @@ def test_a_model_that_allows_tf32_gets_it_in_its_network_alone(tiny_directory, m
     with Watch() as watch:
         Wen(0.0, iterations=1).run(model, PROMPTS[:1])
     assert watch.seen["convolution_backward"] == [TF32]
+    with Watch() as watch:
+        value_magnitudes(model, model.unconditional)
+    assert all(seen == [TF32] for seen in watch.seen.values())
+    # workers with and without TF32 are not compared
+    assert known_answer(model).device.endswith(" threads, TF32")
 
 
 def test_tf32_is_refused_where_there_is_none(tiny_directory):
@@ -298,6 +303,19 @@ def test_tf32_is_refused_where_there_is_none(tiny_directory):
     with pytest.raises(UsageError, match="allow_tf32 must be True or False, got 'auto'"):
         df.load(tiny_directory, device="cpu", allow_tf32="auto")
     assert not df.load(tiny_directory, device="cpu").engine.execution.allow_tf32
+
+
+@pytest.mark.gpu
+def test_float32_on_a_gpu_is_ieee_unless_tf32_is_allowed():
+    x, weight = torch.randn(2, 64, 16, 16).cuda(), torch.randn(64, 64, 3, 3).cuda()
+    exact = torch.nn.functional.conv2d(x.double(), weight.double())
+
+    def error(allow_tf32):
+        with fixed_precision(allow_tf32):
+            return float((torch.nn.functional.conv2d(x, weight) - exact).norm() / exact.norm())
+
+    by_the_older_interface()
+    assert error(False) < 1e-6 < 1e-5 < error(True)
 
 
 def test_a_score_does_not_depend_on_a_callers_switches(model):

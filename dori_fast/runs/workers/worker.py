@@ -59,7 +59,7 @@ class Failed:
 
 
 def known_answer(model: Denoiser) -> Ready:
-    """The kind of device, and a digest of the model's prediction there for a fixed input.
+    """The kind of device, TF32 included, and a digest of the model's prediction for a fixed input.
 
     Equal devices with equal threads give equal digests, to the bit.
     """
@@ -68,8 +68,8 @@ def known_answer(model: Denoiser) -> Ready:
         output = model.output(model.encode([_PROMPT]), model.noise([0]), timestep)
     kind = f"cpu, {torch.get_num_threads()} threads"
     if model.device.type == "cuda":
-        tf32 = ", TF32" if model.engine.execution.allow_tf32 else ""
-        kind = torch.cuda.get_device_name(model.device) + tf32
+        kind = torch.cuda.get_device_name(model.device)
+    kind += ", TF32" * model.engine.execution.allow_tf32
     return Ready(kind, tensors_sha256({"output": output}))
 
 
