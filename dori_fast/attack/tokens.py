@@ -35,6 +35,7 @@ from dori_fast.attack.stopping import Stop
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
 from dori_fast.models.engine.gradients import fitted
+from dori_fast.models.precision import fixed_precision
 from dori_fast.models.prefixed import PrefixedPrompts
 from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import EmbeddingState, embedding_step
@@ -175,6 +176,7 @@ class _Choices(Progression):
         nearest = project(self.choices.masked_fill(~self.prefixed.allowed, -torch.inf))
         self.choices = torch.where(moves[:, None, None], nearest, self.choices)
 
+    @fixed_precision()
     def _through_the_encoder(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Gradients [A, K, V] of the one-hot choices, from those of the embeddings.
 

@@ -65,7 +65,7 @@ class Run:
         groups = self._groups(rows, found, generator)
         lr = self._rate()
         self.step += 1
-        with self.weights.trainable():
+        with model.engine.precision(), self.weights.trainable():
             losses = self._backward(groups, generator)
             norm = self.weights.update(lr, method.clip, self.step)
         model.engine.weights_changed()

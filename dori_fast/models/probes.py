@@ -235,7 +235,8 @@ def _magnitudes(model: Denoiser, name: str, condition: TextCondition, size: int)
     if not len(unique):
         return unique.new_zeros(len(condition), model.engine.value_widths[name])
     # every projection has the same shape, so that its rows do not depend on their neighbors
-    parts = [
-        project(pad_rows(part, size)).abs().mean(1)[: len(part)] for part in unique.split(size)
-    ]
+    with model.engine.precision():
+        parts = [
+            project(pad_rows(part, size)).abs().mean(1)[: len(part)] for part in unique.split(size)
+        ]
     return torch.cat(parts)[condition.index.to(unique.device)]

@@ -21,6 +21,7 @@ from dori_fast.integrations.peers.swap import Patch, Peer, Shim, Swap
 from dori_fast.integrations.peers.wen_gradients import make_differentiated
 from dori_fast.integrations.supported import require_scored
 from dori_fast.models.components import Components
+from dori_fast.models.precision import fixed_precision
 
 _REPOSITORY = "https://github.com/YuxinWenRick/diffusion_memorization at c8fe471"
 _CALL = (
@@ -165,6 +166,7 @@ def _instrumented(
 
 
 @torch.no_grad()
+@fixed_precision()
 def _decode(pipe: Any, latents: Any, wanted: str, steps: int | None) -> tuple[Any, Any]:
     if latents is None:
         raise UsageError(

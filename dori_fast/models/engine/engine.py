@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from dori_fast.models.engine.full_batches import FullBatches
 from dori_fast.models.engine.opened import evaluating, opened
 from dori_fast.models.engine.state import State, TextPart, Timestep
 from dori_fast.models.masks import NeuronMask, WeightMask
+from dori_fast.models.precision import fixed_precision
 from dori_fast.models.text.conditions import pad_rows
 
 
@@ -43,7 +45,7 @@ class Engine:
         self._opened = opened(self.backbone, self._share, self._wanted)
         automatic = batch_size == "auto"
         if automatic:
-            with evaluating(backbone):
+            with self.evaluating():
                 graphs = self._opened.graphs
                 batch_size = auto_batch_size(backbone, self._opened.program, graphs=graphs)
         self._batches = FullBatches(int(batch_size), self._opened.release, automatic=automatic)
@@ -70,7 +72,7 @@ class Engine:
         about 1 ms for SD 1.x and 4 ms for SDXL on a CPU, next to a batch of evaluations.
         """
         snapshot = self._opened.snapshot
-        with evaluating(self.backbone):
+        with self.evaluating():
             changed = snapshot.changed()
         if changed:
             self._opened = opened(self.backbone, self._share, self._wanted)
@@ -145,6 +147,20 @@ class Engine:
         self._generation += 1
         if self._program is not None:
             self._program.weights_changed()
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """The context in which the network is opened and evaluated, in :meth:`precision`.
+
+        In it, a borrowed network has no dropout and no gradients to its weights.
+        """
+        return evaluating(self.backbone, self._wanted.allow_tf32)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The precision of all evaluations; enter it for backward passes of your own.
+
+        See :func:`dori_fast.models.precision.fixed_precision`.
+        """
+        return fixed_precision(self._wanted.allow_tf32)
 
     @torch.no_grad()
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
@@ -254,7 +270,7 @@ class Engine:
 
     def _in_batches(self, compute: Callable[..., State], *indices: Tensor) -> State:
         """``compute`` on full batches of the indices [N], N >= 1; the padding is cut off."""
-        with evaluating(self.backbone):
+        with self.evaluating():
             return self._batches.run(compute, *indices)
 
     def _full_batch(self, samples: Samples, text: Tensor, which: Tensor) -> Tensor:
@@ -280,7 +296,8 @@ class Engine:
         """
         self.evaluations += len(latents)
         self._batches.rows += len(latents)
-        return self.backbone.whole(latents, timestep, text, pooled)
+        with self.precision():
+            return self.backbone.whole(latents, timestep, text, pooled)
 
     @torch.no_grad()
     def _prefix(self, program: Program, shared: SharedLatents, which: Tensor) -> State:

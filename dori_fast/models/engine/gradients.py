@@ -13,14 +13,14 @@ from dori_fast.models.engine.backbone import Program
 from dori_fast.models.engine.batch_size import auto_batch_size
 from dori_fast.models.engine.engine import Engine
 from dori_fast.models.engine.memory import Shrinking, T
-from dori_fast.models.engine.opened import evaluating
 
 
 @contextmanager
 def differentiating(engine: Engine, recompute: bool = False) -> Iterator[None]:
     """A context of work with gradients, whose ``engine.batch_size`` leaves room for graphs.
 
-    A batch size that "auto" chose is replaced by one that is probed with a backward pass (on a CPU
+    Evaluations and backward passes in it have the engine's precision. A batch size that "auto"
+    chose is replaced by one that is probed with a backward pass (on a CPU
     the same one). A size of the user's stays. An evaluation that runs out of memory raises; within
     :func:`fitted` the step is repeated with half the size, which stays for the rest of the context.
     Afterwards the batch size is as before. Within another such context the outer one's size stays.
@@ -37,7 +37,7 @@ def differentiating(engine: Engine, recompute: bool = False) -> Iterator[None]:
     program = engine.program if recompute or engine.not_shared is None else None
 
     def probe() -> int:
-        with evaluating(engine.backbone):
+        with engine.evaluating():
             return auto_batch_size(engine.backbone, program, gradients=True)
 
     with _recomputing(engine, program, recompute), engine.batches.differentiating(recompute, probe):
@@ -66,12 +66,12 @@ def fitted(engine: Engine, step: Callable[[], T], pieces: Shrinking | None = Non
 
 @contextmanager
 def _recomputing(engine: Engine, program: Program | None, on: bool) -> Iterator[None]:
-    if program is None:
-        yield
-        return
-    before, program.recompute = program.recompute, on
-    try:
-        with evaluating(engine.backbone):
+    with engine.evaluating():
+        if program is None:
             yield
-    finally:
-        program.recompute = before
+            return
+        before, program.recompute = program.recompute, on
+        try:
+            yield
+        finally:
+            program.recompute = before

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dori_fast._checks import to_device
 from dori_fast.models.frozen import frozen
+from dori_fast.models.precision import fixed_precision
 from dori_fast.models.text.conditions import TextCondition, first_positions, pad_rows
 from dori_fast.models.text.prompts import list_of_str
 from dori_fast.models.text.tokens import PromptTokens, TokenRows
@@ -187,7 +188,7 @@ def _in_batches(
 
 def _call(encoder: Any, ids: Tensor, mask: Tensor | None) -> Any:
     """The encoder on token ids [B, T], without dropout whatever its caller does with it."""
-    with frozen(encoder):
+    with fixed_precision(), frozen(encoder):
         return encoder(ids, attention_mask=mask, output_hidden_states=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -228,6 +228,7 @@ class _Run:
             model=described,
             reading=list(self.model.reading),
             batch_size=self.model.batch_size,
+            execution=asdict(self.model.engine.execution),
             versions=library_versions(),
         )
         record.counts = self.memorized.counts

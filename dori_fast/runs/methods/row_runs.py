@@ -6,7 +6,7 @@ The run directory is a scan's, with shards of a few rows: a kill costs at most t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -139,6 +139,7 @@ def run_rows(
         model=described,
         reading=list(model.reading),
         batch_size=model.batch_size,
+        execution=asdict(model.engine.execution),
         versions=library_versions(),
     )
     schema = _schema(reader, columns)

@@ -34,6 +34,7 @@ def _is_none(value: object) -> bool:
 
 # left out of run.json where it is unknown, so that an older run keeps its bytes
 _Counter = Annotated[int | None, Field(exclude_if=_is_none)]
+_Switch = Literal["attention", "compile", "channels_last", "cuda_graphs", "allow_tf32"]
 
 
 class Counts(BaseModel):
@@ -80,7 +81,7 @@ class _Rows(BaseModel):
 
     identity: _Identity
     model: _Model
-    execution: dict[Literal["attention", "compile", "channels_last", "cuda_graphs"], str | bool]
+    execution: dict[_Switch, str | bool]
 
 
 class RunRecord(BaseModel):
@@ -91,7 +92,8 @@ class RunRecord(BaseModel):
 
     Attributes:
         reading: sentences on what is read otherwise than by the model's own pipeline.
-        execution: options by which the network was run.
+        execution: options by which the network was run. Without ``allow_tf32``, torch's switches
+            of precision were those of the caller.
         device_name: device that it ran on.
         threads: CPU threads of each process; None if unknown, or if the run was resumed with
             another number. Execution, device and threads change scores by rounding alone.

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from dori_fast.models import Denoiser
 
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
-"""Largest relative difference of a score if something that rounds has changed, by dtype."""
+"""Largest relative difference of a score if something that rounds has changed, by dtype.
+
+Float32 with TF32 has float16's mantissa, and its tolerance."""
 _COMPARED = ("status", "error", "score", "score_per_seed", "n_tokens", "truncated")
 _ROUNDING = ("torch", "triton", "xformers")
 
@@ -47,6 +49,9 @@ def recorded_model(record: RunRecord, model: Denoiser | str | Path | None) -> De
     if execution.get("attention") == "own":
         del execution["attention"]
     away = described["device"] == "cuda" and not torch.cuda.is_available()
+    if away:
+        # a GPU's switches, which cannot be on here
+        execution = {}
     return load(
         described["source"] if model is None else model,
         revision=described["revision"] if model is None else None,
@@ -85,6 +90,9 @@ def recorded_detector(config: dict[str, Any]) -> Detector:
 def unlike(record: RunRecord, model: Denoiser) -> list[str]:
     """Differences in device, switches, threads and libraries from the run's."""
     then = {"device": record.device_name, **record.execution}
+    if record.model["device"] == "cuda":
+        # older runs have the precision that their caller's torch had
+        then.setdefault("allow_tf32", "unknown")
     now = {"device": device_name(model.device), **asdict(model.engine.execution)}
     if (threads := threads_of(model.device)) is not None:
         # None in older runs, and in those that were resumed with another number
@@ -107,6 +115,15 @@ def batches_of(model: Denoiser, size: int) -> Iterator[Denoiser]:
     finally:
         if model.batch_size != before:
             model.batch_size = before
+
+
+def tolerance_of(record: RunRecord, model: Denoiser) -> float:
+    """The tolerance where :func:`unlike` finds a difference."""
+    dtype = record.model["dtype"]
+    # older runs on a GPU had TF32 in convolutions
+    then = record.execution.get("allow_tf32", record.model["device"] == "cuda")
+    tf32 = dtype == "float32" and (then or model.engine.execution.allow_tf32)
+    return TOLERANCE["float16" if tf32 else dtype]
 
 
 def differing_rows(

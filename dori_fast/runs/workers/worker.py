@@ -62,7 +62,7 @@ class Failed:
 
 
 def known_answer(model: Denoiser) -> Ready:
-    """The kind of device, and a digest of the model's prediction there for a fixed input.
+    """The kind of device, TF32 included, and a digest of the model's prediction for a fixed input.
 
     CPUs of one kind give equal digests with equal threads and batch sizes. GPUs of one kind must,
     too, or a worker gets no work.
@@ -74,7 +74,7 @@ def known_answer(model: Denoiser) -> Ready:
     if model.device.type == "cuda":
         kind = torch.cuda.get_device_name(model.device)
     # halved by the evaluation if memory ran out
-    kind += f", batches of {model.batch_size}"
+    kind += f", batches of {model.batch_size}" + ", TF32" * model.engine.execution.allow_tf32
     return Ready(kind, tensors_sha256({"output": output}))
 
 

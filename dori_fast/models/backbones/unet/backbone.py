@@ -12,7 +12,7 @@ from dori_fast._checks import to_device
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.by_sample import require_by_sample
 from dori_fast.models.backbones.unet.objections import refusal
-from dori_fast.models.backbones.unet.parts import Parts
+from dori_fast.models.backbones.unet.parts import Parts, head_sizes
 from dori_fast.models.backbones.unet.program import Program, added_conditions
 from dori_fast.models.backbones.unet.require import KIND, require_text, require_unet, text_width
 from dori_fast.models.backbones.unet.stock import foreign_module, hooked_module, unbound_method
@@ -74,6 +74,10 @@ class UNet:
     @property
     def text_width(self) -> int:
         return text_width(self.network.config)
+
+    @property
+    def head_sizes(self) -> list[int]:
+        return head_sizes(self.network)
 
     @property
     def not_shared(self) -> str | None:
