@@ -12,7 +12,6 @@ PROMISE = re.compile(r"to the bit|bit-equal|bitwise|bit for bit|same bits", re.I
 PLACE = re.compile(r"\b(CPUs?|GPUs?|devices?|machine)\b")
 # where such words promise nothing about arithmetic, or where another place says it
 EXCEPTIONS = {
-    "docs/accelerate.md": "cells of a table; a sentence below it has the device",
     "docs/drop_in.md": "cells of a table; a sentence below it has the device",
     "docs/integrity.md": "the heading of the section about bits",
     "dori_fast/integrations/rows.py": "rows of a batch are compared",

@@ -119,10 +119,7 @@ class Engine:
         Raises:
             UsageError: the network runs whole.
         """
-        self.look_again()
-        if self._program is None:
-            raise self._layers_unknown()
-        return self._program
+        return self.require_stages()
 
     @property
     def layers(self) -> list[str]:
@@ -138,6 +135,13 @@ class Engine:
     def second_linears(self) -> dict[str, nn.Module]:
         """The second linear layer of each feed-forward by name, in the same order."""
         return self.program.second_linears
+
+    def require_stages(self) -> Program:
+        """The network's stages; raises UsageError if it runs whole."""
+        self.look_again()
+        if self._program is None:
+            raise UsageError(f"the layers of this model are not known ({self.not_shared})")
+        return self._program
 
     def weights_changed(self) -> None:
         """Discard results of the old weights; call this after writes through ``.data``.
@@ -156,10 +160,7 @@ class Engine:
         return evaluating(self.backbone, self._wanted.allow_tf32)
 
     def precision(self) -> AbstractContextManager[None]:
-        """The precision of all evaluations; enter it for backward passes of your own.
-
-        See :func:`dori_fast.models.precision.fixed_precision`.
-        """
+        """The :func:`.fixed_precision` of all evaluations; enter it for backward passes."""
         return fixed_precision(self._wanted.allow_tf32)
 
     @torch.no_grad()
@@ -338,14 +339,9 @@ class Engine:
         return own
 
     def _variant(self, attention: Attention, observe: Observe | None = None) -> Program:
-        """The network's stages with another attention kernel or with an observer."""
-        self.look_again()
-        if self._program is None:
-            raise self._layers_unknown()
+        """The stages with another attention kernel or an observer; raises as :attr:`program`."""
+        self.require_stages()
         return self.backbone.program(attention, observe=observe)
-
-    def _layers_unknown(self) -> UsageError:
-        return UsageError(f"the layers of this model are not known ({self.not_shared})")
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < len(self.layers):

@@ -35,8 +35,8 @@ class Piece:
 class MaskedRows:
     """Runs samples of P prompts on S latents; a piece's result does not depend on the others.
 
-    Every stage of the network runs on batches of one shape. So a result is the same, to the bit,
-    whether the part before a layer was computed in advance or not.
+    Every stage of the network runs on batches of one shape. So on a CPU a result is the same, to
+    the bit, whether the part before a layer was computed in advance or not.
 
     Args:
         model: the denoiser, whose own masks, if any, are M = 1.

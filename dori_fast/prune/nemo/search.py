@@ -28,7 +28,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from dori_fast._checks import require_finite, threshold_number
+from dori_fast._checks import require_finite, threshold_number, to_device
 from dori_fast.errors import NonFiniteError, UsageError
 from dori_fast.models import Denoiser, NeuronMask, TextCondition, stack
 from dori_fast.models.probes import change_of_noise, value_magnitudes
@@ -243,7 +243,7 @@ class NeMo:
                 if search.memorized:
                     own = {name: of_all[i] for name, of_all in magnitudes.items()}
                     asks = walk_of(self._tries(model, own), self.threshold, search)
-                    plain = delta[i][torch.tensor(search.seeds, device=delta.device)]
+                    plain = delta[i][to_device(torch.tensor(search.seeds), delta.device)]
                     walks[i] = Walk(i, tuple(search.seeds), plain, model.dtype, asks)
             except NonFiniteError as error:
                 errors[i] = error

@@ -29,12 +29,8 @@ from dori_fast.runs.progress import Progress
 from dori_fast.runs.scoring.spent import Spent
 from dori_fast.runs.signals import Interrupts, interruptible
 from dori_fast.runs.sources.memory.values import prompts_path
+from dori_fast.runs.store import durable
 from dori_fast.runs.store.directory import LockedDirectory, Resume
-from dori_fast.runs.store.durable import (
-    write_durably,
-    write_folder_durably,
-    write_text_durably,
-)
 from dori_fast.runs.store.record import (
     SCHEMA_VERSION,
     RunRecord,
@@ -263,7 +259,7 @@ class _Run:
     def write_quarantine(self) -> None:
         """Write the rows that are left out, one per line."""
         text = "".join(json.dumps(row) + "\n" for row in self.refused)
-        write_text_durably(self.out / QUARANTINE, text)
+        durable.write_text_durably(self.out / QUARANTINE, text)
 
     def retained(self, run_hash: str) -> Pairs:
         """The retained pairs."""
@@ -317,7 +313,7 @@ class _Run:
             if due:
                 # after the log, which must not be behind the checkpoint
                 log.sync()
-                write_durably(path, due.pop().save)
+                durable.write_durably(path, due.pop().save)
             if on_step is not None:
                 on_step(report)
             if on_progress is not None:
@@ -335,7 +331,7 @@ class _Run:
             checkpoint_every=checkpoint_every,
             resume=last,
         )
-        write_folder_durably(self.out / MODEL, tuned.save_pretrained)
+        durable.write_folder_durably(self.out / MODEL, tuned.save_pretrained)
         self.spent.add(tuned)
         return self.method.steps - begun
 
