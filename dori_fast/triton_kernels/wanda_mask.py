@@ -9,6 +9,9 @@ from torch import Tensor
 
 from dori_fast.triton_kernels._common import ACCUMULATE, block_of, launch
 
+# Triton's largest tile; a program holds a whole row
+_MOST_COLUMNS = 1 << 20
+
 
 @triton.jit
 def _wanda_mask_kernel(
@@ -62,8 +65,17 @@ def _wanda_mask_kernel(
 def wanda_mask_triton(
     weight: Tensor, act_norm: Tensor, base_act_norm: Tensor | None, count: int
 ) -> Tensor:
-    """Launch the kernel; arguments and result as in `wanda_mask_reference`."""
+    """Launch the kernel; arguments and result as in `wanda_mask_reference`.
+
+    Raises:
+        ValueError: rows too long for one program.
+    """
     rows, columns = weight.shape
+    if columns > _MOST_COLUMNS:
+        raise ValueError(
+            f"wanda_mask: the Triton kernel takes rows of at most {_MOST_COLUMNS} weights, got"
+            f" {columns}; use backend='reference'"
+        )
     mask = torch.empty(rows, columns, dtype=torch.bool, device=weight.device)
     if count == 0:
         return mask.zero_()
@@ -71,7 +83,7 @@ def wanda_mask_triton(
         return mask
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
     act_norm = act_norm.contiguous()
-    block = block_of(columns, 1 << 20)
+    block = block_of(columns, _MOST_COLUMNS)
     launch(
         _wanda_mask_kernel,
         rows,
