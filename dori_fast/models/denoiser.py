@@ -76,7 +76,7 @@ class Denoiser:
         self._masks: Masks | None = None
         self._shared = RecentLatents()
         # by batch size, as the shared noise is: another shape may differ in the last bits
-        self._empty: dict[int, TextCondition] = {}
+        self._empty: dict[tuple[int, int], TextCondition] = {}
         # between calls, the caller may train a network of its own
         self._keeps = not backbone.borrowed
 
@@ -148,10 +148,10 @@ class Denoiser:
     @property
     def unconditional(self) -> TextCondition:
         """The condition of the empty prompt, P = 1."""
-        size = self.batch_size
-        if size not in self._empty or not self._keeps:
-            self._empty[size] = self._text.empty(size)
-        return self._empty[size]
+        at = self.batch_size, torch.get_num_threads()  # the last bits depend on both
+        if at not in self._empty or not self._keeps:
+            self._empty[at] = self._text.empty(self.batch_size)
+        return self._empty[at]
 
     def unconditional_for(self, condition: TextCondition) -> TextCondition:
         """The empty prompt in place of each of P prompts, under the same masks."""
@@ -238,9 +238,10 @@ class Denoiser:
 
     def share_noise(self, seeds: Sequence[int], timestep: int) -> SharedLatents:
         """The initial noise of S seeds, shared by all prompts and kept for later calls."""
-        key = (self.engine.generation, self.batch_size, tuple(seeds), timestep)
+        at = self.engine.generation, self.batch_size, torch.get_num_threads()
         if not self._keeps:
             return self.share(self.noise(seeds), timestep)
+        key = (*at, tuple(seeds), timestep)
         return self._shared.get(key, lambda: self.share(self.noise(seeds), timestep))
 
     def share_up_to(

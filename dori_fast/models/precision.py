@@ -147,7 +147,7 @@ def fixed_precision(allow_tf32: bool = False) -> Iterator[None]:
 
     It may be entered again within itself and by several threads. The caller's switches are back
     when all have left it; changes made meanwhile are lost. TF32 is used only while every context
-    allows it. Entering and leaving takes about 20 microseconds, and 1 microsecond within another.
+    allows it. Entering and leaving takes some tens of microseconds, and less within another.
 
     Args:
         allow_tf32: True to allow TF32 in float32 convolutions and matrix products on a GPU.
