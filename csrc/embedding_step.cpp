@@ -19,8 +19,8 @@ void check_like_params(const Tensor& params, const Tensor& x, const char* name, 
 }
 
 void check_per_problem(const Tensor& params, const Tensor& x, const char* name, ScalarType dtype) {
-  STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == params.size(0) && x.is_contiguous(), kOp, ": ", name,
-                  " must be a contiguous [P] of params [P, T, D]");
+  STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == params.size(0), kOp, ": ", name,
+                  " must be [P] of params [P, T, D]");
   STD_TORCH_CHECK(x.scalar_type() == dtype, kOp, ": ", name, " has the wrong dtype");
   STD_TORCH_CHECK(same_device(x, params), kOp, ": ", name, " must be on the device of params");
 }
@@ -40,8 +40,9 @@ const bool* flags(const std::optional<Tensor>& x) {
 }
 
 void embedding_step_cpu(Tensor params, const Tensor& grad, Tensor exp_avg, Tensor exp_avg_sq,
-                        Tensor step, std::optional<Tensor> active, std::optional<Tensor> frozen_any,
-                        double lr, double beta1, double beta2, double eps, double weight_decay) {
+                        Tensor step, std::optional<Tensor> active_any,
+                        std::optional<Tensor> frozen_any, double lr, double beta1, double beta2,
+                        double eps, double weight_decay) {
   STD_TORCH_CHECK(params.dim() == 3, kOp, ": params must be [P, T, D], got ", params.dim(),
                   " dimensions");
   const DType dtype = kernel_dtype(kOp, params);
@@ -49,20 +50,24 @@ void embedding_step_cpu(Tensor params, const Tensor& grad, Tensor exp_avg, Tenso
   check_like_params(params, exp_avg, "exp_avg", accumulate_dtype(dtype));
   check_like_params(params, exp_avg_sq, "exp_avg_sq", accumulate_dtype(dtype));
   check_per_problem(params, step, "step", ScalarType::Long);
-  if (active) check_per_problem(params, *active, "active", ScalarType::Bool);
-  std::optional<Tensor> frozen;
+  std::optional<Tensor> active, frozen;
+  if (active_any) {
+    check_per_problem(params, *active_any, "active", ScalarType::Bool);
+    active = with_contiguous_rows(*active_any, 0);
+  }
   if (frozen_any) {
     check_frozen(params, *frozen_any);
     frozen = with_contiguous_rows(*frozen_any, frozen_any->dim() - 1);
   }
-  auto* steps = static_cast<int64_t*>(step.mutable_data_ptr());
+  // the kernel reads the counts as they are now; afterwards they are counted up in their own place
+  const Tensor steps = with_contiguous_rows(step, 0);
   const EmbeddingStep task{
       .dtype = dtype,
       .params = params.mutable_data_ptr(),
       .grad = grad.const_data_ptr(),
       .exp_avg = exp_avg.mutable_data_ptr(),
       .exp_avg_sq = exp_avg_sq.mutable_data_ptr(),
-      .step = steps,
+      .step = static_cast<const int64_t*>(steps.const_data_ptr()),
       .active = flags(active),
       .frozen = flags(frozen),
       .problems = params.size(0),
@@ -76,7 +81,10 @@ void embedding_step_cpu(Tensor params, const Tensor& grad, Tensor exp_avg, Tenso
       .adam = {lr, beta1, beta2, eps, weight_decay}};
   parallel_rows(task.problems * task.tokens, task.dim,
                 [&](int64_t first, int64_t last) { cpu::embedding_step(task, first, last); });
-  for (int64_t p = 0; p < task.problems; ++p) steps[p] += !task.active || task.active[p];
+  auto* count = static_cast<int64_t*>(step.mutable_data_ptr());
+  for (int64_t p = 0; p < task.problems; ++p) {
+    count[p * step.stride(0)] += !task.active || task.active[p];
+  }
 }
 
 }  // namespace

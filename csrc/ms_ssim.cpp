@@ -11,9 +11,8 @@ namespace {
 constexpr const char* kOp = "ms_ssim";
 
 void check_pairs(const Tensor& maps, const Tensor& pairs) {
-  STD_TORCH_CHECK(pairs.dim() == 2 && pairs.size(1) == 2 && pairs.is_contiguous() &&
-                      pairs.scalar_type() == ScalarType::Long,
-                  kOp, ": pairs must be contiguous int64 [K, 2]");
+  STD_TORCH_CHECK(pairs.dim() == 2 && pairs.size(1) == 2 && pairs.scalar_type() == ScalarType::Long,
+                  kOp, ": pairs must be int64 [K, 2]");
   STD_TORCH_CHECK(same_device(maps, pairs), kOp, ": pairs must be on the device of maps");
   const auto* image = static_cast<const int64_t*>(pairs.const_data_ptr());
   for (int64_t i = 0; i < pairs.numel(); ++i) {
@@ -50,10 +49,11 @@ void set_scales(MsSsim& task, int64_t height, int64_t width, const std::vector<d
   }
 }
 
-Tensor ms_ssim_cpu(const Tensor& maps_any, const Tensor& pairs, int64_t kernel_size, double sigma,
-                   std::vector<double> betas, bool rescale) {
+Tensor ms_ssim_cpu(const Tensor& maps_any, const Tensor& pairs_any, int64_t kernel_size,
+                   double sigma, std::vector<double> betas, bool rescale) {
   STD_TORCH_CHECK(maps_any.dim() == 5, kOp, ": maps must be [G, M, C, H, W], got ", maps_any.dim(),
                   " dimensions");
+  const Tensor pairs = with_contiguous_rows(pairs_any, 0);
   check_pairs(maps_any, pairs);
   const Tensor maps = with_contiguous_rows(maps_any, 2);
   const DType dtype = kernel_dtype(kOp, maps);

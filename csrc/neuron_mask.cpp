@@ -46,33 +46,39 @@ Tensor neuron_mask_cpu(const Tensor& x, const Tensor& scale) {
   });
 }
 
-void check_list(const Tensor& x, const Tensor& list, const char* name) {
-  STD_TORCH_CHECK(list.dim() == 1 && list.scalar_type() == ScalarType::Long && list.is_contiguous(),
-                  kInPlaceOp, ": ", name, " must be a contiguous int64 vector");
+Tensor list_of(const Tensor& x, const Tensor& list, const char* name) {
+  STD_TORCH_CHECK(list.dim() == 1 && list.scalar_type() == ScalarType::Long, kInPlaceOp, ": ", name,
+                  " must be an int64 vector");
   STD_TORCH_CHECK(same_device(x, list), kInPlaceOp, ": ", name, " must be on the device of x");
+  return with_contiguous_rows(list, 0);
 }
 
-NeuronMaskInPlace in_place_task(const Tensor& x, const Tensor& indices,
-                                const std::optional<Tensor>& offsets, double factor) {
+// Calls launch(task); the lists live until it returns.
+template <class Launch>
+void with_lists(const Tensor& x, const Tensor& indices_any,
+                const std::optional<Tensor>& offsets_any, double factor, const Launch& launch) {
   STD_TORCH_CHECK(x.dim() == 3, kInPlaceOp, ": x must be [B, T, N], got ", x.dim(), " dimensions");
-  check_list(x, indices, "indices");
-  if (offsets) {
-    check_list(x, *offsets, "offsets");
+  const Tensor indices = list_of(x, indices_any, "indices");
+  std::optional<Tensor> offsets;
+  if (offsets_any) {
+    offsets = list_of(x, *offsets_any, "offsets");
     STD_TORCH_CHECK(offsets->size(0) == x.size(0) + 1, kInPlaceOp, ": offsets must have ",
                     x.size(0) + 1, " entries (B + 1), got ", offsets->size(0));
   }
-  return {.dtype = kernel_dtype(kInPlaceOp, x),
-          .x = x.mutable_data_ptr(),
-          .indices = static_cast<const int64_t*>(indices.const_data_ptr()),
-          .offsets = offsets ? static_cast<const int64_t*>(offsets->const_data_ptr()) : nullptr,
-          .factor = factor,
-          .batch = x.size(0),
-          .tokens = x.size(1),
-          .neurons = x.size(2),
-          .listed = indices.size(0),
-          .batch_stride = x.stride(0),
-          .token_stride = x.stride(1),
-          .neuron_stride = x.stride(2)};
+  const NeuronMaskInPlace task{
+      .dtype = kernel_dtype(kInPlaceOp, x),
+      .x = x.mutable_data_ptr(),
+      .indices = static_cast<const int64_t*>(indices.const_data_ptr()),
+      .offsets = offsets ? static_cast<const int64_t*>(offsets->const_data_ptr()) : nullptr,
+      .factor = factor,
+      .batch = x.size(0),
+      .tokens = x.size(1),
+      .neurons = x.size(2),
+      .listed = indices.size(0),
+      .batch_stride = x.stride(0),
+      .token_stride = x.stride(1),
+      .neuron_stride = x.stride(2)};
+  launch(task);
 }
 
 // A wrong index would write outside x. The CUDA kernel guards every access instead, since reading
@@ -92,10 +98,12 @@ void check_lists_on_cpu(const NeuronMaskInPlace& task) {
 
 void neuron_mask_in_place_cpu(Tensor x, const Tensor& indices, std::optional<Tensor> offsets,
                               double factor) {
-  const NeuronMaskInPlace task = in_place_task(x, indices, offsets, factor);
-  check_lists_on_cpu(task);
-  parallel_rows(task.batch * task.tokens, task.listed,
-                [&](int64_t first, int64_t last) { cpu::neuron_mask_in_place(task, first, last); });
+  with_lists(x, indices, offsets, factor, [](const NeuronMaskInPlace& task) {
+    check_lists_on_cpu(task);
+    parallel_rows(task.batch * task.tokens, task.listed, [&](int64_t first, int64_t last) {
+      cpu::neuron_mask_in_place(task, first, last);
+    });
+  });
 }
 
 #ifdef DORI_CUDA
@@ -107,10 +115,12 @@ Tensor neuron_mask_cuda(const Tensor& x, const Tensor& scale) {
 
 void neuron_mask_in_place_cuda(Tensor x, const Tensor& indices, std::optional<Tensor> offsets,
                                double factor) {
-  const NeuronMaskInPlace task = in_place_task(x, indices, offsets, factor);
-  if (x.numel() == 0 || task.listed == 0) return;
-  on_current_stream(kInPlaceOp, x,
-                    [&](cudaStream_t stream) { return cuda::neuron_mask_in_place(task, stream); });
+  with_lists(x, indices, offsets, factor, [&](const NeuronMaskInPlace& task) {
+    if (x.numel() == 0 || task.listed == 0) return;
+    on_current_stream(kInPlaceOp, x, [&](cudaStream_t stream) {
+      return cuda::neuron_mask_in_place(task, stream);
+    });
+  });
 }
 #endif
 
@@ -123,7 +133,7 @@ STABLE_TORCH_LIBRARY_IMPL(dori, CPU, m) {
 }
 #ifdef DORI_CUDA
 STABLE_TORCH_LIBRARY_IMPL(dori, CUDA, m) {
-  m.impl("neuron_mask", TORCH_BOX(&dori::neuron_mask_cuda));
-  m.impl("neuron_mask_", TORCH_BOX(&dori::neuron_mask_in_place_cuda));
+  m.impl("neuron_mask_cuda", TORCH_BOX(&dori::neuron_mask_cuda));
+  m.impl("neuron_mask__cuda", TORCH_BOX(&dori::neuron_mask_in_place_cuda));
 }
 #endif

@@ -128,6 +128,6 @@ STABLE_TORCH_LIBRARY_IMPL(dori, CPU, m) {
 }
 #ifdef DORI_CUDA
 STABLE_TORCH_LIBRARY_IMPL(dori, CUDA, m) {
-  m.impl("noise_difference", TORCH_BOX(&dori::noise_difference_cuda));
+  m.impl("noise_difference_cuda", TORCH_BOX(&dori::noise_difference_cuda));
 }
 #endif

@@ -76,6 +76,4 @@ def select(op: FusedOp, backend: str, x: torch.Tensor) -> Callable[..., Any]:
     reason = why_not(op, backend, x.device.type)
     if reason is not None:
         raise RuntimeError(f"{op.name}: backend '{backend}' is unavailable: {reason}")
-    if backend == "reference":
-        return op.reference
-    return op.triton if backend == "triton" else op.dispatched
+    return op.kernel(backend)

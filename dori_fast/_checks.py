@@ -1,4 +1,4 @@
-"""Argument checks of the public functions, and the dtype that sums and optimized values need.
+"""Argument checks of the public functions, and what every room needs of dtypes and devices.
 
 Messages read `<op>: <argument> must be <expected>, got <actual>` and are made only when a check
 fails: TypeError for a wrong type, ValueError for a wrong shape, dtype, device or value.
@@ -25,6 +25,17 @@ _FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to sum or optimize in: float64 for float64, otherwise float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, without waiting for the device.
+
+    A plain copy from pageable memory to a GPU first waits until the GPU has done everything that
+    it was given. This one goes through pinned memory, and torch keeps that until the copy is made.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def reject(op: str, argument: str, expected: str, got: object) -> NoReturn:

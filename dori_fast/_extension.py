@@ -29,12 +29,16 @@ def _load() -> str | None:
 REASON: str | None = _load()
 """Reason why the compiled ops are missing; None if they are loaded."""
 
+# listed here, before Python registers kernels of its own
+_KERNELS = {
+    key: frozenset(torch._C._dispatch_get_registrations_for_dispatch_key(key))
+    for key in ("CPU", "CUDA")
+}
+
 
 def has_kernel(op: str, dispatch_key: str) -> bool:
     """Return whether the extension has registered `dori::<op>` for a key ("CPU", "CUDA")."""
-    return REASON is None and torch._C._dispatch_has_kernel_for_dispatch_key(
-        f"dori::{op}", dispatch_key
-    )
+    return f"dori::{op}" in _KERNELS[dispatch_key]
 
 
 def build_facts() -> dict[str, Any] | None:

@@ -1,9 +1,11 @@
 """Define the operators `dori::*` of torch.
 
 Schema, fake and reference are Python; the compiled kernels register themselves when the extension
-is loaded. Per device, the dispatcher picks the extension's kernel, else Triton's (on CUDA), else
-the reference. Gradients live in the `autograd.Function` of each public function: a registered
-autograd formula costs five times as much per call.
+is loaded. The dispatcher picks the kernel in C++ on a CPU, Triton's on a GPU, and one in CUDA C++
+where Triton is not installed; else the reference. No committed row shows a kernel in CUDA C++ to be
+at least 1.15 times as fast as Triton's; one that is would come first. Gradients live in the
+`autograd.Function` of each public function: a registered autograd formula costs five times as much
+per call.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ class FusedOp:
         reference: plain-torch function.
         dispatched: handle of `dori::<name>`, the best kernel for the device.
         triton: handle of `dori::<name>_triton`, the Triton kernel even where it is not the best.
+        cuda: handle of `dori::<name>_cuda`, the kernel in CUDA C++; None without one.
         compiled_for: device types ("cpu", "cuda") for which the extension holds a kernel.
     """
 
@@ -38,7 +41,13 @@ class FusedOp:
     reference: Callable[..., Any]
     dispatched: Callable[..., Any]
     triton: Callable[..., Any]
+    cuda: Callable[..., Any] | None
     compiled_for: frozenset[str]
+
+    def kernel(self, backend: str) -> Callable[..., Any]:
+        """Return the handle of a named backend that can serve (`dori_fast._backend.why_not`)."""
+        named = {"reference": self.reference, "triton": self.triton, "cuda": self.cuda}
+        return named.get(backend) or self.dispatched
 
 
 OPS: dict[str, FusedOp] = {}
@@ -53,7 +62,7 @@ def define_op(
     fake: Callable[..., Any],
     triton: str,
 ) -> FusedOp:
-    """Register `dori::<name>` and `dori::<name>_triton` and return the handles to call them.
+    """Register `dori::<name>` with its variants `_triton` and `_cuda`; return the handles.
 
     Args:
         name: op.
@@ -65,22 +74,27 @@ def define_op(
             that importing the ops does not import Triton.
     """
     launch = _imported_when_called(triton)
-    for variant in (name, f"{name}_triton"):
+    in_cuda = _extension.has_kernel(f"{name}_cuda", "CUDA")
+    in_cpp = _extension.has_kernel(name, "CPU")
+    for variant in (name, f"{name}_triton", *((f"{name}_cuda",) if in_cuda else ())):
         _LIBRARY.define(variant + signature)
         torch.library.register_fake(f"dori::{variant}", fake, lib=_LIBRARY)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(f"{name}_triton", launch, key)
-    compiled_for = frozenset(d for d in ("cpu", "cuda") if _extension.has_kernel(name, d.upper()))
-    if HAS_TRITON and "cuda" not in compiled_for:
-        _LIBRARY.impl(name, launch, "CUDA")
     # bound once: looking a handle up costs more than calling it
+    cuda = getattr(torch.ops.dori, f"{name}_cuda").default if in_cuda else None
+    if HAS_TRITON:
+        _LIBRARY.impl(name, launch, "CUDA")
+    elif cuda is not None:
+        _LIBRARY.impl(name, cuda, "CUDA")
     op = FusedOp(
         name,
         reference,
         dispatched=getattr(torch.ops.dori, name).default,
         triton=getattr(torch.ops.dori, f"{name}_triton").default,
-        compiled_for=compiled_for,
+        cuda=cuda,
+        compiled_for=frozenset({"cpu"} if in_cpp else ()) | frozenset({"cuda"} if in_cuda else ()),
     )
     OPS[name] = op
     return op

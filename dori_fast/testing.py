@@ -31,7 +31,7 @@ def with_layout(x: Tensor, layout: str) -> Tensor:
     """Return a tensor with the values of x and another memory layout.
 
     Args:
-        x: any shape.
+        x: any shape and dtype.
         layout: "contiguous"; "offset", which starts one element into its storage and so is not
             aligned to vectors; "sliced", which skips every other element of the last dimension;
             "transposed", whose last two dimensions are swapped in memory; "expanded", which repeats
@@ -54,17 +54,13 @@ def with_layout(x: Tensor, layout: str) -> Tensor:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Apply a function to the floating tensors among inputs; keep the rest."""
-    return tuple(
-        function(value) if isinstance(value, Tensor) and value.is_floating_point() else value
-        for value in inputs
-    )
+    """Apply a function to the tensors among inputs, also those of flags and indices."""
+    return tuple(function(value) if isinstance(value, Tensor) else value for value in inputs)
 
 
 def to_oracle(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return inputs in float64 on the CPU: the same numbers, for exact arithmetic."""
-    moved = tuple(value.cpu() if isinstance(value, Tensor) else value for value in inputs)
-    return map_tensors(lambda x: x.double(), moved)
+    return map_tensors(lambda x: x.cpu().double() if x.is_floating_point() else x.cpu(), inputs)
 
 
 def copy_with_layout(x: Tensor) -> Tensor:
@@ -170,9 +166,7 @@ def check_backend(spec: OpSpec, backend: str, inputs: tuple[Any, ...]) -> None:
         AssertionError: see `assert_close_to_oracle`.
     """
     op = OPS[spec.name]
-    kernel = op.reference if backend == "reference" else op.dispatched
-    kernel = op.triton if backend == "triton" else kernel
-    found, expected = run(kernel, inputs), run(spec.reference, inputs)
+    found, expected = run(op.kernel(backend), inputs), run(spec.reference, inputs)
     exact_inputs = to_oracle(inputs)
     exact = run(spec.reference, exact_inputs)
     scale = exact

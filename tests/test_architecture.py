@@ -51,10 +51,10 @@ FOREIGN = {
 MODELS = {
     "files": set(),
     "schedules": set(),
-    "text": {"files", "frozen"},
-    "images": {"schedules", "frozen"},
+    "text": {"files", "frozen", "precision"},
+    "images": {"schedules", "frozen", "precision"},
     "masks": {"files"},
-    "engine": {"masks", "text", "files", "frozen"},  # knows no architecture
+    "engine": {"masks", "text", "files", "frozen", "precision"},  # knows no architecture
     # they know no files, no methods and no batches
     "backbones": {"engine", "masks", "text"},
     "components": {"files"},

@@ -80,6 +80,16 @@ def test_versions_agree() -> None:
     assert len(versions) == 1, f"rebuild with pip install -e . ({versions})"
 
 
+def test_one_range_of_torch_is_declared_and_its_newest_version_is_tested() -> None:
+    """CI installs the pinned version; the oldest of the range is that of the device's image."""
+    texts = [(ROOT / name).read_text() for name in ("pyproject.toml", "Makefile", "README.md")]
+    declared = [re.findall(r">=([\d.]+),<=([\d.]+)", text) for text in texts]
+    assert all(declared) and len({bounds for found in declared for bounds in found}) == 1
+    (newest,) = {most for _, most in declared[0]}
+    pinned = (ROOT / "requirements" / "torch-cpu.txt").read_text()
+    assert re.search(r"^torch==([\d.]+)", pinned, re.MULTILINE).group(1) == newest
+
+
 def test_build_facts() -> None:
     facts = _extension.build_facts()
     assert facts["build_type"] == "Release"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import warnings
 
 import numpy as np
 import pytest
@@ -13,11 +12,10 @@ import torch
 import dori_fast as df
 from dori_fast.evaluate import SSCD
 from tests.ops.contract import DTYPES
-
-with warnings.catch_warnings():
-    # An old version, from before newer Python and setuptools.
-    warnings.simplefilter("ignore")
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from tests.torchmetrics_pinned import (
+    multiscale_structural_similarity_index_measure,
+    needs_torchmetrics,
+)
 
 F64 = torch.float64
 NEMO = {"betas": (0.33, 0.33, 0.33)}
@@ -36,6 +34,7 @@ def test_the_names_are_reached_from_the_package() -> None:
         assert inspect.getdoc(getattr(df.functional, name))
 
 
+@needs_torchmetrics
 @pytest.mark.parametrize("reduction", ["elementwise_mean", "sum", "none", None])
 @pytest.mark.parametrize(("side", "options"), [(176, {}), (44, NEMO), (60, NEMO)])
 def test_ms_ssim_is_torchmetrics(side: int, options: dict, reduction: str | None) -> None:
@@ -47,6 +46,7 @@ def test_ms_ssim_is_torchmetrics(side: int, options: dict, reduction: str | None
     torch.testing.assert_close(found, expected, rtol=ROUNDED, atol=0)
 
 
+@needs_torchmetrics
 def test_ms_ssim_takes_torchmetrics_arguments_by_position() -> None:
     first, second = pairs(44)
     arguments = (True, 1.5, 11, "none", None, 0.01, 0.03, (0.5, 0.5), "relu")
@@ -63,6 +63,7 @@ def test_ms_ssim_takes_torchmetrics_arguments_by_position() -> None:
         assert parameter.default == torchs[name].default
 
 
+@needs_torchmetrics
 def test_a_narrower_window_is_torchmetrics_too() -> None:
     first, second = pairs(44)
     # torchmetrics' own kernel_size only limits the size of images
@@ -84,6 +85,7 @@ def test_ms_ssim_in_every_dtype(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
 
 
+@needs_torchmetrics
 def test_ms_ssim_has_torchmetrics_gradient() -> None:
     first, second = pairs(44)
     grads = []
@@ -115,6 +117,7 @@ def test_ms_ssim_refuses_what_it_does_not_support() -> None:
         df.functional.ms_ssim(first, second[:2], **NEMO)
 
 
+@needs_torchmetrics
 @pytest.mark.parametrize("rescale", [False, True])
 def test_pairwise_ms_ssim_is_torchmetrics_on_all_pairs(rescale: bool) -> None:
     # noise, with negative means of contrast too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,15 @@ from dori_fast._backend import BACKENDS, why_not
 from dori_fast._library import OPS
 from dori_fast.ops.backends import backends
 from tests.ops.calls import CALLS, WITHOUT_GRADIENT
-from tests.ops.contract import DEVICE, NOT_IN_CPP, OP_BACKENDS, SPECS, backends_of, inputs_of
+from tests.ops.contract import (
+    DEVICE,
+    IN_CUDA,
+    NOT_IN_CPP,
+    OP_BACKENDS,
+    SPECS,
+    backends_of,
+    inputs_of,
+)
 
 PACKAGE = Path(dori_fast.__file__).parent
 KERNELS = [(name, backend) for name, backend in OP_BACKENDS if backend != "reference"]
@@ -25,7 +34,7 @@ KERNELS = [(name, backend) for name, backend in OP_BACKENDS if backend != "refer
 
 @pytest.mark.parametrize(("name", "backend"), KERNELS)
 def test_opcheck(name: str, backend: str) -> None:
-    op = OPS[name].triton if backend == "triton" else OPS[name].dispatched
+    op = OPS[name].kernel(backend)
     for size in SPECS[name].sizes[3:5]:
         results = torch.library.opcheck(op, inputs_of(SPECS[name], size, torch.float32))
         assert len(results) == 4 and set(results.values()) == {"SUCCESS"}
@@ -107,11 +116,40 @@ def test_backends_names_every_operator_and_every_reason() -> None:
     assert dori_fast.backends() == table
 
 
-def python(code: str, *, cwd: Path, **environment: str) -> str:
+CUDA_KERNELS = """
+import json, sys
+if "--without-triton" in sys.argv: sys.modules["triton"] = None
+import torch
+from dori_fast import ops
+from dori_fast._library import OPS
+has = torch._C._dispatch_has_kernel_for_dispatch_key
+serves = {name: [has(f"dori::{name}", "CUDA"), op.cuda is not None] for name, op in OPS.items()}
+print(json.dumps(serves))
+print(torch._C._dispatch_dump("dori::neuron_mask"))
+"""
+
+
+def test_triton_answers_on_gpus_and_cuda_cpp_where_it_is_not_installed() -> None:
+    """No committed row shows a kernel in CUDA C++ to be faster than Triton's."""
+    facts = _extension.build_facts()
+    if not facts or not facts["cuda_version"]:
+        pytest.skip("built without CUDA")
+    for option in ("", "--without-triton"):
+        table, dump = python(CUDA_KERNELS, option, cwd=PACKAGE.parent).split("\n", 1)
+        serves = json.loads(table)
+        assert {name for name, (_, in_cuda) in serves.items() if in_cuda} == IN_CUDA
+        assert {name for name, (any_kernel, _) in serves.items() if any_kernel} == (
+            IN_CUDA if option else set(OPS)
+        )
+        (on_gpu,) = [line for line in dump.splitlines() if line.startswith("CUDA:")]
+        assert "_library.py" in on_gpu
+
+
+def python(code: str, *arguments: str, cwd: Path, **environment: str) -> str:
     """Run code in a fresh interpreter that sees no settings of this one."""
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         cwd=cwd,
         env={**clean, **environment},
         capture_output=True,

@@ -14,9 +14,10 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.ops.plot import draw
-from benchmarks.ops.results import Measured, Problem, load, place
+from benchmarks.ops.results import Figure, Measured, Problem, figures, load, place
 
 ROOT = Path(__file__).resolve().parents[2]
+PREFACE = Path(__file__).parent / "preface.md"
 BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
 _PROVIDERS = ("eager", "compile", "reference", "cpp", "triton", "cuda")
 _SHORT = ("float32", "float16", "bfloat16")
@@ -91,16 +92,25 @@ def short_table(measured: Sequence[Measured]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def full_page(measured: Sequence[Measured]) -> str:
-    """The text of docs/benchmarks.md."""
-    lines = [*_PREFACE]
+def full_page(measured: Sequence[Measured], other: Sequence[Figure] = ()) -> str:
+    """The text of docs/benchmarks.md: the preface, tables of times, and tables of other figures."""
+    lines = [*PREFACE.read_text().splitlines(), ""]
     for where, group in _by_machine(measured):
         lines += [f"## {where}", ""]
         sources = sorted({source for m in group for source in m.sources})
         lines += [f"- {versions}, commit {commit}" for versions, commit in sources]
         for unit in sorted({m.problem.unit for m in group}, reverse=True):
             lines += ["", *_machine_table([m for m in group if m.problem.unit == unit]), ""]
+    for (machine, threads), found in groupby(other, lambda f: (f.machine, f.threads)):
+        header = ("measurement", "shape", "dtype", "provider", "metric", "value")
+        rows = ((f"`{f.op}` {f.mode.replace('_', ' ')}", *_columns(f, header[1:])) for f in found)
+        lines += [f"## {place(machine, threads)}: other figures", "", *markdown(header, rows), ""]
     return "\n".join(lines)
+
+
+def _columns(figure: Figure, names: Sequence[str]) -> list[str]:
+    """Attributes as texts; a bar would end the table's cell."""
+    return [str(getattr(figure, name)).replace("|", "\\|") for name in names]
 
 
 def _machine_table(group: Sequence[Measured]) -> Iterator[str]:
@@ -122,32 +132,6 @@ def _machine_table(group: Sequence[Measured]) -> Iterator[str]:
             for m in group
         ),
     )
-
-
-_PREFACE = (
-    "# Benchmarks",
-    "",
-    "`python -m benchmarks.ops.report` writes this page from `benchmarks/results/*.csv`, which",
-    "also hold the spread, traffic, versions and command of every row. Numbers are medians. Each",
-    "result is first compared with a float64 oracle; then all providers of a row are timed in turn",
-    "in one process.",
-    "",
-    "- `eager` is the papers' code. The speed-up compares it with the kernel that `auto` takes: on",
-    "  a GPU `cuda`, else `triton`; on a CPU `cpp`, else `reference`.",
-    "- With one thread, times are CPU time, which other processes hardly change. With more threads",
-    "  and on GPUs, they are wall-clock time.",
-    "- 100 % of the roofline is the time of copying as many bytes as the op must move, or of a",
-    "  matrix product with as many operations, whichever is longer. Both are timed in the same run",
-    "  on the same device and threads. On a CPU the copy is as large as the problem, so both stay",
-    "  in the same cache. An op that mostly reads can exceed 100 %.",
-    "- `scan` rows score prompts end to end (model:prompts x seeds). `cfg_batched` is the papers'",
-    "  way batched over prompts; `uncond_shared` is ours without sharing inside the network.",
-    "  `dori_fast` has the defaults of `df.load`, `dori_fast_plain` has every switch off, and",
-    "  `dori_fast_channels_last`, `_compiled` and `_cuda_graphs` have only this switch on.",
-    "",
-    "![Speed-up over eager PyTorch](benchmarks.png)",
-    "",
-)
 
 
 def replaced(text: str, table: str) -> str:
@@ -177,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     readme, page = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
     wanted = {
         readme: replaced(readme.read_text(), short_table(measured)),
-        page: full_page(measured),
+        page: full_page(measured, figures()),
     }
     stale = [path.name for path, text in wanted.items() if _text(path) != text]
     if options.check:

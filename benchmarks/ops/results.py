@@ -6,10 +6,10 @@ import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, TIMES
 
 # in order of preference: "auto" takes the first that runs
-KERNELS = ("cuda", "triton", "cpp", "reference")
+KERNELS = ("triton", "cuda", "cpp", "reference")
 OURS = (*KERNELS, "dori_fast")
 
 
@@ -50,11 +50,13 @@ class Measured:
 
 
 def load(folder: Path = RESULTS) -> list[Measured]:
-    """All measurements of a folder's CSV files, sorted by problem."""
+    """All times in a folder's CSV files, sorted by problem."""
     found: dict[Problem, Measured] = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
+                if row["metric"] not in TIMES:
+                    continue
                 problem = Problem(
                     machine=row["machine"],
                     threads=int(row["threads"]),
@@ -70,6 +72,41 @@ def load(folder: Path = RESULTS) -> list[Measured]:
                 measured.shares[row["provider"]] = row.get("roofline_pct") or ""
                 measured.sources.add((row["versions"], row["commit"]))
     return [found[problem] for problem in sorted(found)]
+
+
+@dataclass(frozen=True, order=True)
+class Figure:
+    """A measurement that is no time, or a case that gave none; `value` is a text with its unit."""
+
+    machine: str
+    threads: int
+    op: str
+    mode: str
+    shape: str
+    dtype: str
+    provider: str
+    metric: str
+    value: str
+
+
+def figures(folder: Path = RESULTS) -> list[Figure]:
+    """All rows of a folder's CSV files whose metric is no time of a call, sorted."""
+    found = []
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["metric"] in TIMES:
+                    continue
+                number = "" if row["p50"] == "nan" else f"{float(row['p50']):.4g} {row['unit']}"
+                found.append(
+                    Figure(
+                        row["machine"],
+                        int(row["threads"]),
+                        *(row[n] for n in ("op", "mode", "shape", "dtype", "provider", "metric")),
+                        f"{number} {row.get('note') or ''}".strip(),
+                    )
+                )
+    return sorted(found)
 
 
 def place(machine: str, threads: int) -> str:

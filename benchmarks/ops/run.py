@@ -1,7 +1,12 @@
 """Time the operations against eager PyTorch: `python -m benchmarks.ops.run --op noise_difference`.
 
 Each provider's result is compared with a float64 oracle before timing. All providers of a case are
-timed in turn in one process. Rows are merged into benchmarks/results/<machine>.csv.
+timed in turn in one process. Rows are merged into benchmarks/results/<machine>.csv after each case.
+A case that fails is recorded as failed, and one whose baseline is missing as skipped.
+
+On a GPU, `graph_time` is the time of a replayed CUDA graph over inputs larger than the L2 cache,
+and `enqueue_time` the CPU's time of launching the call. A case with a provider that cannot be
+recorded is timed by events instead (`time`), all its providers alike.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,34 +83,82 @@ def measure(
     check(case, calls, inputs)
     least = {"bytes": case.traffic(shape, dtype.itemsize), "flops": case.flops(shape)}
     best = ceilings.seconds(dtype=dtype, **least)
+
+    def row(name: str, metric: str, samples: list[float], **more: float) -> harness.Row:
+        return harness.make_row(
+            [1e6 * value for value in samples],
+            device=options.device,
+            **facts(case, shape, dtype, options),
+            provider=name,
+            metric=metric,
+            unit="us",
+            x=int(inputs[0].numel()),
+            **least,
+            **more,
+        )
+
     bound: dict[str, Callable[[], object]] = {
         name: functools.partial(call, *inputs) for name, call in calls.items()
     }
-    for name, samples in harness.interleave(bound, ceilings.timer, options.rounds).items():
-        yield harness.make_row(
-            [1e6 * value for value in samples],
-            device=options.device,
-            op=case.op,
-            mode=case.mode,
-            provider=name,
-            metric=harness.metric_of(ceilings.timer),
-            unit="us",
-            x=int(inputs[0].numel()),
-            roofline_pct=round(100 * best / harness.percentiles(samples)[1], 1),
-            **least,
-            shape="x".join(map(str, shape)),
-            dtype=str(dtype).removeprefix("torch."),
-            threads=options.threads,
-            command=f"python -m benchmarks.ops.run --op {case.op}",
-        )
+    metric, times = timed(calls, inputs, bound, options.rounds, ceilings.timer)
+    for name, samples in times.items():
+        share = round(100 * best / harness.percentiles(samples)[1], 1)
+        yield row(name, metric, samples, roofline_pct=share)
+    if options.device == "cuda":
+        launches = harness.interleave(bound, harness.enqueue_seconds, options.rounds)
+        for name, samples in launches.items():
+            yield row(name, "enqueue_time", samples)
+
+
+def facts(
+    case: BenchCase, shape: Shape, dtype: torch.dtype, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Columns that all rows of a problem share."""
+    return {
+        "op": case.op,
+        "mode": case.mode,
+        "shape": "x".join(map(str, shape)),
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": options.threads,
+        "command": f"python -m benchmarks.ops.run --op {case.op}",
+    }
+
+
+def timed(
+    calls: dict[str, Callable[..., Tensor]],
+    inputs: Inputs,
+    bound: dict[str, Callable[[], object]],
+    rounds: int,
+    timer: harness.Timer,
+) -> tuple[str, dict[str, list[float]]]:
+    """The metric, and seconds per call by provider, one a round."""
+    if timer is not harness.gpu_seconds:
+        return harness.metric_of(timer), harness.interleave(bound, timer, rounds)
+    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    copies = harness.rotated(inputs, cache)
+    replays = {}
+    for name, call in calls.items():
+        try:
+            replays[name] = harness.graph_seconds([functools.partial(call, *x) for x in copies])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            print(f"{name} cannot be recorded as a graph ({reason}); this case is timed by events")
+            torch.cuda.synchronize()
+            return harness.metric_of(timer), harness.interleave(bound, timer, rounds)
+    samples: dict[str, list[float]] = {name: [] for name in replays}
+    for _ in range(rounds):
+        for name, replayed in replays.items():
+            samples[name].append(replayed())
+    return "graph_time", samples
 
 
 def describe(rows: list[harness.Row], goal: float | None) -> Iterator[tuple[str, bool]]:
     """Each row as a line, and False if a dispatched kernel misses the goal."""
+    rows = [row for row in rows if row.metric in harness.TIMES]
     eager = next(row for row in rows if row.provider == "eager")
     for row in rows:
         speedup = eager.p50 / row.p50
-        promised = goal if row.provider in ("cpp", "cuda", "reference") else None
+        promised = goal if row.provider in ("cpp", "reference") else None
         line = (
             f"{row.op:21} {row.mode:16} {row.shape:18} {row.dtype:9} {row.provider:8}"
             f" {row.p50:9.1f} {row.bytes / row.p50 / 1e3:7.1f} {row.roofline_pct or 0:7.0f}"
@@ -119,14 +172,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops.run", description=__doc__)
     names = sorted({case.op for case in CASES})
     parser.add_argument("--op", choices=names, action="append", help="op to time; default: all")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--compile", action="store_true", help="time torch.compile as well")
     parser.add_argument("--check-first", action="store_true", help="run tests/ops first")
     parser.add_argument("--enforce", action="store_true", help="exit with 1 if a goal is missed")
-    parser.add_argument("--no-write", action="store_true", help="do not write results")
-    parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder of the CSV")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shapes", type=int, help="shapes per op and mode; default: all")
+    harness.add_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -135,27 +186,27 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.check_first:
         tests = [sys.executable, "-m", "pytest", "-q", "tests/ops"]
-        if subprocess.run(tests, cwd=harness.RESULTS.parent.parent).returncode != 0:
+        if subprocess.run(tests, cwd=harness.RESULTS.parents[1]).returncode != 0:
             print("tests/ops fail; nothing was timed", file=sys.stderr)
             return 1
     torch.set_num_threads(options.threads)
     ceilings = Ceilings(options.device, harness.timer_for(options.device, options.threads))
-    written: list[harness.Row] = []
+    recorder = harness.Recorder.of(options, "python -m benchmarks.ops.run")
     missed = 0
     print(HEADER)
     for case in CASES:
         if options.op and case.op not in options.op:
             continue
-        for shape in case.shapes:
+        for shape in case.shapes[: options.shapes]:
             for dtype in case.dtypes:
-                rows = list(measure(case, shape, dtype, options, ceilings))
-                for line, met in describe(rows, case.goals.get((shape, dtype))):
-                    missed += not met
-                    print(line if met else f"{line}  MISSED", flush=True)
-                written += rows
-    if not options.no_write:
-        print(f"results: {harness.record(written, options.results).name}")
-    return 1 if missed and options.enforce else 0
+                about = facts(case, shape, dtype, options)
+                with recorder.case(provider=harness.ALL, **about):
+                    rows = list(measure(case, shape, dtype, options, ceilings))
+                    recorder.write(rows)
+                    for line, met in describe(rows, case.goals.get((shape, dtype))):
+                        missed += not met
+                        print(line if met else f"{line}  MISSED", flush=True)
+    return recorder.finish() or (1 if missed and options.enforce else 0)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class PeerSearch:
     def _select(self, theta: float, k: int) -> Blocked:
         selected = []
         for name, a in zip(self.layers, self._activations(), strict=True):
-            z = (a.double() - self.statistics.mean[name]).abs() / self.statistics.std[name]
+            z = (a.double().cpu() - self.statistics.mean[name]).abs() / self.statistics.std[name]
             largest = a.topk(min(k, len(a))).indices.tolist()
             selected.append((z > theta).nonzero()[:, 0].tolist() + largest)
         return selected
@@ -148,9 +148,10 @@ class PeerSearch:
             max_length=self.model.tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
-        ).input_ids
+        ).input_ids.to(self.model.device)
         text = self.model.text_encoder(ids)[0]
-        output = self.model.unet(latents, torch.tensor(timestep), text).sample
+        time = torch.tensor(timestep, device=self.model.device)
+        output = self.model.unet(latents, time, text).sample
         return self.model.schedule.epsilon(output, latents, timestep)
 
     def _max_pairwise(self, diff: Tensor) -> Tensor:

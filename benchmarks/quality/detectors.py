@@ -2,7 +2,8 @@
 
 Positives are the photographs that the model replicates on every seed (repeated 4 times or more in
 training). Negatives are all held-out prompts. A dtype's noise is the difference of its scores from
-those in float64, rounding of the initial noise included.
+those in float64, rounding of the initial noise included. "tf32" is float32 with the products of the
+network as a GPU computes them with ``allow_tf32=True``, emulated.
 
     python -m benchmarks.quality.detectors
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from itertools import cycle
 from pathlib import Path
@@ -20,13 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dori_fast as df
+from benchmarks.quality.tf32 import Tf32
 from dori_fast.demo.facts import reproduced
 from dori_fast.evaluate import auc, roc, tpr_at_fpr
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "quality" / "detectors.csv"
 PAGE, FIGURE = ROOT / "docs" / "detectors.md", ROOT / "docs" / "detectors_roc.png"
-DTYPES = ("fp64", "fp32", "fp16", "bf16")
+DTYPES = ("fp64", "fp32", "tf32", "fp16", "bf16")
 Scores = NDArray[np.float64]
 
 
@@ -56,12 +59,13 @@ class Row:
 
 def scores_of(dtype: str, positives: Sequence[str], negatives: Sequence[str]) -> dict[str, Scores]:
     """Scores [positives + negatives] by detector, each with its defaults."""
-    model = df.load("demo", dtype=dtype, device="cpu")
+    model = df.load("demo", dtype="fp32" if dtype == "tf32" else dtype, device="cpu")
     prompts = [*positives, *negatives]
-    return {
-        name: df.detect.get(name).scores(model, prompts).score.double().numpy()
-        for name in df.detect.names()
-    }
+    with Tf32(model.unet) if dtype == "tf32" else nullcontext():
+        return {
+            name: df.detect.get(name).scores(model, prompts).score.double().numpy()
+            for name in df.detect.names()
+        }
 
 
 def measure(name: str, dtype: str, found: Scores, exact: Scores, positives: int) -> Row:
@@ -79,6 +83,23 @@ def measure(name: str, dtype: str, found: Scores, exact: Scores, positives: int)
         noise_max=float(noise.max()),
         spread=float(exact[positives:].std()),
     )
+
+
+def stored() -> list[Row]:
+    """The committed rows."""
+    kinds = {
+        field.name: {"str": str, "int": int, "float": float}[field.type] for field in fields(Row)
+    }
+    with RESULTS.open(newline="") as file:
+        return [Row(**{n: kinds[n](x) for n, x in row.items()}) for row in csv.DictReader(file)]
+
+
+def tf32_share(rows: Sequence[Row]) -> str:
+    """The smallest and largest quotient of the errors (rms) with TF32 and in float16."""
+    rms = {(r.detector, r.dtype): r.noise_rms for r in rows}
+    names = sorted({r.detector for r in rows})
+    shares = [rms[name, "tf32"] / rms[name, "fp16"] for name in names]
+    return f"{min(shares):.0%} to {max(shares):.0%}"
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -123,9 +144,44 @@ def page(rows: Sequence[Row]) -> str:
     ]
     lines += [
         "",
-        "Hence the defaults: fp32 on the CPU, and fp16 with fp32 accumulation in the ops on a GPU."
-        " `asthana` compares predictions at low noise, where they differ least, so it needs fp32."
-        " bf16 is for screening: its noise is about ten times that of fp16.",
+        "Hence the defaults: fp32 on the CPU, and fp16 with sums in fp32 on a GPU."
+        " `asthana` compares predictions at low noise, where they differ least, so it needs fp32"
+        " without TF32. bf16 is for screening: its noise is about ten times that of fp16.",
+        "",
+        "## Precision of a dtype",
+        "",
+        "Every evaluation and every backward pass (scores, images, attacks, mitigation,"
+        " fine-tuning, text encoders, image autoencoder, `df.accelerate`, `df.patch`) sets torch's"
+        " switches of precision, and sets them back as the caller had them:",
+        "",
+        "| products of | are |",
+        "|---|---|",
+        "| float32, float64 | IEEE. As torch comes, a GPU rounds the inputs of float32 convolutions"
+        " to TF32 (10 bits of mantissa); `torch.set_float32_matmul_precision` can lower matrix"
+        " products, also on a CPU. |",
+        "| float16, bfloat16 | added up in float32. As torch comes, partial sums may be in 16 bits"
+        " on a GPU. |",
+        "",
+        "cuDNN takes deterministic kernels and does not choose by time"
+        " (`torch.backends.cudnn.benchmark`), so that equal shapes have equal kernels. With"
+        " `compile=True`, inductor does not choose by time either, where torch has that option"
+        " (`torch._inductor.config.deterministic`).",
+        "",
+        "`df.load(..., allow_tf32=True)`, on the command line `--allow-tf32`, lets a GPU compute"
+        " the UNet's float32 convolutions and matrix products in TF32. Row tf32 of the table is its"
+        " error, emulated on the CPU: both factors of every product are rounded to TF32, except"
+        " within attention. It is"
+        f" {tf32_share(rows)} of fp16's error (rms), in float32's memory. Text encoders and the"
+        " autoencoder stay in IEEE float32. The choice is in run.json (`execution.allow_tf32`), in"
+        " what workers compare before they score, and in what `dori-fast verify` compares: other"
+        " precision means comparison within the tolerance. A run.json without it is older, and its"
+        " switches were the caller's.",
+        "",
+        "The switches are global to a process. Contexts of several threads are counted: the"
+        " caller's switches are back when the last evaluation ends, and TF32 is used only while"
+        " every evaluation that goes on allows it. A backward pass of your own through"
+        " `model.epsilon` runs under your switches, unless you enter `model.engine.precision()`"
+        " around it.",
     ]
     return "\n".join([*lines, ""])
 

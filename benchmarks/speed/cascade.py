@@ -4,7 +4,8 @@ Prompts are captions and variants of them ("photo of ... 2015"). Clean ones come
 captions, memorized ones from images that the model replicates. Half of the captions calibrate; the
 other half and all its variants are scanned. Speed is measured on a list with 1 % memorized
 variants, and the share kept on all memorized variants of the unseen half. Variants of a caption are
-similar, so the interval of this share is narrower than for unrelated captions.
+similar, so the interval of this share is narrower than for unrelated captions. Rows are all rows of
+all batches: samples, padding, and those of parts of the network.
 
     python -m benchmarks.speed.cascade
 """
@@ -62,6 +63,15 @@ def kept(positive: torch.Tensor, used: torch.Tensor) -> Interval:
     return clopper_pearson(hits, int(positive.sum()))
 
 
+def as_a_gpu(prompts: list[str], cascade: df.detect.Cascade) -> float:
+    """UNet rows per prompt, padding included, in batches of 64 and blocks of 512 prompts."""
+    model = df.load("demo", device="cpu", batch_size=64)
+    blocks = [prompts[start : start + 512] for start in range(0, len(prompts), 512)]
+    for _ in cascade.stream(model, blocks):
+        pass
+    return model.engine.rows_computed / len(prompts)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Calibrate, check, time, and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.cascade")
@@ -93,9 +103,11 @@ def main(arguments: list[str] | None = None) -> int:
     prompts = variants(clean[1])[:: len(variants(clean[1])) // (options.prompts - count)]
     prompts = prompts[: options.prompts - count] + unseen[:: len(unseen) // count][:count]
 
-    before = model.engine.evaluations
+    before = model.engine.evaluations, model.engine.rows_computed
     cascade.scores(model, prompts)
-    evaluations = (model.engine.evaluations - before) / len(prompts)
+    evaluations = (model.engine.evaluations - before[0]) / len(prompts)
+    rows = (model.engine.rows_computed - before[1]) / len(prompts)
+    padded = as_a_gpu(prompts, cascade)
     noise, timestep = model.noise(range(SEEDS)), model.timesteps(50)[0]
     few = prompts[:: len(prompts) // PEER_PROMPTS][:PEER_PROMPTS]
     ways = {
@@ -120,6 +132,8 @@ def main(arguments: list[str] | None = None) -> int:
         "prompts": len(prompts),
         "memorized_share": count / len(prompts),
         "evaluations_per_prompt": evaluations,
+        "rows_per_prompt": rows,
+        "rows_per_prompt_in_batches_of_64": padded,
         "prompts_per_cpu_second": rate,
         "cascade_vs_eager": rate["cascade"] / rate["eager"],
         "cascade_vs_exact": rate["cascade"] / rate["exact"],

@@ -2,8 +2,10 @@
 
 `eager` is the papers' code path. `cfg_batched` is the same, batched over prompts. `uncond_shared`
 is ours without sharing inside the network. `dori_fast` is ours with defaults; the other providers
-have only the named switch of `df.load` on, or none (`dori_fast_plain`). All score the same prompts
-on the same noise, and their scores are compared before timing.
+have only the named option of `df.load`, or none (`dori_fast_plain`). All score the same prompts
+on the same noise, and their scores are compared before timing. With a real model's weights, other
+scores are an error; with random weights their deviation is a row of its own. Each provider is
+recorded once it has run, and again after all have been timed in turn.
 
     python -m benchmarks.speed.end_to_end --model demo
     python -m benchmarks.speed.end_to_end --model demo --providers switches
@@ -13,11 +15,10 @@ on the same noise, and their scores are compared before timing.
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,24 +31,26 @@ import dori_fast as df
 from benchmarks import harness
 from benchmarks.ceilings import Ceilings
 from benchmarks.peers import wen as peers
+from benchmarks.speed.random_models import RANDOM, laid_out, pipeline_of
+from dori_fast.errors import UsageError
 
 PROMPTS = Path(df.__file__).parent / "demo" / "sample_prompts.csv"
-# sd14: the real architecture with random weights; sd14-narrow: the same layers, narrow
-_RANDOM = {
-    "sd14": {},
-    "sd14-narrow": {"unet_width": 32, "latent_side": 16, "text_layers": 1},
-}
 _WAYS = ("eager", "cfg_batched", "uncond_shared", "dori_fast")
-# switch that is on, by provider
-_SWITCHES = {
-    "dori_fast_plain": None,
-    "dori_fast_channels_last": "channels_last",
-    "dori_fast_compiled": "compile",
-    "dori_fast_cuda_graphs": "cuda_graphs",
+_PLAIN = {"attention": "sdpa", "compile": False, "channels_last": False, "cuda_graphs": False}
+# options of df.load other than those of a plain model, by provider
+_SWITCHES: dict[str, dict[str, Any]] = {
+    "dori_fast_plain": {},
+    "dori_fast_channels_last": {"channels_last": True},
+    "dori_fast_compiled": {"compile": True},
+    "dori_fast_cuda_graphs": {"cuda_graphs": True},
+    "dori_fast_xformers": {"attention": "xformers"},
+    "dori_fast_all": {"channels_last": True, "compile": True, "cuda_graphs": True},
 }
+_ONLY_ON_A_GPU = ("dori_fast_cuda_graphs", "dori_fast_xformers", "dori_fast_all")
+_FIRST_LOOK = 2
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
     """A model, its prompts and its noise; `load` loads the model again with other options."""
 
@@ -57,26 +60,49 @@ class Work:
     noise: Tensor
     timestep: int
     detector: Any
+    random: bool
+    _peers: tuple[Tensor, float] | None = field(default=None, init=False)
 
-    def providers(self, names: list[str]) -> dict[str, Callable[[], Tensor]]:
-        """Calls that return the scores [P], by provider."""
+    @property
+    def xl(self) -> bool:
+        """Whether the model is an SDXL, which the peers' procedure does not know."""
+        return hasattr(self.model.unet, "add_embedding")
+
+    def provider(self, name: str) -> Callable[[], Tensor]:
+        """A call that returns the scores [P].
+
+        Raises:
+            NotHere: the provider cannot run this model here.
+        """
         job = (self.model, self.prompts, self.noise, self.timestep)
+        if name in ("eager", "cfg_batched") and self.xl:
+            raise harness.NotHere("the peers' procedure knows no SDXL")
+        if name == "eager":
+            return lambda: peers.scores(*job)[0]
+        if name == "cfg_batched":
+            return lambda: peers.scores_in_batches(*job, self.model.batch_size)
+        model = self.model
+        if name != "dori_fast":
+            options = {"share": False} if name == "uncond_shared" else _PLAIN | _SWITCHES[name]
+            try:
+                model = self.load(**options)
+            except UsageError as error:
+                raise harness.NotHere(str(error)) from error
+        return lambda: self.detector.score(model, self.prompts)
 
-        def ours(model: df.Denoiser) -> Callable[[], Tensor]:
-            return lambda: self.detector.score(model, self.prompts)
+    @property
+    def expected(self) -> tuple[Tensor, float]:
+        """Scores [P] to compare with, and the mean norm of an unconditional prediction.
 
-        found: dict[str, Callable[[], Tensor]] = {"eager": lambda: peers.scores(*job)[0]}
-        if "cfg_batched" in names:
-            found["cfg_batched"] = lambda: peers.scores_in_batches(*job, self.model.batch_size)
-        if "uncond_shared" in names:
-            found["uncond_shared"] = ours(self.load(share=False))
-        if "dori_fast" in names:
-            found["dori_fast"] = ours(self.model)
-        for name, on in _SWITCHES.items():
-            if name in names:
-                switches = {switch: switch == on for switch in filter(None, _SWITCHES.values())}
-                found[name] = ours(self.load(**switches))
-        return found
+        They are the peers', or those of the network's own forward where the peers have none.
+        """
+        if self._peers is None and self.xl:
+            eps = self.model.epsilon(self.model.unconditional, self.noise, self.timestep)[0]
+            scores = self.detector.score(self.load(share=False), self.prompts)
+            self._peers = scores, float(eps.float().flatten(1).norm(dim=1).mean())
+        elif self._peers is None:
+            self._peers = peers.scores(self.model, self.prompts, self.noise, self.timestep)
+        return self._peers
 
 
 def sample_prompts(n: int) -> list[str]:
@@ -90,18 +116,13 @@ def prepare(options: argparse.Namespace) -> Work:
     """Load the model; random weights are shared between loads with the same memory layout."""
     source: Any = options.model
     how = {"device": options.device, "dtype": options.dtype, "batch_size": options.batch_size}
-    if source in _RANDOM:
-        from benchmarks.speed.sd14 import random_pipeline
+    if source in RANDOM:
+        source = pipeline_of(source, getattr(torch, options.dtype), options.device)
 
-        dtype = getattr(torch, options.dtype)
-        source = random_pipeline(dtype, options.device, **_RANDOM[source])
-
-    def load(**switches: bool) -> df.Denoiser:
-        laid_out = source
-        if switches.get("channels_last") and not isinstance(source, str):
-            laid_out = copy.copy(source)
-            laid_out.unet = copy.deepcopy(source.unet).to(memory_format=torch.channels_last)
-        return df.load(laid_out, **switches, **how)
+    def load(**switches: Any) -> df.Denoiser:
+        return df.load(
+            source if isinstance(source, str) else laid_out(source, switches), **switches, **how
+        )
 
     model = load()
     return Work(
@@ -111,30 +132,31 @@ def prepare(options: argparse.Namespace) -> Work:
         noise=model.noise(range(options.seeds)),
         timestep=model.timesteps(50)[0],
         detector=df.detect.Wen(seeds=options.seeds),
+        random=options.model in RANDOM,
     )
 
 
-def check(work: Work, providers: dict[str, Callable[[], Tensor]]) -> None:
-    """Compare every provider's scores with the peers'.
+def deviation(work: Work, name: str, scores: Tensor) -> float:
+    """Largest difference from the expected scores, relative to the norm of a prediction.
 
     Rounding in the network makes the difference of two predictions noisy relative to their norm,
     not to the score: by a few units of precision in a half type. In float32, scores agree to 1e-5,
     or to a tenth of a unit of the norm where a score is a thousandth of the norm.
 
     Raises:
-        SystemExit: a provider's scores differ by more.
+        ValueError: the scores of real weights differ by more.
     """
-    expected, eps_norm = peers.scores(work.model, work.prompts, work.noise, work.timestep)
+    expected, eps_norm = work.expected
     units = 4 if work.model.dtype in (torch.float16, torch.bfloat16) else 0.1
     noise = units * torch.finfo(work.model.dtype).eps * eps_norm
-    for name, run in providers.items():
-        error = (run() - expected).abs()
-        print(
-            f"{name}: scores {error.max():.1e} from the peers' at most"
-            f" ({(error / expected).max():.1e} relative; norm of a prediction {eps_norm:.1f})"
-        )
-        if not bool((error <= 1e-5 * expected + noise).all()):
-            raise SystemExit(f"{name} computes other scores; nothing was timed")
+    error = (scores - expected).abs()
+    print(
+        f"{name}: scores {error.max():.1e} from the expected at most"
+        f" ({(error / expected).max():.1e} relative; norm of a prediction {eps_norm:.1f})"
+    )
+    if not work.random and not bool((error <= 1e-5 * expected + noise).all()):
+        raise ValueError(f"{name} computes other scores; it was not timed")
+    return float(error.max()) / eps_norm
 
 
 def flops_per_prompt(work: Work) -> int:
@@ -147,12 +169,13 @@ def flops_per_prompt(work: Work) -> int:
 
 
 def describe(times: dict[str, list[float]], prompts: int, flops: int, rate: float) -> None:
-    """Print each provider's rate and speed-up."""
+    """Print each provider's rate, and its speed-up over the first."""
+    first = next(iter(times.values()))
     for name, seconds in times.items():
-        ratios = sorted(e / s for e, s in zip(times["eager"], seconds, strict=True))
+        ratios = sorted(e / s for e, s in zip(first, seconds, strict=True))
         per_second = prompts / median(seconds)
         print(
-            f"{name}: {per_second:.1f} prompts/s, {median(ratios):.2f} times the peers'"
+            f"{name}: {per_second:.1f} prompts/s, {median(ratios):.2f} times the first's"
             f" [{ratios[0]:.2f}, {ratios[-1]:.2f}]; {flops * per_second / 1e12:.3g} useful TFLOP/s,"
             f" {100 * flops * per_second / rate:.1f} % of a matrix product's {rate / 1e12:.3g}"
         )
@@ -160,16 +183,13 @@ def describe(times: dict[str, list[float]], prompts: int, flops: int, rate: floa
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed.end_to_end", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--model", default="demo", help="demo, sd14, sd14-narrow or a directory")
+    parser.add_argument("--model", default="demo", help=f"demo, {', '.join(RANDOM)} or a directory")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", help="default: float16 on a GPU, float32 on a CPU")
     parser.add_argument(
         "--providers",
@@ -181,15 +201,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         " switches that run on the device",
     )
     parser.add_argument("--batch-size", type=int, help="UNet samples; default: the model's")
-    parser.add_argument("--no-write", action="store_true", help="do not write results")
-    parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder of the CSV")
+    harness.add_options(parser)
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("float16" if options.device == "cuda" else "float32")
     options.batch_size = options.batch_size or "auto"
     if "switches" in options.providers:
-        options.providers += ["dori_fast", *_SWITCHES]
+        options.providers = ["dori_fast", *_SWITCHES]
         if options.device != "cuda":
-            options.providers.remove("dori_fast_cuda_graphs")
+            options.providers = [n for n in options.providers if n not in _ONLY_ON_A_GPU]
     return options
 
 
@@ -198,40 +217,49 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     work = prepare(options)
-    providers = work.providers(options.providers)
-    check(work, providers)
     flops, count = flops_per_prompt(work), len(work.prompts)
     ceilings = Ceilings(options.device, harness.timer_for(options.device, options.threads))
     rate = ceilings.rate(work.model.dtype)
-    timed: dict[str, Callable[[], object]] = dict(providers)
-    times = harness.interleave(timed, ceilings.timer, options.rounds)
-    describe(times, count, flops, rate)
     of_batch = "" if options.batch_size == "auto" else f"_batch_{options.batch_size}"
-    rows = [
-        harness.make_row(
+    recorder = harness.Recorder.of(
+        options,
+        f"python -m benchmarks.speed.end_to_end --model {options.model}"
+        f" --prompts {options.prompts} --providers {' '.join(options.providers)}"
+        + (f" --batch-size {options.batch_size}" if of_batch else ""),
+    )
+    facts = {
+        "op": "scan",
+        "mode": f"wen_step_1{of_batch}",
+        "x": count,
+        "shape": f"{options.model}:{count}x{options.seeds}",
+        "dtype": options.dtype,
+    }
+
+    def write(case: harness.Case, seconds: list[float]) -> None:
+        case.write(
             [1e3 * s / count for s in seconds],
-            device=options.device,
-            op="scan",
-            mode=f"wen_step_1{of_batch}",
-            provider=name,
             metric=harness.metric_of(ceilings.timer),
             unit="ms/prompt",
-            x=count,
-            bytes=0,
             flops=flops,
             roofline_pct=round(100 * flops / rate / (median(seconds) / count), 1),
-            shape=f"{options.model}:{count}x{options.seeds}",
-            dtype=options.dtype,
-            threads=options.threads,
-            command=f"python -m benchmarks.speed.end_to_end --model {options.model}"
-            f" --prompts {options.prompts} --providers {' '.join(options.providers)}"
-            + (f" --batch-size {options.batch_size}" if of_batch else ""),
         )
-        for name, seconds in times.items()
-    ]
-    if not options.no_write:
-        print(f"results: {harness.record(rows, options.results).name}")
-    return 0
+
+    calls: dict[str, Callable[[], object]] = {}
+    for name in dict.fromkeys(options.providers):
+        with recorder.case(**facts, provider=name) as case:
+            call = work.provider(name)
+            far = deviation(work, name, call())
+            if work.random:
+                case.write([far], metric="deviation", unit="of the norm")
+            write(case, harness.interleave({name: call}, ceilings.timer, _FIRST_LOOK)[name])
+            calls[name] = call
+    if calls:
+        times = harness.interleave(calls, ceilings.timer, options.rounds)
+        describe(times, count, flops, rate)
+        for name, seconds in times.items():
+            with recorder.case(**facts, provider=name) as case:
+                write(case, seconds)
+    return recorder.finish()
 
 
 if __name__ == "__main__":

@@ -4,62 +4,110 @@
 #include "cuda/vector.cuh"
 
 #include <algorithm>
+#include <cstdint>
 
 namespace dori::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-// 65,536 blocks fill any GPU several times over; a thread loops over what is left.
+constexpr int64_t kThreads = 256;
+// 65,536 blocks fill any GPU several times over; a block loops over what is left.
 constexpr int64_t kMaxBlocks = 1 << 16;
 
-unsigned blocks_for(int64_t items) {
-  return static_cast<unsigned>(std::min((items + kThreads - 1) / kThreads, kMaxBlocks));
+// How blocks share the rows (sample, token): `chunks` blocks lie side by side along a row, and all
+// of them go on by one step of rows. The host divides 64-bit numbers once per launch; the device
+// divides 32-bit ones once per block.
+struct Cover {
+  unsigned blocks, threads, chunks, tokens;
+  int64_t batch_step, token_step;
+};
+
+Cover cover(int64_t batch, int64_t tokens, int64_t items_per_row) {
+  // whole warps, so that a narrow row does not leave most of a block idle
+  const int64_t threads = std::clamp<int64_t>((items_per_row + 31) / 32 * 32, 32, kThreads);
+  const int64_t chunks = std::min((items_per_row + threads - 1) / threads, kMaxBlocks);
+  const int64_t rows = std::min(batch * tokens, kMaxBlocks / chunks);
+  return {static_cast<unsigned>(rows * chunks), static_cast<unsigned>(threads),
+          static_cast<unsigned>(chunks),
+          // no block begins beyond row 2^16, which a larger number divides to 0, too
+          static_cast<unsigned>(std::min<int64_t>(tokens, UINT32_MAX)), rows / tokens,
+          rows % tokens};
 }
 
-// One thread per vector of Width neurons of one (sample, token); neighboring threads access
-// neighboring vectors.
+// Calls body(b, t, first, step) for every row of this block; the thread's items of the row are
+// first, first + step, ...
+template <class Body>
+__device__ void for_each_row(const Cover& by, int64_t batch, int64_t tokens, const Body& body) {
+  const unsigned row = blockIdx.x / by.chunks, chunk = blockIdx.x % by.chunks;
+  const int64_t first = int64_t{chunk} * by.threads + threadIdx.x;
+  const int64_t step = int64_t{by.chunks} * by.threads;
+  int64_t b = row / by.tokens, t = row % by.tokens;
+  while (b < batch) {
+    body(b, t, first, step);
+    b += by.batch_step;
+    t += by.token_step;
+    if (t >= tokens) {
+      t -= tokens;
+      ++b;
+    }
+  }
+}
+
+// One thread per vector of Width neurons of a row; neighboring threads access neighboring vectors.
 template <class T, int Width>
-__global__ void __launch_bounds__(kThreads) neuron_mask_kernel(const NeuronMask task) {
+__global__ void __launch_bounds__(kThreads)
+    neuron_mask_kernel(const NeuronMask task, const Cover by) {
   using A = accumulate_t<T>;
   using V = Vector<T, Width>;
+  // scales are wider than half-precision elements: two of their vectors belong to one of x
+  constexpr int kScales = Width < kVectorWidth<A> ? Width : kVectorWidth<A>;
+  using S = Vector<A, kScales>;
   const int64_t row_vectors = task.neurons / Width;
-  const int64_t vectors = task.batch * task.tokens * row_vectors;
-  const int64_t step = int64_t{gridDim.x} * kThreads;
-  for (int64_t v = int64_t{blockIdx.x} * kThreads + threadIdx.x; v < vectors; v += step) {
+  for_each_row(by, task.batch, task.tokens, [&](int64_t b, int64_t t, int64_t first, int64_t step) {
     // int64 throughout: a batch may have more than 2^31 elements
-    const int64_t r = v / row_vectors, n = (v % row_vectors) * Width;
-    const int64_t b = r / task.tokens, t = r % task.tokens;
-    const T* from =
-        static_cast<const T*>(task.x) + b * task.x_batch_stride + t * task.x_token_stride + n;
-    const A* scale = static_cast<const A*>(task.scale) + b * task.scale_batch_stride + n;
-    // 16 bytes in, 16 bytes out; a scale_batch_stride of 0 gives all samples one scale
-    const V x = *reinterpret_cast<const V*>(from);
-    V y;
+    const V* from = reinterpret_cast<const V*>(static_cast<const T*>(task.x) +
+                                               b * task.x_batch_stride + t * task.x_token_stride);
+    // a scale_batch_stride of 0 gives all samples one scale
+    const S* scales =
+        reinterpret_cast<const S*>(static_cast<const A*>(task.scale) + b * task.scale_batch_stride);
+    V* to = reinterpret_cast<V*>(task.y) + (b * task.tokens + t) * row_vectors;
+    // an unrolled loop would count its steps by a 64-bit division
+#pragma unroll 1
+    for (int64_t v = first; v < row_vectors; v += step) {
+      const V x = from[v];
+      V y;
 #pragma unroll
-    for (int w = 0; w < Width; ++w) store(y.value[w], load(x.value[w]) * scale[w]);
-    // y is contiguous, so vector v of all rows is vector v of memory
-    reinterpret_cast<V*>(task.y)[v] = y;
-  }
+      for (int s = 0; s < Width / kScales; ++s) {
+        const S scale = scales[v * (Width / kScales) + s];
+#pragma unroll
+        for (int w = 0; w < kScales; ++w) {
+          store(y.value[s * kScales + w], load(x.value[s * kScales + w]) * scale.value[w]);
+        }
+      }
+      to[v] = y;
+    }
+  });
 }
 
-// One thread per (sample, token, place in the list); a wrong index or offset touches nothing.
+// One thread per place in the list of a row's sample; a wrong index or offset touches nothing.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    neuron_mask_in_place_kernel(const NeuronMaskInPlace task) {
+    neuron_mask_in_place_kernel(const NeuronMaskInPlace task, const Cover by) {
   const auto factor = static_cast<accumulate_t<T>>(task.factor);
-  const int64_t items = task.batch * task.tokens * task.listed;
-  const int64_t step = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < items; i += step) {
-    const int64_t r = i / task.listed, k = i % task.listed;
-    const int64_t b = r / task.tokens, t = r % task.tokens;
-    // every sample walks the whole list and skips the places of others
-    if (task.offsets && (k < task.offsets[b] || k >= task.offsets[b + 1])) continue;
-    const int64_t n = task.indices[k];
-    if (n < 0 || n >= task.neurons) continue;
-    T& element = static_cast<T*>(
-        task.x)[b * task.batch_stride + t * task.token_stride + n * task.neuron_stride];
-    store(element, load(element) * factor);
-  }
+  for_each_row(by, task.batch, task.tokens, [&](int64_t b, int64_t t, int64_t first, int64_t step) {
+    int64_t begin = 0, end = task.listed;
+    if (task.offsets) {
+      begin = task.offsets[b] > 0 ? task.offsets[b] : 0;
+      end = task.offsets[b + 1] < end ? task.offsets[b + 1] : end;
+    }
+    T* row = static_cast<T*>(task.x) + b * task.batch_stride + t * task.token_stride;
+#pragma unroll 1
+    for (int64_t k = begin + first; k < end; k += step) {
+      const int64_t n = task.indices[k];
+      if (n < 0 || n >= task.neurons) continue;
+      T& element = row[n * task.neuron_stride];
+      store(element, load(element) * factor);
+    }
+  });
 }
 
 }  // namespace
@@ -67,14 +115,17 @@ __global__ void __launch_bounds__(kThreads)
 int neuron_mask(const NeuronMask& task, CUstream_st* stream) {
   return dispatch<Types>(task.dtype, [&](auto zero) -> int {
     using T = decltype(zero);
+    using A = accumulate_t<T>;
     constexpr int kWide = kVectorWidth<T>;
-    const int64_t elements = task.batch * task.tokens * task.neurons;
     // Vectors only if every row begins at a multiple of 16 bytes; otherwise one element per thread.
-    if (aligned(task.x) && aligned(task.y) &&
-        aligned_rows<T>(task.neurons, task.x_batch_stride, task.x_token_stride)) {
-      neuron_mask_kernel<T, kWide><<<blocks_for(elements / kWide), kThreads, 0, stream>>>(task);
+    if (aligned(task.x) && aligned(task.y) && aligned(task.scale) &&
+        aligned_rows<T>(task.neurons, task.x_batch_stride, task.x_token_stride) &&
+        aligned_rows<A>(task.scale_batch_stride)) {
+      const Cover by = cover(task.batch, task.tokens, task.neurons / kWide);
+      neuron_mask_kernel<T, kWide><<<by.blocks, by.threads, 0, stream>>>(task, by);
     } else {
-      neuron_mask_kernel<T, 1><<<blocks_for(elements), kThreads, 0, stream>>>(task);
+      const Cover by = cover(task.batch, task.tokens, task.neurons);
+      neuron_mask_kernel<T, 1><<<by.blocks, by.threads, 0, stream>>>(task, by);
     }
     return cudaGetLastError();
   });
@@ -83,8 +134,9 @@ int neuron_mask(const NeuronMask& task, CUstream_st* stream) {
 int neuron_mask_in_place(const NeuronMaskInPlace& task, CUstream_st* stream) {
   return dispatch<Types>(task.dtype, [&](auto zero) -> int {
     using T = decltype(zero);
-    const int64_t items = task.batch * task.tokens * task.listed;
-    neuron_mask_in_place_kernel<T><<<blocks_for(items), kThreads, 0, stream>>>(task);
+    // a sample lists no neuron twice
+    const Cover by = cover(task.batch, task.tokens, std::min(task.listed, task.neurons));
+    neuron_mask_in_place_kernel<T><<<by.blocks, by.threads, 0, stream>>>(task, by);
     return cudaGetLastError();
   });
 }

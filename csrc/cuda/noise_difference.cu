@@ -20,32 +20,39 @@ __device__ A sum_of_warp(A value) {
 }
 
 // One block of 256 threads per (prompt, seed). It sums its row in one order, so results do not
-// depend on the batch and repeat bit for bit.
+// depend on the batch and repeat bit for bit. Width is that of the loads alone: thread t adds
+// chunks t, t + 256, ... of 16 bytes, one partial sum per place in the chunk, however it reads
+// them.
 template <class T, int Width>
 __global__ void __launch_bounds__(kThreads) noise_difference_kernel(const NoiseDifference task) {
   using A = accumulate_t<T>;
   using V = Vector<T, Width>;
+  constexpr int kChunk = kVectorWidth<T>;
   const int64_t r = blockIdx.x;
   const int64_t p = r / task.seeds, s = r % task.seeds;
-  const V* cond = reinterpret_cast<const V*>(
-      static_cast<const T*>(task.cond) + p * task.cond_prompt_stride + s * task.cond_seed_stride);
-  const V* uncond =
-      reinterpret_cast<const V*>(static_cast<const T*>(task.uncond) +
-                                 p * task.uncond_prompt_stride + s * task.uncond_seed_stride);
+  const T* cond =
+      static_cast<const T*>(task.cond) + p * task.cond_prompt_stride + s * task.cond_seed_stride;
+  const T* uncond = static_cast<const T*>(task.uncond) + p * task.uncond_prompt_stride +
+                    s * task.uncond_seed_stride;
 
-  // Thread t takes vectors t, t + 256, ...; one partial sum per place in the vector.
-  A sum[Width] = {};
-  for (int64_t i = threadIdx.x; i < task.length / Width; i += kThreads) {
-    const V a = cond[i], b = uncond[i];
+  A sum[kChunk] = {};
+  for (int64_t i = int64_t{threadIdx.x} * kChunk; i < task.length; i += kThreads * kChunk) {
 #pragma unroll
-    for (int w = 0; w < Width; ++w) {
-      const A difference = load(a.value[w]) - load(b.value[w]);
-      sum[w] += difference * difference;
+    for (int c = 0; c < kChunk; c += Width) {
+      // the last chunk of a row whose length is no multiple of it, which is read by elements
+      if (i + c >= task.length) break;
+      const V a = *reinterpret_cast<const V*>(cond + i + c);
+      const V b = *reinterpret_cast<const V*>(uncond + i + c);
+#pragma unroll
+      for (int w = 0; w < Width; ++w) {
+        const A difference = load(a.value[w]) - load(b.value[w]);
+        sum[c + w] += difference * difference;
+      }
     }
   }
   A total = 0;
 #pragma unroll
-  for (int w = 0; w < Width; ++w) total += sum[w];
+  for (int c = 0; c < kChunk; ++c) total += sum[c];
 
   // Eight warps leave their sums in shared memory, and the first warp adds these.
   __shared__ A partial[kWarps];

@@ -37,7 +37,7 @@ class Attack:
         seed: seed of all random streams, combined with the problems' ids.
         checkpoints: steps after which the result so far is kept; 0 keeps the start.
         stop: rule that ends problems before their budget is used up, such as
-            :class:`dori_fast.attack.LossBelow`. Only this call waits for the device.
+            :class:`dori_fast.attack.LossBelow`. Each call waits for the device.
         check_every: steps between two calls of ``stop``.
         recompute: True to store only the activations between the network's layers and recompute
             the rest in the backward pass. This saves memory and takes about a third more time.

@@ -51,7 +51,9 @@ class Dori(Attack):
         """Optimize an embedding for each of P images.
 
         The result of a problem depends on (model, image, start, seed, id) and on the batch shape
-        of an evaluation (``model.batch_size``) alone: not on the other problems, nor on P.
+        of an evaluation (``model.batch_size``) alone: not on the other problems, nor on P. That is
+        to the bit on a CPU. On a GPU the backward pass of attention may add in any order, so even
+        two runs of one attack may differ by rounding, which many steps can magnify.
 
         Args:
             model: the denoiser, plain or a masked view with one mask for all problems or one each.
@@ -116,4 +118,4 @@ class _Embeddings(Progression):
         return self.params.detach().clone()
 
     def embeddings(self) -> Tensor:
-        return self.params[self.running.to(self.model.device)]
+        return self.params[self.rows]

@@ -1,7 +1,7 @@
 """The noise draws of an attack: each problem has random streams of its own.
 
 A stream depends on (seed, the problem's id) alone, not on the other problems, the device or the
-dtype, so a problem has the same result in any call.
+dtype, so a problem has the same draws in any call.
 """
 
 from __future__ import annotations

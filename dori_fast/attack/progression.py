@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype
+from dori_fast._checks import accumulate_dtype, to_device
 from dori_fast.attack.base import Attack
 from dori_fast.attack.draws import Draws
 from dori_fast.attack.stopping import Progress
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.engine.gradients import differentiating, fitted
 from dori_fast.models.probes import prediction
 from dori_fast.ops import add_noise, diffusion_loss
 
@@ -25,6 +26,7 @@ class Progression(ABC):
 
     Attributes:
         running: int64 [A] on the CPU, the problems that still run.
+        rows: the same on the model's device.
         active: bool [P] on the model's device, True for the same problems.
         losses: [steps, P], each step's loss before its update; NaN once a problem has stopped.
         nonfinite: int64 [P] on the model's device, steps whose loss was NaN or infinite.
@@ -41,6 +43,7 @@ class Progression(ABC):
         self.attack, self.model, self.latents = attack, model, latents
         count, wide = len(latents), accumulate_dtype(model.dtype)
         self.running = torch.arange(count)
+        self.rows = to_device(self.running, model.device)
         self.active = torch.ones(count, dtype=torch.bool, device=model.device)
         self.losses = torch.full((attack.steps, count), torch.nan, dtype=wide, device=model.device)
         self.nonfinite = torch.zeros(count, dtype=torch.int64, device=model.device)
@@ -90,9 +93,12 @@ class Progression(ABC):
         return found
 
     def run(self) -> None:
-        """Take all steps; only the stop rule waits for the device."""
+        """Take all steps; besides :meth:`update`, only the stop rule waits for the device.
+
+        If memory runs out, the rest of the run has smaller evaluations.
+        """
         attack = self.attack
-        with self.model.engine.recomputing(attack.recompute):
+        with differentiating(self.model.engine, attack.recompute):
             for step in range(attack.steps):
                 if step in attack.checkpoints:
                     self.kept[step] = self.current()
@@ -115,21 +121,24 @@ class Progression(ABC):
             bool [P], True where the gradients are finite. The other problems must not be updated.
         """
         leaves = [leaf for leaf in (embeddings, pooled) if leaf is not None and leaf.requires_grad]
-        for leaf in leaves:
-            leaf.grad = None
         timesteps, noise = self._draws.take(self.running.tolist())
-        self.losses[step, self.running.to(self.model.device)] = 0
-        for rows, draws, share in self._chunks():
-            problems = self.running[rows]
-            on_device = problems.to(self.model.device)
-            loss = share * self._loss(
-                self.model.condition(embeddings, pooled)[problems],
-                self.latents[on_device],
-                noise[rows, draws],
-                timesteps[rows, draws],
-            )
-            (loss * self._scale[on_device]).sum().backward(inputs=leaves)
-            self.losses[step, on_device] += loss.detach()
+
+        def add_up() -> None:
+            for leaf in leaves:
+                leaf.grad = None
+            self.losses[step, self.rows] = 0
+            for rows, draws, share in self._chunks():
+                problems, on_device = self.running[rows], self.rows[rows]
+                loss = share * self._loss(
+                    self.model.condition(embeddings, pooled)[problems],
+                    self.latents[on_device],
+                    noise[rows, draws],
+                    timesteps[rows, draws],
+                )
+                (loss * self._scale[on_device]).sum().backward(inputs=leaves)
+                self.losses[step, on_device] += loss.detach()
+
+        fitted(self.model.engine, add_up)
         self.nonfinite += self.active & ~self.losses[step].isfinite()
         finite = torch.ones_like(self.active)
         for leaf in leaves:
@@ -142,8 +151,8 @@ class Progression(ABC):
     def _chunks(self) -> Iterator[tuple[slice, slice, float]]:
         """Problems and draws that fill one evaluation each, and their share of a problem's draws.
 
-        Problems are kept whole where they fit, so that the order of sums within a problem is
-        always the same.
+        Problems are kept whole where they fit, so that sums over a problem's draws have the same
+        order in any call.
         """
         size, draws = self.model.batch_size, self.attack.draws
         at_once, width = max(1, size // draws), min(size, draws)
@@ -157,7 +166,7 @@ class Progression(ABC):
     ) -> Tensor:
         """Losses [A] of A problems on noise [A, B, *] and timesteps [A, B]."""
         model = self.model
-        alpha_bar = model.alphas_cumprod[timesteps].to(model.device)
+        alpha_bar = to_device(model.alphas_cumprod[timesteps], model.device)
         x_t = add_noise(x_0, noise, alpha_bar)
         if self.attack.objective == "prediction":
             output = prediction(model, condition, x_t, timesteps)
@@ -176,9 +185,10 @@ class Progression(ABC):
         stop, every = self.attack.stop, self.attack.check_every
         if stop is None or step % every or step == self.attack.steps:
             return
-        rows = self.running.to(self.model.device)
+        rows = self.rows
         with torch.no_grad():
             progress = Progress(step, self.running, self.embeddings(), self.losses[:step, rows])
             done = stop(progress).cpu()
+        self.active[to_device(self.running[done], rows.device)] = False
         self.running = self.running[~done]
-        self.active[rows[done.to(rows.device)]] = False
+        self.rows = to_device(self.running, rows.device)

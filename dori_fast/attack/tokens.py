@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype
+from dori_fast._checks import accumulate_dtype, to_device
 from dori_fast.attack.base import Attack, problems_of
 from dori_fast.attack.draws import stream
 from dori_fast.attack.progression import Progression
@@ -34,6 +34,8 @@ from dori_fast.attack.result import TokensResult
 from dori_fast.attack.stopping import Stop
 from dori_fast.errors import UsageError
 from dori_fast.models import Denoiser
+from dori_fast.models.engine.gradients import fitted
+from dori_fast.models.precision import fixed_precision
 from dori_fast.models.prefixed import PrefixedPrompts
 from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import EmbeddingState, embedding_step
@@ -99,7 +101,8 @@ class Tokens(Attack):
         """Find K tokens to put before each of P prompts.
 
         The result of a problem depends on (model, image, prompt, seed, id) and on the batch shape
-        of an evaluation (``model.batch_size``) alone: not on the other problems, nor on P.
+        of an evaluation (``model.batch_size``) alone: not on the other problems, nor on P; to the
+        bit on a CPU only, as in :meth:`dori_fast.attack.Dori.run`.
 
         Args:
             model: the denoiser, plain or a masked view with one mask for all problems or one each.
@@ -152,20 +155,20 @@ class _Choices(Progression):
         self.leaf = like.new_zeros(self.shape[0], *like.shape[1:], dtype=wide).requires_grad_()
 
     def update(self, step: int) -> None:
-        rows, k = self.running.to(self.model.device), self.shape[1]
+        """One step; waits once for the drawn tokens, which the CPU puts into the prompts."""
+        rows, k = self.rows, self.shape[1]
         uniform = torch.stack(
             [
                 torch.rand(k, generator=self.streams[row], dtype=torch.float64)
                 for row in self.running.tolist()
             ]
         )
-        tokens = draw(self.choices[rows], uniform.to(self.choices.device))
-        encoded, slots = self.prefixed.encode(self.running, tokens)
+        tokens = draw(self.choices[rows], to_device(uniform, self.choices.device))
         with torch.no_grad():
-            self.leaf[rows] = encoded.to(self.leaf.dtype)
+            self.leaf[rows] = self.prefixed.encode(self.running, tokens)[0].to(self.leaf.dtype)
         finite = self.backward(step, self.leaf, None)
         grad = torch.zeros_like(self.choices)
-        grad[rows] = self._through_the_encoder(encoded, slots, rows)
+        grad[rows] = fitted(self.model.engine, lambda: self._through_the_encoder(tokens, rows))
         finite &= grad.isfinite().flatten(1).all(1)
         moves = self.active & finite
         grad = grad.clamp(-1, 1) + self.weight_decay * self.choices
@@ -173,16 +176,26 @@ class _Choices(Progression):
         nearest = project(self.choices.masked_fill(~self.prefixed.allowed, -torch.inf))
         self.choices = torch.where(moves[:, None, None], nearest, self.choices)
 
-    def _through_the_encoder(self, encoded: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
-        """Gradients [A, K, V] of the one-hot choices, from those of the embeddings."""
+    @fixed_precision()
+    def _through_the_encoder(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Gradients [A, K, V] of the one-hot choices, from those of the embeddings.
+
+        The prompts are encoded again, a batch at a time: no graph waits for the UNet.
+        """
         assert self.leaf.grad is not None  # noqa: S101
         outer = self.leaf.grad[rows]
         # scale by a power of two into the range of float16, and undo it afterwards (exact)
         exponent = torch.frexp(outer.flatten(1).abs().amax(1)).exponent
         factor = torch.ldexp(torch.ones_like(outer[:, 0, 0]), -exponent)[:, None, None]
-        (inner,) = torch.autograd.grad(encoded, slots, (outer * factor).to(encoded.dtype))
-        # one product per problem: the rounding of a product may depend on its size
-        each = [problem @ self.prefixed.table.T for problem in inner]
+        each = []
+        size = self.model.batch_size
+        for start in range(0, len(rows), size):
+            some = slice(start, start + size)
+            encoded, slots = self.prefixed.encode(self.running[some], tokens[some])
+            slope = (outer * factor)[some].to(encoded.dtype)
+            (inner,) = torch.autograd.grad(encoded, slots, slope)
+            # one product per problem: the rounding of a product may depend on its size
+            each += [problem @ self.prefixed.table.T for problem in inner]
         return torch.stack(each).to(factor.dtype) / factor
 
     def current(self) -> Tensor:

@@ -89,7 +89,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, WorkerError):
         return INTERNAL, str(error)
     if isinstance(error, MemoryError | RuntimeError):
-        from dori_fast.models.engine.batch_size import out_of_memory
+        from dori_fast.models.engine.memory import out_of_memory
 
         if out_of_memory(error):
             return RESUMABLE, (

@@ -209,6 +209,13 @@ class FastModelOptions(ModelOptions):
     cuda_graphs: Annotated[Any, _switched("CUDA graphs, which launch small batches faster.")] = (
         "auto"
     )
+    allow_tf32: Annotated[
+        bool,
+        typer.Option(
+            "--allow-tf32",
+            help="TF32 in float32 products of the UNet on a GPU: faster, scores less exact.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from dori_fast.detect.detector import (
     seed_list,
 )
 from dori_fast.errors import UsageError
-from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models import Denoiser, SharedLatents, TextCondition
+from dori_fast.models.probes import paired_outputs
 from dori_fast.models.schedules.vp import DDIM_STEPS, units_config
 from dori_fast.ops import noise_difference, noise_difference_step
 
@@ -110,13 +111,29 @@ class Wen(SeededDetector):
 
     def per_seed(self, model: Denoiser, condition: TextCondition) -> Tensor:
         """Mean norms over the tracked steps, [P, S], on noise that all prompts share."""
-        shared = model.share_noise(self.seeds, model.timesteps(self.total_steps)[0])
+        shared = self.noise(model)
 
         def norms(part: TextCondition, _: int) -> Tensor:
             cond, uncond = model.output_shared(part, shared), model.output_uncond(part, shared)
             return self._norms(model, part, shared.latents, cond, uncond)
 
         return self.in_chunks(model, condition, norms)
+
+    def paired(
+        self, model: Denoiser, condition: TextCondition, shared: SharedLatents, seed: Tensor
+    ) -> Tensor:
+        """Mean norms over the tracked steps [P] of P prompts, each with one of the seeds.
+
+        ``shared`` is the noise of all seeds, and ``seed`` int64 [P] on the CPU each prompt's place
+        among them. Equal to that of :meth:`per_seed`.
+        """
+        cond, uncond = paired_outputs(model, condition, shared, seed)
+        noise = shared.latents[seed.to(shared.latents.device)][:, None]
+        return self._norms(model, condition, noise, cond, uncond)[:, 0]
+
+    def noise(self, model: Denoiser) -> SharedLatents:
+        """The noise of all seeds, which all prompts share."""
+        return model.share_noise(self.seeds, model.timesteps(self.total_steps)[0])
 
     def _peer_norms(
         self, model: Denoiser, condition: TextCondition, positions: Sequence[int]

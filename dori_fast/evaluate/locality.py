@@ -49,7 +49,8 @@ def value_discrepancy(model: Denoiser, condition: TextCondition) -> dict[str, fl
     found = {}
     for name in model.layers:
         project = model.unet.get_submodule(name).to_v
-        values = torch.stack([project(text) for text in condition.embeddings])
+        with model.engine.precision():
+            values = torch.stack([project(text) for text in condition.embeddings])
         found[name] = float(pairwise_distances(values).mean())
     return found
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dori_fast._checks import threshold_number
 from dori_fast.errors import IntegrityError, NonFiniteError, UsageError
+from dori_fast.models.precision import fixed_precision
 
 THRESHOLD = 0.7  # the papers' threshold of a replication
 _BATCH = 32
@@ -142,12 +143,12 @@ class SSCD:
         Raises:
             NonFiniteError: a descriptor is NaN, infinite or zero, so that it has no direction.
         """
-        found = [
-            self._network(
-                torch.stack([self._preprocess(x) for x in images[i : i + _BATCH]]).to(self._device)
-            )
-            for i in range(0, len(images), _BATCH)
-        ]
+        parts = (images[i : i + _BATCH] for i in range(0, len(images), _BATCH))
+        with fixed_precision():
+            found = [
+                self._network(torch.stack([self._preprocess(x) for x in part]).to(self._device))
+                for part in parts
+            ]
         descriptors = torch.cat(found).float().cpu()
         lengths = descriptors.norm(dim=-1)
         bad = int((~(lengths.isfinite() & (lengths > 0))).sum())

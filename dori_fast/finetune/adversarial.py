@@ -29,6 +29,7 @@ from dori_fast.finetune.settings import Settings
 from dori_fast.finetune.step_report import StepReport
 from dori_fast.finetune.surrogates import Surrogates
 from dori_fast.models import Denoiser
+from dori_fast.models.engine.gradients import differentiating
 from dori_fast.models.text.prompts import list_of_str
 
 
@@ -82,12 +83,14 @@ class Adversarial(Settings):
         run = Run(self, model, prompts, memorized, replacements, retained)
         if resume is not None:
             run.restore(resume)
-        while run.step < self.steps:
-            report = run.advance()
-            if on_checkpoint and (run.step % checkpoint_every == 0 or run.step == self.steps):
-                on_checkpoint(run.checkpoint())
-            if on_step is not None:
-                on_step(report)
+        # inner attacks after one that ran out of memory have smaller evaluations
+        with differentiating(run.model.engine, self.attack is not None and self.attack.recompute):
+            while run.step < self.steps:
+                report = run.advance()
+                if on_checkpoint and (run.step % checkpoint_every == 0 or run.step == self.steps):
+                    on_checkpoint(run.checkpoint())
+                if on_step is not None:
+                    on_step(report)
         return run.finished()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dori_fast._checks import to_device
 from dori_fast.models import Denoiser
 from dori_fast.ops import add_noise, diffusion_loss
 
@@ -67,20 +68,24 @@ def backward(
     counts = [len(group.x_0) for group in groups.values()]
     rates = [group.weight / count for group, count in zip(groups.values(), counts, strict=True)]
     shares = torch.tensor(rates, dtype=x_0.dtype).repeat_interleave(torch.tensor(counts))
-    shares = shares.to(x_0.device)
+    shares = to_device(shares, x_0.device)
     last = len(model.alphas_cumprod)
+
+    def alphas(timesteps: Tensor) -> Tensor:
+        return to_device(model.alphas_cumprod[timesteps].to(x_0.dtype), x_0.device)
+
     drawn = [
         torch.randint(group.first, last, (len(group.x_0),), generator=generator)
         for group in groups.values()
     ]
     timesteps = torch.cat(drawn)
-    noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+    noise = to_device(torch.randn(x_0.shape, generator=generator), x_0.device).to(x_0)
     for group, own, part in zip(groups.values(), drawn, noise.split(counts), strict=True):
         if group.seen is not None:
-            alpha_bar = model.alphas_cumprod[own].to(x_0).view(-1, 1, 1, 1)
+            alpha_bar = alphas(own).view(-1, 1, 1, 1)
             part += (alpha_bar / (1 - alpha_bar)).sqrt() * (group.seen - group.x_0)
     draws = timesteps.unsqueeze(1)
-    x_t = add_noise(x_0, noise.unsqueeze(1), model.alphas_cumprod[draws].to(x_0)).squeeze(1)
+    x_t = add_noise(x_0, noise.unsqueeze(1), alphas(draws)).squeeze(1)
     target = model.schedule.target(x_0, noise.unsqueeze(1), draws)
     of_group = torch.arange(len(x_0)).split(counts)
 

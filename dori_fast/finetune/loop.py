@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dori_fast._checks import to_device
 from dori_fast.attack import AttackResult
 from dori_fast.attack.draws import stream
 from dori_fast.finetune.batches import Group, backward
@@ -21,6 +22,8 @@ from dori_fast.finetune.settings import Settings
 from dori_fast.finetune.step_report import StepReport
 from dori_fast.finetune.triggers import Triggers, embeddings_of
 from dori_fast.models import Denoiser
+from dori_fast.models.engine.gradients import fitted
+from dori_fast.models.engine.memory import Shrinking
 from dori_fast.models.files.hashes import tensors_sha256
 
 Pairs = Sequence[tuple[str, NDArray[np.uint8]]]
@@ -49,6 +52,7 @@ class Run:
         self.captions = embeddings_of(model, [prompt for prompt, _ in retained])
         self.triggers = Triggers(method.pool, self.prompts, self.captions, method.seed)
         self.weights = Weights(self.model.unet, method.weight_decay, method.ema)
+        self._passes = Shrinking(method.at_once, "training passes")
 
     def advance(self) -> StepReport:
         """One outer step."""
@@ -61,10 +65,8 @@ class Run:
         groups = self._groups(rows, found, generator)
         lr = self._rate()
         self.step += 1
-        with self.weights.trainable():
-            losses = backward(
-                model, groups, generator, at_once=method.at_once, autocast=method.autocast
-            )
+        with model.engine.precision(), self.weights.trainable():
+            losses = self._backward(groups, generator)
             norm = self.weights.update(lr, method.clip, self.step)
         model.engine.weights_changed()
         self.evaluations += sum(len(group.x_0) for group in groups.values())
@@ -89,32 +91,51 @@ class Run:
         """The training groups of this step."""
         method, model, device = self.method, self.model, self.model.device
         images = self.triggers.images(rows).repeat_interleave(method.draws)
+        shown = to_device(images, device)
         texts = {}
         if found is not None:
             texts["triggers"] = found.embeddings.repeat_interleave(method.draws, 0)
         if method.with_prompts:
-            texts["prompts"] = self.prompts[images.to(device)]
+            texts["prompts"] = self.prompts[shown]
         groups = {}
         for name, text in texts.items():
             which = torch.randint(self.surrogates.shape[1], images.shape, generator=generator)
-            x_0 = self.surrogates[images.to(device), which.to(device)]
+            x_0 = self.surrogates[shown, to_device(which, device)]
             groups[name] = Group(x_0, text.to(x_0.dtype), 1 / len(texts))
         if method.redirect and found is not None:
             which = torch.randint(self.surrogates.shape[1], images.shape, generator=generator)
             groups["redirected"] = Group(
-                self.surrogates[images.to(device), which.to(device)],
+                self.surrogates[shown, to_device(which, device)],
                 texts["triggers"].to(self.memorized.dtype),
                 method.redirect,
-                seen=self.memorized[images.to(device)],
+                seen=self.memorized[shown],
                 first=int(method.redirect_from * len(model.alphas_cumprod)),
             )
         if method.retained_weight:
             size = (method.retained_batch,)
-            which = torch.randint(len(self.retained), size, generator=generator).to(device)
+            which = to_device(torch.randint(len(self.retained), size, generator=generator), device)
             pairs = self.retained[which], self.captions[which]
             teacher = self.original if method.distil else None
             groups["retained"] = Group(*pairs, method.retained_weight, teacher=teacher)
         return groups
+
+    def _backward(self, groups: dict[str, Group], generator: torch.Generator) -> dict[str, Tensor]:
+        """Losses and gradients of one step, in smaller passes once memory ran out."""
+        drawn = generator.get_state()
+
+        def passes() -> dict[str, Tensor]:
+            # a repeat has the same draws, and nothing of what ran out of memory
+            generator.set_state(drawn)
+            self.weights.drop_gradients()
+            return backward(
+                self.model,
+                groups,
+                generator,
+                at_once=self._passes.size,
+                autocast=self.method.autocast,
+            )
+
+        return fitted(self.model.engine, passes, self._passes)
 
     def _rate(self) -> float:
         """Learning rate of the next step."""

@@ -45,7 +45,12 @@ class Weights:
         finally:
             for parameter in self._parameters.values():
                 parameter.requires_grad_(False)
-                parameter.grad = None
+            self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Free the parameters' gradients."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
     def update(self, lr: float, clip: float | None, step: int) -> float:
         """One step along the gradients; returns their norm before clipping.

@@ -49,7 +49,8 @@ class Settings:
         weight_decay: AdamW's weight decay.
         clip: largest gradient norm; None does not clip.
         ema: decay of the EMA of the weights, which is then the result; None uses the last weights.
-        at_once: samples per training forward pass; a step sums the gradients of its passes.
+        at_once: samples per training forward pass; a step sums the gradients of its passes. If
+            memory runs out, the step is repeated with half as many, and later steps have as few.
         autocast: torch.bfloat16 for forward passes in that precision, or None. Weights, moments
             and the inner attack stay in float32.
         seed: random seed of everything but the inner attack, which has its own.

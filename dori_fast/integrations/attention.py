@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from dori_fast.errors import UsageError
+from dori_fast.models.backbones.unet.parts import head_sizes
 from dori_fast.models.backbones.unet.stock import foreign_processor
 from dori_fast.models.engine.attention import why_not_xformers
 
@@ -26,9 +27,13 @@ def check(choice: str, unet: Any) -> None:
         raise UsageError(f"accelerate: attention must be one of {', '.join(CHOICES)}: {choice!r}")
     if choice == "keep":
         return
-    reason = why_not_xformers(unet.device, unet.dtype) if choice == "xformers" else None
+    reason = None
+    if choice == "xformers":
+        reason = why_not_xformers(unet.device, unet.dtype, head_sizes(unet))
     if reason is not None:
-        raise UsageError(f"accelerate: attention 'xformers' is unavailable: {reason}")
+        raise UsageError(
+            f"accelerate: attention 'xformers' is unavailable: {reason}; use attention='sdpa'"
+        )
     foreign = foreign_processor(unet)
     if foreign is None and any(getattr(m, "fused_projections", False) for m in unet.modules()):
         foreign = "the fused projections (pipe.unet.unfuse_qkv_projections() undoes them)"

@@ -1,7 +1,8 @@
 """Keys and values of a text, projected in the first step of a call and reused in later steps.
 
 In a UNet's cross-attentions they depend only on the text and the weights, and neither changes from
-step to step. Later steps return the very tensor of the first one, so results are bitwise equal.
+step to step. Later steps return the very tensor of the first one, so results are bitwise equal on a
+CPU, and on any device whose projection repeats its bits.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from dori_fast.integrations import attention as kernels
 from dori_fast.integrations import supported
 from dori_fast.integrations.keys_values import compiled_module
 from dori_fast.integrations.session import Report, Session, Settings
+from dori_fast.models.backbones.unet.parts import compile_options
 from dori_fast.models.components import Components
 from dori_fast.models.engine.execution import Switch, why_not_compile
 
@@ -27,6 +28,7 @@ def accelerate(
     share: Switch = "auto",
     attention: str = "keep",
     compile: bool = False,
+    allow_tf32: bool = False,
 ) -> _Pipe:
     """Remove repeated work from a Stable Diffusion pipeline of diffusers, in place.
 
@@ -47,10 +49,10 @@ def accelerate(
         pipe: A StableDiffusionPipeline or StableDiffusionXLPipeline.
         scan_steps: Number of UNet runs after which every call ends and returns the latents reached,
             undecoded; a call with fewer steps runs all of them. Default: None, the whole call.
-        kv_cache: Projection of the text's keys and values once per call, bitwise equal. "auto"
-            turns it off if code of the caller runs between the steps (a callback, a torch hook in
-            the UNet), if the UNet is compiled, and in inference mode; ``pipe.report.not_cached``
-            has the reason.
+        kv_cache: Projection of the text's keys and values once per call, bitwise equal on a CPU.
+            "auto" turns it off if code of the caller runs between the steps (a callback, a torch
+            hook in the UNet), if the UNet is compiled, and in inference mode;
+            ``pipe.report.not_cached`` has the reason.
         share: Evaluation of bitwise equal rows of a UNet batch only once: the unconditional halves
             of prompts drawn from the same latents, in the first step. Smaller batches round
             differently. "auto" turns it on with ``scan_steps``, unless processors or hooks of the
@@ -59,6 +61,9 @@ def accelerate(
             "sdpa" or "xformers" during each call. Equal up to rounding.
         compile: Compilation of the UNet's repeated blocks with torch.compile, when they first run,
             until the pipeline is restored. Equal up to rounding; turns the cache off.
+        allow_tf32: True to let a GPU compute float32 products in TF32 during calls, as torch does
+            in convolutions if nobody sets its switches. Default: False, IEEE float32; see
+            :mod:`dori_fast.models.precision`.
 
     True is refused, here or by the call, if the switch cannot be on.
 
@@ -72,7 +77,7 @@ def accelerate(
     if hasattr(target, _SESSION):
         raise UsageError("accelerate: the pipeline is accelerated already; df.restore(pipe) first")
     supported.check(target)
-    settings = Settings(scan_steps, kv_cache, share, attention, compile)
+    settings = Settings(scan_steps, kv_cache, share, attention, compile, allow_tf32)
     _check(settings, target)
     compiled = _compile(target.unet) if compile else []
     stock: Any = type(target)
@@ -143,6 +148,9 @@ def _check(settings: Settings, pipe: Any) -> None:
         if getattr(settings, name) not in ("auto", True, False):
             value = getattr(settings, name)
             raise UsageError(f"accelerate: {name} must be 'auto', True or False, got {value!r}")
+    if not isinstance(settings.allow_tf32, bool):
+        value = settings.allow_tf32
+        raise UsageError(f"accelerate: allow_tf32 must be True or False, got {value!r}")
     kernels.check(settings.attention, pipe.unet)
     if settings.compile:
         _check_compile(settings, pipe.unet)
@@ -169,5 +177,5 @@ def _compile(unet: Any) -> list[nn.Module]:
     """Mark the blocks that diffusers lists as repeated for compilation at their first run."""
     blocks = [m for m in unet.modules() if type(m).__name__ in unet._repeated_blocks]
     for block in blocks:
-        block.compile()
+        block.compile(options=compile_options())
     return blocks

@@ -16,6 +16,7 @@ from dori_fast.integrations.norms import NoiseNorms
 from dori_fast.models.backbones.unet.parts import never_falling_back
 from dori_fast.models.components import Components
 from dori_fast.models.engine.execution import Switch
+from dori_fast.models.precision import fixed_precision
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Settings:
     share: Switch
     attention: str
     compile: bool
+    allow_tf32: bool
 
 
 @dataclass
@@ -85,8 +87,9 @@ class Session:
         bound = self._bind(pipe, args, kwargs)
         self.report, self.norms_error, self._norms = Report(), None, NoiseNorms()
         self.running = True
+        precision = fixed_precision(self.settings.allow_tf32)
         try:
-            with self._instrumented(pipe, self.report, bound.arguments):
+            with precision, self._instrumented(pipe, self.report, bound.arguments):
                 result = self.stock.__call__(*bound.args, **bound.kwargs)
             self._finish_norms(pipe, self.report)
             return result

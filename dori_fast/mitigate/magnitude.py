@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.engine.gradients import differentiating, fitted
 from dori_fast.ops import noise_difference
 
 Predict = Callable[[TextCondition, slice, slice], tuple[Tensor, Tensor]]
@@ -50,19 +51,25 @@ def magnitude(
     """
     leaf = embeddings.detach().requires_grad_()
     on_device = rows.to(leaf.device)
-    squares = leaf.new_zeros(len(rows))
-    at_once, width = max(1, model.batch_size // seeds), min(seeds, model.batch_size)
-    for first in range(0, len(rows), at_once):
-        some = slice(first, min(first + at_once, len(rows)))
-        for start in range(0, seeds, width):
-            part = slice(start, min(start + width, seeds))
-            condition = model.condition(leaf, pooled)[rows[some]]
-            norms = noise_difference(*predict(condition, some, part))
-            # sum the squares over the seeds, which may not fit into one evaluation
-            square = norms.square().sum(1)
-            square.sum().backward(inputs=[leaf])
-            squares[some] += square.detach()
-    norm, grad = squares.sqrt(), leaf.grad
+
+    def squared() -> Tensor:
+        leaf.grad, squares = None, leaf.new_zeros(len(rows))
+        at_once, width = max(1, model.batch_size // seeds), min(seeds, model.batch_size)
+        for first in range(0, len(rows), at_once):
+            some = slice(first, min(first + at_once, len(rows)))
+            for start in range(0, seeds, width):
+                part = slice(start, min(start + width, seeds))
+                condition = model.condition(leaf, pooled)[rows[some]]
+                norms = noise_difference(*predict(condition, some, part))
+                # sum the squares over the seeds, which may not fit into one evaluation
+                square = norms.square().sum(1)
+                square.sum().backward(inputs=[leaf])
+                squares[some] += square.detach()
+        return squares
+
+    with differentiating(model.engine):
+        norm = fitted(model.engine, squared).sqrt()
+    grad = leaf.grad
     assert grad is not None  # noqa: S101
     rate = torch.where(norm == 0, 0.0, 0.5 / torch.where(norm == 0, 1.0, norm))
     return norm, rate[:, None, None] * grad[on_device]

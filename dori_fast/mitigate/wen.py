@@ -25,6 +25,7 @@ from dori_fast._checks import accumulate_dtype, finite_number, require_finite, s
 from dori_fast.errors import UsageError
 from dori_fast.mitigate.magnitude import magnitude
 from dori_fast.models import Denoiser, TextCondition
+from dori_fast.models.engine.gradients import differentiating
 from dori_fast.models.probes import shared_prediction, uncond_prediction
 from dori_fast.models.schedules.vp import DDIM_STEPS, require_units, units_config
 from dori_fast.models.text.prompts import list_of_str
@@ -120,7 +121,8 @@ class Wen:
     def run(self, model: Denoiser, prompts: Sequence[str]) -> Mitigated:
         """Change the embeddings of P >= 1 prompts.
 
-        Each result is that of the prompt alone, to the bit.
+        Each result is that of the prompt alone: to the bit on a CPU, up to rounding on a GPU, where
+        the backward pass of attention may add in any order.
 
         Raises:
             UsageError: no prompts, epsilon at zero terminal signal-to-noise ratio, or as in
@@ -148,29 +150,32 @@ class Wen:
             own = uncond[seeds] if uncond.ndim == 4 else uncond[running[some]][:, seeds]
             return shared_prediction(model, part, noises, self.units), own
 
-        for i in range(self.iterations):
-            norm, gradient = magnitude(model, params, pooled, running, len(self.seeds), predict)
-            # NaN never reaches the target, and its embedding, never updated, would look mitigated
-            require_finite("mitigate", "magnitudes F", norm, model.dtype)
-            require_finite("mitigate", "values of dF/dy", gradient, model.dtype)
-            losses[i, running] = norm
-            evaluated[running] += 1
-            done = (norm <= self.target).cpu()
-            reached[running[done]] = True
-            grad, active = torch.zeros_like(params), torch.zeros(count, dtype=torch.bool)
-            grad[running], active[running[~done]] = gradient, True
-            finite = grad.isfinite().flatten(1).all(1)
-            grad[:, 0] = 0
-            embedding_step(
-                params,
-                grad,
-                adam,
-                lr=self.lr,
-                active=active.to(params.device) & finite,
-                weight_decay=_WEIGHT_DECAY,
-            )
-            running = running[~done]
-            if len(running) == 0:
-                break
+        # within one context, iterations after one that ran out of memory have smaller evaluations
+        with differentiating(model.engine):
+            for i in range(self.iterations):
+                norm, gradient = magnitude(model, params, pooled, running, len(self.seeds), predict)
+                # NaN never reaches the target, and its embedding, never updated, would look
+                # mitigated
+                require_finite("mitigate", "magnitudes F", norm, model.dtype)
+                require_finite("mitigate", "values of dF/dy", gradient, model.dtype)
+                losses[i, running] = norm
+                evaluated[running] += 1
+                done = (norm <= self.target).cpu()
+                reached[running[done]] = True
+                grad, active = torch.zeros_like(params), torch.zeros(count, dtype=torch.bool)
+                grad[running], active[running[~done]] = gradient, True
+                finite = grad.isfinite().flatten(1).all(1)
+                grad[:, 0] = 0
+                embedding_step(
+                    params,
+                    grad,
+                    adam,
+                    lr=self.lr,
+                    active=active.to(params.device) & finite,
+                    weight_decay=_WEIGHT_DECAY,
+                )
+                running = running[~done]
+                if len(running) == 0:
+                    break
         evaluations = evaluated * len(self.seeds)
         return Mitigated(params, pooled, losses, adam.step, reached, evaluations, self.seeds)

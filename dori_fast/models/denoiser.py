@@ -35,8 +35,8 @@ class Denoiser:
     variance-preserving parametrization of DDPM and DDIM with unit initial noise, and converts
     epsilon-, v- and sample-predictions to epsilon.
 
-    Every evaluation of the network has the same shape, ``batch_size`` samples, the last one padded.
-    So a prediction does not depend, to the bit, on order or on the neighbors in its batch.
+    Every evaluation of the network has the same shape, ``batch_size`` samples, the last one padded,
+    so that on a CPU a prediction does not depend, to the bit, on order or neighbors in its batch.
 
     Attributes:
         unet: the network.
@@ -75,7 +75,8 @@ class Denoiser:
         self.engine = Engine(backbone, batch_size, share, execution or Execution())
         self._masks: Masks | None = None
         self._shared = RecentLatents()
-        self._empty: TextCondition | None = None
+        # by batch size, as the shared noise is: another shape may differ in the last bits
+        self._empty: dict[tuple[int, int], TextCondition] = {}
         # between calls, the caller may train a network of its own
         self._keeps = not backbone.borrowed
 
@@ -87,9 +88,6 @@ class Denoiser:
     @batch_size.setter
     def batch_size(self, value: int) -> None:
         self.engine.batch_size = value
-        # results of another batch shape may differ in the last bits
-        self._shared.clear()
-        self._empty = None
 
     @property
     def vae(self) -> Any:
@@ -150,9 +148,10 @@ class Denoiser:
     @property
     def unconditional(self) -> TextCondition:
         """The condition of the empty prompt, P = 1."""
-        if self._empty is None or not self._keeps:
-            self._empty = self._text.empty(self.batch_size)
-        return self._empty
+        at = self.batch_size, torch.get_num_threads()  # the last bits depend on both
+        if at not in self._empty or not self._keeps:
+            self._empty[at] = self._text.empty(self.batch_size)
+        return self._empty[at]
 
     def unconditional_for(self, condition: TextCondition) -> TextCondition:
         """The empty prompt in place of each of P prompts, under the same masks."""
@@ -182,8 +181,8 @@ class Denoiser:
             UsageError: a layer or width does not fit, or the numbers of masks differ.
         """
         self.engine.check_mask(mask)
-        view = copy.copy(self)
-        view._masks, view._shared = (self._masks or Masks()).joined(mask), RecentLatents()
+        view, masks = copy.copy(self), self._masks or Masks()
+        view._masks, view._shared = masks.joined(mask, self.device), RecentLatents()
         return view
 
     @property
@@ -239,9 +238,10 @@ class Denoiser:
 
     def share_noise(self, seeds: Sequence[int], timestep: int) -> SharedLatents:
         """The initial noise of S seeds, shared by all prompts and kept for later calls."""
-        key = (self.engine.generation, tuple(seeds), timestep)
+        at = self.engine.generation, self.batch_size, torch.get_num_threads()
         if not self._keeps:
             return self.share(self.noise(seeds), timestep)
+        key = (*at, tuple(seeds), timestep)
         return self._shared.get(key, lambda: self.share(self.noise(seeds), timestep))
 
     def share_up_to(
@@ -316,7 +316,7 @@ class Denoiser:
             steps=steps,
             guidance=guidance,
         )
-        return self.autoencoder.decode(latents, seeds, self.batch_size)
+        return self.autoencoder.decode(latents, seeds)
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ def load(
     compile: Switch = "auto",
     channels_last: Switch = "auto",
     cuda_graphs: Switch = "auto",
+    allow_tf32: bool = False,
 ) -> Denoiser:
     """Open a text-to-image diffusion model for scoring, pruning and attack.
 
@@ -70,19 +71,22 @@ def load(
             replace the source's own; see :func:`dori_fast.models.overlay.lay_over_`.
         dtype: torch dtype or its name, or ``"auto"`` (float32 on a CPU, float16 on a GPU).
         device: any torch device, or ``"auto"`` (cuda if there is one).
-        batch_size: samples per evaluation; ``"auto"`` depends on the model and the device.
+        batch_size: samples per evaluation; ``"auto"`` depends on the model and the device,
+            and on a GPU on whether gradients are taken.
         share: True to do the network's work that does not depend on the text once for all
             prompts, if the architecture is known; False to call the model's own forward for every
             sample.
-        attention: ``"sdpa"``, ``"xformers"``, or ``"auto"`` (xformers if it is installed and runs
-            here, else sdpa).
+        attention: ``"sdpa"``, torch's own, or ``"xformers"``; ``"auto"`` is sdpa.
         compile: compilation of the network's repeated parts with torch.compile, at their first run.
         channels_last: memory layout of convolution weights with the channels innermost.
         cuda_graphs: replay of recorded launches, for batches too small to keep a GPU busy.
+        allow_tf32: True to let a GPU compute float32 convolutions and matrix products of the UNet
+            in TF32, which is faster; ``docs/detectors.md`` has the error of scores. Default: False,
+            IEEE float32 whatever torch's own switches say.
 
-    The last three are True, False or ``"auto"``, which switches on only what pays on this device by
-    ``docs/benchmarks.md`` (so far nothing). They change scores by rounding alone, as ``batch_size``
-    does. ``model.engine.execution`` has the resolved values.
+    compile, channels_last and cuda_graphs are True, False or ``"auto"``, which switches on only
+    what pays on this device by ``docs/benchmarks.md`` (so far nothing). They change scores by
+    rounding alone, as ``batch_size`` does. ``model.engine.execution`` has the resolved values.
 
     Returns:
         A :class:`Denoiser`. Its ``reading`` lists what is read otherwise than by the model's own
@@ -94,7 +98,7 @@ def load(
         IntegrityError: damaged weight files, weights that are not finite, or ``unet_weights`` of
             another UNet.
     """
-    execution = Execution(attention, compile, channels_last, cuda_graphs)
+    execution = Execution(attention, compile, channels_last, cuda_graphs, allow_tf32)
     how: dict[str, Any] = {"batch_size": batch_size, "share": share, "execution": execution}
     if not isinstance(source, str | os.PathLike):
         _refuse_for_pipelines(
@@ -164,6 +168,7 @@ def load(
             "compile": compile,
             "channels_last": channels_last,
             "cuda_graphs": cuda_graphs,
+            "allow_tf32": allow_tf32,
         },
         **how,
     )

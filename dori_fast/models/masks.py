@@ -17,11 +17,14 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from dori_fast._checks import to_device
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.models.files import mask_file
 from dori_fast.models.files.hashes import tensors_sha256
 
 _M = TypeVar("_M", "NeuronMask", "WeightMask")
+# bytes; a mask of Stable Diffusion 1.4's weights takes 100 MB
+_MOST_ON_A_DEVICE = 1 << 30
 
 
 class _Rows:
@@ -41,6 +44,12 @@ class _Rows:
         if not -len(self) <= row < len(self):
             raise IndexError(f"mask {row} of {len(self)}")
         return self.take([row])
+
+    def to(self, device: torch.device | str) -> Self:
+        """The masks on a device; a copy to a GPU does not wait for it."""
+        place = torch.device(device)
+        tensors = {name: to_device(x, place) for name, x in self._tensors.items()}
+        return type(self)(tensors, self.missing)  # type: ignore[call-arg]
 
     def take(self, rows: Sequence[int]) -> Self:
         """The masks of the given rows, in their order."""
@@ -218,15 +227,19 @@ class Masks:
     def __len__(self) -> int:
         return max(len(mask) for mask in (self.neurons, self.weights) if mask is not None)
 
-    def joined(self, mask: NeuronMask | WeightMask) -> Masks:
-        """These masks and one more; UsageError if one is missing."""
+    def joined(self, mask: NeuronMask | WeightMask, device: torch.device) -> Masks:
+        """These masks and one more, on ``device`` if they take at most 1 GiB there.
+
+        Raises:
+            UsageError: a mask is missing, or the numbers of masks differ.
+        """
         mask.require_present()
         if isinstance(mask, NeuronMask):
-            mask = mask if self.neurons is None else self.neurons | mask
-            joined = Masks(mask, self.weights)
+            mask = mask if self.neurons is None else self.neurons.to("cpu") | mask.to("cpu")
+            joined = Masks(_placed(mask, device), self.weights)
         else:
-            mask = mask if self.weights is None else self.weights | mask
-            joined = Masks(self.neurons, mask)
+            mask = mask if self.weights is None else self.weights.to("cpu") | mask.to("cpu")
+            joined = Masks(self.neurons, _placed(mask, device))
         counts = {len(m) for m in (joined.neurons, joined.weights) if m is not None} - {1}
         if len(counts) > 1:
             raise UsageError(f"masked: {sorted(counts)} masks do not go together")
@@ -251,6 +264,12 @@ def stack(masks: Sequence[_M]) -> _M:
     if isinstance(masks[0], NeuronMask):
         return type(masks[0])(_stack([m.scales for m in masks], 1), missing)
     return type(masks[0])(_stack([m.pruned for m in masks], 0), missing)
+
+
+def _placed(mask: _M, device: torch.device) -> _M:
+    """The mask on a device; where it would take too much memory, it stays in the CPU's."""
+    size = sum(x.numel() * x.element_size() for x in mask._tensors.values())
+    return mask.to(device if size <= _MOST_ON_A_DEVICE else "cpu")
 
 
 def _stack(parts: list[Mapping[str, Tensor]], neutral: int) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dori_fast._checks import to_device
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.stock import is_plain
 from dori_fast.models.denoiser import Denoiser
@@ -75,11 +76,11 @@ class PrefixedPrompts:
             Embeddings [A, T, D] in model dtype, and the leaf [A, K, D] of the tokens' own
             embeddings, to which they carry gradients. Neither depends on the other prompts.
         """
-        leaf = self.table[tokens.to(self.table.device)].detach().requires_grad_()
+        leaf = self.table[to_device(tokens, self.table.device)].detach().requires_grad_()
         ids, batch, chunks = self._rows[rows], self._model.batch_size, []
         ids[:, self._slots] = tokens.cpu()
         for some, slots in zip(ids.split(batch), leaf.split(batch), strict=True):
-            padded = pad_rows(some, batch).to(self._encoder.device)
+            padded = to_device(pad_rows(some, batch), self._encoder.device)
             with _embedded(self._encoder, self._slots, pad_rows(slots, batch)):
                 chunks.append(TextSide.hidden(self._encoder, padded, self._model.tokenizer))
         return torch.cat(chunks)[: len(rows)], leaf
@@ -90,7 +91,7 @@ def encode_ids(model: Denoiser, ids: Tensor) -> TextCondition:
     """Token rows int64 [P, T], with marks and padding, as a condition; SD 1.x and 2.x only."""
     encoder, batch = model.text_encoder, model.batch_size
     chunks = [
-        TextSide.hidden(encoder, pad_rows(some, batch).to(encoder.device), model.tokenizer)
+        TextSide.hidden(encoder, to_device(pad_rows(some, batch), encoder.device), model.tokenizer)
         for some in ids.split(batch)
     ]
     return model.condition(torch.cat(chunks)[: len(ids)])

@@ -9,10 +9,13 @@ from torch import Tensor
 
 from dori_fast.errors import UsageError
 from dori_fast.models.denoiser import Denoiser
-from dori_fast.models.engine.batch import SharedLatents
+from dori_fast.models.engine.batch import Samples, SharedLatents
 from dori_fast.models.engine.state import Timestep
-from dori_fast.models.text.conditions import TextCondition
+from dori_fast.models.text.conditions import TextCondition, pad_rows
 from dori_fast.models.text.prompts import list_of_str
+
+# 77 tokens each: enough rows to fill a GPU, and a few MiB of values
+_PROMPTS_AT_ONCE = 64
 
 
 def token_attention(
@@ -109,20 +112,59 @@ def uncond_prediction(
     return model.schedule.in_units(output, shared.latents, int(shared.timestep), units)
 
 
+def paired_outputs(
+    model: Denoiser, condition: TextCondition, shared: SharedLatents, which: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Outputs with and without the prompt, of P prompts on one latent each.
+
+    Args:
+        model: the denoiser.
+        condition: P prompts.
+        shared: S latents.
+        which: int64 [P] on the CPU, each prompt's latent.
+
+    Returns:
+        Two [P, 1, C, H, W] in model dtype.
+    """
+
+    def outputs(condition: TextCondition) -> Tensor:
+        unique, pooled = condition.unique, condition.pooled
+        samples = Samples(unique, pooled, condition.index, shared, which, model.masks)
+        return model.engine.outputs(samples)[:, None]
+
+    if model.masks is not None and len(model.masks) > 1:
+        return outputs(condition), outputs(model.unconditional_for(condition))
+    without = model.output_uncond(condition, shared)
+    return outputs(condition), without[which.to(without.device)][:, None]
+
+
 def change_of_noise(
     model: Denoiser, condition: TextCondition, shared: SharedLatents, units: str
 ) -> Tensor:
     """Difference of the predicted from the initial noise: epsilon - x_T, [P, S, C, H, W].
 
-    Arguments and errors are those of :func:`shared_prediction`. A prediction that is not of noise
-    is returned as it is. Where alpha_bar goes to 0, epsilon - x_T becomes proportional to the
-    velocity, which is -x_0 there.
+    Arguments and errors are those of :func:`shared_prediction`; see :func:`noise_change`.
     """
-    predicted = shared_prediction(model, condition, shared, units)
+    output = model.output_shared(condition, shared)
+    return noise_change(model, output, shared.latents, int(shared.timestep), units)
+
+
+def noise_change(
+    model: Denoiser, output: Tensor, latents: Tensor, timestep: int, units: str
+) -> Tensor:
+    """Difference epsilon - x_T of network outputs [*, C, H, W] at latents that broadcast to them.
+
+    A prediction that is not of noise is returned as it is. Where alpha_bar goes to 0,
+    epsilon - x_T becomes proportional to the velocity, which is -x_0 there.
+
+    Raises:
+        UsageError: epsilon at a timestep of ``schedule.require_epsilon``.
+    """
+    predicted = model.schedule.in_units(output, latents, timestep, units)
     noise = units == "epsilon" or (
         units == "prediction" and model.schedule.prediction_type == "epsilon"
     )
-    return predicted - shared.latents if noise else predicted
+    return predicted - latents if noise else predicted
 
 
 def prediction_jvp(
@@ -163,8 +205,9 @@ def value_magnitudes(
 ) -> dict[str, Tensor]:
     """Mean magnitude over all tokens of the value neurons of cross-attentions.
 
-    Values depend on the text alone, so the network does not run. Each distinct prompt is projected
-    by itself, so its magnitudes do not depend on the others.
+    Values depend on the text alone, so the network does not run. Distinct prompts are projected one
+    by one on a CPU, and elsewhere in batches of one size, so that a prompt's magnitudes do not
+    depend on the others; to the bit, this is proven on a CPU.
 
     Args:
         model: the denoiser.
@@ -182,11 +225,18 @@ def value_magnitudes(
     for name in chosen:
         if name not in known:
             raise UsageError(f"no cross-attention {name!r}; there are {', '.join(known)}")
-    found = {}
-    for name in chosen:
-        project = model.unet.get_submodule(name).to_v
-        rows = [project(text).abs().mean(0) for text in condition.unique]
-        width = model.engine.value_widths[name]
-        each = torch.stack(rows) if rows else condition.unique.new_zeros(0, width)
-        found[name] = each[condition.index.to(each.device)]
-    return found
+    size = 1 if model.device.type == "cpu" else _PROMPTS_AT_ONCE
+    return {name: _magnitudes(model, name, condition, size) for name in chosen}
+
+
+def _magnitudes(model: Denoiser, name: str, condition: TextCondition, size: int) -> Tensor:
+    """Magnitudes [P, C] of one cross-attention, projected ``size`` prompts at a time."""
+    project, unique = model.unet.get_submodule(name).to_v, condition.unique
+    if not len(unique):
+        return unique.new_zeros(len(condition), model.engine.value_widths[name])
+    # every projection has the same shape, so that its rows do not depend on their neighbors
+    with model.engine.precision():
+        parts = [
+            project(pad_rows(part, size)).abs().mean(1)[: len(part)] for part in unique.split(size)
+        ]
+    return torch.cat(parts)[condition.index.to(unique.device)]

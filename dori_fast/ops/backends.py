@@ -10,7 +10,7 @@ from dori_fast import _backend
 from dori_fast._library import OPS, FusedOp
 
 _DEVICES = ("cpu", "cuda")
-_PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "cpp", "reference")}
+_PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("triton", "cuda", "reference")}
 
 
 @dataclass(frozen=True)

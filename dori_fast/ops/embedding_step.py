@@ -98,7 +98,6 @@ def _check_mask(
 
 def _check(params: Tensor, grad: Tensor, state: EmbeddingState) -> None:
     _check_params(params)
-    _checks.writable("embedding_step", "params", params)
     wide = _checks.accumulate_dtype(params.dtype)
     _check_like("grad", grad, params, params.dtype)
     _check_like("state.exp_avg", state.exp_avg, params, wide)
@@ -107,6 +106,9 @@ def _check(params: Tensor, grad: Tensor, state: EmbeddingState) -> None:
         got = f"{state.step.dtype} {_checks.shape_of(state.step)}"
         _checks.reject("embedding_step", "state.step", f"int64 [{params.shape[0]}]", got)
     _checks.same_device("embedding_step", "state.step", state.step, "params", params)
+    _checks.writable("embedding_step", "params", params)
+    for name in ("exp_avg", "exp_avg_sq", "step"):
+        _checks.writable("embedding_step", f"state.{name}", getattr(state, name))
 
 
 def _check_rates(lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
@@ -151,7 +153,7 @@ def embedding_step(
         backend: implementation; see `dori_fast.ops`.
 
     Raises:
-        ValueError: params is expanded, so that a write would be repeated.
+        ValueError: params or the state is expanded, so that a write would be repeated.
     """
     _check(params, grad, state)
     shape = params.shape

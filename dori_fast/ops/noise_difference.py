@@ -159,7 +159,8 @@ def noise_difference_step(
         backend: implementation; see `dori_fast.ops`.
 
     Returns:
-        norm [P, S], as `noise_difference` returns it; and latents_prev [P, S, *] in the dtype of
+        norm [P, S], to the bit that of `noise_difference` in the same backend (proven on CPUs; on a
+        GPU both kernels share one order of sums); and latents_prev [P, S, *] in the dtype of
         latents, contiguous. No gradient.
 
     Raises:

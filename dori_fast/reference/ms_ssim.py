@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dori_fast._checks import to_device
 from dori_fast.reference import Inputs, OpSpec, accumulate_dtype, randn
 
 K1, K2 = 0.01, 0.03
@@ -112,7 +113,7 @@ def ms_ssim_reference(
     result = maps.new_ones(maps.shape[0], pairs.shape[0])
     if result.numel() == 0:
         return result
-    window = gaussian_window(kernel_size, sigma).to(maps)
+    window = to_device(gaussian_window(kernel_size, sigma).to(maps.dtype), maps.device)
     if rescale:
         maps = _min_max(maps)
     for scale, beta in enumerate(betas):

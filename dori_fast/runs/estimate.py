@@ -46,7 +46,8 @@ class Estimate:
         shards: number of files that would be written.
         seconds: estimated wall time: the slower of scoring and reading.
         rate: rows per second in the probe.
-        peak_bytes: peak memory of the probe: GPU memory that torch took, or this process's.
+        peak_bytes: peak memory of scoring: GPU memory that torch took, weights included; or the
+            peak of this process so far, which loading the model may have set.
         written_bytes: size of the shards; rather too high, since few rows compress worse.
         probed: rows that were scored to measure this.
     """
@@ -108,6 +109,7 @@ def estimate(
             raise UsageError(
                 f"scan: no row of the first {shard_size} of {described(prompts)} can be scored"
             )
+        _forget_peak(model)
         # the first batch also pays for setup
         score_rows(model, chosen, _scorable(sample, model.batch_size), lambda done: None)
         began = perf_counter()
@@ -142,6 +144,14 @@ def _stored_bytes(table: pa.Table) -> int:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_statistics=False)
     return int(sink.tell())
+
+
+def _forget_peak(model: Denoiser) -> None:
+    """Leave out what loading took, such as the evaluations that chose the batch size."""
+    import torch
+
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
 
 
 def _peak_bytes(model: Denoiser) -> int:

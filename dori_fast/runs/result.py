@@ -29,6 +29,7 @@ class ScanResult:
         state: ``"done"``, or ``"over_budget"`` if more rows were quarantined than allowed.
         decision: the decision of a calibrated scan: how many rows are flagged, and by which rule.
         evaluations: UNet sample evaluations of this call, without padding.
+        rows_computed: UNet rows that this call computed: samples, padding, parts of the network.
         merkle_root: root over run.json and the shards, as in manifest.json. Note it elsewhere:
             ``dori-fast verify --root`` then proves that nothing was edited.
     """
@@ -42,6 +43,7 @@ class ScanResult:
     state: Literal["done", "over_budget"]
     decision: DecisionRecord | None = None
     evaluations: int = 0
+    rows_computed: int = 0
     merkle_root: str = ""
 
     @property

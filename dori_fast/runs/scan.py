@@ -132,8 +132,10 @@ def scan(
             over the seeds that were evaluated, no ``p_value``, and are not ``flagged``.
         workers: number of processes that score. Each loads the model again, so the model must
             come from files. They are spread over the GPUs, or share this process's CPU threads;
-            "auto" is one for each GPU, and one on a CPU. Rows equal those of one process, to the
-            bit where threads and kind of device are the same.
+            "auto" is one for each GPU, and one on a CPU. Rows equal those of one process: to the
+            bit on CPUs of one kind with equal threads. If memory runs out, the shard is scored
+            again in smaller batches, and its footer has their size. Where ``model`` is a function,
+            this process drops what it loaded before the first worker starts.
         watchdog: seconds after which a silent worker is killed, for more than one worker; default:
             ten times the median block of rows, at least 300.
         engine: kind of workers: "local", processes of this machine, or "ray", actors of a Ray
@@ -211,6 +213,8 @@ def scan(
         )
         schema = shard_schema(reader.schema)
         scoring = _workers(Engine(model, chosen, record.run_hash), settings)
+        # a loaded model that only workers need would take memory of the first one's GPU
+        del model
         interrupts.check()
         with RunDirectory(Path(out), record, schema, resume, job) as run:
             _compare_threads(run)
@@ -250,6 +254,7 @@ def _finish(
         finally:
             seconds = perf_counter() - began
             run.record.counts, run.record.seconds = ledger.counts, earlier + seconds
+            run.record.add_spent(engine.evaluations, engine.rows_computed)
             # halved if memory ran out
             run.record.batch_size = engine.batch_size
             if not ledger.scored:
@@ -270,6 +275,7 @@ def _finish(
         state=state,
         decision=found,
         evaluations=engine.evaluations,
+        rows_computed=engine.rows_computed,
         merkle_root=root,
     )
 

@@ -104,12 +104,21 @@ def chosen_detector(detector: str | Detector, settings: Settings) -> Detector:
 
 @contextmanager
 def prepared(model: Denoiser | Callable[[], Denoiser], settings: Settings) -> Iterator[Denoiser]:
-    """The model, loaded if it is a loader, with the settings' batch size within the context."""
-    loaded = model() if callable(model) else model
-    before = loaded.batch_size
-    if settings.batch_size != "auto":
-        loaded.batch_size = settings.batch_size
+    """The model, loaded if it is a loader, with the settings' batch size within the context.
+
+    The context keeps no model that it loaded, so that its memory is free once the caller drops it.
+    """
+    if callable(model):
+        yield _sized(model(), settings)
+        return
+    before = model.batch_size
     try:
-        yield loaded
+        yield _sized(model, settings)
     finally:
-        loaded.batch_size = before
+        model.batch_size = before
+
+
+def _sized(model: Denoiser, settings: Settings) -> Denoiser:
+    if settings.batch_size != "auto":
+        model.batch_size = settings.batch_size
+    return model

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-ELEMENTS = ("fp32", "bf16", "fp16", "fp64")
-"""Element types of compile cases, as Triton names them."""
 
 # Triton's interpreter silently computes wrong numbers in bfloat16: kernels convert every float to
 # this type as soon as it is loaded.
@@ -26,36 +21,61 @@ ACCUMULATE = {
 INTERPRETING = bool(triton.knobs.runtime.interpret)
 
 
-@dataclass(frozen=True)
-class CompileCase:
-    """One specialization of a kernel, to be compiled ahead of time.
+def launch(
+    kernel: Any, grid: int | tuple[int, int], on: Tensor, *arguments: Any, **options: Any
+) -> None:
+    """Launch a kernel on the device of the tensor `on`; every launch goes through here.
 
-    The limits let two blocks of 256 threads run on an SM at once; a kernel with smaller blocks may
-    exceed them.
+    Triton launches on the current device, whatever device the arguments are on.
 
-    Attributes:
-        name: row of docs/codegen.md.
+    Args:
         kernel: Triton kernel.
-        signature: type of each argument ("*bf16", "i64", "constexpr"); see `signature`.
-        constexprs: values of the arguments of type "constexpr".
-        aligned: arguments divisible by 16, which a launch finds out by itself.
-        num_warps: warps of a block.
-        vector_loads: whether 16-byte loads are required.
-        options: further options of the compiler.
-        most_registers: limit of registers per thread.
-        most_shared: limit of shared memory per block in bytes.
+        grid: number of programs; two numbers give two axes. The first axis has room for 2^31 - 1
+            programs, the second for 65,535.
+        on: tensor whose device runs the kernel.
+        arguments: positional arguments of the kernel.
+        options: constexprs of the kernel and options of the launch.
     """
+    with torch.cuda.device_of(on):
+        kernel[grid if isinstance(grid, tuple) else (grid,)](*arguments, **options)
 
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    aligned: tuple[str, ...] = ()
-    num_warps: int = 4
-    vector_loads: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
-    most_registers: int = 128
-    most_shared: int = 48 * 1024
+
+@triton.jit
+def row_and_block(length, BLOCK: tl.constexpr):
+    """Return row and block of this program, where each row has cdiv(length, BLOCK) programs.
+
+    All programs are on the first axis: the second ends at 65,535. The division is of 32 bits.
+    """
+    blocks = tl.cdiv(length, BLOCK)
+    program = tl.program_id(0)
+    return program // blocks, (program % blocks).to(tl.int64)
+
+
+@triton.jit
+def root(x):
+    """Return the correctly rounded square root; tl.sqrt approximates it for float32."""
+    return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)
+
+
+@triton.jit
+def quotient(x, y):
+    """Return x / y correctly rounded, in the type of x; `/` approximates it for float32."""
+    y = tl.cast(y, x.dtype)
+    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
+
+
+@triton.jit
+def sum_of(x):
+    """Return the sum of a block, pairs of neighbors first, then pairs of pairs, and so on.
+
+    tl.sum adds in the order in which threads hold the elements. That depends on the width of loads,
+    and so on the alignment of the tensor. Two numbers have the same sum in either order.
+    """
+    # 16 halvings are enough for 65,536 elements
+    for _ in tl.static_range(16):
+        if x.shape[0] > 1:
+            x = tl.sum(tl.reshape(x, [x.shape[0] // 2, 2]), 1)
+    return tl.sum(x, 0)
 
 
 def block_of(length: int, largest: int) -> int:
@@ -67,39 +87,3 @@ def rows(x: Tensor, leading: int) -> Tensor:
     """Return x with its dimensions from `leading` on as one, copied unless that is contiguous."""
     flat = x.unsqueeze(-1).flatten(leading)
     return flat if flat.stride(-1) == 1 else flat.contiguous()
-
-
-def accumulator(element: str) -> Any:
-    """Return the type that kernels compute in for an element type of a compile case."""
-    return tl.float64 if element == "fp64" else tl.float32
-
-
-def signature(
-    kernel: Any, element: str, constexprs: Mapping[str, Any], **types: str
-) -> dict[str, str]:
-    """Return the type of each argument of a kernel, by its name.
-
-    Args:
-        kernel: Triton kernel.
-        element: element type of its pointers.
-        constexprs: arguments of type "constexpr".
-        types: arguments of another type; "*" is a pointer to the type that kernels compute in.
-            All others are i64 (strides) or i32 (sizes).
-    """
-    wide = "*fp64" if element == "fp64" else "*fp32"
-
-    def of(name: str) -> str:
-        if name in constexprs:
-            return "constexpr"
-        if name in types:
-            return wide if types[name] == "*" else types[name]
-        if name.endswith("_ptr"):
-            return f"*{element}"
-        return "i64" if "stride" in name else "i32"
-
-    return {name: of(name) for name in kernel.arg_names}
-
-
-def named(kernel: Any, *parts: str) -> tuple[str, ...]:
-    """Return the arguments of a kernel whose names contain one of the parts."""
-    return tuple(name for name in kernel.arg_names if any(part in name for part in parts))

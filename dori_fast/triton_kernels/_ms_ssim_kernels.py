@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from dori_fast.triton_kernels._common import quotient, sum_of
+
 K1 = tl.constexpr(0.01)
 K2 = tl.constexpr(0.03)
 
@@ -45,18 +47,18 @@ def center_kernel(
     least = tl.min(low, 0) + tl.sum(poison, 0)
     largest = tl.max(high, 0) + tl.sum(poison, 0)
     # a constant plane becomes exactly 0: its rounded mean could differ from its value
-    mean = tl.where(largest == least, least, tl.sum(total, 0) / L)
+    mean = tl.where(largest == least, least, quotient(sum_of(total), L))
     pivot = mean
     span = tl.full([], 1.0, ACC)
     # a span of 1 leaves a constant plane, which would divide 0 by 0
     if RESCALE:
         span = tl.where(largest == least, span, largest - least)
-        pivot = (mean - least) / span
+        pivot = quotient(mean - least, span)
     # second pass: center and stretch
     for start in range(0, L, BLOCK):
         i = start + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + i, mask=i < L, other=0.0).to(ACC)
-        tl.store(planes_ptr + plane * L + i, (x - mean) / span, mask=i < L)
+        tl.store(planes_ptr + plane * L + i, quotient(x - mean, span), mask=i < L)
     tl.store(pivots_ptr + plane, pivot)
 
 
@@ -247,7 +249,7 @@ def similarity_kernel(
         b += tl.load(pivots_ptr + second, mask=inside, other=0.0)
         upper *= 2 * a * b + c1
         lower *= a * a + b * b + c1
-    tl.store(to_ptr + j, upper / lower, mask=inside)
+    tl.store(to_ptr + j, quotient(upper, lower), mask=inside)
 
 
 @triton.jit
@@ -259,4 +261,4 @@ def mean_kernel(from_ptr, to_ptr, L, ACC: tl.constexpr, BLOCK: tl.constexpr):
     for start in range(0, L, BLOCK):
         i = start + tl.arange(0, BLOCK)
         total += tl.load(from_ptr + row * L + i, mask=i < L, other=0.0)
-    tl.store(to_ptr + row, tl.sum(total, 0) / L)
+    tl.store(to_ptr + row, quotient(sum_of(total), L))

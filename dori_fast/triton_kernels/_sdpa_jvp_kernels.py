@@ -13,11 +13,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from dori_fast.triton_kernels._common import quotient
+
 
 @triton.jit
 def _matrix(x_ptr, b, h, stride_b, stride_h, stride_t, T, UNIT: tl.constexpr):
     """Return one head's matrix; the factor UNIT tells the compiler that rows are aligned."""
-    return x_ptr + (b * stride_b + h * stride_h) * UNIT, stride_t.to(tl.int64) * UNIT, T
+    # a cast, since a launch passes a stride of 1 as a constant, which has no method `to`
+    return x_ptr + (b * stride_b + h * stride_h) * UNIT, tl.cast(stride_t, tl.int64) * UNIT, T
 
 
 @triton.jit
@@ -238,12 +241,12 @@ def sdpa_jvp_kernel(
             )
 
     # tangent = (sum p ds v + sum p tv) / sum p - mu out, with mu = sum p ds / sum p
-    slope = (slope / weight)[:, None]
+    slope = quotient(slope, weight)[:, None]
     weight = weight[:, None]
-    out = out / weight
+    out = quotient(out, weight)
     _store(to_out, out, m, d, D)
-    _store(to_tangent, tangent / weight - slope * out, m, d, D)
+    _store(to_tangent, quotient(tangent, weight) - slope * out, m, d, D)
     if TAIL > 0:
-        out_tail = out_tail / weight
+        out_tail = quotient(out_tail, weight)
         _store(to_out, out_tail, m, e, D)
-        _store(to_tangent, tangent_tail / weight - slope * out_tail, m, e, D)
+        _store(to_tangent, quotient(tangent_tail, weight) - slope * out_tail, m, e, D)

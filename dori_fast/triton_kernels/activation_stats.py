@@ -7,15 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import (
-    ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
-    block_of,
-    named,
-    signature,
-)
+from dori_fast.triton_kernels._common import ACCUMULATE, block_of, launch, row_and_block
 
 _BLOCK_ROWS = 128
 _BLOCK_NEURONS = 64
@@ -37,10 +29,11 @@ def _activation_stats_kernel(
 ):
     # One program per block of 128 rows and 64 neurons. 16 warps hold it in registers, 16 elements
     # a thread, so that x is read once although deviations need the mean first.
-    part = tl.program_id(0).to(tl.int64)
+    part, block = row_and_block(N, BLOCK_N)
+    part = part.to(tl.int64)
     first = part * BLOCK_R
     r = first + tl.arange(0, BLOCK_R)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     column = n < N
     # rows beyond R and neurons beyond N are loaded as 0, which adds nothing to any sum
     inside = (r < R)[:, None] & column[None, :]
@@ -128,7 +121,10 @@ def activation_stats_triton(x: Tensor) -> Tensor:
     count = triton.cdiv(rows, _BLOCK_ROWS)
     parts = torch.empty(count, 5, neurons, dtype=torch.float64, device=x.device)
     block = block_of(neurons, _BLOCK_NEURONS)
-    _activation_stats_kernel[(count, triton.cdiv(neurons, block))](
+    launch(
+        _activation_stats_kernel,
+        count * triton.cdiv(neurons, block),
+        x,
         x,
         parts,
         rows,
@@ -139,7 +135,10 @@ def activation_stats_triton(x: Tensor) -> Tensor:
         BLOCK_N=block,
         num_warps=_WARPS,
     )
-    _activation_stats_merge_kernel[(triton.cdiv(neurons, _MERGE_BLOCK_NEURONS),)](
+    launch(
+        _activation_stats_merge_kernel,
+        triton.cdiv(neurons, _MERGE_BLOCK_NEURONS),
+        x,
         parts,
         stats,
         rows,
@@ -150,34 +149,3 @@ def activation_stats_triton(x: Tensor) -> Tensor:
         BLOCK_N=_MERGE_BLOCK_NEURONS,
     )
     return stats
-
-
-def _compile_case(element: str, aligned: bool) -> CompileCase:
-    kernel = _activation_stats_kernel
-    constexprs = {
-        "ACC": accumulator(element),
-        "BLOCK_R": _BLOCK_ROWS,
-        "BLOCK_N": _BLOCK_NEURONS,
-    }
-    return CompileCase(
-        name=f"activation_stats-{element}-{'aligned' if aligned else 'any'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, parts_ptr="*fp64"),
-        constexprs=constexprs,
-        aligned=("N", *named(kernel, "_ptr", "stride")) if aligned else (),
-        num_warps=_WARPS,
-        vector_loads=aligned,
-    )
-
-
-_MERGE = {"BLOCK_R": _BLOCK_ROWS, "BLOCK_P": _MERGE_BLOCK_PARTS, "BLOCK_N": _MERGE_BLOCK_NEURONS}
-COMPILE_CASES = (
-    *(_compile_case(e, aligned) for e in ELEMENTS for aligned in (True, False)),
-    CompileCase(
-        name="activation_stats-merge",
-        kernel=_activation_stats_merge_kernel,
-        signature=signature(_activation_stats_merge_kernel, "fp64", _MERGE),
-        constexprs=_MERGE,
-        vector_loads=False,
-    ),
-)

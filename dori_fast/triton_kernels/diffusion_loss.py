@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -12,13 +10,13 @@ from torch import Tensor
 from dori_fast._checks import accumulate_dtype
 from dori_fast.triton_kernels._common import (
     ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
     block_of,
-    named,
+    launch,
+    quotient,
+    root,
+    row_and_block,
     rows,
-    signature,
+    sum_of,
 )
 
 # a program of the loss walks a whole row in blocks of this size
@@ -43,16 +41,17 @@ def _add_noise_kernel(
 ):
     # One program per 1024 elements of one (problem, draw). Offsets are int64: a batch may have more
     # than 2^31 elements.
-    row = tl.program_id(0).to(tl.int64)
+    row, block = row_and_block(L, BLOCK)
+    row = row.to(tl.int64)
     p = row // B
     b = row % B
-    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    i = block * BLOCK + tl.arange(0, BLOCK)
     inside = i < L
     # alpha_bar is contiguous, one number per row; x0 has no draws, so all draws read one image
     alpha_bar = tl.load(alpha_bar_ptr + row).to(ACC)
     x0 = tl.load(x0_ptr + p * x0_stride_p + i, mask=inside).to(ACC)
     eps = tl.load(eps_ptr + p * eps_stride_p + b * eps_stride_b + i, mask=inside).to(ACC)
-    x_t = tl.sqrt(alpha_bar) * x0 + tl.sqrt(1 - alpha_bar) * eps
+    x_t = root(alpha_bar) * x0 + root(1 - alpha_bar) * eps
     # x_t is contiguous; this is the only rounding to the dtype of x0
     tl.store(x_t_ptr + row * L + i, x_t.to(x_t_ptr.dtype.element_ty), mask=inside)
 
@@ -87,7 +86,7 @@ def _diffusion_loss_kernel(
         pred = tl.load(pred_row + i, mask=inside, other=0.0).to(ACC)
         eps = tl.load(eps_row + i, mask=inside, other=0.0).to(ACC)
         squares += (pred - eps) * (pred - eps)
-    tl.store(sum_ptr + row, tl.sum(squares))
+    tl.store(sum_ptr + row, sum_of(squares))
 
 
 @triton.jit
@@ -101,7 +100,7 @@ def _mean_of_draws_kernel(sum_ptr, loss_ptr, B, L, ACC: tl.constexpr, BLOCK: tl.
         total += tl.load(sum_ptr + p * B + b, mask=b < B, other=0.0).to(ACC)
     # B * L in floating point: as int32 it could overflow
     count = tl.zeros([], ACC) + B
-    tl.store(loss_ptr + p, tl.sum(total) / (count * L))
+    tl.store(loss_ptr + p, quotient(sum_of(total), count * L))
 
 
 @triton.jit
@@ -120,10 +119,11 @@ def _diffusion_loss_bwd_kernel(
     BLOCK: tl.constexpr,
 ):
     # One program per 1024 elements of one (problem, draw).
-    row = tl.program_id(0).to(tl.int64)
+    row, block = row_and_block(L, BLOCK)
+    row = row.to(tl.int64)
     p = row // B
     b = row % B
-    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    i = block * BLOCK + tl.arange(0, BLOCK)
     inside = i < L
     # the rate holds 2 / n and the gradient of the problem's loss; to_pred is contiguous
     rate = tl.load(rate_ptr + p).to(ACC)
@@ -141,19 +141,21 @@ def add_noise_triton(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     noise, images = rows(eps, 2), rows(x0, 1)
     problems, draws, length = noise.shape
     block = block_of(length, _STREAMED_BLOCK)
-    with torch.cuda.device_of(eps):
-        _add_noise_kernel[(problems * draws, triton.cdiv(length, block))](
-            images,
-            noise,
-            alpha_bar.contiguous(),
-            x_t,
-            draws,
-            length,
-            images.stride(0),
-            *noise.stride()[:2],
-            ACC=ACCUMULATE[eps.dtype],
-            BLOCK=block,
-        )
+    launch(
+        _add_noise_kernel,
+        problems * draws * triton.cdiv(length, block),
+        eps,
+        images,
+        noise,
+        alpha_bar.contiguous(),
+        x_t,
+        draws,
+        length,
+        images.stride(0),
+        *noise.stride()[:2],
+        ACC=ACCUMULATE[eps.dtype],
+        BLOCK=block,
+    )
     return x_t
 
 
@@ -167,24 +169,30 @@ def diffusion_loss_triton(eps_pred: Tensor, eps: Tensor) -> Tensor:
     sums = torch.empty(problems, draws, dtype=dtype, device=eps.device)
     loss = torch.empty(problems, dtype=dtype, device=eps.device)
     acc = ACCUMULATE[eps.dtype]
-    with torch.cuda.device_of(eps):
-        _diffusion_loss_kernel[(problems * draws,)](
-            pred,
-            target,
-            sums,
-            draws,
-            length,
-            *pred.stride()[:2],
-            *target.stride()[:2],
-            ACC=acc,
-            BLOCK=block_of(length, _LARGEST_BLOCK),
-            num_warps=8 if length >= _LARGEST_BLOCK else 4,
-        )
-    block = block_of(draws, _LARGEST_BLOCK)
-    with torch.cuda.device_of(eps):
-        _mean_of_draws_kernel[(problems,)](
-            sums, loss, draws, length, ACC=acc, BLOCK=block, num_warps=1
-        )
+    launch(
+        _diffusion_loss_kernel,
+        problems * draws,
+        eps,
+        pred,
+        target,
+        sums,
+        draws,
+        length,
+        *pred.stride()[:2],
+        *target.stride()[:2],
+        ACC=acc,
+        BLOCK=block_of(length, _LARGEST_BLOCK),
+        num_warps=8 if length >= _LARGEST_BLOCK else 4,
+    )
+    launch(
+        _mean_of_draws_kernel,
+        problems,
+        eps,
+        *(sums, loss, draws, length),
+        ACC=acc,
+        BLOCK=block_of(draws, _LARGEST_BLOCK),
+        num_warps=1,
+    )
     return loss
 
 
@@ -196,61 +204,19 @@ def diffusion_loss_bwd_triton(rate: Tensor, eps_pred: Tensor, eps: Tensor) -> Te
     pred, target = rows(eps_pred, 2), rows(eps, 2)
     problems, draws, length = pred.shape
     block = block_of(length, _STREAMED_BLOCK)
-    with torch.cuda.device_of(eps):
-        _diffusion_loss_bwd_kernel[(problems * draws, triton.cdiv(length, block))](
-            rate.contiguous(),
-            pred,
-            target,
-            to_pred,
-            draws,
-            length,
-            *pred.stride()[:2],
-            *target.stride()[:2],
-            ACC=ACCUMULATE[eps.dtype],
-            BLOCK=block,
-        )
-    return to_pred
-
-
-def _compile_case(
-    name: str,
-    kernel: Any,
-    element: str,
-    *,
-    aligned: bool,
-    block: int = _STREAMED_BLOCK,
-    warps: int = 4,
-) -> CompileCase:
-    constexprs = {"ACC": accumulator(element), "BLOCK": block}
-    numbers = dict.fromkeys(("alpha_bar_ptr", "sum_ptr", "rate_ptr", "loss_ptr"), "*")
-    tensors = [name for name in named(kernel, "_ptr") if name not in numbers]
-    return CompileCase(
-        name=f"{name}-{element}-{'aligned' if aligned else 'any'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, **numbers),
-        constexprs=constexprs,
-        aligned=(*tensors, "L", *named(kernel, "stride")) if aligned else (),
-        num_warps=warps,
-        vector_loads=aligned,
+    launch(
+        _diffusion_loss_bwd_kernel,
+        problems * draws * triton.cdiv(length, block),
+        eps,
+        rate.contiguous(),
+        pred,
+        target,
+        to_pred,
+        draws,
+        length,
+        *pred.stride()[:2],
+        *target.stride()[:2],
+        ACC=ACCUMULATE[eps.dtype],
+        BLOCK=block,
     )
-
-
-_LOSS = {"block": _LARGEST_BLOCK, "warps": 8}
-COMPILE_CASES = (
-    *(
-        _compile_case(name, kernel, element, aligned=aligned, **sizes)
-        for element in ELEMENTS
-        for aligned in (True, False)
-        for name, kernel, sizes in (
-            ("add_noise", _add_noise_kernel, {}),
-            ("diffusion_loss", _diffusion_loss_kernel, _LOSS),
-            ("diffusion_loss_bwd", _diffusion_loss_bwd_kernel, {}),
-        )
-    ),
-    *(
-        _compile_case(
-            "diffusion_loss-mean", _mean_of_draws_kernel, element, aligned=False, block=16, warps=1
-        )
-        for element in ("fp32", "fp64")
-    ),
-)
+    return to_pred

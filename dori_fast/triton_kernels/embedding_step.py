@@ -11,12 +11,11 @@ from torch import Tensor
 
 from dori_fast.triton_kernels._common import (
     ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
     block_of,
-    named,
-    signature,
+    launch,
+    quotient,
+    root,
+    row_and_block,
 )
 
 _LARGEST_BLOCK = 1024
@@ -53,6 +52,8 @@ def _embedding_step_kernel(
     exp_avg_sq_stride_p,
     exp_avg_sq_stride_t,
     exp_avg_sq_stride_d,
+    step_stride_p,
+    active_stride_p,
     frozen_stride_p,
     frozen_stride_t,
     HAS_ACTIVE: tl.constexpr,
@@ -62,19 +63,20 @@ def _embedding_step_kernel(
 ):
     # One program per 1024 columns of one (problem, token). The launcher counts the step afterwards:
     # a program cannot, while others still read the count.
-    row = tl.program_id(0).to(tl.int64)
-    p = row // T
-    t = row % T
-    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row, block = row_and_block(D, BLOCK)
+    p = (row // T).to(tl.int64)
+    t = (row % T).to(tl.int64)
+    # int64, since a stride of the last dimension may be large, too
+    d = block * BLOCK + tl.arange(0, BLOCK)
     # an inactive problem or a frozen token turns the whole mask off, so nothing of it is written
     live = d < D
     if HAS_ACTIVE:
-        live = live & (tl.load(active_ptr + p) != 0)
+        live = live & (tl.load(active_ptr + p * active_stride_p) != 0)
     if HAS_FROZEN:
         live = live & (tl.load(frozen_ptr + p * frozen_stride_p + t * frozen_stride_t) == 0)
     # Bias corrections in float64, as torch.optim takes them in Python: beta^t = exp(t log beta).
     # 1 - beta^t cancels for small t.
-    count = (tl.load(step_ptr + p) + 1).to(tl.float64)
+    count = (tl.load(step_ptr + p * step_stride_p) + 1).to(tl.float64)
     step_size = (lr / (1 - tl.exp(count * log_beta1))).to(ACC)
     inverse_root_bias = (1 / tl.sqrt(1 - tl.exp(count * log_beta2))).to(ACC)
 
@@ -93,9 +95,9 @@ def _embedding_step_kernel(
     mean += tl.full([], to_avg, ACC) * (slope - mean)
     square = tl.full([], keep_sq, ACC) * square
     square += tl.full([], to_sq, ACC) * slope * slope
-    denominator = tl.sqrt(square) * inverse_root_bias + tl.full([], eps, ACC)
+    denominator = root(square) * inverse_root_bias + tl.full([], eps, ACC)
     # decoupled decay first: keep_param is 1 - lr * weight_decay
-    params = tl.full([], keep_param, ACC) * params - step_size * mean / denominator
+    params = tl.full([], keep_param, ACC) * params - quotient(step_size * mean, denominator)
     tl.store(params_at, params.to(params_ptr.dtype.element_ty), mask=live)
     tl.store(avg_at, mean, mask=live)
     tl.store(sq_at, square, mask=live)
@@ -122,70 +124,41 @@ def embedding_step_triton(
         frozen_strides = (0, 0)
         if frozen is not None:
             frozen_strides = (frozen.stride(0) if frozen.dim() == 2 else 0, frozen.stride(-1))
-        with torch.cuda.device_of(params):
-            _embedding_step_kernel[(problems * tokens, triton.cdiv(dim, block))](
-                params,
-                grad,
-                exp_avg,
-                exp_avg_sq,
-                step,
-                step if active is None else active.view(torch.int8),
-                step if frozen is None else frozen.view(torch.int8),
-                lr,
-                _log(beta1),
-                _log(beta2),
-                1 - beta1,
-                1 - beta2,
-                beta2,
-                eps,
-                1 - lr * weight_decay,
-                tokens,
-                dim,
-                *params.stride(),
-                *grad.stride(),
-                *exp_avg.stride(),
-                *exp_avg_sq.stride(),
-                *frozen_strides,
-                HAS_ACTIVE=active is not None,
-                HAS_FROZEN=frozen is not None,
-                ACC=ACCUMULATE[params.dtype],
-                BLOCK=block,
-            )
+        launch(
+            _embedding_step_kernel,
+            problems * tokens * triton.cdiv(dim, block),
+            params,
+            params,
+            grad,
+            exp_avg,
+            exp_avg_sq,
+            step,
+            step if active is None else active.view(torch.int8),
+            step if frozen is None else frozen.view(torch.int8),
+            lr,
+            _log(beta1),
+            _log(beta2),
+            1 - beta1,
+            1 - beta2,
+            beta2,
+            eps,
+            1 - lr * weight_decay,
+            tokens,
+            dim,
+            *params.stride(),
+            *grad.stride(),
+            *exp_avg.stride(),
+            *exp_avg_sq.stride(),
+            *step.stride(),
+            0 if active is None else active.stride(0),
+            *frozen_strides,
+            HAS_ACTIVE=active is not None,
+            HAS_FROZEN=frozen is not None,
+            ACC=ACCUMULATE[params.dtype],
+            BLOCK=block,
+        )
     step += 1 if active is None else active
 
 
 def _log(beta: float) -> float:
     return math.log(beta) if beta > 0 else -math.inf
-
-
-def _compile_case(element: str, masked: bool) -> CompileCase:
-    kernel = _embedding_step_kernel
-    constexprs = {
-        # a launch takes a stride of 1 for a constant
-        **dict.fromkeys(named(kernel, "_stride_d"), 1),
-        "HAS_ACTIVE": masked,
-        "HAS_FROZEN": masked,
-        "ACC": accumulator(element),
-        "BLOCK": _LARGEST_BLOCK,
-    }
-    types = {
-        **dict.fromkeys(("exp_avg_ptr", "exp_avg_sq_ptr"), "*"),
-        "step_ptr": "*i64",
-        **dict.fromkeys(("active_ptr", "frozen_ptr"), "*i8"),
-        **dict.fromkeys(("lr", "eps", *named(kernel, "log_beta", "to_", "keep_")), "fp64"),
-    }
-    aligned = [
-        name for name in named(kernel, "params_", "grad_", "exp_avg_") if name not in constexprs
-    ]
-    return CompileCase(
-        name=f"embedding_step-{element}-{'masked' if masked else 'all'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, **types),
-        constexprs=constexprs,
-        aligned=(*aligned, "D"),
-    )
-
-
-COMPILE_CASES = tuple(
-    _compile_case(element, masked) for element in ELEMENTS for masked in (True, False)
-)

@@ -15,16 +15,9 @@ import torch
 import triton
 from torch import Tensor
 
-from dori_fast._checks import accumulate_dtype
+from dori_fast._checks import accumulate_dtype, to_device
 from dori_fast.triton_kernels import _ms_ssim_kernels as kernels
-from dori_fast.triton_kernels._common import (
-    ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
-    named,
-    signature,
-)
+from dori_fast.triton_kernels._common import ACCUMULATE, launch
 
 _BLOCK = 1024
 # smaller, since a pixel under the window takes many registers
@@ -38,9 +31,8 @@ def _window(kernel_size: int, sigma: float, like: Tensor) -> Tensor:
     half = (kernel_size - 1) / 2
     weights = [math.exp(-(((i - half) / sigma) ** 2) / 2) for i in range(kernel_size)]
     total = math.fsum(weights)
-    return torch.tensor(
-        [weight / total for weight in weights], dtype=like.dtype, device=like.device
-    )
+    window = torch.tensor([weight / total for weight in weights], dtype=like.dtype)
+    return to_device(window, like.device)
 
 
 @dataclass(frozen=True)
@@ -55,12 +47,22 @@ class _Pairs:
         groups, images, channels, height, width = planes.shape
         acc = ACCUMULATE[planes.dtype]
         extents = planes.new_empty(groups, images, 2)
-        kernels.extent_kernel[(groups * images,)](
-            planes, pivots, extents, channels, height * width, ACC=acc, BLOCK=_BLOCK
+        launch(
+            kernels.extent_kernel,
+            groups * images,
+            planes,
+            *(planes, pivots, extents, channels, height * width),
+            ACC=acc,
+            BLOCK=_BLOCK,
         )
         ranges = planes.new_empty(groups)
-        kernels.range_kernel[(groups,)](
-            extents, self.pairs, ranges, images, len(self.pairs), ACC=acc, BLOCK=_PAIR_BLOCK
+        launch(
+            kernels.range_kernel,
+            groups,
+            planes,
+            *(extents, self.pairs, ranges, images, len(self.pairs)),
+            ACC=acc,
+            BLOCK=_PAIR_BLOCK,
         )
         return ranges
 
@@ -79,12 +81,19 @@ class _Pairs:
         mean = planes.new_empty(*planes.shape[:3], *inner)
         variance = torch.empty_like(mean)
         count = mean.numel()
-        kernels.moments_kernel[(triton.cdiv(count, _WINDOW_BLOCK),)](
-            planes, self.window, mean, variance, count, *sizes, **options
+        launch(
+            kernels.moments_kernel,
+            triton.cdiv(count, _WINDOW_BLOCK),
+            planes,
+            *(planes, self.window, mean, variance, count, *sizes),
+            **options,
         )
         similarity = planes.new_empty(groups, len(self.pairs), channels * inner_l)
         count = similarity.numel()
-        kernels.similarity_kernel[(triton.cdiv(count, _WINDOW_BLOCK),)](
+        launch(
+            kernels.similarity_kernel,
+            triton.cdiv(count, _WINDOW_BLOCK),
+            planes,
             planes,
             mean,
             variance,
@@ -102,8 +111,13 @@ class _Pairs:
             **options,
         )
         means = planes.new_empty(groups, len(self.pairs))
-        kernels.mean_kernel[(means.numel(),)](
-            similarity, means, similarity.shape[2], ACC=acc, BLOCK=_BLOCK
+        launch(
+            kernels.mean_kernel,
+            means.numel(),
+            planes,
+            *(similarity, means, similarity.shape[2]),
+            ACC=acc,
+            BLOCK=_BLOCK,
         )
         return means
 
@@ -113,7 +127,10 @@ def _center(maps: Tensor, rescale: bool, dtype: torch.dtype) -> tuple[Tensor, Te
     groups, images, channels, height, width = maps.shape
     planes = torch.empty(maps.shape, dtype=dtype, device=maps.device)
     pivots = planes.new_empty(groups, images, channels)
-    kernels.center_kernel[(groups * images * channels,)](
+    launch(
+        kernels.center_kernel,
+        groups * images * channels,
+        maps,
         maps,
         planes,
         pivots,
@@ -133,7 +150,10 @@ def _halved(planes: Tensor) -> Tensor:
     """Return the planes at the next coarser scale."""
     height, width = planes.shape[-2:]
     half = planes.new_empty(*planes.shape[:-2], height // 2, width // 2)
-    kernels.pool_kernel[(triton.cdiv(half.numel(), _BLOCK),)](
+    launch(
+        kernels.pool_kernel,
+        triton.cdiv(half.numel(), _BLOCK),
+        planes,
         planes,
         half,
         half.numel(),
@@ -164,56 +184,10 @@ def ms_ssim_triton(
     maps = maps if maps[0, 0].is_contiguous() else maps.contiguous()
     per_group = (4 * maps.shape[1] + len(pairs)) * maps[0, 0].numel()
     chunk = max(1, _WORKSPACE // per_group)
-    with torch.cuda.device_of(maps):
-        for part, to in zip(maps.split(chunk), result.split(chunk), strict=True):
-            planes, pivots = _center(part, rescale, dtype)
-            for scale, beta in enumerate(betas):
-                planes = planes if scale == 0 else _halved(planes)
-                mean = compared.means(planes, pivots, luminance=scale == len(betas) - 1)
-                to *= torch.where(mean <= 0, 0.0, mean**beta)
+    for part, to in zip(maps.split(chunk), result.split(chunk), strict=True):
+        planes, pivots = _center(part, rescale, dtype)
+        for scale, beta in enumerate(betas):
+            planes = planes if scale == 0 else _halved(planes)
+            mean = compared.means(planes, pivots, luminance=scale == len(betas) - 1)
+            to *= torch.where(mean <= 0, 0.0, mean**beta)
     return result
-
-
-def _compile_case(
-    name: str, kernel: Any, element: str, constexprs: dict[str, Any], aligned: Sequence[str] = ()
-) -> CompileCase:
-    types = {"pairs_ptr": "*i64", "count": "i64"}
-    if kernel is kernels.center_kernel:
-        types |= dict.fromkeys(("planes_ptr", "pivots_ptr"), "*")
-    return CompileCase(
-        name=f"ms_ssim-{name}-{element}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, **types),
-        constexprs=constexprs,
-        aligned=tuple(aligned),
-        vector_loads=bool(aligned),
-    )
-
-
-def _compile_cases(element: str) -> tuple[CompileCase, ...]:
-    """Return all kernels for one element type of maps; only the first sees half types."""
-    acc = accumulator(element)
-    center = _compile_case(
-        "center",
-        kernels.center_kernel,
-        element,
-        {"RESCALE": True, "ACC": acc, "BLOCK": _BLOCK},
-        aligned=("L", *named(kernels.center_kernel, "_ptr", "stride")),
-    )
-    if element not in ("fp32", "fp64"):
-        return (center,)
-    block = {"ACC": acc, "BLOCK": _BLOCK}
-    window = {"ACC": acc, "WINDOW": 11, "BLOCK": _WINDOW_BLOCK}
-    others: tuple[tuple[str, Any, dict[str, Any]], ...] = (
-        ("pool", kernels.pool_kernel, {"BLOCK": _BLOCK}),
-        ("extent", kernels.extent_kernel, block),
-        ("range", kernels.range_kernel, {"ACC": acc, "BLOCK": _PAIR_BLOCK}),
-        ("moments", kernels.moments_kernel, window),
-        ("similarity", kernels.similarity_kernel, {"LUMINANCE": True, **window}),
-        ("contrast", kernels.similarity_kernel, {"LUMINANCE": False, **window}),
-        ("mean", kernels.mean_kernel, block),
-    )
-    return center, *(_compile_case(name, kernel, element, c) for name, kernel, c in others)
-
-
-COMPILE_CASES = tuple(case for element in ELEMENTS for case in _compile_cases(element))

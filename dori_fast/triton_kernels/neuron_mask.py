@@ -7,15 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import (
-    ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
-    block_of,
-    named,
-    signature,
-)
+from dori_fast.triton_kernels._common import ACCUMULATE, block_of, launch, row_and_block
 
 _LARGEST_BLOCK = 1024
 
@@ -33,18 +25,18 @@ def _neuron_mask_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per 1024 neurons of one (sample, token). The grid has two dimensions, so that a
-    # block divides once, not once per element, and loads its scales as vectors.
-    row = tl.program_id(0).to(tl.int64)
-    b = row // T
-    t = row % T
-    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    # One program per 1024 neurons of one (sample, token), which divides once, not once per element,
+    # and loads its scales as vectors.
+    row, block = row_and_block(N, BLOCK)
+    b = (row // T).to(tl.int64)
+    t = (row % T).to(tl.int64)
+    n = block * BLOCK + tl.arange(0, BLOCK)
     inside = n < N
     x = tl.load(x_ptr + b * x_stride_b + t * x_stride_t + n, mask=inside).to(ACC)
     # a stride of 0 gives all samples one scale
     scale = tl.load(scale_ptr + b * scale_stride_b + n, mask=inside).to(ACC)
     # y is contiguous; the product is rounded once
-    tl.store(y_ptr + row * N + n, (x * scale).to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + row.to(tl.int64) * N + n, (x * scale).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -56,28 +48,31 @@ def _neuron_mask_in_place_kernel(
     T,
     N,
     K,
+    most,
     stride_b,
     stride_t,
     stride_n,
+    indices_stride,
+    offsets_stride,
     HAS_OFFSETS: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per (sample, token) and 1024 places of its list.
-    row = tl.program_id(0).to(tl.int64)
-    b = row // T
-    t = row % T
+    # One program per (sample, token) and 1024 places of its list, which has `most` places at most.
+    row, block = row_and_block(most, BLOCK)
+    b = (row // T).to(tl.int64)
+    t = (row % T).to(tl.int64)
     # without offsets, every sample owns the whole list of K neurons
     first = tl.zeros([], tl.int64)
     last = first + K
     if HAS_OFFSETS:
-        first = tl.load(offsets_ptr + b)
-        last = tl.load(offsets_ptr + b + 1)
-    k = first + tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        last = tl.minimum(last, tl.load(offsets_ptr + (b + 1) * offsets_stride))
+        first = tl.maximum(first, tl.load(offsets_ptr + b * offsets_stride))
+    k = first + block * BLOCK + tl.arange(0, BLOCK)
     listed = k < last
-    # A wrong index touches nothing. It is not checked on the host: reading the list there would
-    # wait for the device.
-    n = tl.load(indices_ptr + k, mask=listed, other=-1)
+    # A wrong index or offset touches nothing. They are not checked on the host: reading the list
+    # there would wait for the device.
+    n = tl.load(indices_ptr + k * indices_stride, mask=listed, other=-1)
     written = listed & (n >= 0) & (n < N)
     # no neuron is listed twice in a sample, so no two lanes write one element
     element_ptr = x_ptr + b * stride_b + t * stride_t + n * stride_n
@@ -96,19 +91,21 @@ def neuron_mask_triton(x: Tensor, scale: Tensor) -> Tensor:
     x = x if x.stride(2) == 1 else x.contiguous()
     scale = scale if scale.stride(-1) == 1 else scale.contiguous()
     block = block_of(neurons, _LARGEST_BLOCK)
-    with torch.cuda.device_of(x):
-        _neuron_mask_kernel[(batch * tokens, triton.cdiv(neurons, block))](
-            x,
-            scale,
-            y,
-            tokens,
-            neurons,
-            x.stride(0),
-            x.stride(1),
-            scale.stride(0) if scale.dim() == 2 else 0,
-            ACC=ACCUMULATE[x.dtype],
-            BLOCK=block,
-        )
+    launch(
+        _neuron_mask_kernel,
+        batch * tokens * triton.cdiv(neurons, block),
+        x,
+        x,
+        scale,
+        y,
+        tokens,
+        neurons,
+        x.stride(0),
+        x.stride(1),
+        scale.stride(0) if scale.dim() == 2 else 0,
+        ACC=ACCUMULATE[x.dtype],
+        BLOCK=block,
+    )
     return y
 
 
@@ -120,50 +117,25 @@ def neuron_mask_in_place_triton(
     listed = indices.numel()
     if x.numel() == 0 or listed == 0:
         return
-    block = block_of(min(listed, neurons), _LARGEST_BLOCK)
-    with torch.cuda.device_of(x):
-        _neuron_mask_in_place_kernel[(batch * tokens, triton.cdiv(min(listed, neurons), block))](
-            x,
-            indices,
-            indices if offsets is None else offsets,
-            factor,
-            tokens,
-            neurons,
-            listed,
-            *x.stride(),
-            HAS_OFFSETS=offsets is not None,
-            ACC=ACCUMULATE[x.dtype],
-            BLOCK=block,
-        )
-
-
-def _compile_case(element: str, aligned: bool) -> CompileCase:
-    kernel = _neuron_mask_kernel
-    constexprs = {"ACC": accumulator(element), "BLOCK": _LARGEST_BLOCK}
-    return CompileCase(
-        name=f"neuron_mask-{element}-{'aligned' if aligned else 'any'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, scale_ptr="*"),
-        constexprs=constexprs,
-        aligned=("N", *named(kernel, "_ptr", "stride")) if aligned else (),
-        vector_loads=aligned,
+    # a sample lists no neuron twice
+    most = min(listed, neurons)
+    block = block_of(most, _LARGEST_BLOCK)
+    launch(
+        _neuron_mask_in_place_kernel,
+        batch * tokens * triton.cdiv(most, block),
+        x,
+        x,
+        indices,
+        indices if offsets is None else offsets,
+        factor,
+        tokens,
+        neurons,
+        listed,
+        most,
+        *x.stride(),
+        *indices.stride(),
+        0 if offsets is None else offsets.stride(0),
+        HAS_OFFSETS=offsets is not None,
+        ACC=ACCUMULATE[x.dtype],
+        BLOCK=block,
     )
-
-
-def _in_place_compile_case(element: str, has_offsets: bool) -> CompileCase:
-    kernel = _neuron_mask_in_place_kernel
-    constexprs = {"HAS_OFFSETS": has_offsets, "ACC": accumulator(element), "BLOCK": 64}
-    types = {"indices_ptr": "*i64", "offsets_ptr": "*i64", "factor": "fp64"}
-    return CompileCase(
-        name=f"neuron_mask_-{element}-{'lists' if has_offsets else 'list'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, **types),
-        constexprs=constexprs,
-        vector_loads=False,
-    )
-
-
-COMPILE_CASES = (
-    *(_compile_case(e, aligned) for e in ELEMENTS for aligned in (True, False)),
-    *(_in_place_compile_case(e, has_offsets) for e in ELEMENTS for has_offsets in (True, False)),
-)

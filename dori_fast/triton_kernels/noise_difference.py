@@ -13,13 +13,12 @@ from torch import Tensor
 from dori_fast._checks import accumulate_dtype
 from dori_fast.triton_kernels._common import (
     ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
     block_of,
-    named,
+    launch,
+    quotient,
+    root,
     rows,
-    signature,
+    sum_of,
 )
 
 _LARGEST_BLOCK = 2048
@@ -41,8 +40,8 @@ def _noise_difference_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per (prompt, seed), which sums its row in blocks of 2048 in one order, whatever
-    # the batch around it.
+    # One program per (prompt, seed), which sums its row in blocks of 2048 in an order that depends
+    # on L alone.
     row = tl.program_id(0).to(tl.int64)
     p = row // S
     s = row % S
@@ -57,7 +56,7 @@ def _noise_difference_kernel(
         cond = tl.load(cond_row + i, mask=inside, other=0.0).to(ACC)
         uncond = tl.load(uncond_row + i, mask=inside, other=0.0).to(ACC)
         squares += (cond - uncond) * (cond - uncond)
-    tl.store(norm_ptr + row, tl.sqrt(tl.sum(squares)))
+    tl.store(norm_ptr + row, root(sum_of(squares)))
 
 
 @triton.jit
@@ -104,7 +103,7 @@ def _noise_difference_step_kernel(
         # latents_prev is contiguous and rounded here, once
         to_ptr = latents_prev_ptr + row * L + i
         tl.store(to_ptr, latents_prev.to(latents_prev_ptr.dtype.element_ty), mask=inside)
-    tl.store(norm_ptr + row, tl.sqrt(tl.sum(squares)))
+    tl.store(norm_ptr + row, root(sum_of(squares)))
 
 
 @triton.jit
@@ -136,23 +135,26 @@ def _noise_cosine_kernel(
         product = tl.zeros([BLOCK], ACC)
         length = tl.zeros([BLOCK], ACC)
         distance = tl.zeros([BLOCK], ACC)
-        for c in range(0, C):
-            cond = tl.load(cond_row + c * L + i, mask=inside, other=0.0).to(ACC)
-            uncond = tl.load(uncond_row + c * L + i, mask=inside, other=0.0).to(ACC)
+        cond_at = cond_row + i
+        uncond_at = uncond_row + i
+        for _ in range(0, C):
+            cond = tl.load(cond_at, mask=inside, other=0.0).to(ACC)
+            uncond = tl.load(uncond_at, mask=inside, other=0.0).to(ACC)
             difference = cond - uncond
             product += uncond * difference
             length += uncond * uncond
             distance += difference * difference
+            cond_at += L
+            uncond_at += L
         # A vector shorter than 1e-8 counts as 1e-8 long; a NaN is not shorter. Positions beyond L
         # give 0 / 1e-16 = 0.
-        length = tl.sqrt(length)
+        length = root(length)
         length = tl.where(length < 1e-8, 1e-8, length)
-        distance = tl.sqrt(distance)
+        distance = root(distance)
         distance = tl.where(distance < 1e-8, 1e-8, distance)
-        cosines += product / (length * distance)
+        cosines += quotient(product, length * distance)
     # the mean over positions
-    positions = tl.zeros([], ACC) + L
-    tl.store(mean_ptr + row, tl.sum(cosines) / positions)
+    tl.store(mean_ptr + row, quotient(sum_of(cosines), L))
 
 
 def _operands(
@@ -184,10 +186,13 @@ def noise_difference_triton(eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
     if norm.numel() == 0:
         return norm
     _, seeds, length = cond.shape
-    with torch.cuda.device_of(cond):
-        _noise_difference_kernel[(norm.numel(),)](
-            cond, uncond, norm, seeds, length, *strides, **_options(cond)
-        )
+    launch(
+        _noise_difference_kernel,
+        norm.numel(),
+        cond,
+        *(cond, uncond, norm, seeds, length, *strides),
+        **_options(cond),
+    )
     return norm
 
 
@@ -207,22 +212,24 @@ def noise_difference_step_triton(
     _, seeds, length = cond.shape
     x_t = rows(latents, 2)
     keep = math.sqrt(alpha_bar_prev / alpha_bar)
-    with torch.cuda.device_of(cond):
-        _noise_difference_step_kernel[(norm.numel(),)](
-            cond,
-            uncond,
-            x_t,
-            norm,
-            latents_prev,
-            guidance,
-            keep,
-            math.sqrt(1 - alpha_bar_prev) - keep * math.sqrt(1 - alpha_bar),
-            seeds,
-            length,
-            *strides,
-            *x_t.stride()[:2],
-            **_options(cond),
-        )
+    launch(
+        _noise_difference_step_kernel,
+        norm.numel(),
+        cond,
+        cond,
+        uncond,
+        x_t,
+        norm,
+        latents_prev,
+        guidance,
+        keep,
+        math.sqrt(1 - alpha_bar_prev) - keep * math.sqrt(1 - alpha_bar),
+        seeds,
+        length,
+        *strides,
+        *x_t.stride()[:2],
+        **_options(cond),
+    )
     return norm, latents_prev
 
 
@@ -234,46 +241,12 @@ def noise_cosine_triton(eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
     channels, positions = eps_cond.shape[2], math.prod(eps_cond.shape[3:])
     if positions == 0:
         return mean.fill_(torch.nan)
-    with torch.cuda.device_of(cond):
-        _noise_cosine_kernel[(mean.numel(),)](
-            cond,
-            uncond,
-            mean,
-            cond.shape[1],
-            channels,
-            positions,
-            *strides,
-            ACC=ACCUMULATE[cond.dtype],
-            BLOCK=block_of(positions, _COSINE_BLOCK),
-        )
+    launch(
+        _noise_cosine_kernel,
+        mean.numel(),
+        cond,
+        *(cond, uncond, mean, cond.shape[1], channels, positions, *strides),
+        ACC=ACCUMULATE[cond.dtype],
+        BLOCK=block_of(positions, _COSINE_BLOCK),
+    )
     return mean
-
-
-def _compile_case(name: str, kernel: Any, element: str, block: int, aligned: bool) -> CompileCase:
-    constexprs = {"ACC": accumulator(element), "BLOCK": block}
-    types = {
-        **dict.fromkeys(("norm_ptr", "mean_ptr"), "*"),
-        **dict.fromkeys(("guidance", "keep", "add"), "fp64"),
-    }
-    tensors = [name for name in named(kernel, "_ptr") if name not in types]
-    return CompileCase(
-        name=f"{name}-{element}-{'aligned' if aligned else 'any'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, **types),
-        constexprs=constexprs,
-        aligned=(*tensors, "L", *named(kernel, "stride")) if aligned else (),
-        num_warps=8 if block == _LARGEST_BLOCK else 4,
-        vector_loads=aligned,
-    )
-
-
-COMPILE_CASES = tuple(
-    _compile_case(name, kernel, element, block, aligned)
-    for name, kernel, block in (
-        ("noise_difference", _noise_difference_kernel, _LARGEST_BLOCK),
-        ("noise_difference_step", _noise_difference_step_kernel, _LARGEST_BLOCK),
-        ("noise_cosine", _noise_cosine_kernel, _COSINE_BLOCK),
-    )
-    for element in ELEMENTS
-    for aligned in (True, False)
-)

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import (
-    ACCUMULATE,
-    INTERPRETING,
-    CompileCase,
-    accumulator,
-    named,
-    signature,
-)
+from dori_fast.triton_kernels._common import ACCUMULATE, INTERPRETING, launch
 from dori_fast.triton_kernels._sdpa_jvp_kernels import sdpa_jvp_kernel
 
 _TYPES = {
@@ -52,27 +43,29 @@ def sdpa_jvp_triton(
     tensors = [_aligned(q if x is None else x) for x in (q, k, v, tq, tk, tv)]
     results = [x if _is_aligned(x) else _padded(x) for x in (out, tangent)]
     grid = (batch * heads * triton.cdiv(queries, tile["BLOCK_M"]), slices)
-    with torch.cuda.device_of(q):
-        sdpa_jvp_kernel[grid](
-            *tensors,
-            *results,
-            heads,
-            slices,
-            queries,
-            keys,
-            width,
-            scale,
-            *(stride // unit for x in (*tensors, results[0]) for stride in x.stride()[:3]),
-            HAS_TQ=tq is not None,
-            HAS_TK=tk is not None,
-            HAS_TV=tv is not None,
-            DTYPE=tl.float32 if INTERPRETING and q.dtype == torch.bfloat16 else _TYPES[q.dtype],
-            ACC=ACCUMULATE[q.dtype],
-            UNIT=unit,
-            **tile,
-            num_warps=_WARPS,
-            **_options(q.dtype.itemsize),
-        )
+    launch(
+        sdpa_jvp_kernel,
+        grid,
+        q,
+        *tensors,
+        *results,
+        heads,
+        slices,
+        queries,
+        keys,
+        width,
+        scale,
+        *(stride // unit for x in (*tensors, results[0]) for stride in x.stride()[:3]),
+        HAS_TQ=tq is not None,
+        HAS_TK=tk is not None,
+        HAS_TV=tv is not None,
+        DTYPE=tl.float32 if INTERPRETING and q.dtype == torch.bfloat16 else _TYPES[q.dtype],
+        ACC=ACCUMULATE[q.dtype],
+        UNIT=unit,
+        **tile,
+        num_warps=_WARPS,
+        **_options(q.dtype.itemsize),
+    )
     for x, result in zip((out, tangent), results, strict=True):
         if result is not x:
             x.copy_(result)
@@ -102,7 +95,7 @@ def _aligned(x: Tensor) -> Tensor:
 
 
 def _slices(width: int, itemsize: int) -> tuple[int, dict[str, int]]:
-    """Return the number of slices of a head and the tile; no compiled case spills with them."""
+    """Return the number of slices of a head and the tile; no width in use spills with them."""
     one, several = _WIDEST[itemsize]
     slices = 1 if width <= one else triton.cdiv(width, several)
     head, tail = _head_and_tail(triton.cdiv(width, slices))
@@ -130,48 +123,3 @@ def _options(itemsize: int) -> dict[str, int]:
     loads. Without `maxnreg` the assembler spills a little to reach 128 registers.
     """
     return {"num_stages": 2 if itemsize == 2 else 1, "maxnreg": 255}
-
-
-def _compile_case(element: str, width: int, tangents: str) -> CompileCase:
-    kernel = sdpa_jvp_kernel
-    itemsize = {"fp64": 8, "fp32": 4}.get(element, 2)
-    slices, tile = _slices(width, itemsize)
-    constexprs: dict[str, Any] = {
-        # a launch takes 1 for a constant
-        **({"slices": 1} if slices == 1 else {}),
-        "D": width,
-        "UNIT": _VECTOR // itemsize,
-        "HAS_TQ": "q" in tangents,
-        "HAS_TK": "k" in tangents,
-        "HAS_TV": "v" in tangents,
-        "DTYPE": getattr(tl, {"fp": "float", "bf": "bfloat"}[element[:2]] + element[2:]),
-        "ACC": accumulator(element),
-        **tile,
-    }
-    return CompileCase(
-        name=f"sdpa_jvp-{element}-{width}-{tangents}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, scale="fp64"),
-        constexprs=constexprs,
-        aligned=named(kernel, "_ptr"),
-        num_warps=_WARPS,
-        options=_options(itemsize),
-        # two blocks of 128 threads still fit an SM
-        most_registers=255,
-        most_shared=64 * 1024,
-    )
-
-
-# Self-attention, where all inputs have tangents, and cross-attention to constant keys, at the
-# widths of Stable Diffusion (40, 80, 160), SDXL (64) and the embedded model (24, 48).
-COMPILE_CASES = tuple(
-    _compile_case(element, width, tangents)
-    for element, widths in (
-        ("fp16", (24, 40, 48, 64, 80, 160)),
-        ("bf16", (40, 64, 80, 160)),
-        ("fp32", (24, 40, 48, 64, 80, 160)),
-        ("fp64", (40, 160)),
-    )
-    for width in widths
-    for tangents in (("qkv", "q") if element in ("fp16", "fp32") else ("qkv",))
-)

@@ -7,15 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dori_fast.triton_kernels._common import (
-    ACCUMULATE,
-    ELEMENTS,
-    CompileCase,
-    accumulator,
-    block_of,
-    named,
-    signature,
-)
+from dori_fast.triton_kernels._common import ACCUMULATE, block_of, launch
+
+# Triton's largest tile; a program holds a whole row
+_MOST_COLUMNS = 1 << 20
 
 
 @triton.jit
@@ -70,8 +65,17 @@ def _wanda_mask_kernel(
 def wanda_mask_triton(
     weight: Tensor, act_norm: Tensor, base_act_norm: Tensor | None, count: int
 ) -> Tensor:
-    """Launch the kernel; arguments and result as in `wanda_mask_reference`."""
+    """Launch the kernel; arguments and result as in `wanda_mask_reference`.
+
+    Raises:
+        ValueError: rows too long for one program.
+    """
     rows, columns = weight.shape
+    if columns > _MOST_COLUMNS:
+        raise ValueError(
+            f"wanda_mask: the Triton kernel takes rows of at most {_MOST_COLUMNS} weights, got"
+            f" {columns}; use backend='reference'"
+        )
     mask = torch.empty(rows, columns, dtype=torch.bool, device=weight.device)
     if count == 0:
         return mask.zero_()
@@ -79,22 +83,24 @@ def wanda_mask_triton(
         return mask
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
     act_norm = act_norm.contiguous()
-    block = block_of(columns, 1 << 20)
-    with torch.cuda.device_of(weight):
-        _wanda_mask_kernel[(rows,)](
-            weight,
-            act_norm,
-            act_norm if base_act_norm is None else base_act_norm.contiguous(),
-            mask.view(torch.int8),
-            columns,
-            count,
-            weight.stride(0),
-            HAS_BASE=base_act_norm is not None,
-            **_constants(wide=weight.dtype == torch.float64),
-            ACC=ACCUMULATE[weight.dtype],
-            BLOCK=block,
-            num_warps=_warps(block),
-        )
+    block = block_of(columns, _MOST_COLUMNS)
+    launch(
+        _wanda_mask_kernel,
+        rows,
+        weight,
+        weight,
+        act_norm,
+        act_norm if base_act_norm is None else base_act_norm.contiguous(),
+        mask.view(torch.int8),
+        columns,
+        count,
+        weight.stride(0),
+        HAS_BASE=base_act_norm is not None,
+        **_constants(wide=weight.dtype == torch.float64),
+        ACC=ACCUMULATE[weight.dtype],
+        BLOCK=block,
+        num_warps=_warps(block),
+    )
     return mask
 
 
@@ -108,27 +114,3 @@ def _constants(wide: bool) -> dict[str, object]:
 def _warps(block: int) -> int:
     """Return warps such that a thread holds at most 16 elements, up to 32 warps."""
     return max(4, min(32, block // 512))
-
-
-def _compile_case(element: str, has_base: bool) -> CompileCase:
-    kernel = _wanda_mask_kernel
-    constexprs = {
-        "HAS_BASE": has_base,
-        "ACC": accumulator(element),
-        **_constants(wide=element == "fp64"),
-        "BLOCK": 8192,
-    }
-    types = {"act_norm_ptr": "*", "base_ptr": "*", "mask_ptr": "*i8"}
-    return CompileCase(
-        name=f"wanda_mask-{element}-{'base' if has_base else 'alone'}",
-        kernel=kernel,
-        signature=signature(kernel, element, constexprs, **types),
-        constexprs=constexprs,
-        aligned=("N", *named(kernel, "_ptr", "stride")),
-        num_warps=_warps(8192),
-    )
-
-
-COMPILE_CASES = tuple(
-    _compile_case(element, has_base) for element in ELEMENTS for has_base in (True, False)
-)

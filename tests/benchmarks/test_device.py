@@ -1,4 +1,4 @@
-"""benchmarks/device.sh: stages end in time, a failure stops nothing, and all of it is recorded."""
+"""benchmarks/device.sh: stages are chosen, end in time, stop nothing, and keep what they found."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import device
-from benchmarks.device import Stage
+from benchmarks.device.__main__ import chosen, main
+from benchmarks.device.run import run
+from benchmarks.device.stage import Stage
+from benchmarks.device.stages import CALL_SECONDS, stages
+from tests.benchmarks.bare import bare_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,11 +24,25 @@ def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
+def rows_in(folder: Path) -> list[dict[str, str]]:
+    """Rows of the machine's file in an output folder."""
+    (path,) = (path for path in folder.glob("*.csv") if path.name != "stages.csv")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_failures_and_timeouts_are_recorded_and_stop_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = [
-        Stage("good", 60, python("import os; print('said', os.environ['GIVEN'])"), {"GIVEN": "x"}),
+        Stage(
+            "good",
+            60,
+            python("import os; print('said', os.environ['GIVEN'])"),
+            "",
+            1,
+            {"GIVEN": "x"},
+        ),
         Stage("bad", 60, python("print('the reason'); raise SystemExit(3)")),
         Stage("accepted", 60, python("raise SystemExit(5)"), accepted=(0, 5)),
         Stage("absent", 60, ("/nonexistent/program",)),
@@ -33,7 +50,7 @@ def test_failures_and_timeouts_are_recorded_and_stop_nothing(
         Stage("slow", 1, python("import time; time.sleep(60)")),
         Stage("last", 60, python("print('the end')")),
     ]
-    outcomes = device.run(plan, tmp_path, dict(os.environ))
+    outcomes = run(plan, tmp_path, dict(os.environ), 300)
     states = {o.stage: (o.state, o.code) for o in outcomes}
     assert states == {
         "good": ("ok", 0),
@@ -58,7 +75,7 @@ def test_a_timeout_ends_what_the_stage_started(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     child = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    outcomes = device.run([Stage("parent", 5, python(code))], tmp_path, dict(os.environ))
+    outcomes = run([Stage("parent", 5, python(code))], tmp_path, dict(os.environ), 60)
     assert outcomes[0].state == "timed out"
     pid = int(note.read_text())
     for _ in range(50):
@@ -78,38 +95,137 @@ def status(pid: int) -> str:
 def test_the_total_is_a_limit_too(tmp_path: Path) -> None:
     sleep = python("import time; time.sleep(30)")
     start = time.monotonic()
-    outcomes = device.run([Stage("a", 20, sleep), Stage("b", 20, sleep)], tmp_path, {}, total=2.5)
-    assert [o.state for o in outcomes] == ["timed out", "failed"]
+    outcomes = run([Stage("a", 20, sleep), Stage("b", 20, sleep)], tmp_path, {}, 2.5)
+    assert [o.state for o in outcomes] == ["timed out", "not reached"]
     assert outcomes[1].why == "no time left" and time.monotonic() - start < 15
 
 
-def test_dry_and_real_runs_have_the_same_stages(tmp_path: Path) -> None:
-    real, dry = (device.stages(tmp_path, tmp_path, dry_run=dry) for dry in (False, True))
+def test_a_stage_that_is_killed_keeps_the_rows_that_it_wrote(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from benchmarks.harness import Recorder
+recorder = Recorder("cpu", 1, "python", Path({str(tmp_path)!r}))
+for number in range(3):
+    with recorder.case(op="probe", mode=f"case_{{number}}", provider="ours") as case:
+        if number == 1:
+            raise RuntimeError("the second case is broken")
+        case.write([1.0, 2.0], metric="time", unit="us")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    outcomes = run([Stage("killed", 300, python(code))], tmp_path, {**os.environ}, 300)
+    assert (outcomes[0].state, outcomes[0].code) == ("failed", -9)
+    found = {row["mode"]: (row["metric"], row["note"]) for row in rows_in(tmp_path)}
+    assert found == {
+        "case_0": ("time", ""),
+        "case_1": ("failed", "RuntimeError: the second case is broken"),
+        "case_2": ("time", ""),
+    }
+
+
+def test_real_and_dry_runs_have_the_same_stages_and_every_call_fits(tmp_path: Path) -> None:
+    real, dry = (stages(tmp_path, tmp_path, dry_run=dry) for dry in (False, True))
     assert [stage.name for stage in real] == [stage.name for stage in dry]
-    assert device.TOTAL_SECONDS < 9 * 60
+    assert len({stage.name for stage in real}) == len(real)
     for plan in (real, dry):
         for stage in plan:
             assert stage.limit > 0 and all(isinstance(word, str) for word in stage.command)
+            assert "{" not in " ".join(stage.command[:-1]) and stage.question
     assert all("cpu" not in stage.command for stage in real)
     assert all("cuda" not in stage.command for stage in dry)
+    calls = [stage.call for stage in real]
+    assert calls == sorted(calls), "a run of all stages goes through the calls in order"
+    limits = {
+        call: sum(stage.limit for stage in real if stage.call in (0, call))
+        for call in set(calls) - {0}
+    }
+    assert max(limits.values()) <= CALL_SECONDS < 10 * 60
+    # what is worth most fits into the half hour for which a machine is lent
+    assert sum(limits[call] for call in (1, 2, 3)) <= 27 * 60
+
+
+def test_stages_are_chosen_by_name_by_call_and_by_what_is_left_out(tmp_path: Path) -> None:
+    plan = stages(tmp_path, tmp_path, dry_run=False)
+    always = ["wheels", "machine", "build"]
+
+    def names(*given: str, skip: tuple[str, ...] = (), call: int | None = None) -> list[str]:
+        return [stage.name for stage in chosen(plan, given, skip, call)]
+
+    assert names() == [stage.name for stage in plan]
+    # in the order of the plan, whatever the order on the command line
+    assert names("ops", "scan_sd14") == [*always, "scan_sd14", "ops"]
+    assert names("ops", skip=("build", "wheels")) == ["machine", "ops"]
+    assert set(names(call=1)) | set(names(call=2)) < set(names())
+    assert names(call=1)[:4] == [*always, "doctor"] and "memcheck" in names(call=5)
+    for wrong in (("nothing",), ()):
+        with pytest.raises(SystemExit, match="use --list"):
+            chosen(plan, wrong, () if wrong else ("nothing",), None)
+    with pytest.raises(SystemExit, match="no call 9"):
+        chosen(plan, (), (), 9)
+
+
+def test_the_list_says_what_each_stage_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("positions" in line and "same bits at every position" in line for line in lines)
+
+
+def test_the_page_names_every_stage_with_its_call(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    told = {
+        name.strip(" `"): int(cells[1])
+        for cells in (line.split("|") for line in text.splitlines())
+        if len(cells) == 5 and cells[1].strip().isdigit()
+        for name in cells[2].split(",")
+    }
+    plan = stages(tmp_path, tmp_path, dry_run=False)
+    assert told == {stage.name: stage.call for stage in plan if stage.call}
+
+
+def test_a_dry_run_of_a_few_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setenv("DORI_COMMIT", "abc123")
+    code = main(["--dry-run", "--skip", "build", "--stage", "sdpa", "repeat"])
+    assert code == 0, capsys.readouterr().out
+    found = rows_in(tmp_path)
+    assert {row["commit"] for row in found} == {"abc123"}
+    assert {row["mode"] for row in found if row["op"] == "repeatability"} == {
+        *("scan_twice", "attack_twice", "attack_alone")
+    }
+    # a CPU repeats to the bit
+    assert {row["p50"] for row in found if row["metric"] == "equal"} == {"100.0"}
+    skipped = [row for row in found if row["metric"] == "skipped"]
+    assert {row["provider"] for row in skipped} == {"cudnn", "efficient"}
+    assert all("does not take this shape" in row["note"] for row in skipped)
 
 
 @pytest.mark.slow
-def test_the_dry_run(tmp_path: Path) -> None:
+def test_the_dry_run_runs_every_stage_without_the_extras(tmp_path: Path) -> None:
+    """In an environment with nothing but what the head of device.sh names."""
+    out = tmp_path / "out"
     done = subprocess.run(
         [ROOT / "benchmarks" / "device.sh", "--dry-run"],
-        env={**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable},
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL"))},
+            "OUT": str(out),
+            "PYTHON": str(bare_python(tmp_path / "bare")),
+        },
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=3000,
     )
-    assert done.returncode == 0, done.stdout + (tmp_path / "device.log").read_text()[-3000:]
-    with (tmp_path / "stages.csv").open(newline="") as file:
+    log = (out / "device.log").read_text() if out.exists() else done.stderr
+    assert done.returncode == 0, done.stdout + log[-3000:]
+    with (out / "stages.csv").open(newline="") as file:
         states = {row["stage"]: row["state"] for row in csv.DictReader(file)}
-    assert {name for name, state in states.items() if state == "ok"} >= {
-        *("build", "doctor", "op_tests", "gpu_tests", "op_benchmarks", "scan_demo", "scan_sd14"),
-        *("switches", "small_batches"),
+    plan = stages(tmp_path, tmp_path, dry_run=True)
+    assert list(states) == [stage.name for stage in plan]
+    assert {name for name, state in states.items() if state != "ok"} <= {"wheels"}
+    found = rows_in(out)
+    assert not [row for row in found if row["metric"] == "failed"]
+    assert {row["op"] for row in found if row["metric"] != "skipped"} >= {
+        *("scan", "scan_split", "sdpa", "gradient", "attack", "nemo", "wanda", "compile"),
+        *("position_invariance", "repeatability", "memory", "score_floor", "noise_difference"),
     }
-    (results,) = (path for path in tmp_path.glob("*.csv") if path.name != "stages.csv")
-    with results.open(newline="") as file:
-        assert {row["op"] for row in csv.DictReader(file)} == {"noise_difference", "scan"}

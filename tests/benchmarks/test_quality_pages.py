@@ -6,7 +6,7 @@ import json
 
 from benchmarks.pages import removal as removal_page
 from benchmarks.pages import retrieval as retrieval_page
-from benchmarks.quality import locality, pruning, retrieval
+from benchmarks.quality import detectors, locality, pruning, retrieval
 from benchmarks.speed import nemo
 from dori_fast.finetune import Adversarial
 
@@ -17,6 +17,12 @@ def test_the_pruning_page_is_drawn_from_its_figures():
         encoding="utf-8"
     )
     assert document["methods"]["wanda"] == pruning.HIDING.config()
+
+
+def test_the_detectors_page_is_drawn_from_its_figures():
+    rows = detectors.stored()
+    assert detectors.page(rows) == detectors.PAGE.read_text(encoding="utf-8")
+    assert [row.dtype for row in rows] == [*detectors.DTYPES] * (len(rows) // len(detectors.DTYPES))
 
 
 def test_nemos_comparison_found_the_same_neurons_for_every_prompt():

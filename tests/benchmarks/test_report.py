@@ -45,7 +45,7 @@ def test_speedups_and_shares_are_those_of_the_kernel_that_auto_takes(
         ("Box", "30x30", "bfloat16"): ("cpp", 40.0),
         ("Box", "30x30", "float32"): ("cpp", 2.0),
         ("Box", "demo:8x4", "float32"): ("dori_fast", 2.5),
-        ("GPU", "30x30", "float32"): ("cuda", 20.0),
+        ("GPU", "30x30", "float32"): ("triton", 10.0),
         ("Old box", "10x10", "float32"): ("cpp", 2.5),
     }
     assert found["Box", "10x10", "float32"].shares == {"eager": "25.0", "cpp": "62.4"}
@@ -57,7 +57,7 @@ def test_the_short_table_has_the_largest_float32_problem(measured: list[results.
     assert [line for line in lines if line.startswith("| `")] == [
         "| `mask` one | 30x30 | float32 | 90 us | 45 us | 2.00x | 89 % |",
         "| `scan` wen | demo:8x4 | float32 | 3000 ms/prompt | 1200 ms/prompt | 2.50x |  |",
-        "| `mask` one | 30x30 | float32 | 50 us | 2.5 us | 20.0x | 80 % |",
+        "| `mask` one | 30x30 | float32 | 50 us | 5 us | 10.0x | 70 % |",
         "| `mask` one | 10x10 | float32 | 10 us | 4 us | 2.50x |  |",
     ]
     assert [line.split(" against")[0] for line in lines if line.startswith("Medians")] == [
@@ -71,8 +71,26 @@ def test_the_full_page_has_every_problem(measured: list[results.Measured]) -> No
     text = report.full_page(measured)
     assert text.count("| `mask` one |") == 5 and text.count("| `scan` wen |") == 1
     assert "| op | shape | dtype | eager | triton | cuda | unit | speed-up | roofline |" in text
-    assert "| `mask` one | 30x30 | float32 | 50 | 5 | 2.5 | us | 20.0x | 80 % |" in text
+    assert "| `mask` one | 30x30 | float32 | 50 | 5 | 2.5 | us | 10.0x | 70 % |" in text
     assert "- torch==9, commit def+" in text
+
+
+def test_figures_that_are_no_times_have_a_table_of_their_own(tmp_path: Path) -> None:
+    rows = """\
+wanda,with,ours,overhead,%,8,6,6.25,7,0,0,,sd14:8,float16,0,GPU,torch==9,abc,,,
+scan,wen,ours,failed,,8,nan,nan,nan,0,0,,sd14:8,float16,0,GPU,torch==9,abc,,,Error: a | b
+mask,one,cuda,graph_time,us,900,1,2.0,4,1,1,80,30x30,float32,0,GPU,torch==9,abc,,,
+mask,one,cuda,enqueue_time,us,900,1,20.0,4,1,1,,30x30,float32,0,GPU,torch==9,abc,,,
+"""
+    header = CSV.splitlines()[0] + ",repro_cmd,timestamp,note\n"
+    (tmp_path / "gpu.csv").write_text(header + rows)
+    (timed,) = results.load(tmp_path)
+    assert timed.medians == {"cuda": 2.0}
+    text = report.full_page([timed], results.figures(tmp_path))
+    assert "## GPU: other figures" in text
+    assert "| `wanda` with | sd14:8 | float16 | ours | overhead | 6.25 % |" in text
+    assert "| `scan` wen | sd14:8 | float16 | ours | failed | Error: a \\| b |" in text
+    assert "| `mask` one | 30x30 | float32 | cuda | enqueue_time | 20 us |" in text
 
 
 def test_only_what_is_between_the_markers_is_replaced() -> None:

@@ -199,7 +199,10 @@ def test_how_the_network_runs_is_chosen_recorded_or_refused(
         "compile": False,
         "channels_last": False,
         "cuda_graphs": False,
+        "allow_tf32": False,
     }
+    done = cli(*arguments, "--allow-tf32")
+    assert done.code == 2 and "a cpu device has no TF32" in error_line(done.err)
     done = cli(*arguments, "--cuda-graphs", "on")
     assert done.code == 2
     assert "a cpu device has no CUDA graphs" in error_line(done.err)

@@ -51,6 +51,38 @@ def test_does_not_depend_on_order_or_neighbours(model, prompts):
     assert len(cascade.scores(model, []).score) == 0
 
 
+def test_survivors_of_several_blocks_fill_batches(model, prompts):
+    full = df.detect.Wen(seeds=4)
+    exact, cascade = full.scores(model, prompts), df.detect.Cascade(full, 1.0)
+    cascade.scores(model, prompts[:1])  # the noise of all seeds is shared from here on
+    blocks = [prompts[i : i + 20] for i in range(0, len(prompts), 20)]
+    size, before = model.batch_size, (model.engine.evaluations, model.engine.rows_computed)
+    found = list(cascade.stream(model, blocks))
+    evaluations = model.engine.evaluations - before[0]
+    rows = model.engine.rows_computed - before[1]
+    assert [len(scores.score) for scores in found] == [len(block) for block in blocks]
+    per_seed = torch.cat([scores.per_seed for scores in found])
+    used = torch.cat([scores.used for scores in found])
+    at_once = cascade.scores(model, prompts)
+    assert torch.equal(torch.cat([scores.score for scores in found]), at_once.score)
+    assert torch.equal(used, at_once.used) and len(used.unique()) > 1
+    evaluated = torch.arange(4) < used[:, None]
+    assert torch.equal(per_seed[evaluated], exact.per_seed[evaluated])
+    # at the end a prompt needs at most three more seeds, one batch after the other
+    assert evaluations <= rows < evaluations + 4 * size
+    assert list(cascade.stream(model, [])) == []
+
+
+def test_each_prompt_keeps_its_mask(model, prompts):
+    full = df.detect.Wen(seeds=2)
+    name = model.layers[-1]
+    width = model.engine.value_widths[name]
+    lists = [{name: list(range(i, width, 2))} for i in range(3)]
+    view = model.masked(df.prune.NeuronMask.blocking(lists, {name: width}))
+    found = df.detect.Cascade(full, 0.0).scores(view, prompts[:3])
+    assert torch.equal(found.per_seed, full.scores(view, prompts[:3]).per_seed)
+
+
 def test_other_detectors_and_modes_are_refused(model):
     for full in (df.detect.Sail(), df.detect.Wen(seeds=1), df.detect.Wen(compat="wen")):
         with pytest.raises(UsageError, match="shared seeds"):

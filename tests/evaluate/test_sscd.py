@@ -44,6 +44,19 @@ def images(n, height=48, width=64):
     return np.random.default_rng(0).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
 
 
+def test_descriptors_have_the_precision_of_evaluations(file, monkeypatch):
+    sscd, seen = opened(file), []
+    network = sscd._network
+
+    def watched(x):
+        seen.append(torch.backends.cudnn.conv.fp32_precision)
+        return network(x)
+
+    monkeypatch.setattr(sscd, "_network", watched)
+    sscd.descriptors(images(2))
+    assert seen == ["ieee"] != [torch.backends.cudnn.conv.fp32_precision]
+
+
 def test_skew_320():
     image = images(1)[0]
     resized = np.array(Image.fromarray(image).resize((320, 320), Image.Resampling.BILINEAR))

@@ -246,7 +246,7 @@ def test_a_missing_mask_is_never_a_network_without_a_mask(model, tmp_path):
     )
     for wrong in (masks, masks[1], masks[-1], masks | random_masks(model, 1), weights):
         with pytest.raises(UsageError, match=r"is missing, since its row was quarantined"):
-            Masks().joined(wrong)
+            Masks().joined(wrong, torch.device("cpu"))
     with pytest.raises(UsageError, match="mask 1 of 4 is missing"):
         model.masked(masks)
     with pytest.raises(UsageError, match="mask 0 of 1 is missing"):

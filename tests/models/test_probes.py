@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dori_fast as df
+from dori_fast.models import probes
 from dori_fast.models.probes import feed_forward_inputs
 
 PROMPTS, SEEDS, TIMESTEP = ["a cup of coffee", "the cat", "a dog"], [0, 3], 500
@@ -82,3 +83,25 @@ def test_layers_of_sdxl_are_told_apart(tiny_sdxl_directory):
     for name, value in seen.items():
         width = model.unet.get_submodule(name).in_features
         assert value.shape == (len(PROMPTS), len(SEEDS), width)
+
+
+def test_value_magnitudes_do_not_depend_on_neighbours(model):
+    prompts = [*PROMPTS, "the cat", "the cat in the hat on the mat", "ZZ 999 !"]
+    condition, calls = model.encode(prompts), []
+    for name, found in probes.value_magnitudes(model, condition).items():
+        project = model.unet.get_submodule(name).to_v
+        each = [project(condition.embeddings[i]).abs().mean(0) for i in range(len(prompts))]
+        assert torch.equal(found, torch.stack(each))
+        # elsewhere than on a CPU: batches of one size, the last one padded
+        hook = project.register_forward_hook(lambda *a: calls.append(a[2].shape[0]))
+        batched = probes._magnitudes(model, name, condition, 3)
+        alone = [
+            probes._magnitudes(model, name, condition[i : i + 1].one_row_each(), 3)
+            for i in range(5)
+        ]
+        hook.remove()
+        assert torch.equal(batched[:5], torch.cat(alone))
+        torch.testing.assert_close(batched, found)
+    assert set(calls) == {3} and len(calls) == len(model.layers) * (2 + 5)
+    nothing = model.encode([])
+    assert probes.value_magnitudes(model, nothing)[name].shape == (0, found.shape[1])

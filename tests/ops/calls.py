@@ -48,14 +48,6 @@ def embedding_step(backend: str) -> Call:
     return call, (torch.randn(2, 3, 20), torch.randn(2, 3, 20))
 
 
-def masked_linear(backend: str) -> Call:
-    def call(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
-        return ops.masked_linear(x * 2, weight, bias, scale, backend=backend) + 1
-
-    shapes = ((2, 3, 8), (5, 8), (5,), (2, 5))
-    return call, tuple(torch.randn(shape) for shape in shapes)
-
-
 def ms_ssim(backend: str) -> Call:
     def call(maps: Tensor) -> Tensor:
         pairs = ops.ms_ssim_pairs(maps[0], maps * 2, backend=backend)
@@ -128,7 +120,6 @@ CALLS = {
     "diffusion_loss": diffusion_loss,
     "diffusion_loss_bwd": diffusion_loss,
     "embedding_step": embedding_step,
-    "masked_linear": masked_linear,
     "ms_ssim": ms_ssim,
     "neuron_mask": neuron_mask,
     "neuron_mask_": neuron_mask_,

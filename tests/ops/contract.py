@@ -46,7 +46,7 @@ def layouts_of(name: str) -> tuple[str, ...]:
 
 
 def laid_out(inputs: tuple[Any, ...], layout: str) -> tuple[Any, ...]:
-    """Return inputs whose floating tensors have a layout of `layouts_of`."""
+    """Return inputs whose tensors, also flags and indices, have a layout of `layouts_of`."""
     turns = itertools.cycle(("sliced", "contiguous", "transposed", "offset"))
     return map_tensors(
         lambda x: with_layout(x, next(turns) if layout == "mixed" else layout), inputs

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -88,6 +90,31 @@ def test_a_problem_that_stands_still_is_not_touched(backend: str) -> None:
     for old, new in zip(before, after, strict=True):
         assert torch.equal(new[1], old[1])
         assert new[::2].ne(old[::2]).all() and not new[::2].isnan().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_flags_and_counts_may_be_columns_of_a_matrix(backend: str) -> None:
+    """One GPU kernel once read both as if they were contiguous: other problems moved."""
+    params, grad = embeddings(4, 2, 16), embeddings(4, 2, 16)
+    before = params.clone()
+    flags = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]], dtype=torch.bool, device=DEVICE)
+    counts = torch.tensor([[0, 10**6]] * 4, device=DEVICE)
+    state = dataclasses.replace(EmbeddingState.zeros_like(params), step=counts[:, 0])
+    embedding_step(params, grad, state, lr=0.1, active=flags[:, 0], backend=backend)
+    moved = (params - before).abs().amax((1, 2))
+    torch.testing.assert_close(moved, 0.1 * flags[:, 0].float())
+    assert counts.tolist() == [[1, 10**6], [0, 10**6], [1, 10**6], [0, 10**6]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strides_may_exceed_32_bits(backend: str) -> None:
+    """Elements 2^30 apart: the third begins beyond 2^31. The memory between is never touched."""
+    storage = torch.UntypedStorage(2 * (2**31 + 1), device=DEVICE)
+    params = torch.empty(0, dtype=torch.float16, device=DEVICE)
+    params.set_(storage, 0, (1, 1, 3), (0, 0, 2**30)).fill_(1.0)
+    state = EmbeddingState.zeros_like(params)
+    embedding_step(params, torch.ones_like(params), state, lr=0.5, backend=backend)
+    assert params.tolist() == [[[0.5] * 3]]
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -186,6 +213,11 @@ def test_wrong_arguments_are_named() -> None:
         step(params, params, EmbeddingState.zeros_like(params[:, :2]))
     with pytest.raises(ValueError, match="params must be free of repeated memory to be written"):
         step(params[:1].expand(2, 3, 4), params, state)
+    for name in ("exp_avg", "exp_avg_sq", "step"):
+        shared = getattr(state, name)
+        repeated = dataclasses.replace(state, **{name: shared[:1].expand(shared.shape)})
+        with pytest.raises(ValueError, match=f"state.{name} must be free of repeated memory"):
+            step(params, params, repeated)
     with pytest.raises(ValueError, match=r"active must be bool \[2\], got torch.int64 \[2\]"):
         step(params, params, state, active=torch.ones(2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"frozen_tokens must be bool \[3\] or \[2, 3\], got"):
@@ -204,5 +236,5 @@ def test_the_operator_itself_refuses_what_would_write_beyond_memory() -> None:
     rest = (None, None, 0.1, 0.9, 0.999, 1e-8, 0.0)
     with pytest.raises(RuntimeError, match="exp_avg must have the shape of params"):
         op(params, params.clone(), torch.zeros(2, 3, 3), params.clone(), step, *rest)
-    with pytest.raises(RuntimeError, match=r"step must be a contiguous \[P\]"):
+    with pytest.raises(RuntimeError, match=r"step must be \[P\] of params"):
         op(params, params.clone(), params.clone(), params.clone(), step[:1], *rest)

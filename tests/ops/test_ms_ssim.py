@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 
 import pytest
 import torch
@@ -12,11 +11,10 @@ from torch import Tensor
 from dori_fast.ops import largest_per_map, ms_ssim, ms_ssim_pairs, ms_ssim_settings
 from dori_fast.testing import check_backend
 from tests.ops.contract import DEVICE, DTYPES, SPECS, backends_of, check_threads
-
-with warnings.catch_warnings():
-    # An old version, from before newer Python and setuptools.
-    warnings.simplefilter("ignore")
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from tests.torchmetrics_pinned import (
+    multiscale_structural_similarity_index_measure,
+    needs_torchmetrics,
+)
 
 BACKENDS = backends_of("ms_ssim")
 KERNELS = [backend for backend in BACKENDS if backend != "reference"]
@@ -56,6 +54,7 @@ def size_for(backend: str) -> tuple[int, ...]:
     return (1, 3, 1, 45, 44) if backend == "triton" and DEVICE == "cpu" else (2, 5, 4, 64, 51)
 
 
+@needs_torchmetrics
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_torchmetrics_on_the_peers_grouping(backend: str) -> None:
     maps = drawn(*size_for(backend))
@@ -63,6 +62,7 @@ def test_equals_torchmetrics_on_the_peers_grouping(backend: str) -> None:
     torch.testing.assert_close(found, peer_all_pairs(maps), rtol=1e-10, atol=0)
 
 
+@needs_torchmetrics
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "triton" or DEVICE == "cuda"])
 def test_noise_without_anything_in_common_equals_torchmetrics(backend: str) -> None:
     maps = torch.randn(1, 10, 4, 64, 64, dtype=torch.float64, device=DEVICE)
@@ -72,6 +72,7 @@ def test_noise_without_anything_in_common_equals_torchmetrics(backend: str) -> N
     torch.testing.assert_close(single, found, rtol=2e-5, atol=1e-6)
 
 
+@needs_torchmetrics
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("side", (16, 29))
 def test_smaller_maps_equal_torchmetrics_with_the_settings_reported(
@@ -87,6 +88,7 @@ def test_smaller_maps_equal_torchmetrics_with_the_settings_reported(
     torch.testing.assert_close(ms_ssim(maps, backend=backend), found, rtol=1e-6, atol=0)
 
 
+@needs_torchmetrics
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "triton" or DEVICE == "cuda"])
 @pytest.mark.parametrize("kernel_size", (3, 5, 7, 9, 11))
 def test_every_window_equals_torchmetrics(backend: str, kernel_size: int) -> None:
@@ -122,6 +124,7 @@ def test_pairs_come_in_the_order_of_combinations(backend: str) -> None:
         torch.testing.assert_close(value, alone, rtol=1e-12, atol=0)
 
 
+@needs_torchmetrics
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_stacks_equal_torchmetrics(backend: str) -> None:
     before = drawn(1, 3, 1, 30, 30)[0]
@@ -186,6 +189,7 @@ def test_threads_do_not_change_a_bit(threads: int) -> None:
     check_threads(lambda: (ms_ssim(maps),), threads)
 
 
+@needs_torchmetrics
 def test_kernels_keep_more_digits_than_torchmetrics() -> None:
     maps = drawn(1, 5, 4, 64, 64, dtype=torch.float32)
     exact = ms_ssim(maps.double())

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dori_fast._library import OPS
 from dori_fast.ops import neuron_mask, neuron_mask_, pack_indices
 from dori_fast.reference.neuron_mask import neuron_mask_reference
 from dori_fast.testing import assert_close_to_oracle, copy_with_layout, to_oracle, with_layout
@@ -194,6 +195,23 @@ def test_wrong_tensors_are_named() -> None:
         neuron_mask(x, torch.ones(5, dtype=torch.bool))
     with pytest.raises(ValueError, match="x must be free of repeated memory"):
         neuron_mask_(x[:1].expand(2, 3, 5), [1])
+
+
+@pytest.mark.parametrize("backend", {"triton", "cuda"} & set(backends_of("neuron_mask_")))
+def test_wrong_lists_touch_nothing_on_a_gpu(backend: str) -> None:
+    """They are not read on the host, which would wait for the device."""
+    op, x = OPS["neuron_mask_"].kernel(backend), torch.ones(3, 2, 8, device=DEVICE)
+    # the lists lie among others: what is beyond their ends is a valid neuron
+    around = torch.tensor([5, 0, 9, -1, 2, 5], device=DEVICE)
+    offsets = torch.tensor([-1, 2, 4, 5], device=DEVICE)
+    op(x, around[1:5], offsets, 0.0)
+    expected = torch.ones(3, 2, 8, device=DEVICE)
+    expected[0, :, 0] = 0
+    expected[1, :, 2] = 0
+    assert torch.equal(x, expected)
+    with_end = torch.tensor([4, 9, 9, 9], device=DEVICE)
+    op(x, around[1:5], with_end, 0.0)
+    assert torch.equal(x, expected)
 
 
 def test_the_operator_itself_refuses_indices_that_would_corrupt_memory() -> None:

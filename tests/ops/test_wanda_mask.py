@@ -213,3 +213,16 @@ def test_the_operator_itself_refuses_what_would_read_beyond_memory() -> None:
         op(torch.zeros(2, 3), torch.zeros(2), None, 1)
     with pytest.raises(RuntimeError, match=r"count must be in \[0, 3\], got 4"):
         op(torch.zeros(2, 3), torch.zeros(3), None, 4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_of_over_a_million_weights_are_whole_or_refused(backend: str) -> None:
+    columns = 2**20 + 1
+    weight, norms = torch.zeros(1, columns, device=DEVICE), torch.ones(columns, device=DEVICE)
+    weight[0, -1] = 1
+    if backend == "triton":
+        with pytest.raises(ValueError, match=r"at most 1048576 weights.*'reference'"):
+            wanda_mask(weight, norms, 1.5 / columns, backend=backend)
+        return
+    mask = wanda_mask(weight, norms, 1.5 / columns, backend=backend)
+    assert mask.nonzero().tolist() == [[0, columns - 1]]

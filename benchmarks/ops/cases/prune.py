@@ -1,4 +1,4 @@
-"""Pruning: Wanda's choice of weights, and a linear layer with its neuron mask."""
+"""Pruning: Wanda's choice of weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.ops.cases.case import BenchCase, Inputs, Shape, goals, randn
@@ -54,24 +53,7 @@ def _wanda_ours(backend: str, weight: Tensor, target: Tensor, base: Tensor) -> T
     return ops.wanda_mask(weight, target, _SPARSITY, base_act_norm=base, backend=backend)
 
 
-def _linear_inputs(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
-    """Text, a value projection's weight, and a mask of zeros and ones, for (B, T, I, O)."""
-    batch, tokens, inputs, outputs = shape
-    weight = randn((outputs, inputs), dtype, device) / inputs**0.5
-    kept = randn((batch, outputs), torch.float32, device) > -1
-    return randn((batch, tokens, inputs), dtype, device), weight, kept.to(dtype)
-
-
-def _linear_eager(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    return F.linear(x, weight) * scale[:, None, :]
-
-
-def _linear_ours(backend: str, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    return ops.masked_linear(x, weight, None, scale, backend=backend)
-
-
 _FEED_FORWARD = ((1280, 5120), (640, 2560), (320, 1280))
-_VALUES = ((16, 77, 768, 320), (16, 77, 768, 1280))
 
 
 def _wanda_case(mode: str, largest: Callable[[Tensor, int], Tensor], promised: float) -> BenchCase:
@@ -93,17 +75,4 @@ def _wanda_case(mode: str, largest: Callable[[Tensor, int], Tensor], promised: f
 CASES = (
     _wanda_case("against_sort", _by_sort, 8.0),
     _wanda_case("against_topk", _by_topk, 0.9),
-    BenchCase(
-        op="masked_linear",
-        mode="values",
-        shapes=_VALUES,
-        make=_linear_inputs,
-        eager=_linear_eager,
-        ours=_linear_ours,
-        # read text, weight and mask, write the values
-        traffic=lambda s, e: (s[0] * s[1] * (s[2] + s[3]) + s[3] * (s[2] + s[0])) * e,
-        flops=lambda s: s[0] * s[1] * s[3] * (2 * s[2] + 1),
-        # no slower: on a CPU nearly all of the time is the matrix product, torch's in both
-        goals=goals(_VALUES, 0.95, 0.95),
-    ),
 )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from importlib import metadata
 
 import torch
 from torch import Tensor
 
+from benchmarks.harness import NotHere
 from benchmarks.ops.cases.case import BenchCase, Inputs, Shape, goals, randn
 from dori_fast import ops
+
+# what NeMo's code pins; later versions compute another MS-SSIM
+_TORCHMETRICS = "1.3.2"
 
 
 def _activations(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
@@ -44,8 +49,18 @@ def _maps(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
     return ((images + common).to(dtype),)
 
 
+def _require_torchmetrics() -> None:
+    try:
+        found = metadata.version("torchmetrics")
+    except metadata.PackageNotFoundError:
+        found = None
+    if found != _TORCHMETRICS:
+        raise NotHere(f"eager is torchmetrics {_TORCHMETRICS}, found {found or 'none'}")
+
+
 def _similarity_eager(maps: Tensor) -> Tensor:
     """Rescale a group and compare all its pairs in one call; one call per group."""
+    _require_torchmetrics()
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
     pairs = torch.combinations(torch.arange(maps.shape[1], device=maps.device))

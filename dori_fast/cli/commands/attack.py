@@ -120,7 +120,8 @@ def attack(
             draw_attack(out, result.threshold)
         status.say(
             f"{run.done:,} rows attacked in {run.seconds:.1f} s, {run.counts.quarantined:,} of"
-            f" {run.counts.rows:,} quarantined; see {out}"
+            f" {run.counts.rows:,} quarantined; {run.evaluations:,} UNet evaluations"
+            f" ({run.rows_computed:,} rows with padding), images included; see {out}"
         )
         print_result(_as_json(result, rows) if as_json else _as_table(result, rows))
         end_over_budget(run)
@@ -149,5 +150,11 @@ def _as_table(result: AttackRun, rows: list[dict[str, Any]]) -> str:
 def _as_json(result: AttackRun, rows: list[dict[str, Any]]) -> str:
     left_out = ("embedding", "losses")
     kept = [{key: value for key, value in row.items() if key not in left_out} for row in rows]
-    facts = {"out": str(result.run.out), "state": result.run.state, "threshold": result.threshold}
+    facts = {
+        "out": str(result.run.out),
+        "state": result.run.state,
+        "threshold": result.threshold,
+        "unet_evaluations": result.run.evaluations,
+        "unet_rows_computed": result.run.rows_computed,
+    }
     return json.dumps({**facts, "rows": kept})

@@ -187,8 +187,9 @@ def finetune(
             on_step=lambda report: status.line(_line(report)),
         )
         status.say(
-            f"{result.steps:,} steps in {result.seconds:.1f} s, {result.quarantined:,} rows"
-            f" quarantined; see {out / 'model'}"
+            f"{result.steps:,} steps in {result.seconds:.1f} s, {result.evaluations:,} UNet"
+            f" evaluations ({result.rows_computed:,} rows with padding), {result.quarantined:,}"
+            f" rows quarantined; see {out / 'model'}"
         )
         print_result(_as_json(result) if as_json else _as_table(result))
 

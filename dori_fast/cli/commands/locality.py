@@ -71,7 +71,12 @@ def locality(
             header=header,
             max_errors=max_errors,
         )
-        status.say(f"wrote locality.json and {draw_locality(out).name} to {out}")
+        unet = found["unet"]
+        status.say(
+            f"wrote locality.json and {draw_locality(out).name} to {out};"
+            f" {unet['evaluations']:,} UNet evaluations ({unet['rows_computed']:,} rows with"
+            " padding)"
+        )
         print_result(json.dumps(found) if as_json else _as_table(found))
 
 

@@ -145,8 +145,9 @@ def prune(
         drawn = draw_prune(out) if run.counts.ok else []
         files = ["masks", *(path.name for path in drawn)] if drawn else ["reasons"]
         status.say(
-            f"{run.done:,} prompts localized in {run.seconds:.1f} s, {run.counts.quarantined:,} of"
-            f" {run.counts.rows:,} quarantined; {', '.join(files)} in {out}"
+            f"{run.done:,} prompts localized in {run.seconds:.1f} s with {run.rows_computed:,} UNet"
+            f" rows, {run.counts.quarantined:,} of {run.counts.rows:,} quarantined;"
+            f" {', '.join(files)} in {out}"
         )
         print_result(_as_json(result) if as_json else _as_table(result))
         end_over_budget(run)
@@ -174,4 +175,4 @@ def _as_json(result: PruneResult) -> str:
         pruned = size if row["status"] == "ok" else None
         rows.append({**{key: row[key] for key in kept}, "pruned": pruned})
     facts = {"out": str(result.run.out), "state": result.run.state, "layers": result.layers}
-    return json.dumps({**facts, "rows": rows})
+    return json.dumps({**facts, "rows_computed": result.run.rows_computed, "rows": rows})

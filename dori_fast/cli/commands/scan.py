@@ -170,10 +170,11 @@ def _estimate_text(found: Estimate) -> str:
 
 def _summary(result: ScanResult) -> str:
     counts, there = result.counts, result.counts.rows - result.scored
-    each = result.evaluations / max(1, result.scored)
+    scored = max(1, result.scored)
+    each, rows = result.evaluations / scored, result.rows_computed / scored
     now = (
         f"{result.scored:,} scored now at {result.rate:,.1f} prompts/s,"
-        f" {each:.2f} UNet evaluations each"
+        f" {each:.2f} UNet evaluations ({rows:.2f} rows with padding) each"
     )
     return (
         f"{counts.rows:,} rows: {counts.ok:,} ok, {counts.quarantined:,} quarantined;"
@@ -212,6 +213,7 @@ def _as_json(result: ScanResult, top: int) -> str:
             "scored": result.scored,
             "seconds": round(result.seconds, 3),
             "unet_evaluations": result.evaluations,
+            "unet_rows_computed": result.rows_computed,
             "prompts_per_second": round(result.rate, 3),
             "decision": decision_json(result.decision),
             "top": [{key: row[key] for key in keys} for row in result.top(top)],

@@ -23,7 +23,7 @@ from dori_fast.integrations.peers.nemo_network import network
 from dori_fast.integrations.peers.nemo_refinement import make_refinement
 from dori_fast.integrations.peers.swap import Patch, Peer, Swap
 from dori_fast.models.backbones.unet.stock import foreign_module
-from dori_fast.ops import largest_per_map
+from dori_fast.ops import NeuronIndices, largest_per_map, neuron_mask_, pack_indices
 
 _REPOSITORY = (
     "https://github.com/ml-research/localizing_memorization_in_diffusion_models at f952ede"
@@ -41,9 +41,16 @@ def _scaled(difference: Tensor) -> Tensor:
 @contextmanager
 def _blocked(unet: Any, neurons: Sequence[Sequence[int]] | None, factor: float) -> Iterator[None]:
     def rescale(listed: Sequence[int]) -> Any:
+        packed: NeuronIndices | None = None
+
         def hook(module: Any, args: Any, output: Tensor) -> Tensor:
-            output[:, :, list(listed)] *= factor
-            return output
+            nonlocal packed
+            if packed is None:
+                # released: an index, so a negative neuron counts from the end
+                width = output.shape[-1]
+                neurons = [int(n) + width * (int(n) < 0) for n in listed]
+                packed = pack_indices(neurons, device=output.device)
+            return neuron_mask_(output, packed, factor)
 
         return hook
 

@@ -12,8 +12,9 @@ from dori_fast.integrations.peers.nemo_inputs import autocast, chosen, draw, enc
 from dori_fast.integrations.peers.nemo_network import network
 from dori_fast.integrations.peers.swap import Patch
 from dori_fast.prune.nemo.candidates import Candidates
-from dori_fast.prune.nemo.refine import refine_candidates
-from dori_fast.prune.nemo.scorer import Scorer
+from dori_fast.prune.nemo.lockstep import Lockstep, Walk
+from dori_fast.prune.nemo.masked_rows import MaskedRows
+from dori_fast.prune.nemo.walk import Ask, Asks, refine_candidates
 
 _STEPS = 50
 # largest difference of one mask's score between batches
@@ -71,8 +72,8 @@ def make_refinement(released: Callable[..., Any], record: Patch, _: Any) -> Call
             model.batch_size = width * len(rows)
             shared = found.latents(drawn, timestep, rows)
             names = list(layers(unet))
-            scorer = Scorer(model, model.condition(text), shared, delta, names, width)
-            kept = _kept(input_indices, scorer, float(threshold))
+            masked = MaskedRows(model, model.condition(text), shared, names, "epsilon")
+            kept = _kept(input_indices, masked, delta, width > 1, float(threshold))
         record.evaluations += model.engine.evaluations - before
         print(f"Removed {sum(map(len, input_indices)) - sum(map(len, kept))} neurons.")
         print(f"Remaining neurons: {kept}")
@@ -81,18 +82,33 @@ def make_refinement(released: Callable[..., Any], record: Patch, _: Any) -> Call
     return neuron_refinement
 
 
-def _kept(indices: Sequence[Sequence[int]], scorer: Scorer, threshold: float) -> list[list[int]]:
+def _kept(
+    indices: Sequence[Sequence[int]],
+    rows: MaskedRows,
+    delta: torch.Tensor,
+    guess: bool,
+    threshold: float,
+) -> list[list[int]]:
     """Neurons that stay blocked, by layer, in the order of the released code."""
     neurons = tuple((layer, int(n)) for layer, listed in enumerate(indices) for n in listed)
     if not neurons:
         return [[] for _ in indices]
     candidates = Candidates(0.0, 0, neurons, len(indices))
-    (everything,) = scorer.scores([frozenset(neurons)], 0)
-    if abs(everything - threshold) <= _SAME:
-        # the script's search gave up and passes the score of this very mask; compare with our own
-        # value of it, since the test is "strictly below"
-        threshold = everything
-    counts = candidates.by_layer(refine_candidates(candidates, scorer, threshold))
+    found: list[frozenset[int]] = []
+
+    def search(threshold: float) -> Asks:
+        everything = yield Ask(frozenset(neurons))
+        if abs(everything - threshold) <= _SAME:
+            # the script's search gave up and passes the score of this very mask; compare with our
+            # own value of it, since the test is "strictly below"
+            threshold = everything
+        found.append((yield from refine_candidates(candidates, threshold)))
+
+    walk = Walk(0, tuple(range(len(delta))), delta, rows.model.dtype, search(threshold))
+    Lockstep(rows, guess).run([walk])
+    if walk.error is not None:
+        raise walk.error
+    counts = candidates.by_layer(found[0])
     kept: list[list[int]] = []
     for listed, left in zip(indices, counts, strict=True):
         # list.remove removes the first of two equal neurons, so the last ones stay

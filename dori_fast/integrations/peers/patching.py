@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 from dori_fast.errors import UsageError
 from dori_fast.integrations.peers import nemo, sail, unlearndiffatk, wen
 from dori_fast.integrations.peers.swap import Patch, Peer, Shim, module_of, owner_of
+from dori_fast.models.precision import fixed_precision
 
 PEERS: dict[str, Peer] = {
     "wen": wen.PEER,
@@ -61,7 +63,7 @@ def patch(name: str, **options: Any) -> Patch:
             for swap in peer.swaps
         ]
         for swap, owner, attribute, released in found:
-            ours = swap.make(released, record, settings)
+            ours = _precisely(swap.make(released, record, settings))
             _replace(owner, attribute, released, ours, undo)
             record.swapped[f"{swap.module}.{swap.target}"] = swap.why
     except BaseException:
@@ -95,6 +97,17 @@ def _peer(name: str) -> Peer:
     if name not in PEERS:
         raise UsageError(f"patch: unknown name {name!r}; use one of {', '.join(PEERS)}")
     return PEERS[name]
+
+
+def _precisely(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, in the precision of every evaluation."""
+
+    @functools.wraps(function)
+    def precisely(*args: Any, **kwargs: Any) -> Any:
+        with fixed_precision():
+            return function(*args, **kwargs)
+
+    return precisely
 
 
 def _undo(undo: list[Undo]) -> None:

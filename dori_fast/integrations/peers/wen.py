@@ -1,7 +1,7 @@
 """Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models", ICLR 2024.
 
 The pipeline's own code still handles prompts, latents and steps. Norms are computed from its UNet's
-predictions, so they equal the released ones bitwise, in the pipeline's dtype.
+predictions, so on a CPU they equal the released ones bitwise, in the pipeline's dtype.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dori_fast.integrations.peers.swap import Patch, Peer, Shim, Swap
 from dori_fast.integrations.peers.wen_gradients import make_differentiated
 from dori_fast.integrations.supported import require_scored
 from dori_fast.models.components import Components
+from dori_fast.models.precision import fixed_precision
 
 _REPOSITORY = "https://github.com/YuxinWenRick/diffusion_memorization at c8fe471"
 _CALL = (
@@ -165,6 +166,7 @@ def _instrumented(
 
 
 @torch.no_grad()
+@fixed_precision()
 def _decode(pipe: Any, latents: Any, wanted: str, steps: int | None) -> tuple[Any, Any]:
     if latents is None:
         raise UsageError(

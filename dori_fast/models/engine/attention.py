@@ -1,4 +1,4 @@
-"""The attention kernel of the stage program: torch's own, or xformers' where it is installed.
+"""The attention kernel of the stage program: torch's own, or xformers' where it is asked for.
 
 Both compute softmax(q k^T / sqrt(d)) v and differ by rounding alone.
 """
@@ -6,8 +6,7 @@ Both compute softmax(q k^T / sqrt(d)) v and differ by rounding alone.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
@@ -49,34 +48,52 @@ def xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return memory_efficient_attention(query, key, value)
 
 
-def why_not_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason why xformers cannot run on a device and dtype, or None if it can."""
+def why_not_xformers(
+    device: torch.device, dtype: torch.dtype, head_sizes: Collection[int]
+) -> str | None:
+    """The reason why xformers cannot run on a device and dtype, or None if it can.
+
+    It has an operator for some widths of heads only, and for fewer of them a backward pass, which
+    attacks and mitigation need. Both are tried at every width.
+    """
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed (pip install 'dori-fast[xformers]')"
     if device.type != "cuda":
         return f"xformers has no attention for {device.type} tensors"
-    sample: Any = torch.zeros(1, 8, 1, 32, dtype=dtype, device=device)
-    try:
-        xformers(sample, sample, sample)
-    except (NotImplementedError, ImportError, OSError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"xformers finds no operator: {lines[0]}"
+    for size in head_sizes:
+        what = f"heads of {size} values in {str(dtype).removeprefix('torch.')}"
+        try:
+            _try_xformers(torch.zeros(1, 8, 1, size, dtype=dtype, device=device))
+        except (NotImplementedError, ImportError, OSError, RuntimeError, ValueError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return f"xformers finds no operator for {what}: {lines[0]}"
     return None
 
 
-def choose(kernel: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Attention]:
-    """The kernel's name and function; only ``"auto"`` chooses.
+@torch.enable_grad()
+def _try_xformers(sample: Tensor) -> None:
+    sample.requires_grad_()
+    xformers(sample, sample, sample).sum().backward()
+
+
+def choose(
+    kernel: str, device: torch.device, dtype: torch.dtype, head_sizes: Collection[int]
+) -> tuple[str, Attention]:
+    """The kernel's name and function for heads of these widths.
+
+    ``"auto"`` is torch's own, which has a kernel for every width. No row in benchmarks/results
+    shows that xformers is faster, and the rounding of a score must not depend on what is installed.
 
     Raises:
         UsageError: an unknown kernel, or a named one that cannot run here.
     """
     if kernel not in KERNELS:
         raise UsageError(f"load: attention must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    if kernel == "sdpa":
+    if kernel != "xformers":
         return "sdpa", sdpa
-    reason = why_not_xformers(device, dtype)
-    if reason is None:
-        return "xformers", xformers
-    if kernel == "xformers":
-        raise UsageError(f"load: attention 'xformers' is unavailable: {reason}")
-    return "sdpa", sdpa
+    reason = why_not_xformers(device, dtype, head_sizes)
+    if reason is not None:
+        raise UsageError(
+            f"load: attention 'xformers' is unavailable: {reason}; use attention='sdpa'"
+        )
+    return "xformers", xformers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +51,10 @@ class Backbone(Protocol):
     @property
     def text_width(self) -> int:
         """D, the width of the text embeddings."""
+
+    @property
+    def head_sizes(self) -> Collection[int]:
+        """Widths of the attention heads; empty if the network can only run whole."""
 
     @property
     def borrowed(self) -> bool:

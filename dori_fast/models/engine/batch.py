@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dori_fast._checks import to_device
 from dori_fast.errors import UsageError
 from dori_fast.models.engine.state import State, Timestep
 from dori_fast.models.masks import Masks
@@ -41,7 +42,7 @@ class SharedLatents:
 
     def take(self, rows: Tensor) -> SharedLatents:
         """A selection of the latents: int64 indices [R] on the CPU."""
-        timestep, rows = self.timestep_of(rows), rows.to(self.latents.device)
+        timestep, rows = self.timestep_of(rows), to_device(rows, self.latents.device)
         state = None if self.state is None else self.state.take(rows)
         uncond = None if self.uncond is None else self.uncond[rows]
         return SharedLatents(
@@ -68,10 +69,6 @@ class RecentLatents:
         if len(self._by_key) > self._kept:
             self._by_key.popitem(last=False)
         return self._by_key[key]
-
-    def clear(self) -> None:
-        """Drop all latents."""
-        self._by_key.clear()
 
 
 def require_latents(latents: Tensor, shape: tuple[int, ...]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
+from dori_fast._checks import to_device
 from dori_fast.errors import UsageError
 from dori_fast.models.engine.attention import Attention, forward_mode
 from dori_fast.models.engine.backbone import Backbone, Observe, Program
@@ -19,18 +20,20 @@ from dori_fast.models.engine.full_batches import FullBatches
 from dori_fast.models.engine.opened import evaluating, opened
 from dori_fast.models.engine.state import State, TextPart, Timestep
 from dori_fast.models.masks import NeuronMask, WeightMask
+from dori_fast.models.precision import fixed_precision
 from dori_fast.models.text.conditions import pad_rows
 
 
 class Engine:
     """A frozen network as a function of (text rows, latents, timestep).
 
-    Every evaluation has ``batch_size`` samples, the last one padded, so that an output does not
-    depend, to the bit, on order or on the neighbors in its batch.
+    Every evaluation has ``batch_size`` samples, the last one padded. So on a CPU an output does not
+    depend, to the bit, on order or on the neighbors in its batch. On a GPU that is not proven
+    ("What 'to the bit' means" in docs/integrity.md).
 
     Attributes:
         backbone: the network.
-        evaluations: sample evaluations so far, without padding.
+        evaluations: sample evaluations so far, without padding and what ran out of memory.
     """
 
     def __init__(
@@ -40,9 +43,12 @@ class Engine:
         self.evaluations, self._generation = 0, 0
         self._share, self._wanted = share, execution
         self._opened = opened(self.backbone, self._share, self._wanted)
-        if batch_size == "auto":
-            batch_size = auto_batch_size(backbone, self._opened.plain)
-        self._batches = FullBatches(int(batch_size))
+        automatic = batch_size == "auto"
+        if automatic:
+            with self.evaluating():
+                graphs = self._opened.graphs
+                batch_size = auto_batch_size(backbone, self._opened.program, graphs=graphs)
+        self._batches = FullBatches(int(batch_size), self._opened.release, automatic=automatic)
 
     @property
     def not_shared(self) -> str | None:
@@ -66,10 +72,11 @@ class Engine:
         about 1 ms for SD 1.x and 4 ms for SDXL on a CPU, next to a batch of evaluations.
         """
         snapshot = self._opened.snapshot
-        with evaluating(self.backbone):
+        with self.evaluating():
             changed = snapshot.changed()
         if changed:
             self._opened = opened(self.backbone, self._share, self._wanted)
+            self._batches.release = self._opened.release
             self._generation += 1
         elif snapshot.written():
             self.weights_changed()
@@ -84,8 +91,16 @@ class Engine:
         return self._generation
 
     @property
+    def batches(self) -> FullBatches:
+        """The evaluations in full batches."""
+        return self._batches
+
+    @property
     def batch_size(self) -> int:
-        """Samples per evaluation (the fixed, padded batch shape)."""
+        """Samples per evaluation (the fixed, padded batch shape), at this moment.
+
+        Halved if memory runs out. Within :func:`.gradients.differentiating` it has another value.
+        """
         return self._batches.size
 
     @batch_size.setter
@@ -104,10 +119,7 @@ class Engine:
         Raises:
             UsageError: the network runs whole.
         """
-        self.look_again()
-        if self._program is None:
-            raise self._layers_unknown()
-        return self._program
+        return self.require_stages()
 
     @property
     def layers(self) -> list[str]:
@@ -124,6 +136,13 @@ class Engine:
         """The second linear layer of each feed-forward by name, in the same order."""
         return self.program.second_linears
 
+    def require_stages(self) -> Program:
+        """The network's stages; raises UsageError if it runs whole."""
+        self.look_again()
+        if self._program is None:
+            raise UsageError(f"the layers of this model are not known ({self.not_shared})")
+        return self._program
+
     def weights_changed(self) -> None:
         """Discard results of the old weights; call this after writes through ``.data``.
 
@@ -133,22 +152,16 @@ class Engine:
         if self._program is not None:
             self._program.weights_changed()
 
-    @contextmanager
-    def recomputing(self, on: bool = True) -> Iterator[None]:
-        """A context whose backward passes recompute the activations within a stage.
+    def evaluating(self) -> AbstractContextManager[None]:
+        """The context in which the network is opened and evaluated, in :meth:`precision`.
 
-        Only the states between stages are kept.
+        In it, a borrowed network has no dropout and no gradients to its weights.
         """
-        program = self.program if on else self._program
-        if program is None:
-            yield
-            return
-        before, program.recompute = program.recompute, on
-        try:
-            with evaluating(self.backbone):
-                yield
-        finally:
-            program.recompute = before
+        return evaluating(self.backbone, self._wanted.allow_tf32)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The :func:`.fixed_precision` of all evaluations; enter it for backward passes."""
+        return fixed_precision(self._wanted.allow_tf32)
 
     @torch.no_grad()
     def share(self, latents: Tensor, timestep: Timestep) -> SharedLatents:
@@ -207,13 +220,17 @@ class Engine:
         def derivative(text: Tensor, which: Tensor, sample: Tensor) -> State:
             part = self._text_part(program, samples, text)
             device, timestep = tangents.device, shared.timestep_of(which)
+            latents = shared.latents[to_device(which, device)]
+
+            # once more, as in ``evaluations``: the batch computes values and slopes
+            self._batches.rows += len(which)
 
             def output(latents: Tensor) -> Tensor:
                 return program.suffix(program.prefix(latents, timestep), part, timestep)
 
-            along = tangents[sample.to(device)]
+            along = tangents[to_device(sample, device)]
             with FusedDerivatives():
-                slope = torch.func.jvp(output, (shared.latents[which.to(device)],), (along,))[1]
+                slope = torch.func.jvp(output, (latents,), (along,))[1]
             return State(slope)
 
         order = torch.arange(len(tangents))
@@ -254,7 +271,7 @@ class Engine:
 
     def _in_batches(self, compute: Callable[..., State], *indices: Tensor) -> State:
         """``compute`` on full batches of the indices [N], N >= 1; the padding is cut off."""
-        with evaluating(self.backbone):
+        with self.evaluating():
             return self._batches.run(compute, *indices)
 
     def _full_batch(self, samples: Samples, text: Tensor, which: Tensor) -> Tensor:
@@ -262,10 +279,11 @@ class Engine:
         if program is None:
             if samples.masks is not None:
                 raise UsageError(f"masks: the layers are not known ({self.not_shared})")
-            rows = text.to(unique.device)
+            rows = to_device(text, unique.device)
             pooled = None if samples.pooled is None else samples.pooled[rows]
-            latents = shared.latents[which.to(unique.device)]
-            return self.plain(latents, shared.timestep_of(which), unique[rows], pooled)
+            latents = shared.latents[to_device(which, unique.device)]
+            timestep = shared.timestep_of(which)
+            return self.backbone.whole(latents, timestep, unique[rows], pooled)
         state = self._prefix(program, shared, which)
         part = self._text_part(program, samples, text)
         return program.suffix(state, part, shared.timestep_of(which), shared.layer)
@@ -277,12 +295,15 @@ class Engine:
 
         Nothing is shared or padded, and gradients reach the weights too.
         """
-        return self.backbone.whole(latents, timestep, text, pooled)
+        self.evaluations += len(latents)
+        self._batches.rows += len(latents)
+        with self.precision():
+            return self.backbone.whole(latents, timestep, text, pooled)
 
     @torch.no_grad()
     def _prefix(self, program: Program, shared: SharedLatents, which: Tensor) -> State:
         """The work before the text comes in, which therefore carries no gradient."""
-        rows = which.to(shared.latents.device)
+        rows = to_device(which, shared.latents.device)
         if shared.state is not None and shared.generation == self._generation:
             return shared.state.take(rows)
         if shared.layer:
@@ -301,10 +322,10 @@ class Engine:
         distinct, position = torch.unique(text, return_inverse=True)
         parts = []
         for rows in distinct.split(group):
-            rows = pad_rows(rows, group).to(device)
+            rows = to_device(pad_rows(rows, group), device)
             pooled = None if samples.pooled is None else samples.pooled[rows]
             parts.append(program.text_part(samples.unique[rows], pooled))
-        part = TextPart.join(parts).take(position.to(device))
+        part = TextPart.join(parts).take(to_device(position, device))
         return part if samples.masks is None else program.masked(part, samples.masks, text)
 
     def check_mask(self, mask: NeuronMask | WeightMask) -> None:
@@ -313,17 +334,14 @@ class Engine:
 
     def copy(self) -> Engine:
         """An engine with the same settings on its own copy of the network."""
-        return Engine(self.backbone.copy(), self.batch_size, self._share, self._wanted)
+        own = Engine(self.backbone.copy(), self.batch_size, self._share, self._wanted)
+        own._batches.automatic = self._batches.automatic
+        return own
 
     def _variant(self, attention: Attention, observe: Observe | None = None) -> Program:
-        """The network's stages with another attention kernel or with an observer."""
-        self.look_again()
-        if self._program is None:
-            raise self._layers_unknown()
+        """The stages with another attention kernel or an observer; raises as :attr:`program`."""
+        self.require_stages()
         return self.backbone.program(attention, observe=observe)
-
-    def _layers_unknown(self) -> UsageError:
-        return UsageError(f"the layers of this model are not known ({self.not_shared})")
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < len(self.layers):

@@ -28,12 +28,15 @@ class Execution:
         compile: compilation of the repeated parts (residual blocks, parts of transformer layers).
         channels_last: memory layout of images and weights with the channels innermost.
         cuda_graphs: replay of a batch's launches, which are recorded once.
+        allow_tf32: TF32 in float32 convolutions and matrix products of the network, on a GPU; see
+            :mod:`dori_fast.models.precision`.
     """
 
     attention: str = "auto"
     compile: Switch = "auto"
     channels_last: Switch = "auto"
     cuda_graphs: Switch = "auto"
+    allow_tf32: bool = False
 
     def on(self, name: str, device: torch.device, refusal: str | None = None) -> bool:
         """Whether the switch ``name`` is on.
@@ -47,6 +50,9 @@ class Execution:
             UsageError: an invalid value, or True where that is impossible.
         """
         wanted = getattr(self, name)
+        if name == "allow_tf32" and not isinstance(wanted, bool):
+            # TF32 is never a matter of speed alone
+            raise UsageError(f"load: allow_tf32 must be True or False, got {wanted!r}")
         if wanted not in ("auto", True, False):
             raise UsageError(f"load: {name} must be 'auto', True or False, got {wanted!r}")
         if wanted == "auto":
@@ -78,8 +84,17 @@ def _why_not_cuda_graphs(device: torch.device) -> str | None:
     return None if device.type == "cuda" else f"a {device.type} device has no CUDA graphs"
 
 
+def _why_not_tf32(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"a {device.type} device has no TF32"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} has no TF32, which came with Ampere"
+    return None
+
+
 _REFUSALS: dict[str, Callable[[torch.device], str | None]] = {
     "compile": why_not_compile,
     "channels_last": lambda device: None,
     "cuda_graphs": _why_not_cuda_graphs,
+    "allow_tf32": _why_not_tf32,
 }

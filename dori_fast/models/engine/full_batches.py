@@ -2,57 +2,94 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
-from dori_fast.models.engine.batch_size import out_of_memory
+from dori_fast.models.engine.memory import Shrinking, T
 from dori_fast.models.engine.state import State
 from dori_fast.models.text.conditions import pad_rows
-
-_log = logging.getLogger(__name__)
 
 
 class FullBatches:
     """Runs of a computation on full batches of samples.
 
+    Args:
+        size: samples per batch.
+        release: function that frees memory when it ran out.
+        automatic: True if the size was not chosen by the user.
+
     Attributes:
+        release: the same; another one once the network is opened anew.
         size: samples per batch (the fixed, padded shape).
+        automatic: the size that was chosen automatically, or None.
         rows: rows computed so far, padding and repeats after running out of memory included.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size, self.rows = size, 0
+    def __init__(self, size: int, release: Callable[[], None], *, automatic: bool) -> None:
+        self._pieces, self.release = Shrinking(size, "batches"), release
+        self.size, self.automatic = size, size if automatic else None
+        self.rows, self._differentiating = 0, False
+        self._for_gradients: dict[Hashable, int] = {}
 
     @property
     def size(self) -> int:
-        return self._size
+        return self._pieces.size
 
     @size.setter
     def size(self, value: int) -> None:
         if value < 1:
             raise UsageError(f"batch_size must be at least 1, got {value}")
-        self._size = value
+        self._pieces.size = value
 
     def run(self, compute: Callable[..., State], *indices: Tensor) -> State:
         """``compute`` on full batches of the indices [N], N >= 1; the padding is cut off.
 
-        If memory runs out, this and all later batches are halved, down to one sample.
+        If memory runs out, this and all later batches are halved, down to one sample. With
+        gradients the error is raised instead: the graphs of smaller batches would all be kept
+        until the backward pass, so only the graph's owner can use less; see :mod:`.gradients`.
         """
-        while True:
-            try:
-                return self._run(compute, *indices)
-            except RuntimeError as error:
-                if self.size == 1 or not out_of_memory(error):
-                    raise
-            # outside the handler, whose traceback would keep the failed batch's tensors
-            self.size //= 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            _log.warning("out of memory: batches are of %d samples now", self.size)
+        if torch.is_grad_enabled():
+            return self._run(compute, *indices)
+        return self.fitted(lambda: self._run(compute, *indices))
+
+    @contextmanager
+    def differentiating(self, kind: Hashable, probe: Callable[[], int]) -> Iterator[None]:
+        """A context of work with gradients, in batches of a size of its own.
+
+        A size that was chosen automatically is replaced by a smaller one for gradients; any other
+        one stays. Within another such context the outer one's size stays. Afterwards the size is
+        as before.
+
+        Args:
+            kind: kind of work, for which ``probe`` is called once.
+            probe: function that returns the size for gradients.
+        """
+        if self._differentiating:
+            yield
+            return
+        before = self.size
+        if before == self.automatic:
+            if kind not in self._for_gradients:
+                self._for_gradients[kind] = probe()
+            self.size = min(before, self._for_gradients[kind])
+        self._differentiating = True
+        try:
+            yield
+        finally:
+            self.size, self._differentiating = before, False
+
+    def fitted(self, step: Callable[[], T], pieces: Shrinking | None = None) -> T:
+        """``step()``, repeated with half the size whenever memory runs out.
+
+        Args:
+            step: function as in :meth:`Shrinking.run`.
+            pieces: size of its own by which the step cuts its samples; default: that of batches.
+        """
+        return (pieces or self._pieces).run(step, self.release)
 
     def _run(self, compute: Callable[..., State], *indices: Tensor) -> State:
         size, n = self.size, indices[0].shape[0]

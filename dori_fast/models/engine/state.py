@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dori_fast._checks import to_device
+
 Timestep = int | Tensor
 """One index into ``alphas_cumprod`` for all N samples, or int64 [N] on the CPU, each its own."""
 
@@ -77,7 +79,7 @@ class Pruned:
 
     def weight(self, weight: Tensor, row: int) -> Tensor:
         """Weights [O, I] under mask ``row``."""
-        return weight.masked_fill(self.mask[row].to(weight.device), 0)
+        return weight.masked_fill(to_device(self.mask[row], weight.device), 0)
 
 
 @dataclass(frozen=True)

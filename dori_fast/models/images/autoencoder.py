@@ -12,6 +12,7 @@ from dori_fast._checks import seed_tuple
 from dori_fast.models.frozen import frozen
 from dori_fast.models.images.convert import decode, encode
 from dori_fast.models.images.kinds import class_and_config, require_autoencoder
+from dori_fast.models.precision import fixed_precision
 
 
 class Autoencoder:
@@ -46,15 +47,15 @@ class Autoencoder:
         """Raise UsageError as :attr:`module` does."""
         _ = self.module
 
-    def decode(self, latents: Tensor, seeds: Sequence[int], batch: int) -> Tensor:
+    def decode(self, latents: Tensor, seeds: Sequence[int]) -> Tensor:
         """Images [P, S, H, W, 3] of latents [P, S, C, h, w] of S seeds; see :func:`decode`."""
         prompts, flat, seeds = len(latents), latents.flatten(0, 1), seed_tuple(seeds)
         of_each = [*seeds] * prompts
-        with frozen(self.module) as module:
-            images = decode(module, flat, batch, upcast=self._xl, seeds=of_each)
+        with fixed_precision(), frozen(self.module) as module:
+            images = decode(module, flat, upcast=self._xl, seeds=of_each)
         return images.reshape(prompts, len(seeds), *images.shape[1:])
 
     def encode(self, images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Latents of images uint8 [N, H, W, 3]; see :func:`encode`."""
-        with frozen(self.module) as module:
+        with fixed_precision(), frozen(self.module) as module:
             return encode(module, images, device, dtype, upcast=self._xl)

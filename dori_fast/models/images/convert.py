@@ -19,17 +19,19 @@ from dori_fast.models.images.kinds import class_and_config, normalization
 def decode(
     vae: Any,
     latents: Tensor,
-    batch: int,
     *,
     upcast: bool = True,
     seeds: Sequence[int] | None = None,
 ) -> Tensor:
     """uint8 [N, H, W, 3] on the CPU from scaled latents [N, C, h, w], rounded as in diffusers.
 
+    Images are decoded one by one: no image depends, to the bit, on its neighbors, and the peak of
+    memory is that of one image (an image of 1024 x 1024 takes several GB). One image is enough to
+    keep a CPU busy; GPUs are not measured.
+
     Args:
         vae: a diffusers autoencoder.
         latents: scaled latents.
-        batch: images decoded at once.
         upcast: True to decode in float32 where SDXL's pipeline does: a float16 autoencoder with
             ``force_upcast``. The module has its own dtype again afterwards.
         seeds: seeds [N] of the latents. A ConsistencyDecoderVAE continues the random stream that
@@ -43,19 +45,18 @@ def decode(
     noisy = class_and_config(vae)[0] == "ConsistencyDecoderVAE"
     if noisy and seeds is None:
         raise UsageError("decode: a ConsistencyDecoderVAE draws noise; pass the images' seeds")
-    images, finite, at = [], [], 0
+    images, finite = [], []
     device = _execution_device(vae)
     with _in_float32(vae, upcast and _forced(vae) and vae.dtype == torch.float16):
-        for chunk in latents.split(1 if noisy else batch):
+        for i, chunk in enumerate(latents.split(1)):
             options: dict[str, Any] = {"return_dict": False}
             if noisy and seeds is not None:
-                options["generator"] = _after_first_noise(seeds[at], latents.shape[1:])
+                options["generator"] = _after_first_noise(seeds[i], latents.shape[1:])
             raw = _unscaled(vae, chunk.to(device, vae.dtype))
             decoded = _run(vae, vae.decode, raw, **options)[0]
             finite.append(_finite_rows(decoded))
             unit = (decoded.float() / 2 + 0.5).clamp(0, 1)
             images.append((unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
-            at += len(chunk)
         dtype = vae.dtype
     _require_all("decoded images", torch.cat(finite), dtype)
     return torch.cat(images)
@@ -66,7 +67,7 @@ def encode(
 ) -> Tensor:
     """Scaled latents [N, C, h, w] of images, uint8 [N, H, W, 3]: the posterior mean, no noise.
 
-    Images are encoded one by one, so that no latent depends, to the bit, on its neighbors.
+    Images are encoded one by one, so that no latent depends on its neighbors.
 
     Args:
         vae: a diffusers autoencoder; one without a posterior returns its latents.

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dori_fast._checks import seed_tuple
+from dori_fast._checks import seed_tuple, to_device
 from dori_fast.errors import UsageError
 from dori_fast.models.schedules.known import KnownSchedule
 
@@ -102,7 +102,8 @@ class Schedule:
             self.require_epsilon(int(timestep))
             return to_epsilon(output, x_t, self.alpha_bar(int(timestep)), self.prediction_type)
         alpha_bar = self.alphas_cumprod[timestep].reshape(*timestep.shape, 1, 1, 1)
-        return to_epsilon(output, x_t, alpha_bar.to(output.device), self.prediction_type)
+        alpha_bar = to_device(alpha_bar, output.device)
+        return to_epsilon(output, x_t, alpha_bar, self.prediction_type)
 
     def require_epsilon(self, timestep: int, where: str = "") -> None:
         """Refuse a timestep at which epsilon is x_t whatever the network predicts.
@@ -146,7 +147,7 @@ class Schedule:
             eps: noise [P, B, *] that was added to them.
             timestep: int64 [P, B] on the CPU.
         """
-        alpha_bar = self.alphas_cumprod[timestep].to(eps.device)
+        alpha_bar = to_device(self.alphas_cumprod[timestep], eps.device)
         alpha_bar = alpha_bar.reshape(*timestep.shape, *(1,) * (eps.ndim - 2))
         return target(x_0.unsqueeze(1).expand_as(eps), eps, alpha_bar, self.prediction_type)
 

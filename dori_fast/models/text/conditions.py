@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dori_fast._checks import to_device
+
 
 @dataclass(frozen=True)
 class TextCondition:
@@ -52,12 +54,12 @@ class TextCondition:
     @property
     def embeddings(self) -> Tensor:
         """[P, T, D], one embedding per prompt; carries gradients to ``unique``."""
-        return self.unique[self.index.to(self.unique.device)]
+        return self.unique[to_device(self.index, self.unique.device)]
 
     def one_row_each(self) -> TextCondition:
         """The same prompts with a row of ``unique`` for each, even for equal prompts."""
-        pooled = None if self.pooled is None else self.pooled[self.index.to(self.pooled.device)]
-        index = torch.arange(len(self))
+        rows, index = to_device(self.index, self.unique.device), torch.arange(len(self))
+        pooled = None if self.pooled is None else self.pooled[rows]
         return replace(self, unique=self.embeddings, pooled=pooled, index=index)
 
     def repeat(self, n: int) -> TextCondition:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dori_fast._checks import to_device
 from dori_fast.models.frozen import frozen
+from dori_fast.models.precision import fixed_precision
 from dori_fast.models.text.conditions import TextCondition, first_positions, pad_rows
 from dori_fast.models.text.prompts import list_of_str
 from dori_fast.models.text.tokens import PromptTokens, TokenRows
@@ -121,7 +123,7 @@ class TextSideXL:
         hidden_2, pooled = _in_batches(
             self.text_encoder_2, second, batch, False, lambda out: (out.hidden_states[-2], out[0])
         )
-        rows, rows_2 = (tokens.index[order].to(hidden.device) for tokens in (first, second))
+        rows, rows_2 = (to_device(t.index[order], hidden.device) for t in (first, second))
         # with encoders of two dtypes, the pipelines use that of the second
         unique = torch.cat([hidden[rows], hidden_2[rows_2]], dim=-1).to(hidden_2.dtype)
         return TextCondition(
@@ -172,21 +174,21 @@ def _in_batches(
     """The tensors that ``pick`` selects from the encoder's output, [U, *] each, by token row.
 
     Every call of the encoder has the same shape [batch, T], the last one padded with its own last
-    row, so that an embedding does not depend on the prompts beside it.
+    row, so that on a CPU an embedding does not depend, to the bit, on the prompts beside it.
     """
     # without prompts, one row of padding gives empty tensors of the right width
     ids = tokens.ids if len(tokens.ids) else torch.full((1, tokens.context), tokens.pad_id)
     mask = tokens.mask if len(tokens.mask) else torch.ones_like(ids)
     chunks = []
     for some, shown in zip(ids.split(batch), mask.split(batch), strict=True):
-        padded, seen = (pad_rows(rows, batch).to(encoder.device) for rows in (some, shown))
+        padded, seen = (to_device(pad_rows(rows, batch), encoder.device) for rows in (some, shown))
         chunks.append(pick(_call(encoder, padded, seen if masked else None)))
     return [torch.cat(pieces)[: len(tokens.ids)] for pieces in zip(*chunks, strict=True)]
 
 
 def _call(encoder: Any, ids: Tensor, mask: Tensor | None) -> Any:
     """The encoder on token ids [B, T], without dropout whatever its caller does with it."""
-    with frozen(encoder):
+    with fixed_precision(), frozen(encoder):
         return encoder(ids, attention_mask=mask, output_hidden_states=True)
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dori_fast.prune.nemo.scorer import Blocked, Neuron
+Neuron = tuple[int, int]
+"""(layer, neuron), the layer as an index into the searched layers."""
+Blocked = frozenset[Neuron]
 
 THETA_END = 1.0
 """The theta at which the released code ends its search."""

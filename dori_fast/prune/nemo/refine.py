@@ -1,47 +1,56 @@
-"""NeMo's greedy refinement of a set of blocked neurons, in speculative batches.
+"""NeMo's greedy refinement of a set of blocked neurons, and guesses of its next tests.
 
 NeMo's greedy search goes through groups of blocked neurons in order: whole layers, then single
 neurons. It un-blocks a group for good if the score stays below a threshold without it. Each test
-depends on the outcome of the one before, so masks are scored one at a time. Here the outcomes of
-the next tests are guessed, their masks scored in one batch, and the outcomes accepted up to the
-first wrong guess. The tested sets, and hence the result, are those of the greedy search whatever
-the guesses.
+depends on the outcome of the one before. The search is written as a generator that yields one test
+at a time and is sent its score, so that whoever runs it may run many searches side by side. With
+each test come guesses of the tests after it, for both outcomes, likeliest first. They only say
+which scores may be worth having early: the tested sets, and hence the result, are those of the
+greedy search whatever is guessed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count
 from typing import Generic, TypeVar
 
-from dori_fast.prune.nemo.candidates import Candidates
-from dori_fast.prune.nemo.scorer import Scorer
-
 Item = TypeVar("Item")
-Score = Callable[[list[frozenset[Item]], Sequence[int]], Sequence[float]]
-"""From blocked sets, and the indices of the groups that they differ by, to their scores."""
-
-# score a test ahead of time if its result will be needed with at least this probability
-_WORTH = 0.6
+Known = Callable[[frozenset[Item]], float | None]
+"""From a blocked set to its score, or None if it was not scored yet."""
 
 
-def refine_candidates(candidates: Candidates, scorer: Scorer, threshold: float) -> frozenset[int]:
-    """The slots that stay blocked: without the others the score stays below the threshold.
+@dataclass(frozen=True)
+class Guess(Generic[Item]):
+    """A test that the search may come to.
 
-    Whole layers are tested first, then single neurons.
+    Attributes:
+        likelihood: estimated probability that it does.
+        blocked: items blocked in the test.
+        group: number of the group that the test is about.
     """
 
-    def refined(slots: frozenset[int], groups: list[frozenset[int]]) -> frozenset[int]:
-        layers = [candidates.layer(group) for group in groups]
+    likelihood: float
+    blocked: frozenset[Item]
+    group: int
 
-        def score(trials: list[frozenset[int]], tested: Sequence[int]) -> list[float]:
-            first = min(layers[i] for i in tested)
-            return scorer.scores([candidates.blocked(trial) for trial in trials], first)
 
-        return refine(slots, groups, score, threshold, scorer.width).blocked
+@dataclass(frozen=True)
+class Trial(Generic[Item]):
+    """The next test of a greedy search.
 
-    slots = refined(frozenset(range(len(candidates.neurons))), candidates.layers())
-    return refined(slots, candidates.singles(slots))
+    Attributes:
+        blocked: items blocked in the test.
+        group: number of the group that is un-blocked in it.
+        ahead: function from the known scores to guesses of later tests, likeliest first.
+    """
+
+    blocked: frozenset[Item]
+    group: int
+    ahead: Callable[[Known[Item]], Iterator[Guess[Item]]]
 
 
 @dataclass(frozen=True)
@@ -51,76 +60,85 @@ class Refined(Generic[Item]):
     Attributes:
         blocked: items that stay blocked.
         dropped: True for each group that was un-blocked.
-        tests: tests of the greedy search, one per group.
-        scored: scored sets, including those after wrong guesses.
-        rounds: batches of scored sets.
     """
 
     blocked: frozenset[Item]
     dropped: tuple[bool, ...]
-    tests: int
-    scored: int
-    rounds: int
 
 
 def refine(
-    blocked: frozenset[Item],
-    groups: Sequence[frozenset[Item]],
-    score: Score[Item],
-    threshold: float,
-    width: int,
-) -> Refined[Item]:
+    blocked: frozenset[Item], groups: Sequence[frozenset[Item]], threshold: float
+) -> Generator[Trial[Item], float, Refined[Item]]:
     """Un-block, one after the other, the groups without which the score stays below a threshold.
 
     Args:
         blocked: items blocked at first.
         groups: subsets of ``blocked`` in the order of the tests.
-        score: function that scores blocked sets; those of one call differ in the given groups only.
         threshold: score below which a group is dropped.
-        width: largest number of sets scored at once; 1 is the plain greedy search.
+
+    Yields:
+        Each test; send its score.
     """
     dropped: list[bool] = []
-    scored = rounds = 0
-    guess = _Guess()
-    while len(dropped) < len(groups):
-        start = len(dropped)
-        stop = min(start + guess.depth(width), len(groups))
-        trials, remaining = [], blocked
-        for group in groups[start:stop]:
-            trials.append(remaining - group)
-            remaining = trials[-1] if guess.drops else remaining
-        found = score(trials, range(start, stop))
-        scored, rounds = scored + len(trials), rounds + 1
-        guessed = guess.drops
-        for trial, value in zip(trials, found, strict=True):
-            drop = value < threshold
-            blocked = trial if drop else blocked
-            dropped.append(drop)
-            guess.learn(drop)
-            if drop != guessed:
-                break
-    return Refined(blocked, tuple(dropped), len(groups), scored, rounds)
+    rate = _DropRate()
+    for number, group in enumerate(groups):
+        trial = blocked - group
+        ahead = partial(_ahead, blocked, groups, number, threshold, rate.estimate)
+        drop = (yield Trial(trial, number, ahead)) < threshold
+        blocked = trial if drop else blocked
+        dropped.append(drop)
+        rate.learn(drop)
+    return Refined(blocked, tuple(dropped))
 
 
-class _Guess:
-    """A guess of the next test's outcome from the last outcomes."""
+def _ahead(
+    blocked: frozenset[Item],
+    groups: Sequence[frozenset[Item]],
+    number: int,
+    threshold: float,
+    drops: float,
+    known: Known[Item],
+) -> Iterator[Guess[Item]]:
+    """Unknown tests after that of group ``number``, in falling order of likelihood.
+
+    Args:
+        blocked: items blocked before that test.
+        groups: as in :func:`refine`.
+        number: number of the next test's group.
+        threshold: as in :func:`refine`.
+        drops: probability that a test drops its group.
+        known: scores so far.
+    """
+    order = count()
+    open_ = [(-1.0, next(order), blocked, number)]
+    while open_:
+        negative, _, before, group = heappop(open_)
+        if group == len(groups):
+            continue
+        trial = before - groups[group]
+        score = known(trial)
+        if score is not None:
+            # the outcome is certain, and the test costs nothing
+            after = trial if score < threshold else before
+            heappush(open_, (negative, next(order), after, group + 1))
+            continue
+        if group != number:
+            yield Guess(-negative, trial, group)
+        heappush(open_, (negative * drops, next(order), trial, group + 1))
+        heappush(open_, (negative * (1 - drops), next(order), before, group + 1))
+
+
+class _DropRate:
+    """The share of tests that drop their group, from the latest outcomes."""
 
     def __init__(self) -> None:
         # NeMo drops most candidates; old outcomes fade because layers differ
         self._drop, self._keep = 4.0, 1.0
 
     @property
-    def drops(self) -> bool:
-        return self._drop >= self._keep
+    def estimate(self) -> float:
+        return self._drop / (self._drop + self._keep)
 
     def learn(self, drop: bool) -> None:
         fade = 0.9
         self._drop, self._keep = fade * self._drop + drop, fade * self._keep + (not drop)
-
-    def depth(self, width: int) -> int:
-        """The number of tests that are worth scoring ahead."""
-        right = max(self._drop, self._keep) / (self._drop + self._keep)
-        depth, useful = 1, right
-        while depth < width and useful >= _WORTH:
-            depth, useful = depth + 1, useful * right
-        return depth

@@ -25,8 +25,11 @@ class Search:
         threshold: similarity that the refinement stayed below.
         refined: neurons that stay blocked, by layer.
         refined_similarity: similarity with the refined neurons blocked.
-        evaluations: UNet sample evaluations spent, without those of parts of the network.
-        tests: distinct masks that were scored.
+        evaluations: UNet sample evaluations that the search needs: the seeds of the detection, and
+            the kept seeds of each test. It does not depend on other prompts. Padding, parts of the
+            network and tests that were scored ahead in vain come on top; they are in
+            ``model.engine.rows_computed``.
+        tests: distinct masks that the search scored.
     """
 
     prompt: str

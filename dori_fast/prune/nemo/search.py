@@ -14,8 +14,8 @@ Diffusion Models" (NeurIPS 2024). For one prompt, with noise differences
    resemble its unblocked one again.
 
 The released code (METHODS.md of NeMo) spends two passes per test, on all seeds and one mask at a
-time. Here masks share batches, the tests of a layer share the part of the network before it,
-outcomes are guessed ahead (``refine``), and equal masks are scored once.
+time. Here the masks of several prompts share batches (``lockstep``), the tests of a layer share the
+part of the network before it (``masked_rows``), and equal masks are scored once.
 """
 
 from __future__ import annotations
@@ -28,22 +28,26 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from dori_fast._checks import require_finite, threshold_number
-from dori_fast.errors import UsageError
-from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition, stack
+from dori_fast._checks import require_finite, threshold_number, to_device
+from dori_fast.errors import NonFiniteError, UsageError
+from dori_fast.models import Denoiser, NeuronMask, TextCondition, stack
 from dori_fast.models.probes import change_of_noise, value_magnitudes
 from dori_fast.models.schedules.vp import DDIM_STEPS, require_units, units_config
 from dori_fast.models.text.prompts import list_of_str
 from dori_fast.ops import largest_per_map, ms_ssim
 from dori_fast.prune.nemo.candidates import THETA_END, Candidates, CandidateSets
-from dori_fast.prune.nemo.refine import refine_candidates
+from dori_fast.prune.nemo.lockstep import Lockstep, Walk
+from dori_fast.prune.nemo.masked_rows import MaskedRows
 from dori_fast.prune.nemo.result import Search
-from dori_fast.prune.nemo.scorer import Scorer
 from dori_fast.prune.nemo.statistics import NeuronStatistics
+from dori_fast.prune.nemo.walk import search as walk_of
 
 THRESHOLD = 0.428
 """The paper's threshold: mean plus one standard deviation over 50,000 LAION prompts, on SD 1.4."""
 _SEEDS = 10
+# prompts searched at once for each that a batch has room for: with four times as many, the last
+# batches of a search, when some prompts are done, are full too
+_PROMPTS = 4
 
 
 class NeMo:
@@ -61,8 +65,10 @@ class NeMo:
             the model's in both modes; the released code uses half precision.
         threshold: similarity above which noise differences are alike.
         theta_end: z-score, below 5, at which the search for candidates ends; not tested itself.
-        width: largest number of masks scored at once; default: as many as fill a batch on a GPU,
-            one on a CPU, where the seeds of one mask are enough. 1 tests one by one.
+        width: largest number of masks that share a batch; default: as many as fill one on a GPU,
+            one on a CPU, where the seeds of one mask are enough. 1 tests one mask of one prompt
+            at a time. With more, several prompts are searched at once, and room that is left is
+            filled with tests that may be needed later.
         units: units of noise differences, as in :class:`dori_fast.detect.NeMo`.
     """
 
@@ -104,17 +110,15 @@ class NeMo:
         """One mask per prompt or embedding, M = P; it blocks nothing for an unmemorized prompt.
 
         Raises:
-            UsageError: no prompts, layers that the model or the statistics lack, or an
-                architecture with unknown layers.
+            UsageError: no prompts, layers that the model or the statistics lack, an architecture
+                with unknown layers, or a model with a mask per prompt.
+            NonFiniteError: noise differences or neurons that are NaN or infinite.
         """
         if not isinstance(prompts, TextCondition):
             prompts = list_of_str("nemo", prompts)
         if not prompts:
             raise UsageError("nemo: no prompts")
-        if isinstance(prompts, TextCondition):
-            each = [prompts[i : i + 1] for i in range(len(prompts))]
-            return stack([self.search(model, one).mask for one in each])
-        return stack([self.search(model, prompt).mask for prompt in prompts])
+        return stack([_found(result).mask for result in self.searches(model, prompts)])
 
     def statistics(self, model: Denoiser) -> NeuronStatistics:
         """The given statistics, or those of the shipped captions."""
@@ -156,7 +160,6 @@ class NeMo:
             raise UsageError(f"nemo: the statistics lack {missing[0]}; collect them for this model")
         return chosen
 
-    @torch.no_grad()
     def search(self, model: Denoiser, prompt: str | TextCondition) -> Search:
         """Find the neurons of one prompt or embedding (the result's ``prompt`` is then empty).
 
@@ -169,33 +172,89 @@ class NeMo:
         ):
             kind = type(prompt).__name__
             raise UsageError(f"nemo: search takes one str or one condition, got a {kind}")
-        with _batches_of(model, self._at_once(model, _SEEDS) * _SEEDS):
-            return self._search(model, prompt)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return _found(next(self.searches(model, prompts)))
 
-    def _at_once(self, model: Denoiser, seeds: int) -> int:
-        """The number of masks to score at once."""
-        busy = _SEEDS if model.device.type == "cpu" else model.batch_size
-        return self._width or max(1, busy // seeds)
+    def searches(
+        self, model: Denoiser, prompts: Sequence[str] | TextCondition
+    ) -> Iterator[Search | NonFiniteError]:
+        """Find the neurons of P prompts or embeddings: a result or an error for each, in order.
 
-    def _search(self, model: Denoiser, prompt: str | TextCondition) -> Search:
-        layers, before = self.layers(model), model.engine.evaluations
-        condition = model.encode([prompt]) if isinstance(prompt, str) else prompt
-        name = prompt if isinstance(prompt, str) else ""
+        Their tests fill batches together, :meth:`at_once` prompts at a time. A prompt's result does
+        not depend on the others; to the bit, this is proven on a CPU.
+
+        Raises:
+            UsageError: the cases of :meth:`localize`.
+        """
+        if not isinstance(prompts, TextCondition):
+            prompts = list_of_str("nemo", prompts)
+        if model.masks is not None and len(model.masks) > 1:
+            raise UsageError("nemo: this model has a mask per prompt; search without masks or one")
+        layers = self.layers(model)
+        return self._each(model, prompts, layers)
+
+    def _each(
+        self, model: Denoiser, prompts: list[str] | TextCondition, layers: list[str]
+    ) -> Iterator[Search | NonFiniteError]:
+        groups = -(-len(prompts) // self.at_once(model))
+        for group in range(groups):
+            # groups of equal size, since small ones fill fewer batches
+            part = slice(group * len(prompts) // groups, (group + 1) * len(prompts) // groups)
+            some = prompts[part] if isinstance(prompts, list) else prompts[part].one_row_each()
+            with torch.no_grad(), _batches_of(model, self._batch(model)):
+                found = self._group(model, some, layers)
+            yield from found
+
+    def at_once(self, model: Denoiser) -> int:
+        """Number of prompts that are searched at once: one if masks are scored one at a time."""
+        return 1 if self._masks(model) == 1 else max(2, _PROMPTS * self._batch(model) // _SEEDS)
+
+    def _masks(self, model: Denoiser) -> int:
+        """Number of masks, with all seeds, that a batch has room for."""
+        if self._width is None:
+            return 1 if model.device.type == "cpu" else -(-model.batch_size // _SEEDS)
+        return self._width
+
+    def _batch(self, model: Denoiser) -> int:
+        return min(model.batch_size, self._masks(model) * _SEEDS)
+
+    def _group(
+        self, model: Denoiser, prompts: list[str] | TextCondition, layers: list[str]
+    ) -> list[Search | NonFiniteError]:
+        """Searches of a few prompts in lockstep."""
+        condition = model.encode(prompts) if isinstance(prompts, list) else prompts
+        names = prompts if isinstance(prompts, list) else [""] * len(prompts)
         noise, timestep = self._noise(model)
         shared = model.share(noise, timestep)
-        delta = change_of_noise(model, condition, shared, self.units)[0]
-        alike = largest_per_map(ms_ssim(delta[None]))[0]
-        require_finite("nemo", "similarities of noise differences", alike, model.dtype)
-        found = Search(
-            name, layers, {n: model.engine.value_widths[n] for n in layers}, float(alike.max())
-        )
-        kept = (alike > self.threshold).nonzero()[:, 0].tolist()
-        if kept:
-            scorer = self._scorer(model, condition, shared, delta, kept, layers)
-            self._find(scorer, self._candidates(model, condition, layers), found)
-            found.tests = scorer.tests
-        found.seeds, found.evaluations = kept, model.engine.evaluations - before
-        return found
+        delta = change_of_noise(model, condition, shared, self.units)
+        alike = largest_per_map(ms_ssim(delta))
+        widths = {name: model.engine.value_widths[name] for name in layers}
+        kept = [(one > self.threshold).nonzero()[:, 0].tolist() for one in alike]
+        found = [
+            Search(name, layers, widths, float(one.max()), seeds, evaluations=_SEEDS)
+            for name, one, seeds in zip(names, alike, kept, strict=True)
+        ]
+        magnitudes = value_magnitudes(model, condition, layers) if any(kept) else {}
+        errors: dict[int, NonFiniteError] = {}
+        walks: dict[int, Walk] = {}
+        for i, search in enumerate(found):
+            try:
+                require_finite("nemo", "similarities of noise differences", alike[i], model.dtype)
+                if search.memorized:
+                    own = {name: of_all[i] for name, of_all in magnitudes.items()}
+                    asks = walk_of(self._tries(model, own), self.threshold, search)
+                    plain = delta[i][to_device(torch.tensor(search.seeds), delta.device)]
+                    walks[i] = Walk(i, tuple(search.seeds), plain, model.dtype, asks)
+            except NonFiniteError as error:
+                errors[i] = error
+        rows = MaskedRows(model, condition, shared, layers, self.units)
+        Lockstep(rows, guess=self._masks(model) > 1).run(list(walks.values()))
+        for i, walk in walks.items():
+            found[i].tests = len(walk.tests)
+            found[i].evaluations += len(walk.seeds) * len(walk.tests)
+            if walk.error is not None:
+                errors[i] = walk.error
+        return [errors.get(i, search) for i, search in enumerate(found)]
 
     def _noise(self, model: Denoiser) -> tuple[Tensor, int]:
         timesteps = model.timesteps(DDIM_STEPS)
@@ -205,54 +264,24 @@ class NeMo:
         noise = torch.randn(_SEEDS, *model.latent_shape, generator=generator)
         return noise.to(model.device, model.dtype), timesteps[1]
 
-    def _scorer(
-        self,
-        model: Denoiser,
-        condition: TextCondition,
-        shared: SharedLatents,
-        delta: Tensor,
-        kept: Sequence[int],
-        layers: Sequence[str],
-    ) -> Scorer:
-        rows = torch.tensor(kept)
-        width = self._at_once(model, len(kept))
-        part = shared.take(rows)
-        kept_delta = delta[rows.to(delta.device)]
-        return Scorer(model, condition, part, kept_delta, layers, width, self.units)
-
-    def _candidates(
-        self, model: Denoiser, condition: TextCondition, layers: Sequence[str]
-    ) -> CandidateSets:
-        magnitudes, usual = value_magnitudes(model, condition, layers), self.statistics(model)
-        for name in layers:
-            require_finite("nemo", f"magnitudes of {name}", magnitudes[name], model.dtype)
-        return CandidateSets(
-            [magnitudes[name][0].cpu() for name in layers],
-            [usual.mean[name] for name in layers],
-            [usual.std[name] for name in layers],
+    def _tries(self, model: Denoiser, magnitudes: dict[str, Tensor]) -> list[Candidates]:
+        """Sets of candidates of one prompt, with magnitudes [C] by layer, in the order of tests."""
+        usual = self.statistics(model)
+        for name, each in magnitudes.items():
+            require_finite("nemo", f"magnitudes of {name}", each, model.dtype)
+        sets = CandidateSets(
+            [each.cpu() for each in magnitudes.values()],
+            [usual.mean[name] for name in magnitudes],
+            [usual.std[name] for name in magnitudes],
             twice=self.mode == "reference",
         )
+        return sets.down_to(self.theta_end)
 
-    def _find(self, scorer: Scorer, sets: CandidateSets, found: Search) -> None:
-        initial, similarity = self._initial(scorer, sets)
-        # if even the last candidates leave too much similarity, refinement must not raise it
-        threshold = similarity if similarity > self.threshold else self.threshold
-        found.theta, found.k, found.threshold = initial.theta, initial.k, threshold
-        found.initial, found.initial_similarity = initial.by_layer(), similarity
-        slots = refine_candidates(initial, scorer, threshold)
-        found.refined = initial.by_layer(slots)
-        found.refined_similarity = scorer.known(initial.blocked(slots))
 
-    def _initial(self, scorer: Scorer, sets: CandidateSets) -> tuple[Candidates, float]:
-        """The first candidates whose similarity is not above the threshold, else the last ones."""
-        tries = sets.down_to(self.theta_end)
-        for start in range(0, len(tries), scorer.width):
-            part = tries[start : start + scorer.width]
-            similarities = scorer.scores([frozenset(each.neurons) for each in part], 0)
-            for candidates, similarity in zip(part, similarities, strict=True):
-                if not similarity > self.threshold:
-                    return candidates, similarity
-        return tries[-1], similarities[-1]
+def _found(result: Search | NonFiniteError) -> Search:
+    if isinstance(result, NonFiniteError):
+        raise result
+    return result
 
 
 @contextmanager

@@ -89,6 +89,10 @@ def _figures(run: Run, seen: Scores, decision: Decided | None) -> list[tuple[str
         figures.append(("highest score", f"{seen.best[0]['score']:.4f}"))
     if record["seconds"] > 0:
         figures.append(("rows per second", f"{scored / record['seconds']:,.1f}"))
+    spent = {"evaluations": "UNet evaluations", "rows_computed": "UNet rows with padding"}
+    for key, what in spent.items():
+        if scored and record.get(key) is not None:
+            figures.append((f"{what} per prompt", f"{record[key] / scored:,.2f}"))
     if seen.truncated:
         figures.append(("truncated prompts", f"{seen.truncated:,}"))
     return figures

@@ -57,6 +57,8 @@ def run_facts(run: Run) -> Html:
             ("limit", identity["limit"]),
             ("rows", f"{counts['rows']:,}, {counts['quarantined']:,} of them quarantined"),
             ("batch size", record["batch_size"]),
+            ("UNet evaluations, without padding", _count(record.get("evaluations"))),
+            ("UNet rows computed, with padding", _count(record.get("rows_computed"))),
             ("started", record["started"]),
             ("time", str(timedelta(seconds=round(record["seconds"])))),
             ("versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items())),
@@ -64,6 +66,10 @@ def run_facts(run: Run) -> Html:
             ("Merkle root of run.json and shards", run.merkle_root),
         ]
     )
+
+
+def _count(number: int | None) -> str | None:
+    return None if number is None else f"{number:,}"
 
 
 def _is_unet_weights(name: str) -> bool:

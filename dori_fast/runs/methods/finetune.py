@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -26,14 +26,11 @@ from dori_fast.runs.methods.drawing import Drawing
 from dori_fast.runs.methods.prompt_image_rows import PromptImageRows, read_prompt_images
 from dori_fast.runs.methods.step_log import StepLog
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.scoring.spent import Spent
 from dori_fast.runs.signals import Interrupts, interruptible
 from dori_fast.runs.sources.memory.values import prompts_path
+from dori_fast.runs.store import durable
 from dori_fast.runs.store.directory import LockedDirectory, Resume
-from dori_fast.runs.store.durable import (
-    write_durably,
-    write_folder_durably,
-    write_text_durably,
-)
 from dori_fast.runs.store.record import (
     SCHEMA_VERSION,
     RunRecord,
@@ -61,6 +58,8 @@ class FineTuned:
         surrogates: :meth:`dori_fast.finetune.Surrogates.summary`.
         steps: steps done by this call, without those of earlier calls.
         seconds: duration of this call.
+        evaluations: UNet sample evaluations of this call, without padding.
+        rows_computed: UNet rows that this call computed: samples, padding, parts of the network.
     """
 
     out: Path
@@ -70,6 +69,8 @@ class FineTuned:
     surrogates: dict[str, Any]
     steps: int
     seconds: float
+    evaluations: int = 0
+    rows_computed: int = 0
 
     def scalars(self) -> list[dict[str, Any]]:
         """The logged values of every step."""
@@ -163,7 +164,8 @@ def fine_tune(
         retained = prompts_path(retained, "finetune")
         folder = retained.parent if retained_images is None else retained_images
         kept = read_prompt_images(retained, folder, size)
-    run = _Run(Path(out), model, method, masks, drawing or Drawing(), memorized, kept, say)
+    drawing, spent = drawing or Drawing(), Spent(model)
+    run = _Run(Path(out), model, method, masks, drawing, memorized, kept, say, spent)
     run.check_budget(((prompts, memorized), (retained, kept)), max_errors)
     record = run.record(Path(prompts))
     with interruptible() as interrupts, LockedDirectory(run.out, record, resume) as directory:
@@ -176,11 +178,15 @@ def fine_tune(
             if not (run.out / MODEL).exists():
                 steps = run.train(others, pairs, checkpoint_every, on_step, on_progress, interrupts)
             record.state = "done"
+            record.add_spent(*spent.both)
+        except BaseException:
+            record.evaluations = record.rows_computed = None
+            raise
         finally:
             record.seconds += perf_counter() - began
             directory.save_record()
     counts = (len(memorized.rows), len(pairs), len(run.refused))
-    return FineTuned(run.out, *counts, others.summary(), steps, perf_counter() - began)
+    return FineTuned(run.out, *counts, others.summary(), steps, perf_counter() - began, *spent.both)
 
 
 @dataclass(frozen=True)
@@ -195,6 +201,7 @@ class _Run:
     memorized: PromptImageRows
     kept: PromptImageRows | DrawnPairs
     say: Callable[[str], None]
+    spent: Spent
 
     def record(self, prompts: Path) -> RunRecord:
         """The record of a new run, with everything that the weights depend on."""
@@ -217,6 +224,7 @@ class _Run:
             model=described,
             reading=list(self.model.reading),
             batch_size=self.model.batch_size,
+            execution=asdict(self.model.engine.execution),
             versions=library_versions(),
         )
         record.counts = self.memorized.counts
@@ -251,7 +259,7 @@ class _Run:
     def write_quarantine(self) -> None:
         """Write the rows that are left out, one per line."""
         text = "".join(json.dumps(row) + "\n" for row in self.refused)
-        write_text_durably(self.out / QUARANTINE, text)
+        durable.write_text_durably(self.out / QUARANTINE, text)
 
     def retained(self, run_hash: str) -> Pairs:
         """The retained pairs."""
@@ -305,7 +313,7 @@ class _Run:
             if due:
                 # after the log, which must not be behind the checkpoint
                 log.sync()
-                write_durably(path, due.pop().save)
+                durable.write_durably(path, due.pop().save)
             if on_step is not None:
                 on_step(report)
             if on_progress is not None:
@@ -323,7 +331,8 @@ class _Run:
             checkpoint_every=checkpoint_every,
             resume=last,
         )
-        write_folder_durably(self.out / MODEL, tuned.save_pretrained)
+        durable.write_folder_durably(self.out / MODEL, tuned.save_pretrained)
+        self.spent.add(tuned)
         return self.method.steps - begun
 
     def _progress(self, report: StepReport, begun: int, seconds: float) -> Progress:

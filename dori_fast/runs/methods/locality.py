@@ -23,6 +23,7 @@ from dori_fast.evaluate.locality import (
 from dori_fast.runs.budget import MAX_ERRORS, require_rows, require_within
 from dori_fast.runs.methods.attack import read_masks
 from dori_fast.runs.methods.prune import read_embeddings
+from dori_fast.runs.scoring.spent import Spent
 from dori_fast.runs.sources.memory.values import described
 from dori_fast.runs.sources.open import open_prompts, prompts_on_disk
 from dori_fast.runs.sources.where import Selection
@@ -66,13 +67,14 @@ def locality(
             ``limit``: a fraction if below 1, else a number of rows.
 
     Returns:
-        The content of ``locality.json``: quantiles of distances, discrepancies by layer and
-        agreement by layer.
+        The content of ``locality.json``: quantiles of distances, discrepancies by layer,
+        agreement by layer, and under "unet" the evaluations and the rows computed.
 
     Raises:
         UsageError: a run or its masks are missing, or there are fewer than two to compare.
         OverBudgetError: more rows failed than allowed.
     """
+    spent = Spent(model)
     if len(triggers) != len(baselines):
         raise UsageError("locality: needs a run on memorized prompts for each run on triggers")
     for run in (attacked, *triggers, *baselines):
@@ -100,6 +102,7 @@ def locality(
             _by_layer({"found": _agreement(one), "memorized": _agreement(two)})
             for one, two in zip(triggers, baselines, strict=True)
         ],
+        "unet": {"evaluations": spent.evaluations, "rows_computed": spent.rows_computed},
     }
     Path(out).mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1) + "\n"

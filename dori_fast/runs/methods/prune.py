@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from dori_fast.ops import pack_mask, unpack_mask
 from dori_fast.prune import NeMo, NeuronMask, NeuronStatistics, Wanda, WeightMask
 from dori_fast.prune.nemo.published_csv import write_nemo_csv
 from dori_fast.runs.budget import MAX_ERRORS, require_readable, require_rows
-from dori_fast.runs.methods.row_runs import RowRunResult, run_rows
+from dori_fast.runs.methods.row_runs import Found, RowRunResult, run_rows
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.sources.columnar import first_line
 from dori_fast.runs.sources.memory.values import described
@@ -31,6 +31,7 @@ from dori_fast.runs.store.durable import write_durably
 
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser, TextCondition
+    from dori_fast.runs.sources.rows import Rows
 
 MASKS, TABLE, IMAGES = "masks.safetensors", "nemo.csv", "pictures.safetensors"
 EMBEDDINGS = "embeddings.safetensors"
@@ -161,10 +162,8 @@ def prune(
             out=Path(out),
             method=config,
             columns=_NEMO if nemo else _WANDA,
-            compute=lambda rows, places: [
-                _compute(model, method, rows.prompts[i] or "", rows.first + i, found)
-                for i in places
-            ],
+            compute=lambda shards: _compute(model, method, shards, found),
+            together=method.at_once(model) if isinstance(method, NeMo) else 1,
             selection=selection,
             limit=limit,
             resume=resume,
@@ -241,30 +240,42 @@ def read_embeddings(run: str | Path) -> dict[int, torch.Tensor]:
 def _compute(
     model: Denoiser,
     method: NeMo | Wanda,
-    prompt: str,
-    row: int,
+    shards: Sequence[tuple[Rows, Sequence[int]]],
     embeddings: dict[int, torch.Tensor] | None,
-) -> dict[str, Any] | str:
-    wanted: str | TextCondition = prompt
-    if embeddings is not None:
-        if row not in embeddings:
-            return "embedding: the attack has none for this row"
-        wanted = model.condition(embeddings[row][None])
-    try:
-        return _localized(model, method, wanted)
-    except NonFiniteError as error:
-        return f"nonfinite: {error}"
+) -> list[Found]:
+    """Results of several shards, whose rows NeMo searches together."""
+    wanted = [(rows.first + i, rows.prompts[i] or "") for rows, places in shards for i in places]
+    missing = {row for row, _ in wanted if embeddings is not None and row not in embeddings}
+    there = [(row, prompt) for row, prompt in wanted if row not in missing]
+    given: list[str] | TextCondition = [prompt for _, prompt in there]
+    if embeddings is not None and there:
+        given = model.condition(torch.stack([embeddings[row] for row, _ in there]))
+    localized = iter(_localized(model, method, given))
+    results = iter(
+        "embedding: the attack has none for this row" if row in missing else next(localized)
+        for row, _ in wanted
+    )
+    return [[next(results) for _ in places] for _, places in shards]
 
 
 def _localized(
-    model: Denoiser, method: NeMo | Wanda, wanted: str | TextCondition
-) -> dict[str, Any]:
+    model: Denoiser, method: NeMo | Wanda, wanted: list[str] | TextCondition
+) -> Iterator[dict[str, Any] | str]:
     if isinstance(method, NeMo):
-        search = method.search(model, wanted)
-        return {**asdict(search), "memorized": search.memorized}
-    result = method.run(model, [wanted] if isinstance(wanted, str) else wanted)
-    packed = [pack_mask(mask[0]).numpy().tobytes() for mask in result.mask.pruned.values()]
-    return {"pruned": packed, "evaluations": result.evaluations}
+        for found in method.searches(model, wanted):
+            if isinstance(found, NonFiniteError):
+                yield f"nonfinite: {found}"
+            else:
+                yield {**asdict(found), "memorized": found.memorized}
+        return
+    for i in range(len(wanted)):
+        try:
+            result = method.run(model, wanted[i : i + 1])
+        except NonFiniteError as error:
+            yield f"nonfinite: {error}"
+            continue
+        packed = [pack_mask(mask[0]).numpy().tobytes() for mask in result.mask.pruned.values()]
+        yield {"pruned": packed, "evaluations": result.evaluations}
 
 
 def _masks(

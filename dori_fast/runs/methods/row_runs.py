@@ -6,7 +6,8 @@ The run directory is a scan's, with shards of a few rows: a kill costs at most t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from dori_fast.runs.budget import MAX_ERRORS, Verdict, verdict
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.scoring.spent import Spent
 from dori_fast.runs.settings import checked
 from dori_fast.runs.signals import interruptible
 from dori_fast.runs.sources.open import input_sha256
@@ -33,9 +35,12 @@ from dori_fast.runs.store.record import (
 if TYPE_CHECKING:
     from dori_fast.models import Denoiser
 
-Compute = Callable[[Rows, Sequence[int]], list[dict[str, Any] | str]]
-"""Called with rows and the places of those with a prompt; returns for each place its result
-columns, or ``"code: message"`` to quarantine the row."""
+Found = list[dict[str, Any] | str]
+"""For each place its result columns, or ``"code: message"`` to quarantine the row."""
+Compute = Callable[[Rows, Sequence[int]], Found]
+"""Called with rows and the places of those with a prompt."""
+Ahead = Callable[[Sequence[tuple[Rows, Sequence[int]]]], list[Found]]
+"""As :data:`Compute`, for several shards at once."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class RowRunResult:
         seconds: duration of this call.
         counts: number of rows, ok and quarantined, of the whole input.
         state: ``"done"``, or ``"over_budget"`` if more rows were quarantined than allowed.
+        evaluations: UNet sample evaluations of this call, without padding.
+        rows_computed: UNet rows that this call computed: samples, padding, parts of the network.
     """
 
     out: Path
@@ -57,6 +64,8 @@ class RowRunResult:
     seconds: float
     counts: Counts
     state: Verdict
+    evaluations: int = 0
+    rows_computed: int = 0
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows in order as dictionaries; holds one shard in memory."""
@@ -72,8 +81,9 @@ def run_rows(
     out: Path,
     method: dict[str, Any],
     columns: pa.Schema,
-    compute: Compute,
+    compute: Compute | Ahead,
     at_once: int = 1,
+    together: int | None = None,
     selection: Selection = EVERYTHING,
     limit: int | None = None,
     resume: Resume = "auto",
@@ -89,8 +99,10 @@ def run_rows(
         out: the run directory, created if missing.
         method: all other facts that the results depend on, as plain JSON.
         columns: schema of the result columns; quarantined rows have nulls there.
-        compute: function of at most ``at_once`` rows.
+        compute: function of at most ``at_once`` rows; of a list of shards if ``together`` is given.
         at_once: rows per shard; default 1.
+        together: number of shards that one call of ``compute`` gets, whose rows do not depend on
+            each other; a kill costs at most those. Default: one shard, not in a list.
         selection: the selection that the reader was opened with; part of the run's identity.
         limit: number of rows to read; default: all.
         resume: as in a scan.
@@ -127,26 +139,36 @@ def run_rows(
         model=described,
         reading=list(model.reading),
         batch_size=model.batch_size,
+        execution=asdict(model.engine.execution),
         versions=library_versions(),
     )
     schema = _schema(reader, columns)
     # rows that this call handled, and those of them that got a result
     began, computed, done, shards = perf_counter(), 0, 0, []
+    spent = Spent(model)
     with interruptible() as interrupts, RunDirectory(out, record, schema, resume) as run:
         record.state = "interrupted"
         try:
-            for index, rows in enumerate(limited(reader, settings.shard_size, settings.limit)):
+            shards_of = enumerate(limited(reader, settings.shard_size, settings.limit))
+            while group := list(islice(shards_of, together or 1)):
                 interrupts.check()
-                footer = run.committed.get(index)
-                if footer is None:
-                    footer = run.commit(index, _table(rows, compute, schema, columns))
-                    computed += footer.rows
-                    done += footer.rows - footer.quarantined
-                record.counts.add(footer.rows, footer.quarantined)
-                shards.append(run.path(index))
-                if on_progress is not None:
-                    seconds = perf_counter() - began
-                    on_progress(_progress(record.counts, computed, seconds, rows.fraction))
+                size = model.batch_size
+                new = [rows for index, rows in group if index not in run.committed]
+                tables = iter(_tables(new, compute, together, schema, columns))
+                for index, rows in group:
+                    footer = run.committed.get(index)
+                    if footer is None:
+                        table = next(tables)
+                        # halved meanwhile if memory ran out: then its rows have no one size
+                        one = size if model.batch_size == size else None
+                        footer = run.commit(index, table, one)
+                        computed += footer.rows
+                        done += footer.rows - footer.quarantined
+                    record.counts.add(footer.rows, footer.quarantined)
+                    shards.append(run.path(index))
+                    if on_progress is not None:
+                        seconds = perf_counter() - began
+                        on_progress(_progress(record.counts, computed, seconds, rows.fraction))
             record.state = state = verdict(record.counts, settings.max_errors)
         except BaseException:
             # also the shard whose commit was not recorded before a signal came
@@ -154,11 +176,14 @@ def run_rows(
             raise
         finally:
             record.seconds += perf_counter() - began
+            record.add_spent(*spent.both)
+            record.batch_size = model.batch_size
             if not computed:
                 run.keep_record()
             run.save_record()
         run.seal()
-    return RowRunResult(out, shards, done, perf_counter() - began, record.counts, state)
+    seconds = perf_counter() - began
+    return RowRunResult(out, shards, done, seconds, record.counts, state, *spent.both)
 
 
 def _progress(counts: Counts, computed: int, seconds: float, fraction: float) -> Progress:
@@ -187,9 +212,28 @@ def _passed(schema: pa.Schema, columns: pa.Schema) -> list[str]:
     return [f"source_{name}" if name in columns.names else name for name in schema.names]
 
 
-def _table(rows: Rows, compute: Compute, schema: pa.Schema, columns: pa.Schema) -> pa.Table:
-    places = [i for i, prompt in enumerate(rows.prompts) if prompt is not None]
-    found = compute(rows, places) if places else []
+def _tables(
+    shards: Sequence[Rows],
+    compute: Compute | Ahead,
+    together: int | None,
+    schema: pa.Schema,
+    columns: pa.Schema,
+) -> list[pa.Table]:
+    """A table of each shard, whose results are computed at once."""
+    places = [[i for i, prompt in enumerate(rows.prompts) if prompt is not None] for rows in shards]
+    call: Any = compute
+    some = [(rows, at) for rows, at in zip(shards, places, strict=True) if at]
+    results = call(some) if together and some else [call(*one) for one in some]
+    found = iter(results)
+    return [
+        _table(rows, at, next(found) if at else [], schema, columns)
+        for rows, at in zip(shards, places, strict=True)
+    ]
+
+
+def _table(
+    rows: Rows, places: Sequence[int], found: Found, schema: pa.Schema, columns: pa.Schema
+) -> pa.Table:
     results: dict[str, list[Any]] = {name: [None] * len(rows) for name in columns.names}
     errors = list(rows.errors)
     for place, result in zip(places, found, strict=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 from dori_fast.runs.sources.rows import Rows
 
 if TYPE_CHECKING:
-    from dori_fast.detect import Detector
+    from dori_fast.detect import Detector, PromptScores
     from dori_fast.models import Denoiser
 
 _RESULT_TYPES = {
@@ -45,7 +46,8 @@ def score_rows(
 
     Args:
         model: denoiser.
-        detector: detector whose scores do not depend on how prompts are grouped.
+        detector: detector whose scores do not depend on how prompts are grouped. One with a method
+            ``stream``, such as the cascade, may finish a block after later ones were begun.
         rows: N rows; quarantined ones are passed on without a score.
         on_block: called about every second with the number of rows handled so far.
 
@@ -58,32 +60,45 @@ def score_rows(
     results["row_id"] = list(range(rows.first, rows.first + len(rows)))
     results["prompt"] = rows.prompts
     results["error"] = list(rows.errors)
-    start, block = 0, model.batch_size
-    while start < len(scorable):
-        places = scorable[start : start + block]
-        began = perf_counter()
-        _score_block(model, detector, rows, places, results)
-        seconds = perf_counter() - began
-        start += len(places)
+    waiting: deque[list[int]] = deque()
+
+    def blocks() -> Iterator[list[int]]:
+        start, size = 0, model.batch_size
+        while start < len(scorable):
+            waiting.append(scorable[start : start + size])
+            start += len(waiting[-1])
+            began = perf_counter()
+            yield waiting[-1]
+            seconds = perf_counter() - began
+            # whole multiples of the batch, so that no evaluation is padded needlessly
+            if seconds < _BLOCK_SECONDS / 2:
+                size *= 2
+            elif seconds > _BLOCK_SECONDS * 2:
+                size = max(model.batch_size, size // 2)
+
+    for found in _scores(model, detector, rows, blocks()):
+        places = waiting.popleft()
+        _note(found, places, results)
         on_block(places[-1] + 1)
-        # whole multiples of the batch, so that no evaluation is padded needlessly
-        if seconds < _BLOCK_SECONDS / 2:
-            block *= 2
-        elif seconds > _BLOCK_SECONDS * 2:
-            block = max(model.batch_size, block // 2)
     results["status"] = ["ok" if error is None else "quarantined" for error in results["error"]]
     return _table(results, rows.extra)
 
 
-def _score_block(
-    model: Denoiser,
-    detector: Detector,
-    rows: Rows,
-    places: list[int],
-    results: dict[str, list[Any]],
-) -> None:
-    prompts = [rows.prompts[i] or "" for i in places]
-    found = detector.scores(model, prompts, positions=[rows.first + i for i in places])
+def _scores(
+    model: Denoiser, detector: Detector, rows: Rows, blocks: Iterator[list[int]]
+) -> Iterator[PromptScores]:
+    """Scores of each block of places, in order."""
+    stream = getattr(detector, "stream", None)
+    if stream is not None:
+        yield from stream(model, ([rows.prompts[i] or "" for i in places] for places in blocks))
+        return
+    for places in blocks:
+        prompts = [rows.prompts[i] or "" for i in places]
+        yield detector.scores(model, prompts, positions=[rows.first + i for i in places])
+
+
+def _note(found: PromptScores, places: list[int], results: dict[str, list[Any]]) -> None:
+    """Write a block's scores into the results at its places."""
     score, per_seed = np.asarray(found.score), np.asarray(found.per_seed)
     seeds = per_seed.shape[1]
     used = np.full(len(places), seeds) if found.used is None else np.asarray(found.used)

@@ -94,7 +94,8 @@ class LockedDirectory:
         A finished run that is opened again thus ends with the same bytes of run.json.
         """
         if self.earlier is not None:
-            now = {"state": self.record.state, "counts": self.record.counts}
+            kept = ("state", "counts", "evaluations", "rows_computed")
+            now = {name: getattr(self.record, name) for name in kept}
             self.record = self.earlier.model_copy(update=now)
 
     def save_record(self) -> None:
@@ -142,7 +143,7 @@ class LockedDirectory:
             then = earlier.versions.get(name, "absent")
             if then != now:
                 _log.warning("%s: begun with %s %s, resumed with %s", self.root, name, then, now)
-        self.record.started, self.record.seconds = earlier.started, earlier.seconds
+        self.record.continue_from(earlier)
 
 
 class RunDirectory(LockedDirectory):
@@ -174,10 +175,10 @@ class RunDirectory(LockedDirectory):
         for stale in self._shards.glob(f".{self.path(index).name}.*{TEMPORARY}"):
             stale.unlink(missing_ok=True)
 
-    def commit(self, index: int, table: pa.Table) -> Footer:
+    def commit(self, index: int, table: pa.Table, batch_size: int | None = None) -> Footer:
         """Make shard ``index`` durable; StorageError if the disk refuses."""
-        first = index * self._shard_size
-        self.committed[index] = commit_shard(self.path(index), table, self.record.run_hash, first)
+        path, run_hash, first = self.path(index), self.record.run_hash, index * self._shard_size
+        self.committed[index] = commit_shard(path, table, run_hash, first, batch_size)
         return self.committed[index]
 
     def discard(self, index: int, reason: str) -> None:

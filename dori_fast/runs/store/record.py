@@ -28,6 +28,15 @@ _SHOWN_DIFFERENCES = 8
 _WHEREABOUTS = ("source", "revision")
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+# left out of run.json where it is unknown, so that an older run keeps its bytes
+_Counter = Annotated[int | None, Field(exclude_if=_is_none)]
+_Switch = Literal["attention", "compile", "channels_last", "cuda_graphs", "allow_tf32"]
+
+
 class Counts(BaseModel):
     """Number of rows of the input, by outcome."""
 
@@ -72,7 +81,7 @@ class _Rows(BaseModel):
 
     identity: _Identity
     model: _Model
-    execution: dict[Literal["attention", "compile", "channels_last", "cuda_graphs"], str | bool]
+    execution: dict[_Switch, str | bool]
 
 
 class RunRecord(BaseModel):
@@ -83,10 +92,18 @@ class RunRecord(BaseModel):
 
     Attributes:
         reading: sentences on what is read otherwise than by the model's own pipeline.
-        execution: options by which the network was run.
+        execution: options by which the network was run. Without ``allow_tf32``, torch's switches
+            of precision were those of the caller.
         device_name: device that it ran on.
         threads: CPU threads of each process; None if unknown, or if the run was resumed with
             another number. Execution, device and threads change scores by rounding alone.
+        batch_size: UNet samples per evaluation in the last call, the smallest if memory ran out.
+            The footer of each shard has its own.
+        evaluations: UNet samples that all calls evaluated, without padding.
+        rows_computed: UNet rows that all calls computed, padding and parts of the network included.
+            Both are unknown (None) if a call was killed, if jobs shared the run, if fine-tuning
+            was interrupted (its trained copy, which counts for itself, is then gone), or if an
+            older version wrote the record.
         threshold: score above which a cascade keeps its stated share of rows; in early calibrated
             runs, score above which rows are flagged.
         observed, clean_prompts: of early calibrated runs, share of the clean prompts above the
@@ -113,6 +130,23 @@ class RunRecord(BaseModel):
     clean_prompts: int | None = None
     started: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float = 0.0
+    evaluations: _Counter = 0
+    rows_computed: _Counter = 0
+
+    def add_spent(self, evaluations: int, rows_computed: int) -> None:
+        """Add what a call has spent to the counters, where they are known."""
+        if self.evaluations is not None:
+            self.evaluations += evaluations
+        if self.rows_computed is not None:
+            self.rows_computed += rows_computed
+
+    def continue_from(self, earlier: RunRecord) -> None:
+        """Take over start, duration and counters of an earlier call of the same run."""
+        self.started, self.seconds = earlier.started, earlier.seconds
+        # a call that still counts as running was killed, or is another job's: it never said
+        said = earlier.state != "running"
+        self.evaluations = earlier.evaluations if said else None
+        self.rows_computed = earlier.rows_computed if said else None
 
     @property
     def misfit(self) -> str | None:
@@ -128,7 +162,9 @@ class RunRecord(BaseModel):
     def read(cls, path: Path) -> RunRecord:
         """Raises IntegrityError if the file is not a run record of this version."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            record = cls.model_validate_json(path.read_bytes())
+            unknown = {"evaluations", "rows_computed"} - record.model_fields_set
+            return record.model_copy(update=dict.fromkeys(unknown))
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import operator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dori_fast._text import read_stand_in
 from dori_fast.errors import IntegrityError
@@ -26,6 +27,8 @@ class Footer(BaseModel):
     """A shard's footer: its run, its rows of the input, and a digest of its data.
 
     ``data_sha256`` covers the first ``data_bytes`` bytes of the file, everything but the footer.
+    ``batch_size`` is the UNet samples per evaluation of all its rows, on which their last bits
+    depend; None if it changed within the shard, or if an older version wrote it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,9 +39,12 @@ class Footer(BaseModel):
     quarantined: int
     data_bytes: int
     data_sha256: str
+    batch_size: Annotated[int | None, Field(ge=1, exclude_if=operator.not_)] = None
 
 
-def commit_shard(path: Path, table: pa.Table, run_hash: str, first_row: int) -> Footer:
+def commit_shard(
+    path: Path, table: pa.Table, run_hash: str, first_row: int, batch_size: int | None = None
+) -> Footer:
     """Write rows as a shard, read it back, and give it its final name.
 
     Raises:
@@ -47,7 +53,7 @@ def commit_shard(path: Path, table: pa.Table, run_hash: str, first_row: int) -> 
     """
 
     def write(temporary: Path) -> None:
-        _write(temporary, table, run_hash, first_row)
+        _write(temporary, table, run_hash, first_row, batch_size)
         check_shard(temporary, run_hash, first_row, as_stored(table.schema))
 
     write_durably(path, write)
@@ -132,7 +138,9 @@ class _Hashing(io.RawIOBase):
         return self.size
 
 
-def _write(path: Path, table: pa.Table, run_hash: str, first_row: int) -> None:
+def _write(
+    path: Path, table: pa.Table, run_hash: str, first_row: int, batch_size: int | None
+) -> None:
     quarantined = pc.sum(pc.equal(table["status"], "quarantined")).as_py() or 0
     with path.open("wb") as file:
         sink = _Hashing(file)
@@ -147,6 +155,7 @@ def _write(path: Path, table: pa.Table, run_hash: str, first_row: int) -> None:
                 quarantined=quarantined,
                 data_bytes=sink.size,
                 data_sha256=sink.digest.hexdigest(),
+                batch_size=batch_size,
             )
             writer.add_key_value_metadata({_FOOTER_KEY.decode(): footer.model_dump_json()})
 

@@ -25,11 +25,12 @@ from dori_fast.runs.store.reopen import open_run
 from dori_fast.runs.store.shard import SAME_COMMAND, Footer, check_shard, shard_columns
 from dori_fast.runs.verify.decisions import wrong_decisions
 from dori_fast.runs.verify.rescore import (
-    TOLERANCE,
+    batches_of,
     differing_rows,
     recorded_detector,
     recorded_model,
     recorded_variant,
+    tolerance_of,
     unlike,
 )
 from dori_fast.runs.verify.result import Finding, Verification
@@ -222,7 +223,7 @@ class Checks:
         detector = recorded_detector(record.identity["detector"])
         loaded = recorded_model(record, model)
         other = unlike(record, loaded)
-        tolerance = TOLERANCE[record.model["dtype"]] if other else 0.0
+        tolerance = tolerance_of(record, loaded) if other else 0.0
         rows = sum(footer.rows for footer in shards.values())
         wanted = min(rows, max(_LEAST_SAMPLE, math.ceil(sample * rows)))
         chosen = iter(sorted(random.Random(seed).sample(range(rows), wanted)))
@@ -233,11 +234,20 @@ class Checks:
                 here.add(footer.first_row + place - first)
                 place = next(chosen, None)
             first += footer.rows
-            for row, what in differing_rows(loaded, detector, path, here, tolerance):
+            size = footer.batch_size or record.batch_size
+            with batches_of(loaded, size):
+                different = list(differing_rows(loaded, detector, path, here, tolerance))
+                if loaded.batch_size != size:
+                    other.append(f"batch size {size} then, {loaded.batch_size} now")
+                    tolerance = tolerance_of(record, loaded)
+                    different = list(differing_rows(loaded, detector, path, here, tolerance))
+            for row, what in different:
                 remedy = f"move the shard away, then {self._again}"
                 self._found(f"shards/{path.name}", f"row {row}: {what}", remedy)
         self.result.rescored = wanted
-        exactly = f"within {tolerance:g} ({'; '.join(other)})" if other else "to the bit"
+        exactly = "to the bit"
+        if other:
+            exactly = f"within {tolerance:g} ({'; '.join(dict.fromkeys(other))})"
         self.result.checked.append(f"{wanted} rows scored again, {exactly}; seed {seed}")
 
     @property

@@ -1,9 +1,10 @@
-"""Stored rows scored again and compared: to the bit where the same bits are promised."""
+"""Stored rows scored again and compared, to the bit where nothing that rounds has changed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from dori_fast.models import Denoiser
 
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
-"""Largest relative difference of a score on another kind of device, by the model's dtype."""
+"""Largest relative difference of a score if something that rounds has changed, by dtype.
+
+Float32 with TF32 has float16's mantissa, and its tolerance."""
 _COMPARED = ("status", "error", "score", "score_per_seed", "n_tokens", "truncated")
 _ROUNDING = ("torch", "triton", "xformers")
 
@@ -46,6 +49,9 @@ def recorded_model(record: RunRecord, model: Denoiser | str | Path | None) -> De
     if execution.get("attention") == "own":
         del execution["attention"]
     away = described["device"] == "cuda" and not torch.cuda.is_available()
+    if away:
+        # a GPU's switches, which cannot be on here
+        execution = {}
     return load(
         described["source"] if model is None else model,
         revision=described["revision"] if model is None else None,
@@ -82,10 +88,12 @@ def recorded_detector(config: dict[str, Any]) -> Detector:
 
 
 def unlike(record: RunRecord, model: Denoiser) -> list[str]:
-    """Differences in device, threads, libraries and batch size from the run's."""
-    then = {"device": record.device_name, "batch size": record.batch_size, **record.execution}
-    now = {"device": device_name(model.device), "batch size": model.batch_size}
-    now |= asdict(model.engine.execution)
+    """Differences in device, switches, threads and libraries from the run's."""
+    then = {"device": record.device_name, **record.execution}
+    if record.model["device"] == "cuda":
+        # older runs have the precision that their caller's torch had
+        then.setdefault("allow_tf32", "unknown")
+    now = {"device": device_name(model.device), **asdict(model.engine.execution)}
     if (threads := threads_of(model.device)) is not None:
         # None in older runs, and in those that were resumed with another number
         then["threads"] = "unknown" if record.threads is None else record.threads
@@ -96,16 +104,44 @@ def unlike(record: RunRecord, model: Denoiser) -> list[str]:
     return [f"{k} {then[k]} then, {now.get(k)} now" for k in then if then[k] != now.get(k)]
 
 
+@contextmanager
+def batches_of(model: Denoiser, size: int) -> Iterator[Denoiser]:
+    """The model with a shard's batch size within the context, less if memory runs out."""
+    before = model.batch_size
+    if before != size:
+        model.batch_size = size
+    try:
+        yield model
+    finally:
+        if model.batch_size != before:
+            model.batch_size = before
+
+
+def tolerance_of(record: RunRecord, model: Denoiser) -> float:
+    """The tolerance where :func:`unlike` finds a difference."""
+    dtype = record.model["dtype"]
+    # older runs on a GPU had TF32 in convolutions
+    then = record.execution.get("allow_tf32", record.model["device"] == "cuda")
+    tf32 = dtype == "float32" and (then or model.engine.execution.allow_tf32)
+    return TOLERANCE["float16" if tf32 else dtype]
+
+
 def differing_rows(
     model: Denoiser, detector: Detector, shard: Path, wanted: Collection[int], tolerance: float
 ) -> Iterator[tuple[int, str]]:
-    """Yield (row, difference) for every ``wanted`` row of a shard that is scored otherwise now."""
+    """Yield (row, difference) for every ``wanted`` row of a shard that is scored otherwise now.
+
+    The tolerance is at least that of another batch size if memory runs out.
+    """
+    size = model.batch_size
     stored = pq.read_table(shard, columns=["row_id", "prompt", *_COMPARED], partitioning=None)
     rows = stored.to_pylist()
     prompts = [row["prompt"] if row["row_id"] in wanted else None for row in rows]
     nothing: list[str | None] = [None] * len(rows)
     chunk = Rows(rows[0]["row_id"], prompts, nothing, pa.table({}), 1.0)
     again = score_rows(model, detector, chunk, lambda done: None).to_pylist()
+    if model.batch_size != size:
+        tolerance = max(tolerance, TOLERANCE[str(model.dtype).removeprefix("torch.")])
     for then, now, prompt in zip(rows, again, prompts, strict=True):
         names = (
             []

@@ -28,8 +28,10 @@ def verify(
 ) -> Verification:
     """Check a run directory of a scan, localization or attack; nothing is written.
 
-    Scores must be equal to the bit on the same device, threads, libraries and batch size, else
-    within :data:`dori_fast.runs.verify.rescore.TOLERANCE`, relative.
+    Each shard is scored again with its own batch size. Scores must be equal to the bit on the same
+    device with the same threads and libraries, else within
+    :data:`dori_fast.runs.verify.rescore.TOLERANCE`, relative. On GPUs it is not proven that equal
+    devices give equal bits.
 
     Args:
         run: run directory.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dori_fast.runs.scoring.score import score_rows
+from dori_fast.runs.scoring.spent import Spent
 from dori_fast.runs.store.shard import Footer, commit_shard
 from dori_fast.runs.workers.ledger import Lease, Ledger
 
@@ -25,12 +26,17 @@ class Engine:
 
     def __init__(self, model: Denoiser, detector: Detector, run_hash: str) -> None:
         self.model, self.detector, self.run_hash = model, detector, run_hash
-        self._before = model.engine.evaluations
+        self._spent = Spent(model)
 
     @property
     def evaluations(self) -> int:
         """UNet sample evaluations so far, without padding."""
-        return self.model.engine.evaluations - self._before
+        return self._spent.evaluations
+
+    @property
+    def rows_computed(self) -> int:
+        """UNet rows so far: samples, padding, and those of parts of the network."""
+        return self._spent.rows_computed
 
     @property
     def batch_size(self) -> int:
@@ -51,7 +57,9 @@ class Engine:
     def score(self, lease: Lease, on_block: Callable[[int], None]) -> Footer:
         """Score a lease and commit its shard.
 
-        Scoring a lease twice is harmless: the same bytes get the same name.
+        Scoring a lease twice is harmless: the same bytes get the same name. If memory runs out,
+        the lease is scored again from its first row, so that all rows of a shard have the batch
+        size of its footer.
 
         Args:
             lease: rows to score and the path of their shard.
@@ -60,5 +68,11 @@ class Engine:
         Raises:
             StorageError: the disk refused; what was committed before is intact.
         """
-        table = score_rows(self.model, self.detector, lease.rows, on_block)
-        return commit_shard(lease.path, table, self.run_hash, lease.rows.first)
+        while True:
+            size = self.batch_size
+            table = score_rows(self.model, self.detector, lease.rows, on_block)
+            if (smaller := self.batch_size) == size:
+                break
+            # prepared() may have raised it again; what the model keeps is kept by batch size
+            self.model.batch_size = smaller
+        return commit_shard(lease.path, table, self.run_hash, lease.rows.first, size)

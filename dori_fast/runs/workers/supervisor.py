@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from statistics import median
+
+import torch
 
 from dori_fast.runs.errors import WorkerError
 from dori_fast.runs.workers.engine import Engine
@@ -27,7 +30,10 @@ class Supervisor:
 
     A worker gets leases once its answer to a fixed input is that of the engine's model. If a worker
     dies, loses its device, or is silent for too long (once), its lease goes to another one. Any
-    other exception is deterministic and propagates.
+    other exception would be raised by every worker, so it propagates.
+
+    The engine's model is needed until the first worker starts, and not kept: if nobody else has it,
+    its memory is free before a worker on the same GPU loads another copy.
 
     Args:
         engine: engine of this process, of which every worker has a copy.
@@ -37,8 +43,10 @@ class Supervisor:
     """
 
     def __init__(self, engine: Engine, slots: Slots, watchdog: float | None) -> None:
-        self.evaluations, self.batch_size = 0, engine.batch_size
-        self._model, self._slots, self._watchdog = engine.model, slots, watchdog
+        self.evaluations = self.rows_computed = 0
+        self.batch_size = engine.batch_size
+        self._engine: Engine | None = engine
+        self._slots, self._watchdog = slots, watchdog
         self._in_use: list[Slot] = []
         self._answers: dict[str, str] = {}
         self._blocks: deque[float] = deque(maxlen=1000)
@@ -73,10 +81,19 @@ class Supervisor:
                 if slot.lease is None:
                     continue
                 if not slot.started:
-                    slot.start()
+                    self._start(slot)
                 elif slot.ready:
                     self._send(slot, ledger)
         return ledger.open
+
+    def _start(self, slot: Slot) -> None:
+        """Start a worker; before the first one, keep the model's answer and drop the model."""
+        if self._engine is not None:
+            ours = known_answer(self._engine.model)
+            self._answers[ours.device] = ours.answer
+            self._engine = None
+            _free_unused_memory()
+        slot.start()
 
     def _unsent(self) -> Lease | None:
         """A lease taken from a worker that is not ready, so that at the end none is waited for."""
@@ -110,10 +127,11 @@ class Supervisor:
                 slot.rows = rows
                 if rows:
                     self._blocks.append(silence)
-            case Done(footer, evaluations, batch_size):
+            case Done(footer, evaluations, rows):
                 ledger.committed(slot.finished(), footer)
                 self.evaluations += evaluations
-                self.batch_size = min(self.batch_size, batch_size)
+                self.rows_computed += rows
+                self.batch_size = min(self.batch_size, footer.batch_size or self.batch_size)
             case Failed(error, device_lost):
                 if not device_lost:
                     raise error
@@ -123,9 +141,6 @@ class Supervisor:
                 self._lose(slot, ledger, slot.end())
 
     def _examine(self, slot: Slot, ready: Ready, ledger: Ledger) -> None:
-        if not self._answers:
-            ours = known_answer(self._model)
-            self._answers[ours.device] = ours.answer
         if self._answers.setdefault(ready.device, ready.answer) == ready.answer:
             slot.ready = True
             # another worker may have got its lease meanwhile
@@ -172,3 +187,10 @@ class Supervisor:
                     " see the messages above, and dori-fast doctor"
                 )
             _log.warning("worker %d is not started again", slot.number)
+
+
+def _free_unused_memory() -> None:
+    """Give the GPU back what nothing uses: objects in cycles, and blocks that torch caches."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -28,7 +28,10 @@ _PROMPT = "known answer"
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded; the supervisor compares its known answer."""
+    """The model is loaded; the supervisor compares its known answer.
+
+    ``device`` is the kind of device and the batch size, the same for workers with equal answers.
+    """
 
     device: str
     answer: str
@@ -47,7 +50,7 @@ class Done:
 
     footer: Footer
     evaluations: int
-    batch_size: int
+    rows_computed: int
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,10 @@ class Failed:
 
 
 def known_answer(model: Denoiser) -> Ready:
-    """The kind of device, and a digest of the model's prediction there for a fixed input.
+    """The kind of device, TF32 included, and a digest of the model's prediction for a fixed input.
 
-    Equal devices with equal threads give equal digests, to the bit.
+    CPUs of one kind give equal digests with equal threads and batch sizes. GPUs of one kind must,
+    too, or a worker gets no work.
     """
     timestep = model.timesteps(DDIM_STEPS)[0]
     with torch.no_grad():
@@ -69,6 +73,8 @@ def known_answer(model: Denoiser) -> Ready:
     kind = f"cpu, {torch.get_num_threads()} threads"
     if model.device.type == "cuda":
         kind = torch.cuda.get_device_name(model.device)
+    # halved by the evaluation if memory ran out
+    kind += f", batches of {model.batch_size}" + ", TF32" * model.engine.execution.allow_tf32
     return Ready(kind, tensors_sha256({"output": output}))
 
 
@@ -130,9 +136,10 @@ class Worker:
 
     def score(self, lease: Lease, on_block: Callable[[int], None]) -> Done:
         """Score a lease; ``on_block`` as in :meth:`Engine.score`."""
-        before = self._engine.evaluations
-        footer = self._engine.score(lease, on_block)
-        return Done(footer, self._engine.evaluations - before, self._engine.batch_size)
+        engine = self._engine
+        evaluations, rows = engine.evaluations, engine.rows_computed
+        footer = engine.score(lease, on_block)
+        return Done(footer, engine.evaluations - evaluations, engine.rows_computed - rows)
 
 
 def failure(error: Exception) -> Failed:

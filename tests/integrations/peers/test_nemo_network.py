@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
@@ -15,6 +16,7 @@ from benchmarks.peers.models import sd_unet
 from dori_fast.integrations.peers import nemo
 from dori_fast.integrations.peers.nemo_inputs import draw, encode, layers
 from dori_fast.integrations.peers.swap import Patch
+from dori_fast.ops import neuron_mask_
 
 SEEDS = 2
 # of differences stretched to [0, 1]; batches of another size are summed in another order
@@ -66,6 +68,33 @@ def test_calls_in_a_row_give_what_each_gives_alone(parts: Any, wanted: Any) -> N
         torch.testing.assert_close(found, whole(parts, blocked, prompt, **options), **CLOSE)
     # the second run with nothing blocked was that of the first
     assert record.evaluations == 3 * (SEEDS if wanted is None else 1)
+
+
+def test_hooks_scale_neurons_by_the_op_with_the_bits_of_released_indexing(
+    parts: Any, monkeypatch: Any
+) -> None:
+    unet, text = parts[2], torch.randn(SEEDS, 5, parts[2].config.cross_attention_dim)
+    blocked = [[0, 3], [], [-1], [np.int64(2)], [5, 5, 1], [], torch.tensor([2, 4])]
+    projections = [layer.to_v for layer in layers(unet).values()]
+    written = []
+
+    def spy(x: Tensor, *arguments: Any) -> Tensor:
+        written.append(x)
+        return neuron_mask_(x, *arguments)
+
+    monkeypatch.setattr(nemo, "neuron_mask_", spy)
+    for factor in (0.0, 0.3, -1.5):
+        expected = [project(text) for project in projections]
+        for values, listed in zip(expected, blocked, strict=True):
+            values[:, :, list(listed)] *= factor
+        for _ in range(2):
+            with nemo._blocked(unet, blocked, factor):
+                found = [project(text) for project in projections]
+            assert all(map(torch.equal, found, expected))
+    # in place, and only where neurons are listed
+    assert len(written) == 6 * 5 and written[-1] is found[-1]
+    with pytest.raises(ValueError, match="below N"), nemo._blocked(unet, [[999]], 0.0):
+        projections[0](text)
 
 
 def _weight(parts: Any) -> None:

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import dori_fast as df
 from dori_fast.errors import UsageError
@@ -86,6 +87,27 @@ def test_another_signature_is_refused_and_nothing_is_touched(peer):
     with pytest.raises(UsageError, match="something_else"):
         df.patch(name)
     assert all(value is before[key] for key, value in contents(modules).items())
+
+
+def test_replaced_functions_run_in_the_precision_of_evaluations(monkeypatch):
+    modules, seen = stand_in("wen"), []
+    (call,) = [swap for swap in PEERS["wen"].swaps if swap.target.endswith("__call__")]
+    space: dict[str, Any] = {"look": lambda: seen.append(torch.backends.cudnn.conv.fp32_precision)}
+    exec(f"def released({call.signature}):\n    look()", space)
+    pipeline = modules[call.module].LocalStableDiffusionPipeline
+    pipeline.__call__ = space["released"]
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    new = pipeline.__new__
+    new(pipeline)()
+    df.patch("wen")
+    try:
+        # without norms, the replacement calls the released function
+        new(pipeline)()
+    finally:
+        df.unpatch("wen")
+    new(pipeline)()
+    assert seen == [before := torch.backends.cudnn.conv.fp32_precision, "ieee", before]
 
 
 def test_a_second_patch_is_refused(peer):

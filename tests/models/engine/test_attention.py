@@ -72,50 +72,90 @@ def install_xformers(monkeypatch, attention):
     monkeypatch.setattr(torch, "zeros", lambda *size, **_: torch.ones(*size))
 
 
+SD14_HEADS = (40, 80, 160)
+
+
+def attend(q, k, v):
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (NotImplementedError("No operator found for d=32\n  cutlassF: not built"), "for d=32$"),
-        (OSError("libcudart.so.12: cannot open shared object file"), "libcudart"),
+        (NotImplementedError("No operator found\n  cutlassF: not built"), "No operator found"),
+        (OSError("libcudart.so.12: cannot open shared object file"), "libcudart.*"),
         (NotImplementedError(), "NotImplementedError"),
+        (ValueError("head dim too large"), "head dim too large"),
     ],
 )
 def test_an_installed_xformers_that_cannot_answer_is_refused_with_its_reason(
     monkeypatch, error, reason
 ):
     def attention(q, k, v):
-        raise error
+        if q.shape[-1] == 160:
+            raise error
+        return attend(q, k, v)
 
     install_xformers(monkeypatch, attention)
-    assert choose("auto", LooksLikeCuda(), FP32) == ("sdpa", sdpa)
-    with pytest.raises(UsageError, match=f"unavailable: xformers finds no operator: .*{reason}"):
-        choose("xformers", LooksLikeCuda(), FP32)
+    expected = f"no operator for heads of 160 values in float32: {reason}; use attention='sdpa'$"
+    with pytest.raises(UsageError, match=expected):
+        choose("xformers", LooksLikeCuda(), FP32, SD14_HEADS)
+    assert choose("xformers", LooksLikeCuda(), FP32, (40, 80))[0] == "xformers"
 
 
-def test_an_installed_xformers_that_answers_is_used(monkeypatch):
+def test_an_xformers_without_a_backward_pass_is_refused(monkeypatch):
+    class ForwardOnly(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, k, v):
+            return attend(q, k, v)
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise NotImplementedError("No operator found for `memory_efficient_attention_backward`")
+
+    install_xformers(monkeypatch, ForwardOnly.apply)
+    with torch.no_grad(), pytest.raises(UsageError, match="heads of 40 .*_backward`; use"):
+        choose("xformers", LooksLikeCuda(), FP32, SD14_HEADS)
+
+
+def test_an_installed_xformers_is_used_where_it_is_asked_for(monkeypatch):
     called = []
 
     def attention(q, k, v):
-        called.append(q.shape)
-        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(
-            1, 2
-        )
+        called.append(q.shape[-1])
+        return attend(q, k, v)
 
     install_xformers(monkeypatch, attention)
-    assert "no attention for cpu" in why_not_xformers(CPU, FP32)
-    name, kernel = choose("auto", LooksLikeCuda(), FP32)
-    assert name == "xformers" and called
+    assert choose("auto", LooksLikeCuda(), FP32, SD14_HEADS) == ("sdpa", sdpa)
+    assert not called
+    assert "no attention for cpu" in why_not_xformers(CPU, FP32, SD14_HEADS)
+    name, kernel = choose("xformers", LooksLikeCuda(), FP32, SD14_HEADS)
+    assert name == "xformers" and called == [*SD14_HEADS]
     q = torch.randn(1, 4, 2, 8)
     torch.testing.assert_close(kernel(q, q, q), sdpa(q, q, q))
+
+
+def test_the_widths_of_heads_are_those_that_attention_is_called_with(model):
+    seen = set()
+
+    def attention(q, k, v):
+        seen.add(q.shape[-1])
+        return sdpa(q, k, v)
+
+    backbone = model.engine.backbone
+    program = backbone.program(attention)
+    latents, text, pooled = backbone.zeros(1)
+    program.suffix(program.prefix(latents, 0), program.text_part(text, pooled), 0)
+    assert sorted(seen) == backbone.head_sizes
 
 
 @pytest.mark.gpu
 def test_xformers_equals_sdpa():
     pytest.importorskip("xformers")
     device = torch.device("cuda")
-    reason = why_not_xformers(device, torch.float16)
+    reason = why_not_xformers(device, torch.float16, [40])
     if reason:
         pytest.skip(reason)
     q, k, v = (torch.randn(2, n, 8, 40, device=device, dtype=torch.float16) for n in (64, 77, 77))
-    _, kernel = choose("xformers", device, torch.float16)
+    _, kernel = choose("xformers", device, torch.float16, [40])
     torch.testing.assert_close(kernel(q, k, v), sdpa(q, k, v), rtol=2e-3, atol=2e-3)

@@ -24,6 +24,7 @@ class Toy:
     device, dtype = torch.device("cpu"), torch.float64
     parameters, channels_last, not_shared = 51_000_000, False, "a toy"
     image_size, latent_shape, text_width = (16, 16), (1, 2, 2), 3
+    head_sizes: tuple[int, ...] = ()
 
     def __init__(self) -> None:
         self.batches: list[int] = []

@@ -8,7 +8,8 @@ import torch
 import dori_fast as df
 from dori_fast.models.backbones.registry import backbone_of
 from dori_fast.models.engine.attention import sdpa
-from dori_fast.models.engine.batch_size import auto_batch_size, fitting, peak_bytes
+from dori_fast.models.engine.batch_size import auto_batch_size, fitting, line, peak_bytes
+from dori_fast.models.engine.graphs import Graphs
 from tests.models.backbones.test_unet_program import small_unet
 
 GB = 1e9
@@ -42,13 +43,44 @@ def test_on_a_cpu_it_depends_on_the_model_alone(tiny_directory):
     assert auto_batch_size(backbone_of(small_unet(), (0, 0)), None) == 32
 
 
+def test_a_probe_that_does_not_fit_is_an_answer():
+    freed = []
+
+    def peak(most):
+        def found(samples):
+            if samples > most:
+                raise torch.OutOfMemoryError("CUDA")
+            return 100 + 30 * samples
+
+        return found
+
+    for most, expected in ((4, (100, 30, 64)), (3, (0, 0, 2)), (1, (0, 0, 1))):
+        assert line(peak(most), lambda: freed.append(1)) == expected
+    assert len(freed) == 2
+    with pytest.raises(RuntimeError, match="shape"):
+        line(lambda samples: torch.zeros(2).reshape(3), lambda: freed.append(1))
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("own", [False, True])
-def test_the_peak_that_a_probe_predicts_is_that_of_a_real_batch(own):
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("how", ["own", "stages", "recompute"])
+def test_the_peak_that_a_probe_predicts_is_that_of_a_real_batch(how, gradients):
     backbone = backbone_of(small_unet(torch.float32, sample_size=64).cuda(), (0, 0))
-    program = None if own else backbone.program(sdpa)
-    two, four, real = (peak_bytes(backbone, program, n) for n in (2, 4, 16))
+    program = None if how == "own" else backbone.program(sdpa)
+    if program is not None:
+        program.recompute = how == "recompute"
+    two, four, real = (peak_bytes(backbone, program, n, gradients=gradients) for n in (2, 4, 16))
     predicted = two + 7 * (four - two)
     assert two < four < real
     assert 0.5 * real < predicted < 1.5 * real
-    assert auto_batch_size(backbone, program) == 64
+    assert auto_batch_size(backbone, program, gradients=gradients) == 64
+
+
+@pytest.mark.gpu
+def test_the_memory_that_a_graph_keeps_is_counted_and_given_back():
+    backbone = backbone_of(small_unet(torch.float32, sample_size=64).cuda(), (0, 0))
+    graphs = Graphs(backbone.network)
+    program = backbone.program(sdpa, graphs=graphs)
+    recorded = peak_bytes(backbone, program, 16, graphs=graphs)
+    assert recorded > peak_bytes(backbone, backbone.program(sdpa), 16)
+    assert auto_batch_size(backbone, program, graphs=graphs) == 64 and len(graphs) == 0

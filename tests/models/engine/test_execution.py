@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch._inductor.config as inductor_config
 from diffusers import StableDiffusionPipeline
+from torch._inductor.graph import GraphLowering
 
 import dori_fast as df
 from dori_fast.errors import UsageError
@@ -97,7 +98,7 @@ def one_block_unet():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("differentiated", [False, True])
-def test_compiled_parts_are_exact(differentiated):
+def test_compiled_parts_are_exact(differentiated, monkeypatch):
     unet = one_block_unet()
     latents = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     text = torch.randn(2, 7, 24, dtype=torch.float64)
@@ -115,7 +116,18 @@ def test_compiled_parts_are_exact(differentiated):
         for actual, expected in pairs:
             assert (actual - expected).norm() <= 1e-12 * expected.norm()
 
-    compare(961)
+    deterministic = []
+    codegen = GraphLowering.codegen
+
+    def watched(graph):
+        deterministic.append(inductor_config.deterministic)
+        return codegen(graph)
+
+    monkeypatch.setattr(GraphLowering, "codegen", watched)
+    with inductor_config.patch(fx_graph_cache=False):
+        compare(961)
+    # forward, and backward when it first ran: every process compiles the same kernels
+    assert deterministic and all(deterministic) and not inductor_config.deterministic
     # another timestep needs no recompilation
     with torch.compiler.set_stance("fail_on_recompile"):
         compare(21)
@@ -136,7 +148,7 @@ def test_replayed_graphs_give_the_same_bits(tiny_directory, batch_size):
 @pytest.mark.gpu
 def test_one_graph_serves_all_timesteps_and_gradients_go_around_it():
     unet = small_unet(torch.float32).cuda()
-    graphs = Graphs()
+    graphs = Graphs(unet)
     program = Program(unet, Parts(sdpa), graphs=graphs)
     latents, text = torch.randn(2, 4, 16, 16).cuda(), torch.randn(2, 7, 24).cuda()
     with torch.no_grad():

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import dori_fast as df
+from dori_fast.models.engine.memory import out_of_memory
 
 CPU_MESSAGE = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 
@@ -63,3 +64,39 @@ def test_other_errors_pass(tiny_directory: Any, refuse_over: Any) -> None:
     with pytest.raises(RuntimeError, match="shape mismatch"):
         df.detect.Wen(seeds=2).score(model, ["a cat"])
     assert model.batch_size == 4
+
+
+# what torch 2.13, cuBLAS, cuDNN and Triton 3.6 say
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "Triton Error [CUDA]: out of memory",
+        CPU_MESSAGE,
+    ],
+)
+def test_every_way_to_say_it_is_understood(said: str) -> None:
+    assert out_of_memory(RuntimeError(said))
+    assert out_of_memory(torch.AcceleratorError(said))
+    assert not out_of_memory(ValueError(said))
+
+
+def test_an_error_that_follows_from_it_is_one_too() -> None:
+    """The capture of a CUDA graph cannot be ended after an allocation in it has failed."""
+
+    class Capture:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error")
+
+    def capture(error: Exception) -> None:
+        with Capture():
+            raise error
+
+    for inner, expected in ((torch.OutOfMemoryError("CUDA"), True), (ValueError("shape"), False)):
+        with pytest.raises(RuntimeError, match="previous error") as caught:
+            capture(inner)
+        assert out_of_memory(caught.value) is expected

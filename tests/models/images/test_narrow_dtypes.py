@@ -35,7 +35,7 @@ def test_narrow_dtypes_are_widened_where_the_pipeline_does(directory, kind, dtyp
     )
     for _, model in both(root, kind, dtype):
         before = {name: value.clone() for name, value in model.vae.state_dict().items()}
-        ours = model.autoencoder.decode(clean[:, None], [0], 2)[:, 0].numpy()
+        ours = model.autoencoder.decode(clean[:, None], [0])[:, 0].numpy()
         # both round in the narrow dtype, whose steps are up to 2 of 255
         assert np.abs(ours - theirs).max() <= 2
         torch.testing.assert_close(model.latents(images), wanted, rtol=2e-2, atol=2e-2)
@@ -75,9 +75,9 @@ def test_the_dtype_is_restored_when_decoding_fails(directory):
     root = directory("xl", overflowing(kl(force_upcast=True)))
     pipe = stock(root, "xl", torch.float16)
     with pytest.raises(NonFiniteError, match="1 of 2 denoised latents"):
-        decode(pipe.vae, torch.tensor([0.0, torch.nan]).expand(4, 8, 8, 2).movedim(-1, 0), 1)
+        decode(pipe.vae, torch.tensor([0.0, torch.nan]).expand(4, 8, 8, 2).movedim(-1, 0))
     with pytest.raises(RuntimeError):
-        decode(pipe.vae, torch.zeros(1, 5, 8, 8), 1)
+        decode(pipe.vae, torch.zeros(1, 5, 8, 8))
     assert pipe.vae.dtype == torch.float16
     assert all(value.dtype == torch.float16 for value in pipe.vae.state_dict().values())
 
@@ -87,11 +87,11 @@ def test_some_bad_images_are_counted_in_float32_too(directory):
     latents = torch.randn(3, 4, 8, 8)
     latents[1] = torch.inf
     with pytest.raises(NonFiniteError, match=r"1 of 3 denoised latents .* float32; check the mod"):
-        decode(model.vae, latents, 2)
+        decode(model.vae, latents)
     with torch.no_grad():
         model.vae.decoder.conv_out.bias[0] = torch.inf
     with pytest.raises(NonFiniteError, match="3 of 3 decoded images are NaN or Inf in float32"):
-        decode(model.vae, torch.randn(3, 4, 8, 8), 2)
+        decode(model.vae, torch.randn(3, 4, 8, 8))
 
 
 def test_an_operation_that_a_dtype_lacks_is_a_usage_error():
@@ -101,6 +101,6 @@ def test_an_operation_that_a_dtype_lacks_is_a_usage_error():
         vae.decode(latents)
     except NotImplementedError:
         with pytest.raises(UsageError, match="VQModel cannot run in float16 on this device"):
-            decode(vae, latents, 1)
+            decode(vae, latents)
     else:
-        assert decode(vae, latents, 1).shape == (1, 16, 16, 3)
+        assert decode(vae, latents).shape == (1, 16, 16, 3)

@@ -48,7 +48,7 @@ def test_images_and_latents_are_the_pipelines_own(directory, kind, name):
     for _, model in both(root, kind):
         assert model.image_size == (16, 16)
         torch.testing.assert_close(model.latents(images), wanted, rtol=1e-5, atol=1e-5)
-        ours = model.autoencoder.decode(clean[:, None], [0], 2)[:, 0].numpy()
+        ours = model.autoencoder.decode(clean[:, None], [0])[:, 0].numpy()
         for i, image in theirs.items():
             # a value on a rounding boundary may differ by one
             assert np.abs(ours[i] - image[0]).max() <= 1
@@ -63,7 +63,7 @@ def test_a_codebook_is_decoded_in_stable_diffusion_as_in_latent_diffusion(direct
     for _, model in both(root, "sd"):
         theirs = model.vae.decode(clean / 0.4).sample
         theirs = ((theirs / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
-        assert (decode(model.vae, clean, 2).float() - theirs).abs().max() <= 1
+        assert (decode(model.vae, clean).float() - theirs).abs().max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["sd", "xl"])
@@ -103,7 +103,17 @@ def test_a_consistency_decoder_continues_the_seeds_random_stream(directory):
                 ).images[0]
                 assert np.abs(ours[p, s] - (theirs * 255).round().astype(int)).max() <= 1
     with pytest.raises(UsageError, match="pass the images' seeds"):
-        decode(model.vae, torch.zeros(1, 4, 8, 8), 1)
+        decode(model.vae, torch.zeros(1, 4, 8, 8))
+
+
+def test_images_are_decoded_one_by_one(directory):
+    """So none depends on its neighbors, and the peak of memory is that of one image."""
+    model, sizes = df.load(directory("sd", kl()), device="cpu", batch_size=8), []
+    model.vae.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    latents = torch.randn(5, *model.latent_shape)
+    together = decode(model.vae, latents)
+    assert sizes == [1] * 5
+    assert torch.equal(together, torch.cat([decode(model.vae, x[None]) for x in latents]))
 
 
 def test_reading_images_does_not_depend_on_neighbors(directory):

@@ -1,8 +1,9 @@
-"""Speculative refinement gives the greedy's answer, whatever the score function."""
+"""The greedy refinement, and the guesses of its next tests."""
 
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -17,6 +18,23 @@ def greedy(blocked, groups, score, threshold):
         blocked = blocked - group if drop else blocked
         dropped.append(drop)
     return blocked, tuple(dropped)
+
+
+def run(blocked, groups, score, threshold, guesses=0):
+    """The refinement, with scores of so many guesses taken with each test, and the batches."""
+    steps, known, batches = refine(blocked, groups, threshold), {}, []
+    try:
+        trial = next(steps)
+        while True:
+            if trial.blocked not in known:
+                ahead = [guess for guess, _ in zip(trial.ahead(known.get), range(guesses))]  # noqa: B905
+                assert all(a.likelihood >= b.likelihood for a, b in pairwise(ahead))
+                assert not any(guess.blocked in known for guess in ahead)
+                batches.append([trial.blocked, *(guess.blocked for guess in ahead)])
+                known |= {each: score(each) for each in batches[-1]}
+            trial = steps.send(known[trial.blocked])
+    except StopIteration as end:
+        return end.value, batches
 
 
 def random_case(seed):
@@ -49,56 +67,52 @@ def random_case(seed):
             return random.Random(hash((seed, tuple(sorted(blocked))))).random()
 
     threshold = rng.uniform(0, 1) * (1 if kind == 3 else sum(weights))
-    return frozenset(items), groups, score, threshold, rng.randint(1, 9)
+    return frozenset(items), groups, score, threshold, rng.randint(0, 8)
 
 
 @pytest.mark.parametrize("block", range(10))
 def test_a_thousand_random_score_functions(block):
     for seed in range(100 * block, 100 * block + 100):
-        blocked, groups, score, threshold, width = random_case(seed)
-        calls = []
-
-        def batch(trials, tested, score=score, calls=calls):
-            calls.append(len(trials))
-            assert len(trials) == len(tested)
-            return [score(trial) for trial in trials]
-
-        found = refine(blocked, groups, batch, threshold, width)
+        blocked, groups, score, threshold, guesses = random_case(seed)
+        found, batches = run(blocked, groups, score, threshold, guesses)
         assert (found.blocked, found.dropped) == greedy(blocked, groups, score, threshold)
-        assert (found.scored, found.rounds) == (sum(calls), len(calls))
-        assert found.tests == len(groups) and max(calls) <= width
+        assert len(batches) <= len(groups)
 
 
-def test_trials_of_a_batch_differ_in_the_named_groups_alone():
-    blocked, groups = frozenset(range(12)), [frozenset([i]) for i in range(12)]
-    state = {"blocked": blocked}
-
-    def score(trials, tested):
-        named = frozenset().union(*(groups[i] for i in tested))
-        assert len({trial - named for trial in trials}) == 1
-        return [0.0 if len(trial) % 3 else 1.0 for trial in trials]
-
-    refine(state["blocked"], groups, score, 0.5, 4)
-
-
-def test_mostly_dropped_candidates_cost_few_rounds_and_little_waste():
+def test_mostly_dropped_candidates_are_guessed_ahead():
     rng = random.Random(0)
     needed = set(rng.sample(range(150), 8))
     groups = [frozenset([i]) for i in range(150)]
-
-    def score(trials, tested):
-        return [0.0 if needed <= trial else 1.0 for trial in trials]
-
-    found = refine(frozenset(range(150)), groups, score, 0.5, 8)
+    found, batches = run(
+        frozenset(range(150)), groups, lambda trial: 0.0 if needed <= trial else 1.0, 0.5, 7
+    )
     assert found.blocked == needed
-    assert found.rounds <= 40 and found.scored <= 1.4 * found.tests
+    assert len(batches) <= 40
+
+
+def test_both_outcomes_of_a_test_are_guessed():
+    groups = [frozenset([i]) for i in range(3)]
+    trial = next(refine(frozenset(range(3)), groups, 0.5))
+    assert trial.blocked == {1, 2}
+    ahead = list(trial.ahead({}.get))
+    assert {(guess.blocked, guess.group) for guess in ahead} == {
+        (frozenset(left), group)
+        for group, sets in {1: ({2}, {0, 2}), 2: ((), {1}, {0}, {0, 1})}.items()
+        for left in sets
+    }
+    # it drops at first sight: all gone is likelier than all kept
+    order = [guess.blocked for guess in ahead]
+    assert order.index(frozenset()) < order.index(frozenset({0, 1}))
+    # once an outcome is known, its other branch is no longer guessed
+    known = {frozenset({1, 2}): 0.0, frozenset({2}): 1.0}
+    assert [guess.blocked for guess in trial.ahead(known.get)] == [frozenset({1})]
 
 
 def test_nothing_to_refine():
-    found = refine(frozenset(), [], lambda trials, tested: [], 0.5, 4)
-    assert (found.blocked, found.dropped, found.scored) == (frozenset(), (), 0)
+    found, batches = run(frozenset(), [], lambda trial: 0.0, 0.5)
+    assert (found.blocked, found.dropped, batches) == (frozenset(), (), [])
 
 
 def test_a_score_that_is_not_a_number_keeps_the_block():
-    found = refine(frozenset([1]), [frozenset([1])], lambda t, _: [float("nan")] * len(t), 0.5, 4)
+    found, _ = run(frozenset([1]), [frozenset([1])], lambda trial: float("nan"), 0.5)
     assert found.blocked == {1}

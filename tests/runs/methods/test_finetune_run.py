@@ -110,6 +110,8 @@ def test_what_a_run_leaves(place: Place) -> None:
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "done"
     assert record["counts"] == {"rows": 4, "ok": 3, "quarantined": 1}
+    # more than the steps' own samples: the surrogates are drawn, and batches are padded
+    assert record["rows_computed"] > record["evaluations"] > steps[-1]["evaluations"]
     assert not list(folder.glob(".*.tmp"))
     with pytest.raises(UsageError, match=r"its figures are in scalars\.jsonl"):
         open_run(folder)

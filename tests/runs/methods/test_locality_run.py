@@ -73,6 +73,7 @@ def test_everything_is_compared(model: Any, runs: Path) -> None:
     found = compared(model, runs, triggers=triggers, baselines=baselines)
     assert json.loads((runs / "out" / "locality.json").read_text()) == found
     assert set(found["distances"]) == {"found", "starts", "ordinary"}
+    assert found["unet"]["rows_computed"] >= found["unet"]["evaluations"] > 0
     embeddings = torch.stack(list(read_embeddings(runs / "attack").values()))
     distances = pairwise_distances(embeddings)
     assert found["distances"]["found"][0] == pytest.approx(distances.min())

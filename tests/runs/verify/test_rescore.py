@@ -6,17 +6,20 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import dori_fast
 from dori_fast.detect import Asthana, Cascade, NeMo, Ren, Sail, Wen
 from dori_fast.errors import UsageError
 from dori_fast.runs.methods.prune import prune
 from dori_fast.runs.store.manifest import seal
-from dori_fast.runs.verify.rescore import recorded_detector
+from dori_fast.runs.store.record import RunRecord
+from dori_fast.runs.verify.rescore import recorded_detector, tolerance_of, unlike
 from dori_fast.runs.verify.verify import verify
 from tests.runs.methods.test_prune_run import nemo
 from tests.runs.scanning import Spelling, scanned
@@ -73,6 +76,11 @@ def test_a_localisation_is_checked_but_not_computed_again(model: Any, tmp_path: 
     seen = verify(tmp_path / "run", model=model)
     assert not seen.findings and seen.merkle_root
     assert seen.skipped == ["scores: these rows are not a scan's"]
+    assert record_of(tmp_path / "run").execution == asdict(model.engine.execution)
+
+
+def record_of(run: Path) -> RunRecord:
+    return RunRecord.read(run / "run.json")
 
 
 @contextmanager
@@ -111,9 +119,36 @@ def test_other_threads_may_change_scores_by_rounding(
         assert len(verify(tmp_path / "run", model=model).findings) == 2
 
 
-def test_workers_have_a_share_of_the_threads_each(tiny_directory: Path, tmp_path: Path) -> None:
-    import dori_fast
+def test_other_precision_may_change_scores_by_rounding(
+    tiny_directory: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    # of its own: it keeps work of the threads that it began with
+    model = dori_fast.load(tiny_directory, device="cpu", batch_size=8)
+    run = tmp_path / "run"
+    scanned(model, ["a cat", "a dog"], run)
+    record = record_of(run)
+    assert record.execution["allow_tf32"] is False
+    assert rescored(run, model) == "2 rows scored again, to the bit; seed 0"
 
+    def edited(execution: dict[str, Any]) -> None:
+        edit = record.model_copy(update={"execution": execution})
+        (run / "run.json").write_text(edit.model_dump_json())
+        seal(run)
+
+    edited(record.execution | {"allow_tf32": True})
+    spread(monkeypatch)
+    assert "within 0.05 (allow_tf32 True then, False now)" in rescored(run, model)
+    # a run before this field had its caller's switches, which concern a GPU's scores alone
+    older = record.execution | {}
+    del older["allow_tf32"]
+    edited(older)
+    assert len(verify(run, model=model, sample=1).findings) == 2
+    on_a_gpu = record_of(run).model_copy(update={"model": record.model | {"device": "cuda"}})
+    assert "allow_tf32 unknown then, False now" in unlike(on_a_gpu, model)
+    assert tolerance_of(on_a_gpu, model) == 0.05 and tolerance_of(record, model) == 0.001
+
+
+def test_workers_have_a_share_of_the_threads_each(tiny_directory: Path, tmp_path: Path) -> None:
     model = dori_fast.load(tiny_directory, batch_size=8)
     with threads(2):
         scanned(model, ["a cat", "a dog"], tmp_path / "run", shard_size=1, workers=2)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dori_fast._checks import to_device
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.by_sample import require_by_sample
 from dori_fast.models.backbones.unet.objections import refusal
-from dori_fast.models.backbones.unet.parts import Parts
+from dori_fast.models.backbones.unet.parts import Parts, head_sizes
 from dori_fast.models.backbones.unet.program import Program, added_conditions
 from dori_fast.models.backbones.unet.require import KIND, require_text, require_unet, text_width
 from dori_fast.models.backbones.unet.stock import foreign_module, hooked_module, unbound_method
@@ -75,6 +76,10 @@ class UNet:
         return text_width(self.network.config)
 
     @property
+    def head_sizes(self) -> list[int]:
+        return head_sizes(self.network)
+
+    @property
     def not_shared(self) -> str | None:
         return refusal(self.network)
 
@@ -133,7 +138,7 @@ class UNet:
     ) -> Tensor:
         output: Tensor = self.network(
             latents,
-            torch.as_tensor(timestep).to(latents.device),
+            to_device(torch.as_tensor(timestep), latents.device),
             text,
             added_cond_kwargs=added_conditions(pooled, self.image_size),
             return_dict=False,

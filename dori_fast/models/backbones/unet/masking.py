@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from dori_fast._checks import to_device
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet.stock import not_its_weight
 from dori_fast.models.engine.state import Pruned, TextPart
@@ -27,10 +28,14 @@ def masked(
         names: names of the cross-attentions, in order.
         second_linears: names of the second feed-forward linears, in order.
     """
-    keys_values = [
-        (key, _scaled(value, masks.neurons, name, text))
-        for name, (key, value) in zip(names, part.keys_values, strict=True)
-    ]
+    keys_values = part.keys_values
+    if masks.neurons is not None:
+        # once for all layers
+        own = to_device(text, keys_values[0][1].device)
+        keys_values = [
+            (key, _scaled(value, masks.neurons, name, own))
+            for name, (key, value) in zip(names, keys_values, strict=True)
+        ]
     weights = {} if masks.weights is None else masks.weights.pruned
     rows = tuple(text.tolist())
     pruned = {
@@ -41,12 +46,13 @@ def masked(
     return dataclasses.replace(part, keys_values=keys_values, pruned=pruned)
 
 
-def _scaled(value: Tensor, mask: NeuronMask | None, name: str, text: Tensor) -> Tensor:
-    scale = None if mask is None else mask.scales.get(name)
+def _scaled(value: Tensor, mask: NeuronMask, name: str, rows: Tensor) -> Tensor:
+    scale = mask.scales.get(name)
     if scale is None:
         return value
-    rows = torch.zeros_like(text) if len(scale) == 1 else text
-    return neuron_mask(value, scale.to(value)[rows.to(value.device)])
+    # a view's masks are on its device, so that this waits for nothing
+    rows = torch.zeros_like(rows) if len(scale) == 1 else rows
+    return neuron_mask(value, scale.to(value)[rows])
 
 
 def check_mask(

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dori_fast.models.backbones.unet import joins
 from dori_fast.models.engine.attention import Attention
@@ -42,11 +42,25 @@ class Parts:
         self.feed_forward = self._maybe_compiled(feed_forward)
 
     def _maybe_compiled(self, part: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return torch.compile(part, dynamic=False, fullgraph=True) if self._compiled else part
+        if not self._compiled:
+            return part
+        return torch.compile(part, dynamic=False, fullgraph=True, options=compile_options())
 
     def running(self) -> AbstractContextManager[Any]:
         """The context in which to call the parts: compiled ones never fall back to plain ones."""
         return never_falling_back() if self._compiled else nullcontext()
+
+
+def compile_options() -> dict[str, Any]:
+    """Options of torch.compile with which every process compiles the same kernels.
+
+    Otherwise inductor times kernels on a GPU and takes the fastest, so that the rounding of a score
+    depends on a measurement. As options they also hold for the backward pass, which is compiled
+    when it first runs.
+    """
+    import torch._inductor.config as inductor
+
+    return {"deterministic": True} if hasattr(inductor, "deterministic") else {}
 
 
 def never_falling_back() -> AbstractContextManager[Any]:
@@ -56,6 +70,13 @@ def never_falling_back() -> AbstractContextManager[Any]:
         accumulated_recompile_limit=_MOST_KINDS,
         fail_on_recompile_limit_hit=True,
     )
+
+
+def head_sizes(network: nn.Module) -> list[int]:
+    """Widths of the attention heads of a UNet."""
+    modules: list[Any] = list(network.modules())
+    found = [m for m in modules if hasattr(m, "inner_dim") and hasattr(m, "heads")]
+    return sorted({attention.inner_dim // attention.heads for attention in found})
 
 
 def residual(module: Any, x: Tensor, bias: Tensor, plain: bool) -> Tensor:

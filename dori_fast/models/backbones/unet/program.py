@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dori_fast._checks import to_device
 from dori_fast.errors import UsageError
 from dori_fast.models.backbones.unet import joins, stages
 from dori_fast.models.backbones.unet.masking import check_mask, masked
@@ -211,7 +212,7 @@ class Program:
         return self._kept_biases[timestep]
 
     def _time_embedding(self, timestep: Timestep) -> Tensor:
-        time = torch.as_tensor(timestep, device=self._unet.device).reshape(-1)
+        time = to_device(torch.as_tensor(timestep), self._unet.device).reshape(-1)
         embedding: Tensor = self._unet.time_embedding(
             self._unet.time_proj(time).to(self._unet.dtype)
         )
@@ -312,5 +313,5 @@ def added_conditions(
     if pooled is None:
         return None
     height, width = image_size
-    ids = torch.tensor([height, width, 0, 0, height, width], device=pooled.device)
+    ids = to_device(torch.tensor([height, width, 0, 0, height, width]), pooled.device)
     return {"text_embeds": pooled, "time_ids": ids.to(pooled.dtype).expand(len(pooled), -1)}

@@ -1,28 +1,33 @@
-"""Timers for busy machines, and the CSV file that keeps the results."""
+"""The row of a measurement, and the CSV file that keeps the rows of a machine."""
 
 from __future__ import annotations
 
 import csv
 import functools
+import math
+import os
 import platform
 import re
 import statistics
 import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
-_SHORTEST_SAMPLE = 200e-6
-# A call longer than this is warm after one run; more trial runs would cost as much as timing it.
-_LONG_CALL = 0.1
-_L2_FLUSH_BYTES = 256 * 2**20
+RESULTS = Path(__file__).parents[1] / "results"
+# Metrics that are times of a call; tables of speed-ups compare these. `graph_time` is a GPU's time
+# of a replayed call, `enqueue_time` a CPU's time of launching it.
+TIMES = ("cpu_time", "time", "graph_time")
+# metrics of a case that gave no number; its row has the reason as its note
+FAILED, SKIPPED = "failed", "skipped"
+# provider of a case that failed for all providers
+ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,7 @@ class Row:
         roofline_pct: share of the machine's ceiling (`benchmarks.ceilings`), in percent.
         threads: CPU threads; 0 if a GPU computes.
         repro_cmd: command that measures the row again.
+        note: reason why a case has no number, or a remark.
     """
 
     op: str
@@ -58,6 +64,7 @@ class Row:
     commit: str
     repro_cmd: str
     timestamp: str
+    note: str = ""
 
 
 # A new measurement replaces an old one with the same values in these columns.
@@ -66,86 +73,6 @@ _KEY = ("op", "mode", "provider", "metric", "shape", "dtype", "threads", "machin
 
 def _key(row: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in _KEY)
-
-
-Timer = Callable[[Callable[[], object], int], float]
-
-
-def cpu_seconds(call: Callable[[], object], repeats: int) -> float:
-    """CPU seconds per call; other processes on the machine hardly change them."""
-    start = time.process_time()
-    for _ in range(repeats):
-        call()
-    return (time.process_time() - start) / repeats
-
-
-def wall_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Wall-clock seconds per call, for more than one thread."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
-def gpu_seconds(call: Callable[[], object], repeats: int) -> float:
-    """GPU seconds per call with a cold L2 cache, measured by events around the call alone."""
-    flush = torch.empty(_L2_FLUSH_BYTES, dtype=torch.int8, device="cuda")
-    total = 0.0
-    for _ in range(repeats):
-        flush.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        total += start.elapsed_time(end) * 1e-3
-    return total / repeats
-
-
-def timer_for(device: str, threads: int) -> Timer:
-    """The timer for a device; CPU time is meaningful for one thread only."""
-    if device == "cuda":
-        return gpu_seconds
-    return cpu_seconds if threads == 1 else wall_seconds
-
-
-def metric_of(timer: Timer) -> str:
-    """The name of a timer's metric in the rows."""
-    return "cpu_time" if timer is cpu_seconds else "time"
-
-
-def _repeats(call: Callable[[], object]) -> int:
-    """Warm up; return the calls per sample that outlast the clock's resolution."""
-    call()
-    once = wall_seconds(call, 1)
-    if once < _LONG_CALL:
-        once = min(wall_seconds(call, 1) for _ in range(6))
-    return max(1, round(_SHORTEST_SAMPLE / once))
-
-
-def interleave(
-    calls: dict[str, Callable[[], object]], timer: Timer, rounds: int
-) -> dict[str, list[float]]:
-    """Time all providers in turn, round after round, so that a slow moment hits all of them.
-
-    Each round starts with another provider, so that none always follows the same one.
-
-    Returns:
-        Seconds per call, one a round, by provider.
-    """
-    repeats = {name: _repeats(call) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    for r in range(rounds):
-        for name in names[r % len(names) :] + names[: r % len(names)]:
-            samples[name].append(timer(calls[name], repeats[name]))
-    return samples
-
-
-def percentiles(samples: Sequence[float]) -> tuple[float, float, float]:
-    """The 20th, 50th and 80th percentile."""
-    cuts = statistics.quantiles(samples, n=10, method="inclusive")
-    return cuts[1], cuts[4], cuts[7]
 
 
 @functools.cache
@@ -171,15 +98,34 @@ def library_versions() -> str:
 
 @functools.cache
 def commit_id() -> str:
-    """Short commit of the sources, with a + if the working tree differs."""
+    """Short commit of the sources, with a + if the working tree differs.
+
+    `DORI_COMMIT` names it where the sources travel without their repository.
+    """
+    given = os.environ.get("DORI_COMMIT", "").strip()
+    if given:
+        return given
     command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10"]
     try:
         done = subprocess.run(
-            command, cwd=RESULTS.parent, capture_output=True, text=True, check=True
+            command, cwd=RESULTS.parents[1], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return done.stdout.strip()
+
+
+def percentiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    """The 20th, 50th and 80th percentile; of one sample, itself three times."""
+    if len(samples) == 1:
+        return (samples[0],) * 3
+    cuts = statistics.quantiles(samples, n=10, method="inclusive")
+    return cuts[1], cuts[4], cuts[7]
+
+
+def _rounded(value: float) -> float:
+    """Three decimals, or four digits of a small value."""
+    return round(value, 3) if not math.isfinite(value) or abs(value) >= 1 else float(f"{value:.4g}")
 
 
 def make_row(
@@ -190,7 +136,7 @@ def make_row(
     `command` is completed by the device or threads, so that it measures the row again.
     """
     on_gpu = device == "cuda"
-    p20, p50, p80 = (round(value, 3) for value in percentiles(samples))
+    p20, p50, p80 = map(_rounded, percentiles(samples))
     return Row(
         p20=p20,
         p50=p50,
@@ -208,20 +154,34 @@ def make_row(
 def record(rows: Sequence[Row], folder: Path | None = None) -> Path:
     """Merge rows into the file of their machine; a new measurement replaces the old one.
 
+    A number also replaces the row that says why there was none, and a time one that was taken in
+    another way. The file is whole at any moment.
     Rows of an older layout are kept, with missing columns empty.
     """
     folder = folder or RESULTS
-    slug = re.sub(r"[^a-z0-9]+", "-", rows[0].machine.lower()).strip("-")
-    path = folder / f"{slug}.csv"
+    path = folder / f"{slug(rows[0].machine)}.csv"
     kept: dict[tuple[str, ...], dict[str, object]] = {}
     if path.exists():
         with path.open(newline="") as file:
             for old in csv.DictReader(file):
                 kept[_key(old)] = dict(old)
-    kept |= {_key(asdict(row)): asdict(row) for row in rows}
+    for row in map(asdict, rows):
+        for metric, provider in product((FAILED, SKIPPED), (row["provider"], ALL)):
+            kept.pop(_key({**row, "metric": metric, "provider": provider}), None)
+        for metric in TIMES if row["metric"] in TIMES else ():
+            kept.pop(_key({**row, "metric": metric}), None)
+        kept[_key(row)] = row
     folder.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    # a stage may be ended at any moment
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(kept[key] for key in sorted(kept))
+    part.replace(path)
     return path
+
+
+def slug(machine: str) -> str:
+    """Stem of a machine's file."""
+    return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")

@@ -1,0 +1,101 @@
+"""Runs stages one after the other: none outlasts its limit, and no failure stops the next."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.device.stage import Outcome, Stage
+
+ROOT = Path(__file__).resolve().parents[2]
+_LAST_LINES = 12
+
+
+def run_stage(stage: Stage, log: Path, seconds_left: float, environment: dict[str, str]) -> Outcome:
+    """Run one stage and append its output to the log."""
+    if stage.missing:
+        return Outcome(stage.name, "skipped", None, 0.0, stage.missing)
+    limit = min(stage.limit, seconds_left)
+    if limit < 1:
+        return Outcome(stage.name, "not reached", None, 0.0, "no time left")
+    start = time.monotonic()
+    with log.open("ab") as file:
+        file.write(f"\n=== {stage.name}: {' '.join(stage.command)}\n".encode())
+        file.flush()
+        try:
+            process = subprocess.Popen(
+                stage.command,
+                cwd=ROOT,
+                env={**environment, **stage.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                # a process group of its own, so that a timeout also ends its children
+                start_new_session=True,
+            )
+        except OSError as error:
+            return Outcome(stage.name, "failed", None, 0.0, str(error))
+        code = _wait(process, limit)
+    took = time.monotonic() - start
+    if code is None:
+        return Outcome(stage.name, "timed out", None, took, f"limit {limit:.0f} s")
+    return Outcome(stage.name, "ok" if code in stage.accepted else "failed", code, took)
+
+
+def _wait(process: subprocess.Popen[bytes], limit: float) -> int | None:
+    """The exit code, or None after a timeout; then the whole process group is ended."""
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        os.killpg(process.pid, number)
+        try:
+            process.wait(5)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def run(
+    plan: Sequence[Stage], out: Path, environment: dict[str, str], total: float
+) -> list[Outcome]:
+    """Run all stages within `total` seconds; write device.log and stages.csv into `out`."""
+    deadline = time.monotonic() + total
+    log = out / "device.log"
+    log.write_bytes(b"")
+    outcomes = []
+    for stage in plan:
+        start = log.stat().st_size
+        outcome = run_stage(stage, log, deadline - time.monotonic(), environment)
+        outcomes.append(outcome)
+        print(_line(outcome), flush=True)
+        if outcome.bad and outcome.state != "not reached":
+            text = log.read_bytes()[start:].decode(errors="replace")
+            print(*(f"    {line}" for line in text.splitlines()[-_LAST_LINES:]), sep="\n")
+        _write(outcomes, out / "stages.csv")
+    return outcomes
+
+
+def _line(outcome: Outcome) -> str:
+    code = "" if outcome.code in (0, None) else f" exit code {outcome.code}"
+    return f"{outcome.stage:22} {outcome.state:11} {outcome.seconds:6.1f} s {outcome.why}{code}"
+
+
+def _write(outcomes: Sequence[Outcome], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("stage", "state", "exit_code", "seconds", "why"))
+        for o in outcomes:
+            writer.writerow((o.stage, o.state, o.code, round(o.seconds, 1), o.why))
