@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.device.stage import Outcome, Stage
@@ -70,7 +70,29 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def run(
     plan: Sequence[Stage], out: Path, environment: dict[str, str], total: float
 ) -> list[Outcome]:
-    """Run all stages within `total` seconds; add to device.log and stages.csv in `out`."""
+    """Run all stages within `total` seconds; add to device.log and stages.csv in `out`.
+
+    SIGTERM, as from `timeout`, also ends the stage that is running.
+    """
+    with _leaving_on_sigterm():
+        return _run(plan, out, environment, total)
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(
+    plan: Sequence[Stage], out: Path, environment: dict[str, str], total: float
+) -> list[Outcome]:
     deadline = time.monotonic() + total
     log, table = out / "device.log", out / "stages.csv"
     log.touch()

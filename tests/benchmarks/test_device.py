@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -80,7 +82,21 @@ def test_nothing_that_a_stage_started_outlives_it(tmp_path: Path, then: str, sta
     code = f"(trap '' TERM; exec sleep 60) & echo $! > {note}; {then}"
     outcomes = run([Stage("parent", 2, ("bash", "-c", code))], tmp_path, dict(os.environ), 60)
     assert outcomes[0].state == state
-    pid = int(note.read_text())
+    expect_end(int(note.read_text()))
+
+
+def test_a_run_that_is_terminated_ends_its_stage(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    stage = Stage("long", 60, ("bash", "-c", f"echo $$ > {note}; exec sleep 60"))
+    timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(SystemExit) as found:
+        run([stage], tmp_path, dict(os.environ), 60)
+    assert found.value.code == 128 + signal.SIGTERM
+    expect_end(int(note.read_text()))
+
+
+def expect_end(pid: int) -> None:
     for _ in range(50):
         if not Path(f"/proc/{pid}").exists() or "\nState:\tZ" in status(pid):
             return
