@@ -27,12 +27,14 @@ class FullBatches:
         size: samples per batch (the fixed, padded shape).
         automatic: the size that was chosen automatically, or None.
         rows: rows computed so far, padding and repeats after running out of memory included.
+        used: sizes of the batches so far; its owner may clear it.
     """
 
     def __init__(self, size: int, release: Callable[[], None], *, automatic: bool) -> None:
         self._pieces, self.release = Shrinking(size, "batches"), release
         self.size, self.automatic = size, size if automatic else None
         self.rows, self._differentiating = 0, False
+        self.used: set[int] = set()
         self._for_gradients: dict[Hashable, int] = {}
 
     @property
@@ -93,6 +95,7 @@ class FullBatches:
 
     def _run(self, compute: Callable[..., State], *indices: Tensor) -> State:
         size, n = self.size, indices[0].shape[0]
+        self.used.add(size)
         chunks = []
         for start in range(0, n, size):
             self.rows += size
