@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import dori_fast as df
-from dori_fast.models.engine.memory import out_of_memory
+from dori_fast.models.engine.memory import Shrinking, out_of_memory
 
 CPU_MESSAGE = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 
@@ -100,3 +100,18 @@ def test_an_error_that_follows_from_it_is_one_too() -> None:
         with pytest.raises(RuntimeError, match="previous error") as caught:
             capture(inner)
         assert out_of_memory(caught.value) is expected
+
+
+def test_an_error_that_the_caller_was_handling_says_nothing_about_the_work() -> None:
+    pieces, calls = Shrinking(8, "pieces"), []
+
+    def work() -> None:
+        calls.append(pieces.size)
+        raise torch.OutOfMemoryError("CUDA") if pieces.size > 4 else RuntimeError("shape")
+
+    try:
+        raise torch.OutOfMemoryError("the caller's")
+    except torch.OutOfMemoryError:
+        with pytest.raises(RuntimeError, match="shape"):
+            pieces.run(work, lambda: None)
+    assert calls == [8, 4]
