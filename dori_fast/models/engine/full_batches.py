@@ -91,7 +91,13 @@ class FullBatches:
             step: function as in :meth:`Shrinking.run`.
             pieces: size of its own by which the step cuts its samples; default: that of batches.
         """
-        return (pieces or self._pieces).run(step, self.release)
+        automatic = self.size == self.automatic and not self._differentiating
+        try:
+            return (pieces or self._pieces).run(step, self.release)
+        finally:
+            if automatic:
+                # nobody chose the smaller size either
+                self.automatic = self.size
 
     def _run(self, compute: Callable[..., State], *indices: Tensor) -> State:
         size, n = self.size, indices[0].shape[0]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import dori_fast as df
 from dori_fast.models.backbones.unet.by_sample import require_by_sample
-from dori_fast.models.engine.memory import out_of_memory
+from dori_fast.models.engine.memory import Shrinking, out_of_memory
 from dori_fast.runs.workers.worker import failure
 
 CPU_MESSAGE = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
@@ -129,3 +129,18 @@ def test_a_device_in_an_undefined_state_is_lost() -> None:
     for message in ("CUDA error: an illegal memory access was encountered", "cuDNN error: BAD"):
         assert failure(RuntimeError(message)).device_lost
     assert failure(torch.AcceleratorError("unspecified launch failure")).device_lost
+
+
+def test_an_error_that_the_caller_was_handling_says_nothing_about_the_work() -> None:
+    pieces, calls = Shrinking(8, "pieces"), []
+
+    def work() -> None:
+        calls.append(pieces.size)
+        raise torch.OutOfMemoryError("CUDA") if pieces.size > 4 else RuntimeError("shape")
+
+    try:
+        raise torch.OutOfMemoryError("the caller's")
+    except torch.OutOfMemoryError:
+        with pytest.raises(RuntimeError, match="shape"):
+            pieces.run(work, lambda: None)
+    assert calls == [8, 4]
