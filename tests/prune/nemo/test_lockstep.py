@@ -86,6 +86,26 @@ def test_work_done_in_advance_changes_no_bit(tiny, alone, monkeypatch):
     assert with_it == [alone[prompt] for prompt in PROMPTS[:4]]
 
 
+@pytest.mark.parametrize("halved", [True, False], ids=["halved", "raised"])
+def test_without_memory_for_work_in_advance_it_is_left_out(tiny, alone, monkeypatch, halved):
+    model, calls = tiny[0].copy(), []
+    advance = model.engine.advance
+
+    def limited(samples, layer):
+        calls.append(layer)
+        if len(calls) == 1:
+            return advance(samples, layer)
+        model.batch_size = 4
+        if halved:
+            return advance(samples, layer)
+        raise torch.OutOfMemoryError("CUDA")
+
+    monkeypatch.setattr(model.engine, "advance", limited)
+    found = list(searching(tiny[1]).searches(model, PROMPTS))
+    assert found == [*alone.values()]
+    assert len(calls) == 2 and model.batch_size == 32
+
+
 def test_one_mask_at_a_time_computes_what_it_needs_alone(tiny):
     model, statistics = tiny
     nemo = searching(statistics, width=1)
