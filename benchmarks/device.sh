@@ -9,7 +9,8 @@
 #     benchmarks/device.sh --dry-run       every stage to its end on a CPU, on tiny models
 #
 # OUT (default: device_out) receives a CSV of rows in the format of benchmarks/results, device.log
-# and stages.csv. Rows are written one by one, so a stage that is ended keeps what it has measured.
+# and stages.csv, to which later calls add. Rows are written one by one, so a stage that is ended
+# keeps what it has measured.
 # `python -m benchmarks.ops.merge OUT...` adds the rows to benchmarks/results. DORI_COMMIT names the
 # commit where .git does not travel. Exit code 1: a stage failed or was not reached.
 #

@@ -28,14 +28,17 @@ def chosen(
         call: number of a call, to run its stages only; default: all.
 
     Raises:
-        SystemExit: an unknown name or call.
+        SystemExit: an unknown name or call, or a stage of another call.
     """
-    known = [stage.name for stage in plan]
+    calls = {stage.name: stage.call for stage in plan}
     for name in (*names, *skip):
-        if name not in known:
+        if name not in calls:
             raise SystemExit(f"no stage {name!r}; use --list to see all")
-    if call is not None and call not in {stage.call for stage in plan if stage.call}:
+    if call is not None and call not in set(calls.values()) - {0}:
         raise SystemExit(f"no call {call}; use --list to see all")
+    for name in names:
+        if call is not None and calls[name] not in (0, call):
+            raise SystemExit(f"stage {name!r} is in call {calls[name]}; leave out --call {call}")
     return [
         stage
         for stage in plan
@@ -61,8 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
         prog="benchmarks/device.sh", description="Build, measure and test on an NVIDIA machine."
     )
     parser.add_argument("--list", action="store_true", help="print the stages and run none")
-    parser.add_argument("--stage", nargs="+", default=[], metavar="NAME", help="stages to run")
-    parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="stages to leave out")
+    for option, what in (("--stage", "stages to run"), ("--skip", "stages to leave out")):
+        parser.add_argument(
+            option, nargs="+", action="extend", default=[], metavar="NAME", help=what
+        )
     parser.add_argument("--call", type=int, metavar="N", help="run the stages of call N")
     parser.add_argument(
         "--minutes",
@@ -79,7 +84,13 @@ def main(arguments: list[str] | None = None) -> int:
         if options.list:
             print(described(plan))
             return 0
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=out):
+                pass
+        except OSError as error:
+            reason = error.strerror
+            raise SystemExit(f"{out}: cannot be written ({reason}); set OUT to another") from error
         paths = [site, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         if options.dry_run:

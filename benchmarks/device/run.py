@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.device.stage import Outcome, Stage
@@ -48,33 +49,55 @@ def run_stage(stage: Stage, log: Path, seconds_left: float, environment: dict[st
 
 
 def _wait(process: subprocess.Popen[bytes], limit: float) -> int | None:
-    """The exit code, or None after a timeout; then the whole process group is ended."""
+    """The exit code, or None after a timeout; then nothing of its process group is left."""
     try:
         return process.wait(limit)
     except subprocess.TimeoutExpired:
         return None
     finally:
-        if process.poll() is None:
-            _end(process)
+        _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
-        os.killpg(process.pid, number)
-        try:
+        # also if the process has ended: a child that outlives it would hold the GPU
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
             process.wait(5)
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def run(
     plan: Sequence[Stage], out: Path, environment: dict[str, str], total: float
 ) -> list[Outcome]:
-    """Run all stages within `total` seconds; write device.log and stages.csv into `out`."""
+    """Run all stages within `total` seconds; add to device.log and stages.csv in `out`.
+
+    SIGTERM, as from `timeout`, also ends the stage that is running.
+    """
+    with _leaving_on_sigterm():
+        return _run(plan, out, environment, total)
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(
+    plan: Sequence[Stage], out: Path, environment: dict[str, str], total: float
+) -> list[Outcome]:
     deadline = time.monotonic() + total
-    log = out / "device.log"
-    log.write_bytes(b"")
+    log, table = out / "device.log", out / "stages.csv"
+    log.touch()
+    # what earlier calls have found, but for the stages that run again
+    before = [row for row in _read(table) if row[0] not in {stage.name for stage in plan}]
     outcomes = []
     for stage in plan:
         start = log.stat().st_size
@@ -84,7 +107,7 @@ def run(
         if outcome.bad and outcome.state != "not reached":
             text = log.read_bytes()[start:].decode(errors="replace")
             print(*(f"    {line}" for line in text.splitlines()[-_LAST_LINES:]), sep="\n")
-        _write(outcomes, out / "stages.csv")
+        _write(before, outcomes, table)
     return outcomes
 
 
@@ -93,9 +116,17 @@ def _line(outcome: Outcome) -> str:
     return f"{outcome.stage:22} {outcome.state:11} {outcome.seconds:6.1f} s {outcome.why}{code}"
 
 
-def _write(outcomes: Sequence[Outcome], path: Path) -> None:
+def _read(path: Path) -> list[list[str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def _write(before: Sequence[Sequence[str]], outcomes: Sequence[Outcome], path: Path) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("stage", "state", "exit_code", "seconds", "why"))
+        writer.writerows(before)
         for o in outcomes:
             writer.writerow((o.stage, o.state, o.code, round(o.seconds, 1), o.why))

@@ -123,6 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         "machine": harness.machine_name("cpu"),
         "versions": harness.library_versions(),
         "command": f"python -m benchmarks.speed.cascade --keep {options.keep} --fpr {options.fpr}",
+        "rounds": options.rounds,
         "clean_calibration": len(record.scores),
         "memorized_calibration": len(record.suspicious),
         "threshold": decision.threshold,

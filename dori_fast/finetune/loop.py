@@ -121,11 +121,13 @@ class Run:
 
     def _backward(self, groups: dict[str, Group], generator: torch.Generator) -> dict[str, Tensor]:
         """Losses and gradients of one step, in smaller passes once memory ran out."""
-        drawn = generator.get_state()
+        drawn, teacher = generator.get_state(), self.original.engine
+        evaluations = teacher.evaluations
 
         def passes() -> dict[str, Tensor]:
             # a repeat has the same draws, and nothing of what ran out of memory
             generator.set_state(drawn)
+            teacher.evaluations = evaluations
             self.weights.drop_gradients()
             return backward(
                 self.model,

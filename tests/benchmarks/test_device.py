@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -71,18 +73,47 @@ def test_failures_and_timeouts_are_recorded_and_stop_nothing(
     assert "    the reason" in shown and "exit code 3" in shown and "not here" in shown
 
 
-def test_a_timeout_ends_what_the_stage_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("then", "state"), [("wait", "timed out"), ("kill -9 $$", "failed"), ("exit 0", "ok")]
+)
+def test_nothing_that_a_stage_started_outlives_it(tmp_path: Path, then: str, state: str) -> None:
+    """Not even a child that ignores SIGTERM, however the stage itself ends."""
     note = tmp_path / "pid"
-    child = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    outcomes = run([Stage("parent", 5, python(code))], tmp_path, dict(os.environ), 60)
-    assert outcomes[0].state == "timed out"
-    pid = int(note.read_text())
+    code = f"(trap '' TERM; exec sleep 60) & echo $! > {note}; {then}"
+    outcomes = run([Stage("parent", 2, ("bash", "-c", code))], tmp_path, dict(os.environ), 60)
+    assert outcomes[0].state == state
+    expect_end(int(note.read_text()))
+
+
+def test_a_run_that_is_terminated_ends_its_stage(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    stage = Stage("long", 60, ("bash", "-c", f"echo $$ > {note}; exec sleep 60"))
+    timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(SystemExit) as found:
+        run([stage], tmp_path, dict(os.environ), 60)
+    assert found.value.code == 128 + signal.SIGTERM
+    expect_end(int(note.read_text()))
+
+
+def expect_end(pid: int) -> None:
     for _ in range(50):
         if not Path(f"/proc/{pid}").exists() or "\nState:\tZ" in status(pid):
             return
         time.sleep(0.1)
     pytest.fail(f"process {pid} lives on")
+
+
+def test_a_later_call_keeps_what_earlier_ones_have_found(tmp_path: Path) -> None:
+    say = {name: python(f"print('said {name}')") for name in ("a", "b")}
+    bad = python("print('the reason'); raise SystemExit(3)")
+    run([Stage("build", 60, bad), Stage("a", 60, say["a"])], tmp_path, dict(os.environ), 300)
+    run([Stage("build", 60, say["b"]), Stage("b", 60, bad)], tmp_path, dict(os.environ), 300)
+    with (tmp_path / "stages.csv").open(newline="") as file:
+        states = [(row["stage"], row["state"]) for row in csv.DictReader(file)]
+    assert states == [("a", "ok"), ("build", "ok"), ("b", "failed")]
+    log = (tmp_path / "device.log").read_text()
+    assert "said a" in log and "said b" in log and log.count("the reason") == 4
 
 
 def status(pid: int) -> str:
@@ -162,12 +193,27 @@ def test_stages_are_chosen_by_name_by_call_and_by_what_is_left_out(tmp_path: Pat
             chosen(plan, wrong, () if wrong else ("nothing",), None)
     with pytest.raises(SystemExit, match="no call 9"):
         chosen(plan, (), (), 9)
+    # a run of the preparations alone would say that all is well
+    with pytest.raises(SystemExit, match="'ops' is in call 3; leave out --call 1"):
+        chosen(plan, ("scan_sd14", "ops"), (), 1)
 
 
 def test_the_list_says_what_each_stage_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("positions" in line and "same bits at every position" in line for line in lines)
+
+
+def test_options_add_up_and_an_unusable_out_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--list", "--stage", "doctor", "--stage", "ops", "--skip", "build"]) == 0
+    listed = [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert listed == ["wheels", "machine", "doctor", "ops"]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OUT", str(tmp_path / "file"))
+    with pytest.raises(SystemExit, match="file: cannot be written .*; set OUT"):
+        main(["--stage", "doctor"])
 
 
 def test_the_page_names_every_stage_with_its_call(tmp_path: Path) -> None:

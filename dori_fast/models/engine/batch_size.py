@@ -9,6 +9,7 @@ halved (:mod:`dori_fast.models.engine.memory`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -72,12 +73,13 @@ def line(peak: Callable[[int], int], release: Callable[[], None]) -> tuple[float
         even in the probe.
     """
     found: list[int] = []
+    outer = sys.exc_info()[1]
     for samples in _PROBES:
         try:
             found.append(peak(samples))
             continue
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error, outer):
                 raise
         # outside the handler, whose traceback would keep the evaluation's tensors
         release()

@@ -27,12 +27,14 @@ class FullBatches:
         size: samples per batch (the fixed, padded shape).
         automatic: the size that was chosen automatically, or None.
         rows: rows computed so far, padding and repeats after running out of memory included.
+        used: sizes of the batches so far; its owner may clear it.
     """
 
     def __init__(self, size: int, release: Callable[[], None], *, automatic: bool) -> None:
         self._pieces, self.release = Shrinking(size, "batches"), release
         self.size, self.automatic = size, size if automatic else None
         self.rows, self._differentiating = 0, False
+        self.used: set[int] = set()
         self._for_gradients: dict[Hashable, int] = {}
 
     @property
@@ -89,10 +91,17 @@ class FullBatches:
             step: function as in :meth:`Shrinking.run`.
             pieces: size of its own by which the step cuts its samples; default: that of batches.
         """
-        return (pieces or self._pieces).run(step, self.release)
+        automatic = self.size == self.automatic and not self._differentiating
+        try:
+            return (pieces or self._pieces).run(step, self.release)
+        finally:
+            if automatic:
+                # nobody chose the smaller size either
+                self.automatic = self.size
 
     def _run(self, compute: Callable[..., State], *indices: Tensor) -> State:
         size, n = self.size, indices[0].shape[0]
+        self.used.add(size)
         chunks = []
         for start in range(0, n, size):
             self.rows += size

@@ -13,6 +13,7 @@ launches run one by one.
 from __future__ import annotations
 
 import logging
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
@@ -106,10 +107,11 @@ class Graphs:
             self._recorded.popitem(last=False)
         if not self._recorded:
             self._recorder.restart()
+        outer = sys.exc_info()[1]
         try:
             recorded = self._recorder(compute, [x.clone() for x in tensors])
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error, outer):
                 raise
         else:
             self._recorded[key] = recorded

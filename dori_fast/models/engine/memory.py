@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -24,14 +25,19 @@ _SAID = (
 )
 
 
-def out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException, outer: BaseException | None = None) -> bool:
     """Whether an error, or one during whose handling it was raised, means that memory ran out.
 
     The end of a CUDA graph's capture, for one, fails because an allocation within it did.
+
+    Args:
+        error: the error.
+        outer: error that was already being handled when the work began, or None. It and those
+            before it say nothing about the work.
     """
     seen: set[int] = set()
     found: BaseException | None = error
-    while found is not None and id(found) not in seen:
+    while found is not None and found is not outer and id(found) not in seen:
         if isinstance(found, torch.OutOfMemoryError | MemoryError):
             return True
         if isinstance(found, RuntimeError) and any(said in str(found) for said in _SAID):
@@ -74,11 +80,12 @@ class Shrinking:
         Raises:
             RuntimeError, MemoryError: memory runs out even with one sample, or another error.
         """
+        outer = sys.exc_info()[1]
         while True:
             try:
                 return work()
             except (RuntimeError, MemoryError) as error:
-                if self.size == 1 or not out_of_memory(error):
+                if self.size == 1 or not out_of_memory(error, outer):
                     raise
             # outside the handler, whose traceback would keep the failed work's tensors
             self.size //= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -106,5 +107,5 @@ class CandidateSets:
         The released code lowers theta before it checks whether to stop, so ``end`` itself is not
         tested: by default the last set has theta 1.25 and k 15.
         """
-        count = round((_THETA - end) / _THETA_STEP)
+        count = math.ceil((_THETA - end) / _THETA_STEP)
         return [self.at(_THETA - i * _THETA_STEP, i) for i in range(count)]

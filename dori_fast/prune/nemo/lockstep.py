@@ -166,7 +166,7 @@ class Lockstep:
         The work before that layer is done for all searches that test neurons in it, if not yet.
         """
         rows, first = self._rows, min(test.first for test in chosen)
-        if rows.place(first) == 0:
+        if rows.place(first) == 0 or not rows.in_advance:
             return False
         users = [
             (test, walk.ask.left.count(first))
@@ -182,8 +182,7 @@ class Lockstep:
         spared = sum(len(test.walk.seeds) * tests for test, tests in new)
         if spared < _WORTH * -(-samples // size) * size:
             return False
-        rows.begin(pieces, first)
-        return True
+        return rows.begin(pieces, first)
 
     def _begun(self, test: Pending, first: int) -> bool:
         return self._rows.has(_piece(test, whole=True), first)

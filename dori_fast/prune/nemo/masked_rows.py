@@ -11,6 +11,7 @@ from torch import Tensor
 from dori_fast._checks import to_device
 from dori_fast.models import Denoiser, NeuronMask, SharedLatents, TextCondition
 from dori_fast.models.engine.batch import Samples
+from dori_fast.models.engine.memory import out_of_memory
 from dori_fast.models.engine.state import State
 from dori_fast.models.masks import Masks
 from dori_fast.models.probes import noise_change
@@ -44,6 +45,9 @@ class MaskedRows:
         shared: S latents at one timestep.
         layers: searched cross-attentions, in the order of ``model.layers``.
         units: units of the noise differences; see :func:`dori_fast.models.probes.change_of_noise`.
+
+    Attributes:
+        in_advance: whether memory suffices for work before a layer that is done in advance.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class MaskedRows:
         self.model, self._condition, self._shared = model, condition, shared
         self._layers, self._units = layers, units
         self._widths = {name: model.engine.value_widths[name] for name in layers}
+        self.in_advance = True
         # latents with the work before a layer done, the row of each by prompt and number of the
         # latent, and what was blocked before that layer
         self._before: SharedLatents | None = None
@@ -74,12 +79,30 @@ class MaskedRows:
             piece.blocked, first
         )
 
-    def begin(self, pieces: Sequence[Piece], first: int) -> None:
+    def begin(self, pieces: Sequence[Piece], first: int) -> bool:
         """Do the work before searched layer ``first`` for prompts, one piece each.
 
         It serves all masks of a prompt that block the same neurons in earlier layers, and is kept
-        until the next call for another layer.
+        until the next call for another layer. Where memory runs out nothing is kept, now or later:
+        what is kept would make batches smaller.
+
+        Returns:
+            Whether the work is kept.
         """
+        size = self.model.batch_size
+        try:
+            self._begin(pieces, first)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        else:
+            if self.model.batch_size == size:
+                return True
+        self.in_advance, self._before, self._row, self._earlier = False, None, {}, {}
+        self.model.batch_size = size
+        return False
+
+    def _begin(self, pieces: Sequence[Piece], first: int) -> None:
         layer, before = self.place(first), self._before
         if before is None or before.layer != layer:
             before, self._row, self._earlier = None, {}, {}

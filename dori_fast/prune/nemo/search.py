@@ -286,10 +286,14 @@ def _found(result: Search | NonFiniteError) -> Search:
 
 @contextmanager
 def _batches_of(model: Denoiser, samples: int) -> Iterator[None]:
-    """Limit UNet batches to this size within the block, since padding costs as much as samples."""
+    """Limit UNet batches to this size within the block, since padding costs as much as samples.
+
+    A size that was halved within the block, since memory ran out, stays.
+    """
     before = model.batch_size
-    model.batch_size = min(before, samples)
+    model.batch_size = limit = min(before, samples)
     try:
         yield
     finally:
-        model.batch_size = before
+        if model.batch_size == limit:
+            model.batch_size = before

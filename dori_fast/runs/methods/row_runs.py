@@ -145,22 +145,24 @@ def run_rows(
     schema = _schema(reader, columns)
     # rows that this call handled, and those of them that got a result
     began, computed, done, shards = perf_counter(), 0, 0, []
-    spent = Spent(model)
+    spent, used, smallest = Spent(model), model.engine.batches.used, model.batch_size
     with interruptible() as interrupts, RunDirectory(out, record, schema, resume) as run:
         record.state = "interrupted"
         try:
             shards_of = enumerate(limited(reader, settings.shard_size, settings.limit))
             while group := list(islice(shards_of, together or 1)):
                 interrupts.check()
-                size = model.batch_size
+                used.clear()
                 new = [rows for index, rows in group if index not in run.committed]
                 tables = iter(_tables(new, compute, together, schema, columns))
+                sizes = used or {model.batch_size}
+                smallest = min(smallest, *sizes)
                 for index, rows in group:
                     footer = run.committed.get(index)
                     if footer is None:
                         table = next(tables)
-                        # halved meanwhile if memory ran out: then its rows have no one size
-                        one = size if model.batch_size == size else None
+                        # halved if memory ran out, and another one for gradients
+                        one = next(iter(sizes)) if len(sizes) == 1 else None
                         footer = run.commit(index, table, one)
                         computed += footer.rows
                         done += footer.rows - footer.quarantined
@@ -177,7 +179,7 @@ def run_rows(
         finally:
             record.seconds += perf_counter() - began
             record.add_spent(*spent.both)
-            record.batch_size = model.batch_size
+            record.batch_size = smallest
             if not computed:
                 run.keep_record()
             run.save_record()

@@ -97,8 +97,9 @@ class RunRecord(BaseModel):
         device_name: device that it ran on.
         threads: CPU threads of each process; None if unknown, or if the run was resumed with
             another number. Execution, device and threads change scores by rounding alone.
-        batch_size: UNet samples per evaluation in the last call, the smallest if memory ran out.
-            The footer of each shard has its own.
+        batch_size: UNet samples per evaluation in the last call, the smallest if there were
+            several: memory ran out, or gradients had smaller batches. A fine-tuning notes only the
+            one that it began with. The footer of a shard has its own.
         evaluations: UNet samples that all calls evaluated, without padding.
         rows_computed: UNet rows that all calls computed, padding and parts of the network included.
             Both are unknown (None) if a call was killed, if jobs shared the run, if fine-tuning

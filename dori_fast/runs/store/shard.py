@@ -28,7 +28,7 @@ class Footer(BaseModel):
 
     ``data_sha256`` covers the first ``data_bytes`` bytes of the file, everything but the footer.
     ``batch_size`` is the UNet samples per evaluation of all its rows, on which their last bits
-    depend; None if it changed within the shard, or if an older version wrote it.
+    depend; None if there were several, or if an older version wrote it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

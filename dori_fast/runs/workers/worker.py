@@ -15,6 +15,7 @@ import torch
 
 from dori_fast.errors import DoriError, IntegrityError, UsageError
 from dori_fast.models import Denoiser, load
+from dori_fast.models.engine.memory import out_of_memory
 from dori_fast.models.files.hashes import tensors_sha256
 from dori_fast.models.reload import recipe_of
 from dori_fast.models.schedules.vp import DDIM_STEPS
@@ -187,7 +188,7 @@ def _device_lost(error: Exception) -> bool:
 
     The remedy is a new process. Running out of memory, even with a batch of one, is no such state.
     """
-    if isinstance(error, torch.OutOfMemoryError):
+    if out_of_memory(error):
         return False
     kinds = ("CUDA error", "cuDNN error", "HIP error")
     return isinstance(error, torch.AcceleratorError) or (

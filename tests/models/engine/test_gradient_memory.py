@@ -192,6 +192,29 @@ def test_only_an_automatic_size_is_replaced_and_every_one_comes_back():
     assert probed == [8, 64]
 
 
+def test_a_size_halved_without_gradients_is_still_nobodys_choice():
+    batches = FullBatches(32, lambda: None, automatic=True)
+
+    def step():
+        if batches.size > 16:
+            raise torch.OutOfMemoryError("CUDA")
+
+    batches.fitted(step)
+    with batches.differentiating("plain", lambda: 4):
+        assert batches.size == 4
+    assert batches.size == 16
+
+
+def test_a_teacher_of_repeated_passes_is_counted_once(large):
+    spent = []
+    for memory in (Memory(), Memory(4)):
+        before = large.engine.evaluations
+        with memory.of(large.unet):
+            train(tuning(steps=1, distil=True, attack=None, with_prompts=True, at_once=8), large)
+        spent.append(large.engine.evaluations - before)
+    assert memory.refused and spent[0] == spent[1] == 3
+
+
 def test_on_a_cpu_gradients_have_the_batch_size_of_scores(tiny_directory):
     for model in (df.load(tiny_directory, device="cpu"), df.load(tiny_directory).copy()):
         with differentiating(model.engine):

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 
 import dori_fast as df
-from dori_fast.models.engine.memory import out_of_memory
+from dori_fast.models.backbones.unet.by_sample import require_by_sample
+from dori_fast.models.engine.memory import Shrinking, out_of_memory
+from dori_fast.runs.workers.worker import failure
 
 CPU_MESSAGE = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 
@@ -100,3 +102,45 @@ def test_an_error_that_follows_from_it_is_one_too() -> None:
         with pytest.raises(RuntimeError, match="previous error") as caught:
             capture(inner)
         assert out_of_memory(caught.value) is expected
+
+
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_no_library_without_memory_is_taken_for_another_fault(error: Exception) -> None:
+    """For a lost device, which costs a worker, or for foreign code, which would be to blame."""
+    assert not failure(error).device_lost
+
+    def evaluate(*batch: object) -> torch.Tensor:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        require_by_sample(evaluate, (torch.zeros(1, 4), torch.zeros(1, 3), None), "a hook")
+    assert caught.value is error
+
+
+def test_a_device_in_an_undefined_state_is_lost() -> None:
+    for message in ("CUDA error: an illegal memory access was encountered", "cuDNN error: BAD"):
+        assert failure(RuntimeError(message)).device_lost
+    assert failure(torch.AcceleratorError("unspecified launch failure")).device_lost
+
+
+def test_an_error_that_the_caller_was_handling_says_nothing_about_the_work() -> None:
+    pieces, calls = Shrinking(8, "pieces"), []
+
+    def work() -> None:
+        calls.append(pieces.size)
+        raise torch.OutOfMemoryError("CUDA") if pieces.size > 4 else RuntimeError("shape")
+
+    try:
+        raise torch.OutOfMemoryError("the caller's")
+    except torch.OutOfMemoryError:
+        with pytest.raises(RuntimeError, match="shape"):
+            pieces.run(work, lambda: None)
+    assert calls == [8, 4]

@@ -7,6 +7,7 @@ import torch
 
 import dori_fast as df
 from dori_fast.errors import NonFiniteError, UsageError
+from dori_fast.models.engine.full_batches import FullBatches
 from dori_fast.prune import NeMo, NeuronStatistics
 from dori_fast.prune.nemo import lockstep
 
@@ -85,6 +86,26 @@ def test_work_done_in_advance_changes_no_bit(tiny, alone, monkeypatch):
     assert with_it == [alone[prompt] for prompt in PROMPTS[:4]]
 
 
+@pytest.mark.parametrize("halved", [True, False], ids=["halved", "raised"])
+def test_without_memory_for_work_in_advance_it_is_left_out(tiny, alone, monkeypatch, halved):
+    model, calls = tiny[0].copy(), []
+    advance = model.engine.advance
+
+    def limited(samples, layer):
+        calls.append(layer)
+        if len(calls) == 1:
+            return advance(samples, layer)
+        model.batch_size = 4
+        if halved:
+            return advance(samples, layer)
+        raise torch.OutOfMemoryError("CUDA")
+
+    monkeypatch.setattr(model.engine, "advance", limited)
+    found = list(searching(tiny[1]).searches(model, PROMPTS))
+    assert found == [*alone.values()]
+    assert len(calls) == 2 and model.batch_size == 32
+
+
 def test_one_mask_at_a_time_computes_what_it_needs_alone(tiny):
     model, statistics = tiny
     nemo = searching(statistics, width=1)
@@ -147,3 +168,20 @@ def test_a_model_with_a_mask_per_prompt_is_refused(tiny, alone):
     masks = df.prune.stack([alone[PROMPTS[0]].mask, alone[PROMPTS[1]].mask])
     with pytest.raises(UsageError, match="a mask per prompt"):
         searching(statistics).searches(model.masked(masks), PROMPTS[:2])
+
+
+def test_batches_that_did_not_fit_are_not_tried_again(tiny, alone, monkeypatch):
+    model = tiny[0].copy()
+    run, sizes = FullBatches._run, []
+
+    def limited(self, *arguments):
+        sizes.append(self.size)
+        if self.size > 8:
+            raise torch.OutOfMemoryError("CUDA")
+        return run(self, *arguments)
+
+    monkeypatch.setattr(FullBatches, "_run", limited)
+    monkeypatch.setattr(NeMo, "at_once", lambda self, model: 1)
+    found = list(searching(tiny[1]).searches(model, PROMPTS[:2]))
+    assert [search.refined for search in found] == [alone[p].refined for p in PROMPTS[:2]]
+    assert (sizes.count(32), sizes.count(16)) == (1, 1) and model.batch_size == 8

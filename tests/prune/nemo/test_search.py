@@ -152,6 +152,9 @@ def test_candidates_by_hand():
     once = CandidateSets(magnitudes, [torch.zeros(3)], [torch.ones(3)], twice=False).down_to()
     assert once[1].neurons == ((0, 0), (0, 2))
     assert tries[1].layers() == [frozenset({0, 1, 2})]
+    # an end between two steps is not reached; the first step is always tested
+    for end, last in ((4.9, 5.0), (4.75, 5.0), (1.2, 1.25), (1.1, 1.25), (0.0, 0.25)):
+        assert sets.down_to(end)[-1].theta == last
 
 
 def test_bad_arguments(statistics, model):

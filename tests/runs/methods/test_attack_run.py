@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from dori_fast.runs.errors import ScanInterrupted
 from dori_fast.runs.methods.attack import AttackRun, Judging, attack, read_masks
 from dori_fast.runs.methods.image_files import read_image
 from dori_fast.runs.progress import Progress
+from dori_fast.runs.store.shard import read_footer
+from tests.models.engine.limited import Memory
 from tests.runs.inputs import csv_text, write
 
 PROMPTS = ["a cup of coffee", "the cat", "a dog", "x" * 1_000_001, "another cat"]
@@ -60,6 +63,22 @@ def masks(model: Any, count: int) -> NeuronMask:
     return NeuronMask(
         {n: (torch.rand(count, w, generator=generator) > 0.5).float() for n, w in widths.items()}
     )
+
+
+def test_a_shard_with_evaluations_of_two_sizes_has_no_batch_size(
+    model: Any, prompts: Path, folder: Path, tmp_path: Path
+) -> None:
+    """The attack's own size is gone at its end, and must not pass for the model's."""
+    size, sizes = model.batch_size, []
+    for name, memory in (("enough", Memory()), ("little", Memory(size // 2))):
+        out = tmp_path / name
+        with memory.of(model.unet):
+            method = Dori(steps=1, draws=4)
+            attack(model, prompts, folder, out=out, block=3, limit=1, method=method)
+        sizes.append(read_footer(next(out.glob("shards/*.parquet"))).batch_size)
+    assert memory.refused == [size] and model.batch_size == size
+    assert sizes == [size, None]
+    assert json.loads((out / "run.json").read_bytes())["batch_size"] == size // 2
 
 
 def test_rows_are_attacks_one_by_one(

@@ -26,7 +26,7 @@ from dori_fast.runs.methods.prune import (
 )
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.store import directory
-from dori_fast.runs.store.shard import Footer, commit_shard
+from dori_fast.runs.store.shard import Footer, commit_shard, read_footer
 from tests.runs.inputs import csv_text, write
 
 TOO_LONG = "x" * 1_000_001
@@ -67,6 +67,17 @@ def test_rows_masks_and_table_agree(model: Any, prompts: Path, tmp_path: Path) -
     assert masks.sha256() == NeuronMask(saved.scales).sha256()
     # an empty mask would pass for a prompt with nothing to prune
     assert saved.missing == {2} and result.run.state == "over_budget"
+
+
+def test_shards_have_the_batch_size_of_the_searches(
+    model: Any, prompts: Path, tmp_path: Path
+) -> None:
+    own = model.copy()
+    own.batch_size = 16
+    # one mask with its ten seeds at a time, on a CPU
+    result = found(own, prompts, tmp_path / "run", limit=2)
+    assert [read_footer(path).batch_size for path in result.run.shards] == [10, 10]
+    assert json.loads((tmp_path / "run" / "run.json").read_bytes())["batch_size"] == 10
 
 
 def test_a_row_committed_just_before_a_signal_is_counted(

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +18,7 @@ import torch.nn.functional as F
 import dori_fast as df
 from dori_fast.detect import Wen
 from dori_fast.runs.store import shard_names
-from dori_fast.runs.store.shard import read_footer
+from dori_fast.runs.store.shard import commit_shard, read_footer
 from dori_fast.runs.workers.processes import ProcessSlot
 from tests.runs.faulty import LOADED, OPTIONS, Rounding, refusing, rounded
 from tests.runs.scanning import scanned
@@ -125,6 +128,30 @@ def test_verify_out_of_memory_compares_within_the_tolerance(
     monkeypatch.setattr(F, "conv2d", refusing(4, F.conv2d))
     assert "within 0.001 (batch size 8 then, 4 now)" in rescored(tmp_path / "run", own)
     assert own.batch_size == 2
+
+
+def test_verify_out_of_memory_in_one_shard_compares_the_others_to_the_bit(
+    small: Any, rounding: None, tiny_directory: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    run = tmp_path / "run"
+    scanned(small, PROMPTS[:20], run, **OPTIONS)
+    last = run / "shards" / "part-00001.parquet"
+    last.unlink()
+    result = scanned(small, PROMPTS[:20], run, batch_size=4, **OPTIONS)
+    table, at = pq.read_table(last, partitioning=None), result.counts.rows // 2
+    scores = table["score"].to_numpy() * np.float32(1 + 1e-6)
+    column = table.schema.get_field_index("score")
+    edited = table.set_column(column, table.schema.field(column), pa.array(scores, pa.float32()))
+    commit_shard(last, edited.replace_schema_metadata(None), result.run_hash, at, 4)
+    own = df.load(tiny_directory, batch_size=2)
+    monkeypatch.setattr(F, "conv2d", refusing(4, F.conv2d))
+    seen = df.verify(run, model=own, sample=1, seed=0)
+    wrong = [finding for finding in seen.findings if finding.what.startswith("row ")]
+    # the first shard's 8 samples do not fit, so that it is compared within a tolerance
+    assert "within 0.001 (batch size 8 then, 4 now)" in seen.checked[-1]
+    assert len(wrong) == 10 and {finding.where for finding in wrong} == {
+        "shards/part-00001.parquet"
+    }
 
 
 def test_a_shard_of_an_older_version_has_the_batch_size_of_the_run(

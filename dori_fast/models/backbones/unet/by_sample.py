@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dori_fast.errors import UsageError
+from dori_fast.models.engine.memory import out_of_memory
 
 Evaluate = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A network's outputs [N, *] for latents [N, *], texts [N, *] and pooled texts."""
@@ -42,7 +43,7 @@ def require_by_sample(evaluate: Evaluate, like: tuple[Tensor, Tensor, Any], why:
         with torch.no_grad():
             one, other = evaluate(*first), evaluate(*second)
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        if out_of_memory(error):
             raise
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UsageError(
