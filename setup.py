@@ -87,4 +87,6 @@ setup(
         Extension("dori_fast._info", sources=[]),
     ],
     cmdclass={"build_ext": CMakeBuild},
+    # _C serves every later Python; _info is optional and found by the one that built it alone
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

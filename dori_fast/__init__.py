@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dori_fast.ops.backends import backends
     from dori_fast.runs.calibrate import calibrate
     from dori_fast.runs.estimate import estimate
+    from dori_fast.runs.flag import flag
     from dori_fast.runs.scan import scan
     from dori_fast.runs.store.status import status
     from dori_fast.runs.verify.verify import verify
@@ -55,6 +56,7 @@ _NAMES = {
     "backends": "dori_fast.ops.backends",
     "calibrate": "dori_fast.runs.calibrate",
     "estimate": "dori_fast.runs.estimate",
+    "flag": "dori_fast.runs.flag",
     "load": "dori_fast.models",
     "patch": "dori_fast.integrations",
     "restore": "dori_fast.integrations",
@@ -76,6 +78,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "finetune",
+    "flag",
     "functional",
     "integrations",
     "load",

@@ -14,6 +14,7 @@ import torch
 
 from dori_fast import _extension
 from dori_fast._library import HAS_TRITON, OPS, FusedOp
+from dori_fast.errors import UsageError
 
 Backend = Literal["auto", "reference", "cpp", "triton", "cuda"]
 
@@ -26,6 +27,15 @@ _NO_KERNEL = {
     "cuda": "it has no kernel in CUDA C++; Triton's serves CUDA tensors",
 }
 _NO_EXTENSION = f"the compiled extension is missing: {_extension.REASON}"
+
+
+def checked_default() -> str:
+    """The backend that "auto" stands for; UsageError if DORI_BACKEND names none."""
+    if DEFAULT not in BACKENDS:
+        raise UsageError(
+            f"DORI_BACKEND must be one of {', '.join(BACKENDS)}, got {DEFAULT!r}; unset it"
+        )
+    return DEFAULT
 
 
 def why_not(op: FusedOp, backend: str, device: str) -> str | None:
@@ -58,7 +68,7 @@ def select(op: FusedOp, backend: str, x: torch.Tensor) -> Callable[..., Any]:
         RuntimeError: the named backend cannot serve; the message says why.
     """
     if backend == "auto":
-        backend = DEFAULT
+        backend = checked_default()
     if backend == "auto":
         return op.dispatched
     if backend not in BACKENDS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -150,18 +151,46 @@ def test_a_required_extension_makes_the_failure_fatal(tmp_path: Path) -> None:
     assert "cmake failed" in done.stderr
 
 
-def test_building_without_cuda(tmp_path: Path) -> None:
-    done = build(tmp_path, DORI_WITH_CUDA="OFF", DORI_REQUIRE_EXTENSION="1")
-    assert done.returncode == 0, done.stderr
-    library = tmp_path / "dori_fast" / "_C.abi3.so"
+def test_a_wheel_from_the_source_distribution_scores_with_its_own_kernels(tmp_path: Path) -> None:
+    def run(*command: str, **environment: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env={**clean, **environment},
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("DORI_")}
+    sdist = "from setuptools import build_meta as b; import os; os.chdir(%r); b.build_sdist(%r)"
+    tree, installed = tmp_path / "tree", tmp_path / "installed"
+    tracked = tool("git", "-C", str(ROOT), "ls-files", "-z").split("\0")
+    for name in filter(None, tracked):
+        if (ROOT / name).is_file() and not name.startswith(("docs/", "tests/", "benchmarks/")):
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+    run("-c", sdist % (str(tree), str(tmp_path)))
+    (archive,) = tmp_path.glob("*.tar.gz")
+    pip = ("-m", "pip", "--disable-pip-version-check", "--no-input")
+    build = ("wheel", "--quiet", "--no-build-isolation", "--no-deps", str(archive))
+    run(*pip, *build, DORI_WITH_CUDA="OFF", DORI_REQUIRE_EXTENSION="1")
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "-cp311-abi3-" in wheel.name
+    run(*pip, "install", "--quiet", "--no-deps", "--target", str(installed), str(wheel))
+    library = installed / "dori_fast" / "_C.abi3.so"
     assert "cuda_stream" not in tool("nm", "-D", str(library))
-    assert not (tmp_path / "dori_fast" / "_build_error.txt").exists()
+    assert not (installed / "dori_fast" / "_build_error.txt").exists()
     code = (
-        "import dori_fast, torch; from dori_fast import _extension, ops\n"
-        "print(dori_fast.__file__, _extension.REASON, _extension.build_facts()['cuda_archs'])\n"
-        "print(ops.noise_difference(torch.ones(1, 1, 4), torch.zeros(1, 4), backend='cpp').item())"
+        "import dori_fast as df, torch; from dori_fast import _extension, ops\n"
+        "print(df.__file__, _extension.REASON, _extension.build_facts()['cuda_archs'])\n"
+        "print(ops.noise_difference(torch.ones(1, 1, 4), torch.zeros(1, 4), backend='cpp').sum())\n"
+        "print(df.detect.Wen(seeds=1).score(df.load('demo', device='cpu'), ['', 'a key']).tolist())"
     )
-    output = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    assert output == [f"{tmp_path / 'dori_fast' / '__init__.py'} None ()", "2.0"]
+    first, norm, scores = run("-c", code, PYTHONPATH=str(installed)).splitlines()[-3:]
+    assert first == f"{installed / 'dori_fast' / '__init__.py'} None ()"
+    assert norm == "tensor(2.)"
+    empty, prompt = json.loads(scores)
+    assert empty == 0.0 < prompt

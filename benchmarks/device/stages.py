@@ -112,7 +112,7 @@ def _scans(out: Path, dry_run: bool) -> list[Stage]:
         Stage(
             "doctor",
             40,
-            (sys.executable, "-m", "dori_fast.cli", "doctor"),
+            (sys.executable, "-m", "dori_fast", "doctor"),
             "does each op run, and by which backend",
         ),
         Stage(

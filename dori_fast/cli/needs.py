@@ -32,7 +32,14 @@ _TRIGGERS = ("starts", "restart_after", "redirect")
 _MODEL = ("model", "revision", "variant", "unet_weights", "device", "dtype")
 
 NEEDS = (
-    Need("scan", ("fpr", "cascade"), "without --calibration", lambda v: v["calibration"]),
+    Need(
+        "scan",
+        ("fpr", "fdr", "fdr_variant", "fail_if_flagged", "cascade"),
+        "without --calibration",
+        lambda v: v["calibration"],
+    ),
+    Need("scan", ("fdr_variant",), "without --fdr", lambda v: v["fdr"] is not None),
+    Need("flag", ("fdr_variant",), "without --fdr", lambda v: v["fdr"] is not None),
     Need(
         "scan",
         ("watchdog",),
@@ -82,7 +89,7 @@ NEEDS = (
     ),
     Need("report", ("positive",), "without --label", lambda v: v["label"]),
     Need("export", ("positive",), "without --label", lambda v: v["label"]),
-    Need("export", ("formulas",), "without --format csv", lambda v: v["format"] == "csv"),
+    Need("export", ("formulas", "flagged"), "without --format csv", lambda v: v["format"] == "csv"),
     Need("export", ("label",), "with --format csv", lambda v: v["format"] != "csv"),
     Need("verify", ("seed",), "with --sample 0", lambda v: v["sample"]),
     Need(

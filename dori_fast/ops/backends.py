@@ -31,6 +31,9 @@ class Availability:
 def backends() -> dict[str, dict[str, Availability]]:
     """Return, for each op and kind of device ("cpu", "cuda"), who computes it and why.
 
+    Raises:
+        UsageError: the environment variable DORI_BACKEND names no backend.
+
     >>> backends()["noise_difference"]["cpu"].backend
     'cpp'
     """
@@ -44,7 +47,7 @@ def _availability(op: FusedOp, device: str) -> Availability:
     named = (name for name in _backend.BACKENDS if name != "auto")
     reasons = {name: absent or _backend.why_not(op, name, device) for name in named}
     available = tuple(name for name, reason in reasons.items() if reason is None)
-    chosen: str | None = _backend.DEFAULT
+    chosen: str | None = _backend.checked_default()
     if chosen == "auto":
         chosen = next((name for name in _PREFERENCE[device] if name in available), None)
     return Availability(

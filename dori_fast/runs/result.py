@@ -6,14 +6,11 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import pyarrow.parquet as pq
-
+from dori_fast.runs.store.decisions import DECIDED, DecisionRecord, newest_decision
 from dori_fast.runs.store.record import Counts
-
-if TYPE_CHECKING:
-    from dori_fast.runs.scoring.decision import Decision
+from dori_fast.runs.store.reopen import merged_tables
 
 _TOP_COLUMNS = ("row_id", "prompt", "status", "score", "n_tokens", "truncated")
 
@@ -30,7 +27,7 @@ class ScanResult:
         scored: rows computed by this call; the others were there already.
         seconds: duration of this call, reading and writing included.
         state: ``"done"``, or ``"over_budget"`` if more rows were quarantined than allowed.
-        decision: rule by which rows were flagged, in a calibrated scan.
+        decision: the decision of a calibrated scan: how many rows are flagged, and by which rule.
         evaluations: UNet sample evaluations of this call, without padding.
         rows_computed: UNet rows that this call computed: samples, padding, parts of the network.
         merkle_root: root over run.json and the shards, as in manifest.json. Note it elsewhere:
@@ -44,7 +41,7 @@ class ScanResult:
     scored: int
     seconds: float
     state: Literal["done", "over_budget"]
-    decision: Decision | None = None
+    decision: DecisionRecord | None = None
     evaluations: int = 0
     rows_computed: int = 0
     merkle_root: str = ""
@@ -55,13 +52,15 @@ class ScanResult:
         return self.scored / self.seconds if self.seconds > 0 else 0.0
 
     def rows(self, *columns: str) -> Iterator[dict[str, Any]]:
-        """All rows in order as dictionaries; all columns unless some are named."""
-        for shard in self.shards:
-            table = pq.read_table(shard, columns=list(columns) or None, partitioning=None)
+        """All rows in order as dictionaries; all columns unless some are named.
+
+        ``p_value`` and ``flagged`` are those of the newest decision on the run, if there is one.
+        """
+        for table in merged_tables(self.shards, newest_decision(self.out), columns):
             yield from table.to_pylist()
 
     def top(self, n: int = 20) -> list[dict[str, Any]]:
         """The ``n`` highest-scored rows, highest first; of equal scores the earlier row first."""
-        columns = (*_TOP_COLUMNS, *(("p_value", "flagged") if self.decision else ()))
+        columns = (*_TOP_COLUMNS, *(DECIDED if newest_decision(self.out) else ()))
         scored = (row for row in self.rows(*columns) if row["status"] == "ok")
         return heapq.nsmallest(n, scored, key=lambda row: (-row["score"], row["row_id"]))

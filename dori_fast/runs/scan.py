@@ -8,19 +8,19 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from dori_fast.errors import UsageError
-from dori_fast.evaluate.futility import futility_bound
+from dori_fast.evaluate.discoveries import Variant
 from dori_fast.runs.budget import MAX_ERRORS, require_rows, verdict
-from dori_fast.runs.calibrate import check_comparable, read_calibration
+from dori_fast.runs.flag import decide, wanted_decision
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.result import ScanResult
-from dori_fast.runs.scoring.decision import CalibrationRecord, Decision
+from dori_fast.runs.scoring.cascaded import cascaded
+from dori_fast.runs.scoring.decision import CalibrationRecord, Decision, Rule
 from dori_fast.runs.scoring.device_name import device_name
 from dori_fast.runs.scoring.score import shard_schema
 from dori_fast.runs.settings import (
-    FPR,
     SEEDS,
     STEPS,
     EngineName,
@@ -46,6 +46,7 @@ from dori_fast.runs.store.record import (
     make_identity,
     threads_of,
 )
+from dori_fast.runs.store.reopen import open_run
 from dori_fast.runs.workers.engine import Engine
 from dori_fast.runs.workers.ledger import Ledger
 
@@ -77,6 +78,8 @@ def scan(
     shard_size: int = 2048,
     calibration: str | Path | CalibrationRecord | None = None,
     fpr: float | None = None,
+    fdr: float | None = None,
+    fdr_variant: Variant = "bh",
     cascade: float | None = None,
     workers: int | Literal["auto"] = 1,
     watchdog: float | None = None,
@@ -119,10 +122,10 @@ def scan(
         max_errors: allowed quarantined rows: a fraction if below 1, else a number of rows. A scan
             whose every row failed is over this budget whatever it allows.
         shard_size: rows per shard.
-        calibration: result or file of :func:`dori_fast.calibrate` with the same model and detector;
-            adds the columns ``p_value`` and ``flagged``.
-        fpr: false-positive rate: wanted share of clean prompts to be flagged, by the
-            calibration; default 0.01.
+        calibration: result or file of :func:`dori_fast.calibrate` with the same model and detector.
+            The finished scan is then decided on as by :func:`dori_fast.flag`, which can do so
+            again at other rates.
+        fpr, fdr, fdr_variant: wanted error rate of the decision, as in :func:`dori_fast.flag`.
         cascade: share of the flagged prompts that an approximate, faster scan keeps, such as 0.99.
             It stops early on prompts that the full test would hardly flag; it needs a calibration
             with memorized prompts. Kept rows have the full test's score. Stopped rows have the mean
@@ -178,9 +181,14 @@ def scan(
         require_rows(reader, described(prompts))
         model = opened.enter_context(prepared(model, settings))
         config = model.config()
-        decision = _decision(calibration, fpr, chosen.config(), config)
+        rule, decision = Rule.of(fpr, fdr, fdr_variant), None
+        if calibration is not None:
+            decision = wanted_decision(calibration, rule, chosen.config(), config)
+        elif (fpr, fdr) != (None, None):
+            raise UsageError("scan: an error rate needs a calibration; see calibrate")
+        dropped_below = None
         if cascade is not None:
-            chosen = _cascade(chosen, decision, cascade)
+            chosen, dropped_below = cascaded(chosen, decision, cascade)
         identity = make_identity(
             detector=chosen.config(),
             model=config,
@@ -189,7 +197,6 @@ def scan(
             selection=selection.config(),
             limit=limit,
             shard_size=shard_size,
-            decision=decision.config() if decision else None,
         )
         record = RunRecord(
             run_hash=hash_identity(identity),
@@ -202,10 +209,10 @@ def scan(
             device_name=device_name(model.device),
             threads=threads_of(model.device, _sharing(settings)),
             versions=library_versions(),
-            **(decision.summary() if decision else {}),
+            threshold=dropped_below,
         )
-        schema = shard_schema(reader.schema, decided=decision is not None)
-        scoring = _workers(Engine(model, chosen, decision, record.run_hash), settings)
+        schema = shard_schema(reader.schema)
+        scoring = _workers(Engine(model, chosen, record.run_hash), settings)
         # a loaded model that only workers need would take memory of the first one's GPU
         del model
         interrupts.check()
@@ -253,6 +260,11 @@ def _finish(
             if not ledger.scored:
                 run.keep_record()
             run.save_record()
+    root, found = "", None
+    if run.job.alone:
+        root = run.seal()
+        if decision is not None and ledger.counts.rows:
+            found = decide(open_run(run.root), decision)
     return ScanResult(
         out=run.root,
         shards=[run.path(index) for index in ledger.shards],
@@ -261,10 +273,10 @@ def _finish(
         scored=ledger.scored,
         seconds=seconds,
         state=state,
-        decision=decision,
+        decision=found,
         evaluations=engine.evaluations,
         rows_computed=engine.rows_computed,
-        merkle_root=run.seal() if run.job.alone else "",
+        merkle_root=root,
     )
 
 
@@ -321,29 +333,3 @@ def _compare_threads(run: RunDirectory) -> None:
     run.record.threads = None
     # now, before a shard is added: a kill may follow
     run.save_record()
-
-
-def _decision(
-    calibration: str | Path | CalibrationRecord | None,
-    fpr: float | None,
-    detector: dict[str, Any],
-    model: dict[str, Any],
-) -> Decision | None:
-    if calibration is None:
-        if fpr is not None:
-            raise UsageError("scan: a false-positive rate needs a calibration; see calibrate")
-        return None
-    if not isinstance(calibration, CalibrationRecord):
-        calibration = read_calibration(calibration)
-    check_comparable(calibration, detector, model)
-    return Decision(calibration, FPR if fpr is None else fpr)
-
-
-def _cascade(detector: Detector, decision: Decision | None, keep: float) -> Detector:
-    from dori_fast.detect import Cascade, Wen
-
-    if decision is None:
-        raise UsageError("scan: a cascade needs a calibration with memorized prompts")
-    if not isinstance(detector, Wen):
-        raise UsageError(f"scan: a cascade works with the detector 'wen', not {detector.name!r}")
-    return Cascade(detector, futility_bound(decision.suspicious, decision.threshold, keep))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
 
-SEEDS, STEPS, UNITS, FPR = 4, 1, "epsilon", 0.01
+SEEDS, STEPS, UNITS = 4, 1, "epsilon"
 _SHOWN = 40
 EngineName = Literal["local", "ray"]
 Units = Literal["epsilon", "x0", "prediction"]

@@ -17,7 +17,7 @@ def test_from_a_checkout_it_writes_checked_rows(tmp_path: Path) -> None:
     # where the user stands is a folder of the same name, which must not be taken for ours
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "__init__.py").write_text("raise SystemExit('the wrong folder')")
-    command = [sys.executable, "-P", "-m", "dori_fast.cli", "bench", "--op", "noise_difference"]
+    command = [sys.executable, "-P", "-m", "dori_fast", "bench", "--op", "noise_difference"]
     done = subprocess.run(
         [*command, "--rounds", "2", "--results", "kept", "--device", "cpu"],
         cwd=tmp_path,

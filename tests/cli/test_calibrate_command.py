@@ -19,9 +19,10 @@ def test_calibrate_then_scan(cli: Any, tiny: str, tmp_path: Path) -> None:
     done = cli(*scan, "--out", tmp_path / "run", "--fpr", "0.1")
     assert done.code == 0, done.err
     assert done.out.split()[:6] == ["rank", "score", "p", "flagged", "row", "prompt"]
-    assert "flagged above" in done.err and "of 30 clean prompts" in done.err
+    assert " of 2 rows flagged; about 0.2 of them are expected by chance" in done.err
+    assert "of 30 clean prompts are above" in done.err
     as_json = json.loads(cli(*scan, "--out", tmp_path / "run", "--fpr", "0.1", "--json").out)
-    assert as_json["scored"] == 0 and as_json["decision"]["rate"] == 0.1
+    assert as_json["scored"] == 0 and as_json["decision"]["rule"]["rate"] == 0.1
     assert all(0 < row["p_value"] <= 1 for row in as_json["top"])
 
 

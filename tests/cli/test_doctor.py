@@ -73,14 +73,19 @@ def test_missing_parts_have_a_remedy(cli: Any, monkeypatch: Any) -> None:
     assert "diffusers" in done.out and "pip install diffusers" in done.out
 
 
-def test_a_missing_extension_is_no_fault_a_broken_one_is(
+def test_a_missing_extension_is_no_fault_unless_required_a_broken_one_is(
     cli: Any, monkeypatch: Any, tmp_path: Any
 ) -> None:
     from dori_fast import _extension
 
     monkeypatch.setattr(_extension, "REASON", "it was not built: no compiler")
     monkeypatch.setattr(_extension, "LIBRARY", tmp_path / "absent.so")
+    monkeypatch.delenv("DORI_REQUIRE_EXTENSION", raising=False)
     assert doctor_module._extension().state == "absent"
+    monkeypatch.setenv("DORI_REQUIRE_EXTENSION", "1")
+    required = doctor_module._extension()
+    assert required.state == "broken" and "required by DORI_REQUIRE_EXTENSION" in required.detail
+    monkeypatch.delenv("DORI_REQUIRE_EXTENSION")
     (tmp_path / "absent.so").write_text("")
     assert doctor_module._extension().state == "broken"
 

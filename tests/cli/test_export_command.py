@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
 from sklearn.metrics import roc_auc_score
+
+from dori_fast.report.load import rows_of as rows_of_run
+from dori_fast.runs.store.reopen import open_run
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def scanned(cli: Any, tiny: str, folder: Path) -> Path:
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    return pq.read_table(run / "shards" / "part-00000.parquet", partitioning=None).to_pylist()
+    return rows_of_run(open_run(run))
 
 
 def test_lm_eval(cli: Any, scanned: Path, tmp_path: Path) -> None:
@@ -84,6 +86,27 @@ def test_csv(cli: Any, scanned: Path, tmp_path: Path) -> None:
             assert json.loads(shown["score_per_seed"]) == row["score_per_seed"]
 
 
+def test_flagged_rows_alone_highest_first(cli: Any, scanned: Path, tmp_path: Path) -> None:
+    scores = sorted((row["score"] for row in rows_of(scanned)), reverse=True)
+    calibration = scanned.parent / "c.json"
+    facts = json.loads(calibration.read_text())
+    # clean prompts that score low: every row is above them
+    facts["scores"] = [0.0] * len(facts["scores"])
+    low = tmp_path / "low.json"
+    low.write_text(json.dumps(facts))
+    done = cli("flag", scanned, "--calibration", low, "--fpr", "0.2", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["flagged"] == 5
+    assert cli("flag", scanned, "--calibration", low, "--fdr", "0.2", "--fail-if-flagged").code == 5
+    out = tmp_path / "rows.csv"
+    assert cli("export", scanned, "--format", "csv", "--flagged", "--out", out).code == 0
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, quoting=csv.QUOTE_NONNUMERIC))
+    assert [row["score"] for row in rows] == scores
+    back = cli("flag", scanned, "--calibration", calibration, "--fpr", "0.2")
+    assert back.code == 0 and "of 5 rows flagged" in back.out
+
+
 def test_requests_that_make_no_sense(cli: Any, tiny: str, scanned: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a cat\n")
     plain = tmp_path / "plain"
@@ -104,6 +127,7 @@ def test_requests_that_make_no_sense(cli: Any, tiny: str, scanned: Path, tmp_pat
         ((tmp_path, "--format", "lm-eval", "--label", "known"), "--label is for scans"),
         ((tmp_path, "--format", "lm-eval"), "no metrics to export"),
         ((tmp_path / "none", "--format", "csv"), "no run.json"),
+        ((plain, "--format", "csv", "--flagged"), "run dori-fast flag first"),
     ):
         done = cli("export", *arguments, "--out", tmp_path / "x")
         assert done.code == 2 and reason in done.err, done.err

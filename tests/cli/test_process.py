@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-COMMAND = [sys.executable, "-m", "dori_fast.cli"]
+COMMAND = [sys.executable, "-m", "dori_fast"]
 
 
 def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:

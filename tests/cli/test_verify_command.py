@@ -87,7 +87,7 @@ def test_status(cli: Any, run: tuple[Path, str]) -> None:
 
 
 def test_status_is_quick(run: tuple[Path, str]) -> None:
-    command = [sys.executable, "-m", "dori_fast.cli", "status", str(run[0])]
+    command = [sys.executable, "-m", "dori_fast", "status", str(run[0])]
     # of the processor: the clock's also count what others do on this machine
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True)

@@ -40,7 +40,7 @@ def dori_fast(*arguments, beside):
     """The command in a process of its own, with a folder of installed packages."""
     path = [str(beside), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
-        [sys.executable, "-m", "dori_fast.cli", *map(str, arguments)],
+        [sys.executable, "-m", "dori_fast", *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},

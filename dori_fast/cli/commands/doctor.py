@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Iterator
 from importlib import import_module
@@ -33,7 +34,7 @@ def doctor(
     """Examine the installation and test each op.
 
     Shows installed parts and the backend of each op. Exit codes: 0 no fault, 1 a part is
-    broken.
+    broken, or the extension is absent and DORI_REQUIRE_EXTENSION=1.
     """
     with reported(debug):
         findings = list(examine())
@@ -93,8 +94,10 @@ def _extension() -> Finding:
     facts = _extension.build_facts()
     if _extension.REASON is not None:
         # absent is no fault, since reference kernels compute everything; unusable is one
-        state = "broken" if _extension.LIBRARY.exists() else "absent"
-        return Finding("extension", state, _extension.REASON)
+        required = os.environ.get("DORI_REQUIRE_EXTENSION") == "1"
+        state = "broken" if required or _extension.LIBRARY.exists() else "absent"
+        asked = " (required by DORI_REQUIRE_EXTENSION=1)" if required else ""
+        return Finding("extension", state, _extension.REASON + asked)
     if facts is None:
         return Finding("extension", "ok", "loaded, but without build facts", "pip install . again")
     archs = ", ".join(facts["cuda_archs"]) or "none"

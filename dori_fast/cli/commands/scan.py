@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dori_fast.cli.decided import (
+    FLAGGED,
+    FailIfFlagged,
+    Fdr,
+    FdrVariant,
+    Fpr,
+    decision_json,
+    decision_lines,
+)
 from dori_fast.cli.exits import Debug, end_over_budget, reported
 from dori_fast.cli.options import (
     AsJson,
@@ -31,7 +40,6 @@ from dori_fast.cli.terminal import Status, format_table, print_result, quiet_lib
 if TYPE_CHECKING:
     from dori_fast.runs.estimate import Estimate
     from dori_fast.runs.result import ScanResult
-    from dori_fast.runs.scoring.decision import Decision
 
 
 @command(renamed={"num_jobs": "num_shards", "job_id": "shard_id"})
@@ -57,9 +65,10 @@ def scan(
     calibration: Annotated[
         Path | None, typer.Option(help="Calibration file of dori-fast calibrate, to flag rows.")
     ] = None,
-    fpr: Annotated[
-        float, typer.Option(help="False-positive rate: share of clean prompts that may be flagged.")
-    ] = 0.01,
+    fpr: Fpr = None,
+    fdr: Fdr = None,
+    fdr_variant: FdrVariant = "bh",
+    fail_if_flagged: FailIfFlagged = False,
     cascade: Annotated[
         float | None,
         typer.Option(
@@ -96,7 +105,7 @@ def scan(
 
     Prints the prompts with the highest scores. The same command continues an interrupted scan.
     Exit codes: 0 done, 2 usage, 3 more rows quarantined than allowed, 4 integrity or changed
-    configuration, 75 interrupted.
+    configuration, 5 rows flagged with --fail-if-flagged, 75 interrupted.
     """
     quiet_libraries()
     with reported(debug), Status() as status:
@@ -125,7 +134,9 @@ def scan(
             resume=resume,
             max_errors=max_errors,
             calibration=calibration,
-            fpr=None if calibration is None else fpr,
+            fpr=fpr,
+            fdr=fdr,
+            fdr_variant=fdr_variant,
             cascade=cascade,
             workers=workers,
             watchdog=watchdog,
@@ -138,9 +149,12 @@ def scan(
             status.say(f"Merkle root {result.merkle_root}: see dori-fast verify")
         status.say(_summary(result))
         if result.decision:
-            status.say(decision_line(result.decision))
+            for line in decision_lines(result.decision, result.out):
+                status.say(line)
         print_result(_as_json(result, top) if as_json else _as_table(result, top))
         end_over_budget(result)
+        if fail_if_flagged and result.decision and result.decision.flagged:
+            raise typer.Exit(FLAGGED)
 
 
 def _estimate_text(found: Estimate) -> str:
@@ -169,30 +183,25 @@ def _summary(result: ScanResult) -> str:
     )
 
 
-def decision_line(decision: Decision) -> str:
-    """Threshold, wanted rate, and share of clean prompts above the threshold."""
-    seen, clean = decision.observed, len(decision.calibration.scores)
-    return (
-        f"flagged above {decision.threshold:.4f}: wanted false-positive rate {decision.rate:g},"
-        f" {seen.value:.2%} [{seen.low:.2%}, {seen.high:.2%}] of {clean:,} clean prompts are above"
-    )
-
-
 def _as_table(result: ScanResult, top: int) -> str:
     decided = result.decision is not None
     names = ("rank", "score", *(("p", "flagged") if decided else ()), "row", "prompt")
     cells = []
     for rank, row in enumerate(result.top(top), 1):
-        verdict = (f"{row['p_value']:.2g}", "yes" if row["flagged"] else "no") if decided else ()
+        verdict = (_p(row["p_value"]), "yes" if row["flagged"] else "no") if decided else ()
         cells.append(
             (str(rank), f"{row['score']:.4f}", *verdict, str(row["row_id"]), row["prompt"])
         )
     return format_table(names, cells)
 
 
+def _p(value: float | None) -> str:
+    # a row that a cascade stopped has none
+    return "" if value is None else f"{value:.2g}"
+
+
 def _as_json(result: ScanResult, top: int) -> str:
-    decision = result.decision
-    verdict = ("p_value", "flagged") if decision else ()
+    verdict = ("p_value", "flagged") if result.decision else ()
     keys = ("row_id", "score", "n_tokens", "truncated", "prompt", *verdict)
     return json.dumps(
         {
@@ -206,7 +215,7 @@ def _as_json(result: ScanResult, top: int) -> str:
             "unet_evaluations": result.evaluations,
             "unet_rows_computed": result.rows_computed,
             "prompts_per_second": round(result.rate, 3),
-            "decision": decision and {**decision.config(), "threshold": decision.threshold},
+            "decision": decision_json(result.decision),
             "top": [{key: row[key] for key in keys} for row in result.top(top)],
         }
     )

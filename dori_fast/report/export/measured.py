@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.evaluate import Interval, auc, clopper_pearson, tpr_at_fpr
+from dori_fast.report.decided import decided
 from dori_fast.report.labels import FALSE_RATE, Labels, Scores
 from dori_fast.report.load import Run
 
@@ -94,7 +96,7 @@ def measured_scan(run: Run, labels: Labels | None = None) -> Measured:
         )
     if facts["state"] != "done":
         raise UsageError(f"{run.root}: the scan is {facts['state']}; finish it first")
-    seen, threshold, metrics = Scores(run, 0, labels), facts["threshold"], []
+    seen, decision, metrics = Scores(run, 0, labels), decided(facts), []
     scored = sum(map(len, seen.scores))
     if labels is not None:
         memorized, others = seen.separated(labels)
@@ -104,17 +106,21 @@ def measured_scan(run: Run, labels: Labels | None = None) -> Measured:
         metrics.append(
             _metric(f"tpr_at_fpr_{FALSE_RATE:g}", hits, trials=len(memorized), better=True)
         )
-        if threshold is not None:
+        if decision is not None:
+            threshold = math.inf if decision.threshold is None else decision.threshold
             for name, scores in (("memorized", memorized), ("others", others)):
                 share = clopper_pearson(int((scores > threshold).sum()), len(scores))
                 metrics.append(_metric(f"flagged_{name}", share, len(scores), name == "memorized"))
-    if threshold is not None:
+    if decision is not None:
         rows = sum(map(len, seen.scores))
         if rows:
             metrics.append(_metric("flagged", clopper_pearson(seen.flagged, rows), rows))
+            metrics.append(Metric("flagged_rows", seen.flagged))
         # early runs did not record these
-        if facts["observed"] is not None:
-            observed, clean = Interval(*facts["observed"]), facts["clean_prompts"]
+        if decision.expected_false is not None:
+            metrics.append(Metric("flagged_rows_expected_by_chance", decision.expected_false))
+        if decision.observed is not None and decision.clean is not None:
+            observed, clean = Interval(*decision.observed), decision.clean
             metrics.append(_metric("clean_prompts_flagged", observed, clean, False))
     if not metrics:
         raise UsageError(
@@ -123,6 +129,8 @@ def measured_scan(run: Run, labels: Labels | None = None) -> Measured:
         )
     identity = facts["identity"]
     config = {**{n: v for n, v in identity.items() if n != "model"}, "run_hash": facts["run_hash"]}
+    if facts.get("decision") is not None:
+        config["decision"] = facts["decision"]
     if labels is not None:
         config["labels"] = {"column": labels.column, "positive": sorted(labels.positive)}
     task = Task(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dori_fast.evaluate import auc, clopper_pearson, roc, tpr_at_fpr
+from dori_fast.report.decided import Decided, decided
 from dori_fast.report.figures.charts import DENSITY, histogram, roc_curve
 from dori_fast.report.labels import FALSE_RATE, Labels, Scores
 from dori_fast.report.load import Run
@@ -27,11 +28,13 @@ from dori_fast.report.pages.page import (
 )
 from dori_fast.report.pages.sections import file_name, quarantine, run_facts, unfinished
 
+_TOP, _MOST = 50, 1_000
+
 
 def scan_page(
     run: Run,
     *,
-    top: int = 50,
+    top: int | None = None,
     labels: Labels | None = None,
     drawn: Mapping[int, NDArray[np.uint8]] | None = None,
 ) -> str:
@@ -39,22 +42,27 @@ def scan_page(
 
     Args:
         run: The scan.
-        top: Number of highest-scored rows to list.
+        top: Number of highest-scored rows to list; default: 50, or all flagged rows to 1,000.
         labels: Labels of rows; add ROC, AUC and TPR at 1 % FPR, with intervals.
         drawn: Images uint8 [S, H, W, 3] by row, shown with the top rows.
 
     Raises:
         UsageError: the column of labels is missing, or lacks one of the two kinds of rows.
     """
-    seen = Scores(run, top, labels)
-    threshold = run.summary()["threshold"]
-    parts = [*unfinished(run), tiles(_figures(run, seen)), section("The run", run_facts(run))]
+    decision = decided(run.summary())
+    seen = Scores(run, _MOST if top is None else top, labels)
+    if top is None:
+        del seen.best[max(_TOP, seen.flagged) :]
+    threshold = None if decision is None else decision.threshold
+    parts = [*unfinished(run), tiles(_figures(run, seen, decision))]
+    if decision is not None:
+        parts.append(section("Decision", *_decision(decision, seen)))
+    parts.append(section("The run", run_facts(run)))
     parts.append(section("Scores", *_scores(seen, threshold)))
-    if threshold is not None:
-        parts.append(section("Calibration", *_calibration(run, seen)))
     if labels is not None:
         parts.append(section("Detection", *_detection(seen, labels, threshold)))
-    parts.append(section("Highest-scored prompts", _top(seen, labels, drawn or {})))
+    listed = [*_listed(seen, decision), _top(seen, labels, drawn or {})]
+    parts.append(section("Highest-scored prompts", *listed))
     if seen.quarantined:
         reasons = ", ".join(f"{count:,} {code}" for code, count in seen.reasons.most_common())
         listed = quarantine(seen.quarantined_rows, seen.quarantined)
@@ -64,16 +72,19 @@ def scan_page(
 
 def scan_summary(run: Run, labels: Labels, top: int = 10) -> list[Html]:
     """Distribution and separation of scores, and the top rows, for a page with other sections."""
-    seen, threshold = Scores(run, top, labels), run.summary()["threshold"]
+    seen, decision = Scores(run, top, labels), decided(run.summary())
+    threshold = None if decision is None else decision.threshold
     return [*_scores(seen, threshold), *_detection(seen, labels, threshold), _top(seen, labels, {})]
 
 
-def _figures(run: Run, seen: Scores) -> list[tuple[str, str]]:
+def _figures(run: Run, seen: Scores, decision: Decided | None) -> list[tuple[str, str]]:
     record = run.summary()
     scored = sum(map(len, seen.scores))
     figures = [("rows scored", f"{scored:,}"), ("quarantined", f"{seen.quarantined:,}")]
-    if record["threshold"] is not None:
+    if decision is not None:
         figures.append(("flagged", f"{seen.flagged:,}"))
+        if decision.expected_false is not None:
+            figures.append(("of them expected by chance", f"{decision.expected_false:,.1f}"))
     if seen.best:
         figures.append(("highest score", f"{seen.best[0]['score']:.4f}"))
     if record["seconds"] > 0:
@@ -101,22 +112,58 @@ def _scores(seen: Scores, threshold: float | None) -> list[Html]:
     return [figure(png, "Histogram of scores", caption, density=DENSITY)]
 
 
-def _calibration(run: Run, seen: Scores) -> list[Html]:
-    record = run.summary()
-    observed = record["observed"]
-    clean = record["clean_prompts"]
+def _decision(decision: Decided, seen: Scores) -> list[Html]:
+    """What the scores mean, how many rows are flagged, and what the error rate rests on."""
+    clean = "clean prompts" if decision.clean is None else f"{decision.clean:,} clean prompts"
+    floor = "" if decision.clean is None else f" It cannot be below {1 / (decision.clean + 1):.2g}."
+    meaning = (
+        "A row's score says how much the model's prediction depends on its prompt; memorized"
+        f" prompts score high. Its p-value is the share of {clean} that score at least as high, the"
+        f" row counted in.{floor}"
+    )
+    rule = (
+        "The false-positive rate is the share of clean prompts that may be flagged."
+        if decision.kind == "fpr"
+        else "The false discovery rate is the expected share of clean prompts among the flagged."
+    )
+    valid = "Both rates hold if the scan's clean prompts are like those of the calibration."
+    known, chance = decision.calibration, decision.expected_false
     return [
+        paragraph(meaning),
+        paragraph(f"{rule} {valid}"),
         facts(
             [
-                ("threshold", f"{record['threshold']:.6g}"),
-                ("wanted false-positive rate", f"{record['identity']['decision']['rate']:g}"),
-                ("clean prompts", clean and f"{clean:,}"),
+                ("wanted", decision.wanted),
+                ("rows flagged", f"{seen.flagged:,}"),
+                ("of them expected by chance", None if chance is None else f"{chance:,.1f}"),
+                ("threshold", decision.threshold and f"{decision.threshold:.6g}"),
+                ("largest flagged p-value", decision.p_value and f"{decision.p_value:.2g}"),
+                ("clean prompts", decision.clean and f"{decision.clean:,}"),
                 (
                     "of these above the threshold, 95 % interval",
-                    observed and _percent(observed),
+                    decision.observed and _percent(decision.observed),
                 ),
-                ("rows flagged", f"{seen.flagged:,}"),
+                ("decided", decision.made),
+                ("calibration made", known.get("made")),
+                ("calibration scores, sha256", known.get("scores_sha256")),
+                ("calibration file, sha256", known.get("file_sha256")),
+                ("clean prompts' input, sha256", known.get("input_sha256")),
             ]
+        ),
+    ]
+
+
+def _listed(seen: Scores, decision: Decided | None) -> list[Html]:
+    """How many of the flagged rows the list below shows."""
+    if decision is None or not seen.flagged:
+        return []
+    shown = sum(bool(row.get("flagged")) for row in seen.best)
+    if shown == seen.flagged:
+        return [paragraph(f"All {shown:,} flagged rows are listed.")]
+    return [
+        note(
+            f"{shown:,} of {seen.flagged:,} flagged rows are listed; dori-fast export --flagged"
+            " writes all of them."
         )
     ]
 

@@ -21,6 +21,8 @@ from dori_fast.runs.sources.open import input_sha256, open_prompts
 from dori_fast.runs.sources.rows import Reader, Rows
 from dori_fast.runs.sources.where import Selection
 from dori_fast.runs.store import shard_names
+from dori_fast.runs.store.decisions import COLUMNS, DECIDED, newest_decision
+from dori_fast.runs.store.decisions import ROWS as DECISION_ROWS
 from dori_fast.runs.store.digest import file_sha256
 from dori_fast.runs.store.durable import write_durably
 from dori_fast.runs.store.record import RunRecord
@@ -71,13 +73,14 @@ def _join(folder: Path, run: Path, out: Path, prompts: str | Path | None, memory
     reader = open_prompts(source, known.column, Selection.of(known.where, known.keep, known.header))
     if input_sha256(source) != known.input_sha256:
         raise IntegrityError(f"{source}: has changed since {folder} was made; make it again")
-    decided = record.threshold is not None
-    schema = shard_schema(reader.schema, decided)
+    schema, newest = shard_schema(reader.schema), newest_decision(run)
+    if newest is not None:
+        schema = pa.schema([*schema, *(COLUMNS.field(name) for name in DECIDED)])
     shards = _shards(folder, run, record, known)
-    scored = shard_schema(pa.schema([]), decided).remove(1)
 
     def write(path: Path) -> None:
-        results = _results(connection, folder, shards, scored)
+        decision = None if newest is None else newest[0] / DECISION_ROWS
+        results = _results(connection, folder, shards, decision)
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for table in _joined(reader, results, schema):
                 writer.write_table(table)
@@ -131,7 +134,7 @@ def _shards(folder: Path, run: Path, record: RunRecord, known: DedupRecord) -> l
         raise IntegrityError(f"{folder / ROWS}: not what dedup wrote; make {folder} again")
     identity = record.identity
     unique = open_prompts(folder / UNIQUE, identity["column"])
-    schema = as_stored(shard_schema(unique.schema, record.threshold is not None))
+    schema = as_stored(shard_schema(unique.schema))
     paths = shard_names.paths(run)
     rows = 0
     for index, path in enumerate(paths):
@@ -143,18 +146,21 @@ def _shards(folder: Path, run: Path, record: RunRecord, known: DedupRecord) -> l
 
 
 def _results(
-    connection: Any, folder: Path, shards: list[Path], schema: pa.Schema
+    connection: Any, folder: Path, shards: list[Path], decision: Path | None
 ) -> Iterator[dict[str, Any]]:
+    schema = shard_schema(pa.schema([])).remove(1)
     mapping = pa.schema([("row_id", pa.int64()), ("unique_row", pa.int64())])
     # pyarrow reads the files, as it checked them: DuckDB's reader differs on damaged footers and
     # takes patterns and partitions from the names of files and folders
     connection.register("mapping", _streamed([folder / ROWS], mapping))
     connection.register("scanned", _streamed(shards, schema))
-    columns = ", ".join(f"scanned.{name}" for name in schema.names if name != "row_id")
-    query = (
-        f"SELECT {columns} FROM mapping LEFT JOIN scanned ON unique_row = scanned.row_id"
-        " ORDER BY mapping.row_id"
-    )
+    columns = [f"scanned.{name}" for name in schema.names if name != "row_id"]
+    tables = "mapping LEFT JOIN scanned ON unique_row = scanned.row_id"
+    if decision is not None:
+        connection.register("decided", _streamed([decision], COLUMNS))
+        columns += [f"decided.{name}" for name in DECIDED]
+        tables += " LEFT JOIN decided ON unique_row = decided.row_id"
+    query = f"SELECT {', '.join(columns)} FROM {tables} ORDER BY mapping.row_id"
     return chain.from_iterable(batch.to_pylist() for batch in batches(connection, query))
 
 

@@ -15,7 +15,6 @@ from dori_fast.runs.sources.rows import Rows
 if TYPE_CHECKING:
     from dori_fast.detect import Detector, PromptScores
     from dori_fast.models import Denoiser
-    from dori_fast.runs.scoring.decision import Decision
 
 _RESULT_TYPES = {
     "row_id": pa.int64(),
@@ -27,15 +26,13 @@ _RESULT_TYPES = {
     "n_tokens": pa.int32(),
     "truncated": pa.bool_(),
 }
-_DECISION_TYPES = {"p_value": pa.float64(), "flagged": pa.bool_()}
 # long enough for whole batches, short enough that progress moves
 _BLOCK_SECONDS = 1.0
 
 
-def shard_schema(extra: pa.Schema, decided: bool = False) -> pa.Schema:
+def shard_schema(extra: pa.Schema) -> pa.Schema:
     """The columns of a shard: row_id, prompt, the passed-through columns, then the results."""
-    types = {**_RESULT_TYPES, **(_DECISION_TYPES if decided else {})}
-    fields = [pa.field(name, kind) for name, kind in types.items()]
+    fields = [pa.field(name, kind) for name, kind in _RESULT_TYPES.items()]
     return pa.schema([*fields[:2], *extra, *fields[2:]])
 
 
@@ -44,7 +41,6 @@ def score_rows(
     detector: Detector,
     rows: Rows,
     on_block: Callable[[int], None],
-    decision: Decision | None = None,
 ) -> pa.Table:
     """Score N rows.
 
@@ -54,7 +50,6 @@ def score_rows(
             ``stream``, such as the cascade, may finish a block after later ones were begun.
         rows: N rows; quarantined ones are passed on without a score.
         on_block: called about every second with the number of rows handled so far.
-        decision: source of the columns ``p_value`` and ``flagged``; without it there are none.
 
     Returns:
         A table of N rows with the columns of :func:`shard_schema`. Rows whose scores are not
@@ -65,7 +60,6 @@ def score_rows(
     results["row_id"] = list(range(rows.first, rows.first + len(rows)))
     results["prompt"] = rows.prompts
     results["error"] = list(rows.errors)
-    results["stopped"] = [False] * len(rows)
     waiting: deque[list[int]] = deque()
 
     def blocks() -> Iterator[list[int]]:
@@ -87,9 +81,7 @@ def score_rows(
         _note(found, places, results)
         on_block(places[-1] + 1)
     results["status"] = ["ok" if error is None else "quarantined" for error in results["error"]]
-    if decision is not None:
-        results |= decision.columns(results["score"], results["stopped"])
-    return _table(results, rows.extra, decided=decision is not None)
+    return _table(results, rows.extra)
 
 
 def _scores(
@@ -118,15 +110,14 @@ def _note(found: PromptScores, places: list[int], results: dict[str, list[Any]])
         if finite[row]:
             results["score"][place] = score[row]
             results["score_per_seed"][place] = per_seed[row, : used[row]]
-            results["stopped"][place] = used[row] < seeds
         else:
             bad = int(unusable[row].sum())
             error = f"nonfinite: NaN or infinite scores for {bad} of {used[row]} seeds"
             results["error"][place] = error
 
 
-def _table(results: dict[str, list[Any]], extra: pa.Table, decided: bool) -> pa.Table:
-    schema = shard_schema(extra.schema, decided)
+def _table(results: dict[str, list[Any]], extra: pa.Table) -> pa.Table:
+    schema = shard_schema(extra.schema)
     columns = [
         pa.array(results[field.name], field.type)
         if field.name in results

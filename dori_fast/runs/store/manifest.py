@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dori_fast.errors import IntegrityError
 from dori_fast.runs.store import shard_names
@@ -26,6 +27,8 @@ class Manifest(BaseModel):
         files: sha256 of run.json and of every shard, by path in the run directory.
         report: sha256 of report.html, if there is one. The page shows the root, so the root
             cannot cover the page.
+        decisions: sha256 of every decision's record, by path. The root does not cover them, since
+            a finished run may be decided again; they follow from the scores, which it covers.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -34,6 +37,7 @@ class Manifest(BaseModel):
     merkle_root: str
     files: dict[str, str]
     report: str | None = None
+    decisions: Annotated[dict[str, str], Field(exclude_if=operator.not_)] = {}
 
     @property
     def computed_root(self) -> str:
@@ -42,8 +46,12 @@ class Manifest(BaseModel):
         A leaf is the file's line in the output of the tool sha256sum, without its newline: the
         digest in hexadecimal, two spaces, the path in UTF-8. Leaves are in the order of paths.
         """
-        lines = [f"{digest}  {path}".encode() for path, digest in sorted(self.files.items())]
-        return merkle_root(lines).hex()
+        return _root_of(self.files)
+
+    @property
+    def shards_root(self) -> str:
+        """The root over the shards alone: equal for two runs with the same rows."""
+        return _root_of({p: digest for p, digest in self.files.items() if p != "run.json"})
 
     @classmethod
     def read(cls, root: Path) -> Manifest:
@@ -55,6 +63,11 @@ class Manifest(BaseModel):
             raise IntegrityError(f"{path}: missing; the run is not finished") from error
         except (OSError, ValidationError, UnicodeDecodeError) as error:
             raise IntegrityError(f"{path}: damaged, or another version's") from error
+
+
+def _root_of(files: dict[str, str]) -> str:
+    lines = [f"{digest}  {path}".encode() for path, digest in sorted(files.items())]
+    return merkle_root(lines).hex()
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
@@ -85,7 +98,7 @@ def result_files(root: Path) -> list[str]:
 def seal(root: Path) -> Manifest:
     """Write manifest.json for what a run directory holds now; StorageError if the disk refuses."""
     files = {path: file_sha256(root / path) for path in result_files(root)}
-    manifest = Manifest(merkle_root="", files=files)
+    manifest = Manifest(merkle_root="", files=files, decisions=_decisions(root))
     manifest.merkle_root = manifest.computed_root
     _write(root, manifest)
     return manifest
@@ -97,6 +110,22 @@ def list_report(root: Path) -> None:
         manifest = Manifest.read(root)
         manifest.report = file_sha256(root / REPORT)
         _write(root, manifest)
+
+
+def list_decisions(root: Path) -> None:
+    """List the decisions of a finished run in its manifest."""
+    manifest = Manifest.read(root)
+    manifest.decisions = _decisions(root)
+    _write(root, manifest)
+
+
+def decision_files(root: Path) -> list[str]:
+    """Paths, in a run directory, of the records of its decisions, oldest first."""
+    return sorted(str(p.relative_to(root)) for p in root.glob("decisions/[0-9]*/decision.json"))
+
+
+def _decisions(root: Path) -> dict[str, str]:
+    return {path: file_sha256(root / path) for path in decision_files(root)}
 
 
 def _write(root: Path, manifest: Manifest) -> None:

@@ -105,9 +105,10 @@ class RunRecord(BaseModel):
             Both are unknown (None) if a call was killed, if jobs shared the run, if fine-tuning
             was interrupted (its trained copy, which counts for itself, is then gone), or if an
             older version wrote the record.
-        threshold: score above which rows are flagged, in a calibrated scan.
-        observed: share of the ``clean_prompts`` above the threshold and its 95 % interval,
-            [value, low, high].
+        threshold: score above which a cascade keeps its stated share of rows; in early calibrated
+            runs, score above which rows are flagged.
+        observed, clean_prompts: of early calibrated runs, share of the clean prompts above the
+            threshold with its 95 % interval, [value, low, high], and their number.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -189,12 +190,10 @@ def make_identity(
     column: str | None,
     limit: int | None,
     shard_size: int,
-    decision: Mapping[str, Any] | None = None,
     selection: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The identity of a run: everything that its rows depend on, as plain JSON."""
     return {
-        **({"decision": dict(decision)} if decision else {}),
         **({"selection": dict(selection)} if selection else {}),
         "schema_version": SCHEMA_VERSION,
         "detector": dict(detector),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.store import shard_names
+from dori_fast.runs.store.decisions import DECIDED, DecisionRecord, decided_rows, newest_decision
 from dori_fast.runs.store.manifest import MANIFEST, Manifest
 from dori_fast.runs.store.record import RunRecord
 from dori_fast.runs.store.shard import check_shard, shard_columns
@@ -36,7 +37,8 @@ class StoredRun:
         kind: the method that was run.
         record: its run.json.
         shards: the committed shards, in row order.
-        columns: names of the rows' columns, in order.
+        columns: names of the rows' columns, in order; those of the newest decision come last.
+        decision: folder and record of the newest decision, or None.
     """
 
     root: Path
@@ -44,10 +46,12 @@ class StoredRun:
     record: RunRecord
     shards: tuple[Path, ...]
     columns: tuple[str, ...]
+    decision: tuple[Path, DecisionRecord] | None = None
 
     def summary(self) -> dict[str, Any]:
-        """The record as plain JSON."""
-        return self.record.model_dump(mode="json")
+        """The record as plain JSON, and under ``decision`` the newest decision or None."""
+        decision = None if self.decision is None else self.decision[1].model_dump(mode="json")
+        return {**self.record.model_dump(mode="json"), "decision": decision}
 
     @property
     def merkle_root(self) -> str | None:
@@ -57,8 +61,27 @@ class StoredRun:
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
         """The rows in order, one shard in memory; all columns unless some are named."""
-        for shard in self.shards:
+        yield from merged_tables(self.shards, self.decision, columns)
+
+
+def merged_tables(
+    shards: Sequence[Path],
+    decision: tuple[Path, DecisionRecord] | None,
+    columns: Sequence[str],
+) -> Iterator[pa.Table]:
+    """Shards in order with the columns of a decision; all columns unless some are named."""
+    if decision is None:
+        for shard in shards:
             yield pq.read_table(shard, columns=list(columns) or None, partitioning=None)
+        return
+    names = [name for name in columns if name not in DECIDED]
+    for shard, decided in zip(shards, decided_rows(decision[0]), strict=True):
+        # of an early calibrated run, the shards hold a decision of their own
+        table = pq.read_table(shard, columns=names or None, partitioning=None)
+        table = table.drop_columns([name for name in DECIDED if name in table.column_names])
+        for name in DECIDED:
+            table = table.append_column(name, decided[name])
+        yield table.select(list(columns)) if columns else table
 
 
 def open_run(root: str | Path) -> StoredRun:
@@ -92,4 +115,7 @@ def open_run(root: str | Path) -> StoredRun:
     for shard in shards:
         first = (shard_names.number(shard) or 0) * int(record.identity["shard_size"])
         check_shard(shard, record.run_hash, first, schema)
-    return StoredRun(root, kind, record, shards, tuple(schema.names))
+    decision = newest_decision(root)
+    names = [name for name in schema.names if decision is None or name not in DECIDED]
+    columns = (*names, *(DECIDED if decision else ()))
+    return StoredRun(root, kind, record, shards, columns, decision)

@@ -13,9 +13,17 @@ from dori_fast.errors import IntegrityError, UsageError
 from dori_fast.runs.sources.open import input_sha256
 from dori_fast.runs.store import shard_names
 from dori_fast.runs.store.digest import file_sha256
-from dori_fast.runs.store.manifest import MANIFEST, REPORT, Manifest, result_files
+from dori_fast.runs.store.manifest import (
+    MANIFEST,
+    REPORT,
+    Manifest,
+    decision_files,
+    result_files,
+)
 from dori_fast.runs.store.record import RunRecord, hash_identity, model_identity
+from dori_fast.runs.store.reopen import open_run
 from dori_fast.runs.store.shard import SAME_COMMAND, Footer, check_shard, shard_columns
+from dori_fast.runs.verify.decisions import wrong_decisions
 from dori_fast.runs.verify.rescore import (
     batches_of,
     differing_rows,
@@ -75,13 +83,13 @@ class Checks:
             f"sha256 of {len(here)} result files and the Merkle root{against}"
         )
 
-    def _listed(self, name: str, digest: str | None, here: bool) -> None:
+    def _listed(self, name: str, digest: str | None, here: bool, remedy: str | None = None) -> None:
         if digest is None:
             self._found(name, f"not listed in {MANIFEST}", "move it away")
         elif not here:
             self._found(name, "missing", self._again)
         elif what := _difference(self.run / name, digest):
-            remedy = f"move it away, then {self._again}"
+            remedy = remedy or f"move it away, then {self._again}"
             if name == RECORD:
                 remedy = self._restore
             elif name == REPORT:
@@ -153,6 +161,23 @@ class Checks:
             what = str(error).removeprefix(f"{path}: ").removesuffix(SAME_COMMAND)
             self._found(f"shards/{path.name}", what, f"move it away, then {self._again}")
             return None
+
+    def decisions(self) -> None:
+        """Make every decision on a run with whole shards again, and compare."""
+        paths = decision_files(self.run)
+        if not paths and not self.run.joinpath("decisions").exists():
+            return
+        try:
+            listed = Manifest.read(self.run).decisions
+        except IntegrityError:
+            # found before
+            return
+        remedy = "move its folder away and run dori-fast flag"
+        for path in sorted({*paths, *listed}):
+            self._listed(path, listed.get(path), path in paths, remedy)
+        for path, what in wrong_decisions(open_run(self.run), paths):
+            self._found(path, what, remedy)
+        self.result.checked.append(f"{len(paths)} decisions against scores and calibrations")
 
     def input(self, record: RunRecord) -> None:
         """Compare the input's sha256, if the input still exists."""

@@ -56,6 +56,8 @@ def verify(
     if record is None:
         return checks.result
     shards = checks.shards(record)
+    if not checks.result.findings:
+        checks.decisions()
     checks.input(record)
     if files_only:
         checks.result.skipped.append("weights and scores: only files were asked for")

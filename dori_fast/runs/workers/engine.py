@@ -13,7 +13,6 @@ from dori_fast.runs.workers.ledger import Lease, Ledger
 if TYPE_CHECKING:
     from dori_fast.detect import Detector
     from dori_fast.models import Denoiser
-    from dori_fast.runs.scoring.decision import Decision
 
 
 class Engine:
@@ -22,15 +21,11 @@ class Engine:
     Args:
         model: the run's model.
         detector: the run's detector.
-        decision: rule by which rows are flagged, in a calibrated scan.
         run_hash: hash of the run's identity, which every shard carries.
     """
 
-    def __init__(
-        self, model: Denoiser, detector: Detector, decision: Decision | None, run_hash: str
-    ) -> None:
-        self.model, self.detector = model, detector
-        self.decision, self.run_hash = decision, run_hash
+    def __init__(self, model: Denoiser, detector: Detector, run_hash: str) -> None:
+        self.model, self.detector, self.run_hash = model, detector, run_hash
         self._spent = Spent(model)
 
     @property
@@ -75,7 +70,7 @@ class Engine:
         """
         while True:
             size = self.batch_size
-            table = score_rows(self.model, self.detector, lease.rows, on_block, self.decision)
+            table = score_rows(self.model, self.detector, lease.rows, on_block)
             if (smaller := self.batch_size) == size:
                 break
             # prepared() may have raised it again; what the model keeps is kept by batch size

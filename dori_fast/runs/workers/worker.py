@@ -97,7 +97,7 @@ def packed(
         UsageError: the model cannot be loaded again, or the detector cannot be sent.
     """
     recipe = {**recipe_of(engine.model), "device": device}
-    rest = (engine.detector, engine.decision, engine.run_hash)
+    rest = (engine.detector, engine.run_hash)
     try:
         return dumps((recipe, engine.model.config(), threads, rest))
     except (pickle.PicklingError, TypeError, AttributeError) as error:

@@ -25,6 +25,8 @@ IDLE: dict[tuple[str, str], list[str]] = {
 # and those that put them to use
 USED: dict[tuple[str, str], list[str]] = {
     ("scan", "without --calibration"): ["--calibration", "c.json"],
+    ("scan", "without --fdr"): ["--fdr", "0.1", "--calibration", "c.json"],
+    ("flag", "without --fdr"): ["--fdr", "0.1"],
     ("scan", "without --workers or --engine ray"): ["--workers", "2"],
     ("prune", "without --method wanda"): ["--method", "wanda"],
     ("attack", "without --objective min-snr"): ["--objective", "min-snr"],
@@ -46,15 +48,22 @@ REQUIRED: dict[str, list[str]] = {
     "attack": ["--prompts", "p.txt", "--images", "i", "--out", "o"],
     "finetune": ["--prompts", "p.txt", "--images", "i", "--masks", "m", "--retained", "r.csv",
                  "--out", "o"],
+    "flag": ["r", "--calibration", "c.json"],
     "report": ["r"],
     "export": ["r", "--format", "csv", "--out", "o"],
     "verify": ["r"],
     "bench": [],
 }  # fmt: skip
-FLAGS = ("in_turn", "formulas", "both_halves")
+FLAGS = ("in_turn", "formulas", "both_halves", "flagged", "fail_if_flagged")
 TEXTS = ("image_column", "label", "positive", "starts", "device", "dtype", "model", "revision")
 PATHS = ("clean", "statistics", "retained_images", "unet_weights", "results", "variant")
-VALUES = {"layers": "all", "mode": "paper", "objective": "epsilon", "units": "x0"}
+VALUES = {
+    "fdr_variant": "by",
+    "layers": "all",
+    "mode": "paper",
+    "objective": "epsilon",
+    "units": "x0",
+}
 
 
 def command(name: str, option: str, *more: str) -> list[str]:

@@ -54,7 +54,7 @@ def test_what_looks_like_a_formula_gets_an_apostrophe(first):
 
 def test_lists_bytes_and_nothing():
     run = Rows(seeds=[[0.5, -1.0], None], truncated=[True, None], mask=[[b"\xff"], None])
-    assert parsed(run)[1:] == [["[0.5, -1.0]", "True", '["ff"]'], ["", "", ""]]
+    assert parsed(run)[1:] == [["[0.5, -1.0]", "true", '["ff"]'], ["", "", ""]]
     assert parsed(Rows(raw=[b"\x00="]))[1] == ["003d"]
 
 

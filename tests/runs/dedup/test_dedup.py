@@ -18,14 +18,16 @@ import pytest
 
 from dori_fast.detect import Ren
 from dori_fast.errors import IntegrityError, UsageError
+from dori_fast.runs.calibrate import calibrate
 from dori_fast.runs.dedup.dedup import dedup
 from dori_fast.runs.dedup.join import join
 from dori_fast.runs.dedup.token_table import batches, database
 from dori_fast.runs.errors import OverBudgetError, ScanInterrupted, StorageError
+from dori_fast.runs.flag import flag
 from dori_fast.runs.progress import Progress
 from dori_fast.runs.store.shard import read_footer
 from tests.runs.inputs import NASTY
-from tests.runs.scanning import scanned
+from tests.runs.scanning import Spelling, scanned
 
 pytestmark = pytest.mark.needs("duckdb")
 
@@ -70,6 +72,24 @@ def test_the_joined_rows_are_those_of_the_whole_scan(model: Any, folder: Path) -
     assert run.scored < len(VARIANTS) - 15
     assert join(folder / "once", run.out, out=folder / "joined.parquet") == len(VARIANTS)
     assert pq.read_table(folder / "joined.parquet").to_pylist() == whole
+
+
+def test_a_decision_on_distinct_prompts_is_joined_to_all_rows(
+    model: Any, folder: Path, tmp_path: Path
+) -> None:
+    clean = [f"clean {i}" for i in range(20)]
+    made = calibrate(model, clean, out=tmp_path / "c.json", detector=Spelling())
+    unique = folder / "once" / "unique.parquet"
+    run = scanned(model, unique, tmp_path / "run", shard_size=5, detector=Spelling())
+    decision = flag(run.out, made, fpr=0.2)
+    join(folder / "once", run.out, out=tmp_path / "joined.parquet")
+    joined = pq.read_table(tmp_path / "joined.parquet")
+    assert joined.schema.names[-2:] == ["p_value", "flagged"]
+    verdicts = {row["score"]: (row["p_value"], row["flagged"]) for row in run.rows()}
+    for row in joined.to_pylist():
+        expected = (None, None) if row["score"] is None else verdicts[row["score"]]
+        assert (row["p_value"], row["flagged"]) == expected
+    assert sum(map(bool, joined["flagged"].to_pylist())) > decision.flagged > 0
 
 
 def test_runs_that_do_not_fit(model: Any, folder: Path, tmp_path: Path) -> None:

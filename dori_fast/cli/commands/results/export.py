@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dori_fast.cli.commands.report import Label, Positive, read_labels
+from dori_fast.cli.commands.results.report import Label, Positive, read_labels
 from dori_fast.cli.exits import Debug, reported
 from dori_fast.cli.options import command
 from dori_fast.cli.terminal import Status, print_result, quiet_libraries
@@ -36,6 +36,9 @@ def export(
         bool,
         typer.Option("--formulas", help="Formula-like text left unescaped, for csv."),
     ] = False,
+    flagged: Annotated[
+        bool, typer.Option("--flagged", help="Flagged rows alone, highest score first, for csv.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Export results as lm-eval JSON, model card or CSV.
@@ -59,7 +62,7 @@ def export(
                 )
             elif run.record.state != "done":
                 status.say(f"the run is {run.record.state}: only committed rows are exported")
-            lines: Iterable[str] = csv_rows(run, formulas=formulas)
+            lines: Iterable[str] = csv_rows(run, formulas=formulas, flagged=flagged)
         else:
             measured = _measured(result, labels)
             if format == "lm-eval":

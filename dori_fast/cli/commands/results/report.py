@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from dori_fast.report import Labels
     from dori_fast.runs.store.reopen import StoredRun
 
-_TOP = 50
 Label = Annotated[
     str | None, typer.Option(help="Column of the input that labels memorized rows, for scans.")
 ]
@@ -38,7 +37,9 @@ def report(
     top: Annotated[
         int | None,
         typer.Option(
-            help="Number of highest-scored prompts to list, for scans; default: 50.", min=1
+            help="Number of highest-scored prompts to list, for scans; default: 50, or all flagged"
+            " rows up to 1,000.",
+            min=1,
         ),
     ] = None,
     label: Label = None,
@@ -71,7 +72,7 @@ def report(
         if images:
             loaded = source.load()
             draw_top_images(loaded, stored, images, range(seeds), steps=steps, guidance=guidance)
-        text = _page(run, kind, stored, top or _TOP, read_labels(label, positive))
+        text = _page(run, kind, stored, top, read_labels(label, positive))
         path = out or run / REPORT
         write_text_durably(path, text)
         if path == stored.root / REPORT:
@@ -81,7 +82,7 @@ def report(
         print_result(str(path))
 
 
-def _page(run: Path, kind: str, stored: StoredRun, top: int, labels: Labels | None) -> str:
+def _page(run: Path, kind: str, stored: StoredRun, top: int | None, labels: Labels | None) -> str:
     from dori_fast.report import attack_page, prune_page, scan_page, story_page
     from dori_fast.runs.methods.top_images import read_top_images
 

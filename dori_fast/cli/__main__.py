@@ -1,3 +1,0 @@
-from dori_fast.cli import main
-
-main()
