@@ -27,10 +27,18 @@ def test_the_detectors_page_is_drawn_from_its_figures():
 
 def test_nemos_comparison_found_the_same_neurons_for_every_prompt():
     document = json.loads(nemo.RESULTS.read_text(encoding="utf-8"))
-    rows, summary = document["rows"], document["summary"]
-    assert summary["same_decisions"] == summary["prompts"] == len(rows) > 0
-    ratios = [row["evaluations_released"] / row["evaluations"] for row in rows]
+    for setting in ("released", "paper"):
+        rows, summary = document[setting]["rows"], document[setting]["summary"]
+        assert summary["same_decisions"] == summary["prompts"] == len(rows) > 0
+        needed, found = (sum(row[name] for row in rows) for name in ("evaluations", "rows_alone"))
+        assert summary["together_evaluations"] == needed < summary["together_rows"] < found
+        assert all(row["decision"] == row["decision_together"] for row in rows)
+    rows, summary = document["released"]["rows"], document["released"]["summary"]
+    assert all(row["decision"] == row["decision_released"] for row in rows)
+    ratios = [row["rows_released"] / row["evaluations"] for row in rows]
     assert min(ratios) >= summary["released_over_ours_evaluations"]["least"] - 0.01
+    # padding and parts of the network included
+    assert summary["together_rows"] <= 0.4 * sum(row["rows_released"] for row in rows)
 
 
 def test_the_retrieval_page_is_drawn_from_its_figures():

@@ -126,7 +126,7 @@ def _decision(decision: Decided, seen: Scores) -> list[Html]:
         if decision.kind == "fpr"
         else "The false discovery rate is the expected share of clean prompts among the flagged."
     )
-    valid = "Both rates hold if the scan's clean prompts are like those of the calibration."
+    valid = "It holds if the scan's clean prompts are like those of the calibration."
     known, chance = decision.calibration, decision.expected_false
     return [
         paragraph(meaning),

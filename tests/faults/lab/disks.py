@@ -14,7 +14,7 @@ from dori_fast.runs.store import shard
 from tests.faults.lab.lab import Lab
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_READ_ONLY, _REMOUNT, _BIND = 1, 32, 4096
+_READ_ONLY, _REMOUNT, _BIND, _DETACH = 1, 32, 4096, 2
 
 
 def failing_call(lab: Lab, call: str, nth: int, number: int) -> dict[str, Any]:
@@ -73,7 +73,8 @@ def full_disk(lab: Lab) -> dict[str, Any]:
         ballast.unlink()
         return {"fault": fault, "committed": done, "end": lab.finish(place / "run")}
     finally:
-        _LIBC.umount(os.fsencode(place))
+        # a process that is about to end may hold it a moment longer
+        _LIBC.umount2(os.fsencode(place), _DETACH)
 
 
 def read_only(lab: Lab, part: str) -> dict[str, Any]:
@@ -88,7 +89,8 @@ def read_only(lab: Lab, part: str) -> dict[str, Any]:
         lab.reset()
         fault = lab.run(out) | {"asked": lab.asked}
     finally:
-        _LIBC.umount(os.fsencode(place))
+        # a process that is about to end may hold it a moment longer
+        _LIBC.umount2(os.fsencode(place), _DETACH)
     return {"fault": fault, "end": lab.finish(out)}
 
 
