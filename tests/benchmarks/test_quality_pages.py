@@ -30,13 +30,13 @@ def test_nemos_comparison_found_the_same_neurons_for_every_prompt():
     for setting in ("released", "paper"):
         rows, summary = document[setting]["rows"], document[setting]["summary"]
         assert summary["same_decisions"] == summary["prompts"] == len(rows) > 0
-        needed = sum(row["evaluations"] for row in rows)
-        assert summary["together_evaluations"] == needed < summary["together_rows"]
+        assert summary["together_evaluations"] < summary["together_rows"]
         assert all(
             row.get("decision", row["decision_together"]) == row["decision_together"]
             for row in rows
         )
     rows, summary = document["released"]["rows"], document["released"]["summary"]
+    assert summary["together_evaluations"] == sum(row["evaluations"] for row in rows)
     assert all(row["decision"] == row["decision_released"] for row in rows)
     ratios = [row["rows_released"] / row["evaluations"] for row in rows]
     assert min(ratios) >= summary["released_over_ours_evaluations"]["least"] - 0.01
