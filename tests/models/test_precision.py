@@ -305,19 +305,6 @@ def test_tf32_is_refused_where_there_is_none(tiny_directory):
     assert not df.load(tiny_directory, device="cpu").engine.execution.allow_tf32
 
 
-@pytest.mark.gpu
-def test_float32_on_a_gpu_is_ieee_unless_tf32_is_allowed():
-    x, weight = torch.randn(2, 64, 16, 16).cuda(), torch.randn(64, 64, 3, 3).cuda()
-    exact = torch.nn.functional.conv2d(x.double(), weight.double())
-
-    def error(allow_tf32):
-        with fixed_precision(allow_tf32):
-            return float((torch.nn.functional.conv2d(x, weight) - exact).norm() / exact.norm())
-
-    by_the_older_interface()
-    assert error(False) < 1e-6 < 1e-5 < error(True)
-
-
 def test_a_score_does_not_depend_on_a_callers_switches(model):
     def scores():
         return df.detect.Wen(seeds=2).score(model, PROMPTS)

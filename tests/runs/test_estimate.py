@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import dori_fast as df
 from dori_fast.errors import UsageError
 from dori_fast.runs.estimate import estimate
 from tests.runs.scanning import Spelling, scanned
@@ -32,13 +30,3 @@ def test_a_limit_and_an_input_without_prompts(model: Any) -> None:
         estimate(model, [None] * 5, detector=Spelling())
     with pytest.raises(UsageError, match="2048 of the list of prompts can be scored"):
         estimate(model, [], detector=Spelling())
-
-
-@pytest.mark.gpu
-def test_the_peak_on_a_gpu_is_that_of_scoring(tiny_directory: Path) -> None:
-    """Loading tries batches to find a size for them."""
-    model = df.load(tiny_directory, device="cuda")
-    torch.empty(10**9, dtype=torch.uint8, device="cuda")
-    assert torch.cuda.max_memory_allocated() > 10**9
-    found = estimate(model, ["a", "b", "c"], batch_size=2)
-    assert torch.cuda.memory_allocated() <= found.peak_bytes < 10**9
