@@ -36,8 +36,13 @@ LAUNCHES = {"activation_stats": 2, "diffusion_loss": 2, "ms_ssim": 18}
 # Kernels with one block on an SM at these calls: the block holds its whole work in registers.
 ONE_BLOCK = {"_activation_stats_kernel", "_wanda_mask_kernel"}
 # Most bytes that a thread spills, by capability: on B200, ptxas keeps two numbers of some float32
-# heads of 64 columns, and four of float64 heads of 24, out of its 255 registers.
-SPILLS = {(100, "sdpa_jvp_kernel"): 16}
+# heads of 64 columns, and four of float64 heads of 24, out of its 255 registers; and two of some
+# rows of 1,000.
+SPILLS = {
+    (100, "sdpa_jvp_kernel"): 16,
+    (100, "_noise_cosine_kernel"): 8,
+    (100, "_wanda_mask_kernel"): 8,
+}
 # Kernels that load single elements: neighbors under a window, a list of neurons, few numbers.
 NARROW = {
     *("moments_kernel", "similarity_kernel", "pool_kernel", "range_kernel"),
