@@ -19,19 +19,22 @@ from dori_fast.models.images.kinds import class_and_config, normalization
 def decode(
     vae: Any,
     latents: Tensor,
+    at_once: int = 1,
     *,
     upcast: bool = True,
     seeds: Sequence[int] | None = None,
 ) -> Tensor:
     """uint8 [N, H, W, 3] on the CPU from scaled latents [N, C, h, w], rounded as in diffusers.
 
-    Images are decoded one by one: no image depends, to the bit, on its neighbors, and the peak of
+    By default images are decoded one by one: no image depends, to the bit, on its neighbors, and the peak of
     memory is that of one image (an image of 1024 x 1024 takes several GB). One image is enough to
     keep a CPU busy; GPUs are not measured.
 
     Args:
         vae: a diffusers autoencoder.
         latents: scaled latents.
+        at_once: images per call of the autoencoder. With more than one, an image's rounding may
+            depend on its neighbors. A ConsistencyDecoderVAE takes one.
         upcast: True to decode in float32 where SDXL's pipeline does: a float16 autoencoder with
             ``force_upcast``. The module has its own dtype again afterwards.
         seeds: seeds [N] of the latents. A ConsistencyDecoderVAE continues the random stream that
@@ -48,7 +51,7 @@ def decode(
     images, finite = [], []
     device = _execution_device(vae)
     with _in_float32(vae, upcast and _forced(vae) and vae.dtype == torch.float16):
-        for i, chunk in enumerate(latents.split(1)):
+        for i, chunk in enumerate(latents.split(1 if noisy else at_once)):
             options: dict[str, Any] = {"return_dict": False}
             if noisy and seeds is not None:
                 options["generator"] = _after_first_noise(seeds[i], latents.shape[1:])
