@@ -26,9 +26,9 @@ def decode(
 ) -> Tensor:
     """uint8 [N, H, W, 3] on the CPU from scaled latents [N, C, h, w], rounded as in diffusers.
 
-    By default images are decoded one by one: no image depends, to the bit, on its neighbors, and the peak of
-    memory is that of one image (an image of 1024 x 1024 takes several GB). One image is enough to
-    keep a CPU busy; GPUs are not measured.
+    By default images are decoded one by one: on a CPU no image depends, to the bit, on its
+    neighbors, and the peak of memory is that of one image (an image of 1024 x 1024 takes several
+    GB). One image is enough to keep a CPU busy; GPUs are not measured.
 
     Args:
         vae: a diffusers autoencoder.
