@@ -13,7 +13,7 @@ class Stage:
         name: the name on the command line.
         limit: seconds after which the stage is ended; rows recorded until then are kept.
         command: the command, run in the project's root.
-        question: what the stage answers.
+        question: question that the stage's rows answer.
         call: number of the call to which the stage belongs; 0 for one that prepares every call.
         environment: environment variables besides the run's.
         accepted: exit codes that are no failure.

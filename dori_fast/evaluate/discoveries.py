@@ -122,17 +122,6 @@ def e_bh(jobs: Sequence[EValue], rate: float) -> list[bool]:
     return [False] * len(jobs)
 
 
-def clean_prompts_needed(rate: float, share: float) -> int:
-    """Clean prompts with which Benjamini-Hochberg can flag a share of the rows at ``rate``.
-
-    The smallest p-value 1 / (n + 1) must not exceed ``share`` times ``rate``.
-    """
-    if not 0 < share <= 1:
-        raise UsageError(f"clean_prompts_needed: share must be over 0 and at most 1, got {share}")
-    least = 1 / (_exact(rate) * Fraction(repr(float(share))))
-    return -(-least.numerator // least.denominator) - 1
-
-
 def _checked(counts: Counts) -> Counts:
     counts = np.asarray(counts, dtype=np.int64)
     if counts.ndim != 1 or len(counts) < 2 or counts.min() < 0:

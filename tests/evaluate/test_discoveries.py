@@ -11,7 +11,6 @@ from scipy.stats import false_discovery_control
 from dori_fast.errors import UsageError
 from dori_fast.evaluate.discoveries import (
     EValue,
-    clean_prompts_needed,
     discoveries,
     e_bh,
     e_value,
@@ -131,7 +130,6 @@ def test_wrong_arguments_are_refused_and_no_rows_flag_nothing():
 
 def test_the_calibration_that_a_rate_needs():
     # 1 row in 100 at a false discovery rate of 0.05 needs p = 0.0005 = 1 / 2000
-    assert clean_prompts_needed(0.05, 0.01) == 1999
     flagged = discoveries(counted(2000, [1] + [2000] * 99), 0.05).flagged
     assert flagged == 1
     assert discoveries(counted(1999, [1] + [1999] * 99), 0.05).flagged == 0

@@ -154,7 +154,6 @@ def test_workers_have_a_share_of_the_threads_each(tiny_directory: Path, tmp_path
         scanned(model, ["a cat", "a dog"], tmp_path / "run", shard_size=1, workers=2)
         assert "within 0.001 (threads 1 then, 2 now)" in rescored(tmp_path / "run", model)
     with threads(1):
-        # loaded again: a model caches predictions made with other threads
         assert "to the bit" in rescored(tmp_path / "run", None)
 
 
